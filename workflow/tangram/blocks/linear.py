@@ -1,0 +1,47 @@
+"""One linear map in place of a subblock, fitted to the parent's activations by ridge regression.
+
+The prior is the paper's training-free map (Puzzle, appendix A: ``W_o W_v`` for attention, ``W_down W_up`` for FFN);
+ridge regression on activations is ReplaceMe's idea (arXiv 2505.02819).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tangram.blocks.base import CONFIG_NAME, Block
+from tangram.blocks.calibration import ridge_regression
+from tangram.families import Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tangram.blocks.calibration import Calibration
+
+
+def value_output_map(parent: nn.Module, shape: Shape) -> torch.Tensor:
+    """Return ``W_o · repeat_groups(W_v)``, ``(hidden, hidden)``: attention when each token sees only itself."""
+    values = parent.v_proj.weight.detach().unflatten(0, (shape.kv_heads, shape.head_dim))
+    repeated = values.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
+    return parent.o_proj.weight.detach() @ repeated
+
+
+class LinearMap(Block):
+    """`linear`: a square matrix and a bias."""
+
+    trainable = False  # the ridge solution is already the least-squares optimum of the local problem
+
+    def overrides(self, shape: Shape) -> dict[str, Any]:
+        """Return the mark that `child/modeling.py` builds a linear map from."""
+        return {"linear": [CONFIG_NAME[self.kind]]}
+
+    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+        """Fit the map to the parent's outputs."""
+        if self.kind == "attention":
+            prior, name = value_output_map(parent, shape), "linear_attn"
+        else:
+            prior, name = parent.down_proj.weight.detach() @ parent.up_proj.weight.detach(), "linear_mlp"
+        weight, bias = ridge_regression(
+            calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
+        )
+        return {f"{name}.weight": weight, f"{name}.bias": bias}

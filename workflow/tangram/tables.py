@@ -1,0 +1,175 @@
+"""The schema of every table, and the only way to write or read one.
+
+Long form: one row per measurement, never one column per variant. Names, types, units and nullability are checked
+on write and on read; the writer puts a checksum of the data and its provenance into the parquet metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tangram.errors import TangramError
+from tangram.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _field(name: str, kind: pa.DataType, unit: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
+
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_PIECE = [_field("layer", _INT, "index"), _field("kind", _TEXT, "name"), _field("variant", _TEXT, "name")]
+
+CORPUS = pa.schema(
+    [
+        _field("sequence_id", _INT, "index"),
+        _field("source", _TEXT, "name"),
+        _field("input_ids", pa.list_(pa.int32()), "tokens"),
+        _field("documents", pa.list_(_TEXT), "sha256 of each document in the sequence"),
+        _field("document_starts", pa.list_(pa.int32()), "position of each document's first token"),
+    ]
+)
+LIBRARY = pa.schema(
+    [
+        *_PIECE,
+        _field("parameters", _INT, "parameters"),
+        _field("bld_loss_before", _REAL, "normalised MSE, held out"),
+        _field("bld_loss_after", _REAL, "normalised MSE, held out", nullable=True),
+        _field("kept", _TEXT, "'initial' or 'trained'"),
+        _field("tokens", _INT, "tokens"),
+        _field("seconds", _REAL, "seconds"),
+    ]
+)
+CURVES = pa.schema(
+    [
+        _field("series", _TEXT, "what was trained, e.g. 'ffn width-0.5 layer 7'"),
+        _field("step", _INT, "optimiser steps"),
+        _field("tokens", _INT, "tokens seen"),
+        _field("metric", _TEXT, "name"),
+        _field("value", _REAL, "as the metric says"),
+    ]
+)
+SCORES = pa.schema(
+    [
+        *_PIECE,
+        _field("metric", _TEXT, "'kl', 'lm_loss_increase' (nats per token) or 'agreement' (fraction)"),
+        _field("value", _REAL, "as the metric says"),
+        _field("standard_error", _REAL, "as the metric says, over sequences"),
+        _field("tokens", _INT, "tokens"),
+    ]
+)
+COSTS = pa.schema(
+    [
+        _field("layer_class", _INT, "first layer of the class of equal shapes"),
+        _field("kind", _TEXT, "'attention', 'ffn', or 'model' for embedding, final norm and LM head"),
+        _field("variant", _TEXT, "name"),
+        _field("engine", _TEXT, "name"),
+        _field("device", _TEXT, "name"),
+        _field("scenario", _TEXT, "name"),
+        _field("phase", _TEXT, "'prefill' (the whole prompt) or 'decode' (one step)"),
+        _field("batch", _INT, "sequences"),
+        _field("seconds", _REAL, "seconds, median"),
+        _field("seconds_spread", _REAL, "seconds, interquartile range"),
+        _field("parent_seconds", _REAL, "seconds of the parent's own subblock, interleaved in the same job, median"),
+        _field("parameter_bytes", _INT, "bytes"),
+        _field("kv_bytes_per_token", _INT, "bytes per token and sequence"),
+    ]
+)
+CALIBRATION = pa.schema(
+    [
+        _field("model", _TEXT, "name of the whole assembled model"),
+        _field("scenario", _TEXT, "name"),
+        _field("phase", _TEXT, "'prefill' or 'decode'"),
+        _field("batch", _INT, "sequences"),
+        _field("subblock_seconds", _REAL, "seconds, sum over the model's subblocks from the cost table"),
+        _field("fixed_seconds", _REAL, "seconds, embedding, final norm and LM head"),
+        _field("measured_seconds", _REAL, "seconds, the whole model"),
+        _field("scale", _REAL, "fitted: measured = scale * (subblocks + fixed)"),
+    ]
+)
+SOLUTIONS = pa.schema(
+    [
+        _field("rank", _INT, "0 is the proven best"),
+        _field("layer", _INT, "index"),
+        _field("kind", _TEXT, "name"),
+        _field("variant", _TEXT, "name"),
+        _field("score", _REAL, "objective's contribution"),
+    ]
+)
+EVALUATION = pa.schema(
+    [
+        _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
+        _field("task", _TEXT, "'heldout', an lm-eval task, or a scenario"),
+        _field("metric", _TEXT, "name"),
+        _field("value", _REAL, "as the metric says"),
+        _field("standard_error", _REAL, "as the metric says", nullable=True),
+        _field("n", _INT, "tokens, questions or repetitions"),
+    ]
+)
+
+
+def _checksum(table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+        writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def write_table(
+    rows: pd.DataFrame | list[dict], schema: pa.Schema, path: str | Path, provenance: Mapping[str, str] | None = None
+) -> None:
+    """Write ``rows`` atomically as parquet after checking them against ``schema``.
+
+    Raises:
+        TangramError: a column is missing, of the wrong type, or null where it must not be.
+    """
+    try:
+        if isinstance(rows, list):
+            table = pa.Table.from_pylist(rows, schema=schema)
+        else:
+            table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
+        table.validate(full=True)
+    except (KeyError, pa.ArrowException) as error:
+        raise TangramError(f"{path}: rows do not fit the table's schema: {error}") from error
+    table = table.replace_schema_metadata(None)
+    for name in schema.names:
+        if not schema.field(name).nullable and table[name].null_count:
+            raise TangramError(f"{path}: column '{name}' holds nulls, but the schema forbids them")
+    metadata = {**(provenance or {}), "tangram.sha256": _checksum(table)}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.cast(schema).replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
+    """Read a table back after checking its schema and the checksum that its writer left.
+
+    Raises:
+        TangramError: the file is missing, damaged, or of another schema; the message names the remedy.
+    """
+    remedy = "delete it and run again: only this file and what depends on it is rebuilt"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise TangramError(f"{path} does not exist; run the pipeline to build it") from error
+    except (pa.ArrowException, OSError) as error:
+        raise TangramError(f"{path} is damaged ({error}); {remedy}") from error
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        raise TangramError(f"{path} has columns {table.schema.names}, expected {schema.names}; {remedy}")
+    recorded = (table.schema.metadata or {}).get(b"tangram.sha256", b"").decode()
+    plain = table.replace_schema_metadata(None)
+    if recorded != _checksum(plain.cast(pa.schema([f.remove_metadata() for f in schema]))):
+        raise TangramError(f"{path} does not match its own checksum; {remedy}")
+    return table
+
+
+def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
+    """Read a table as a pandas frame; see `read_arrow` for what is checked."""
+    return read_arrow(path, schema).to_pandas()
