@@ -156,12 +156,13 @@ class Activations(Section):
 class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
-    epochs: int = Field(1, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
-    batch_size: int = Field(2, gt=0, description="Sequences per step.")
+    epochs: int = Field(3, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
+    learning_rate: float = Field(4e-3, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(1, gt=0, description="Sequences per step.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
-    skip_tokens: int = Field(
-        1, ge=0, description="First tokens of each sequence left out of the loss: their activations are massive."
+    normalise: Literal["tensor", "token"] = Field(
+        "tensor",
+        description="Divide squared errors by the mean over all tokens (the paper's loss) or by each token's own.",
     )
     ridge: float = Field(1e-3, ge=0, description="Ridge strength, relative to the mean squared activation.")
     holdout_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the split that only measures the loss.")

@@ -7,6 +7,7 @@ config or the modules, never assumed.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,14 @@ class Shape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
-        """Read the sizes from a transformers config.
+        """Read the sizes from a transformers config; a child's are its parent's.
 
         Raises:
             TangramError: the family is unknown, or mixes attention types over its layers.
         """
         check_supported(config.model_type)
+        config = copy.copy(config)
+        config.per_layer_config = None  # what differs per layer cannot be read from a child's config as a whole
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if len(kinds) > 1:
             raise TangramError(
@@ -77,15 +80,23 @@ def check_supported(model_type: str | None) -> None:
 
 
 def shape_of(folder: str | Path) -> Shape:
-    """Read the sizes of a checkpoint folder; see `Shape.of`."""
+    """Read the sizes of a checkpoint folder; see `Shape.of`.
+
+    Raises:
+        TangramError: there is no config that can be read, or see `Shape.of`.
+    """
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
     try:
-        check_supported(json.loads(path.read_text()).get("model_type"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise TangramError(f"{path} is not a readable model config: {error}") from error
-    return Shape.of(AutoConfig.from_pretrained(folder))
+        check_supported(dict(json.loads(path.read_text())).get("model_type"))
+        config = AutoConfig.from_pretrained(folder)
+    except TangramError:
+        raise
+    except Exception as error:  # transformers raises of its own kind for every field that it checks
+        reason = " ".join(str(error).split())
+        raise TangramError(f"{path} is not a readable model config ({reason}); replace the checkpoint") from error
+    return Shape.of(config)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

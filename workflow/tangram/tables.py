@@ -117,9 +117,10 @@ EVALUATION = pa.schema(
 
 
 def _checksum(table: pa.Table) -> str:
+    plain = table.cast(pa.schema([field.remove_metadata() for field in table.schema])).combine_chunks()
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-        writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+    with pa.ipc.new_stream(sink, plain.schema) as writer:
+        writer.write_table(plain)
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what stands in for a subblock.
+"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
 
 This file travels with every child checkpoint (`auto_map`), so it imports nothing but torch and transformers. The
 architecture is transformers' own `per_layer_config` in `config.json`; on top of the stock attributes
@@ -6,9 +6,23 @@ architecture is transformers' own `per_layer_config` in `config.json`; on top of
 subblocks that are one linear map.
 """
 
+import copy
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 
 class LinearAttention(nn.Module):
@@ -18,7 +32,7 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.linear_attn = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """Map ``(batch, sequence, hidden)`` to the same shape; there are no attention weights."""
         return self.linear_attn(hidden_states), None
 
@@ -36,12 +50,20 @@ class LinearMLP(nn.Module):
 
 
 def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent."""
+    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent.
+
+    It stays a subclass so that transformers' recording of hidden states and gradient checkpointing apply to it.
+    """
 
     class HeterogeneousDecoderLayer(layer_class):  # type: ignore[misc, valid-type]
-        def __init__(self, config, layer_idx: int):
+        self_attn: Any
+        mlp: Any
+        input_layernorm: Any
+        post_attention_layernorm: Any
+
+        def __init__(self, config: PreTrainedConfig, layer_idx: int):
             super().__init__(config, layer_idx)
-            skip, linear = getattr(config, "skip", []), getattr(config, "linear", None) or []
+            skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
             if "attention" in linear:
                 self.self_attn = LinearAttention(config.hidden_size)
             if "mlp" in linear:
@@ -52,7 +74,7 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             if "mlp" in skip:
                 self.post_attention_layernorm = self.mlp = None
 
-        def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if self.self_attn is not None:
                 attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
                 hidden_states = hidden_states + attention
@@ -64,35 +86,66 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
     return HeterogeneousDecoderLayer
 
 
-class HeterogeneousMixin:
-    """Rebuilds the stock model's layers from their own configs."""
+class HeterogeneousMixin(PreTrainedModel):
+    """Gives a stock model decoder layers that are built from their own configs."""
 
-    def __init__(self, config):
-        # Transformers refuses to read a per-layer attribute from the global config; the stock constructor does.
-        config.allow_global_per_layer_attribute_access = True
-        super().__init__(config)
-        layers = self.model.layers
-        layer_class = heterogeneous(type(layers[0]))
-        for index in range(len(layers)):
-            layers[index] = layer_class(config.per_layer_config[index], index)
-        # The KV cache counts tokens in its first entry: number the layers that have a cache without gaps.
-        cached = [layer.self_attn for layer in layers if hasattr(layer.self_attn, "layer_idx")]
+    layer_class: type[nn.Module]
+
+    def __init__(self, config: PreTrainedConfig):
+        # The stock constructor cannot read a per-layer attribute such as the KV heads: it gets a homogeneous config
+        # without layers, and the layers follow.
+        stock = copy.copy(config)
+        stock.per_layer_config = None
+        stock.num_hidden_layers = 0
+        super().__init__(stock)
+        config._attn_implementation_internal = stock._attn_implementation_internal
+        for module in self.modules():
+            if getattr(module, "config", None) is stock:
+                module.config = config  # type: ignore[assignment]
+        layer_class = heterogeneous(self.layer_class)
+        self._no_split_modules = [layer_class.__name__]
+        self.model.layers.extend(
+            layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
+        )
+        # The KV cache counts tokens in its first entry: number the layers that have a cache without gaps. Nothing that
+        # attention reads while it runs differs between layers, so it can follow changes of the model's own config.
+        cached = [layer.self_attn for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
         for cache_index, attention in enumerate(cached):
-            attention.layer_idx = cache_index
+            attention.layer_idx, attention.config = cache_index, config
         self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers guesses from this file's text, and wrongly
 
 
 class TangramLlamaForCausalLM(HeterogeneousMixin, LlamaForCausalLM):
     """A heterogeneous Llama."""
 
+    layer_class = LlamaDecoderLayer
+
 
 class TangramMistralForCausalLM(HeterogeneousMixin, MistralForCausalLM):
     """A heterogeneous Mistral."""
+
+    layer_class = MistralDecoderLayer
 
 
 class TangramQwen2ForCausalLM(HeterogeneousMixin, Qwen2ForCausalLM):
     """A heterogeneous Qwen2."""
 
+    layer_class = Qwen2DecoderLayer
+
 
 class TangramQwen3ForCausalLM(HeterogeneousMixin, Qwen3ForCausalLM):
     """A heterogeneous Qwen3."""
+
+    layer_class = Qwen3DecoderLayer
+
+
+MODEL_CLASSES = {
+    "llama": TangramLlamaForCausalLM,
+    "mistral": TangramMistralForCausalLM,
+    "qwen2": TangramQwen2ForCausalLM,
+    "qwen3": TangramQwen3ForCausalLM,
+}

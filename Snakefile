@@ -1,0 +1,50 @@
+"""Tangram: a trained decoder in, a faster heterogeneous child and its report out.
+
+Read from top to bottom: the stages below are in the order in which data flows, one file each in `rules/`.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# `--configfile other.yaml` replaces the default; without this condition Snakemake would merge the two.
+if not workflow.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "rules/common.smk"
+include: "rules/parent.smk"
+include: "rules/corpus.smk"
+include: "rules/activations.smk"
+include: "rules/library.smk"
+include: "rules/scores.smk"
+include: "rules/costs.smk"
+include: "rules/search.smk"
+include: "rules/child.smk"
+include: "rules/finetune.smk"
+include: "rules/evaluation.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    """Everything that a run leaves behind, so that any deleted file is noticed and rebuilt."""
+    default_target: True
+    input:
+        checkpoint_of(PARENT),
+        library_files("safetensors", "parquet", "curves.parquet"),
+        [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
+        [child_of(f"{RESULTS}/targets/{target}/{rank}/child") for target, rank in CHILDREN],
+        [child_of(f"{RESULTS}/targets/{target}/{rank}/finetuned") for target, rank in CHILDREN],
+        f"{RESULTS}/report.html",
+
+
+onsuccess:
+    print(f"done: {RESULTS}/report.html")
+
+
+onerror:
+    print(f"failed: the rule's log above says why ({RESULTS}/logs); the same command goes on from here")

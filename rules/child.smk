@@ -1,0 +1,34 @@
+"""The child: the picked pieces and the parent's own, assembled into one checkpoint.
+
+- Input: the parent, `targets/{target}/{rank}/architecture.json`, the library.
+- Output: `targets/{target}/{rank}/child/`, which transformers loads with `trust_remote_code=True`.
+- Steps: copy the parent's tensors, put in the pieces, write the config and the modelling file.
+"""
+
+
+rule assemble_child:
+    """Assemble one architecture into a checkpoint."""
+    input:
+        parent=checkpoint_of(PARENT),
+        architecture=architecture_of,  # stands for the library, too: it holds the checksums of the pieces
+    output:
+        child=child_of(f"{CHILD}/child"),
+    log:
+        "<logs>/assemble_child/{target}/{rank}.log",
+    benchmark:
+        "<benchmarks>/assemble_child/{target}/{rank}.tsv"
+    params:
+        parent=input_folder("parent"),
+        child=output_folder("child"),
+        library=f"{RESULTS}/library",
+        shards=",".join(SHARDS),
+        dtype=cfg.dtype,
+        code=code_hash("tangram.commands.assemble_child"),
+        environment=pins("torch", "transformers"),
+    threads: 1
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.assemble_child --parent {params.parent:q} --architecture {input.architecture:q}"
+        " --library {params.library:q} --shards {params.shards:q} --dtype {params.dtype:q}"
+        " --output {params.child:q} 2> >(tee {log:q} >&2)"

@@ -1,0 +1,154 @@
+"""What every stage shares: the checked config, the lists that follow from it, and names of files.
+
+Every job parses this again, so it imports neither torch nor pandas.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import parse as parse_config
+from tangram.errors import TangramError
+from tangram.provenance import code_hash
+
+try:
+    cfg = parse_config(config)
+except TangramError as error:
+    sys.exit(f"error: {error}")
+
+# Jobs run the Python that runs Snakemake, on a cluster's nodes too, whether or not its environment is activated.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+RESULTS = f"results/{cfg.run}"
+PARENT = f"{RESULTS}/parent"
+CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
+GPU = int(cfg.device == "cuda")
+VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
+PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
+TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
+
+
+def _shards(layers, size):
+    """Return the ranges of layers that one job takes, such as `00-14`: equal in size, and sorted as text too."""
+    width = max(2, len(str(layers - 1)))
+    jobs = -(-layers // size)
+    bounds = [layers * job // jobs for job in range(jobs + 1)]
+    return [f"{first:0{width}}-{end - 1:0{width}}" for first, end in zip(bounds, bounds[1:])]
+
+
+SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
+RANKS = {
+    name: [*map(str, range(target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
+    for name, target in cfg.targets.items()
+}
+CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
+
+
+pathvars:
+    results=RESULTS,
+    logs=f"{RESULTS}/logs",
+    benchmarks=f"{RESULTS}/benchmarks",
+
+
+wildcard_constraints:
+    kind="attention|ffn|model",
+    variant=r"[a-z0-9.-]+",
+    shard=r"\d+-\d+",
+    target="|".join(map(re.escape, cfg.targets)),
+    rank=rf"\d+|{LAYERS_DROPPED}",
+    split="|".join(SPLITS),
+
+
+def checkpoint_of(folder, *more):
+    """Return the files of a checkpoint folder that matter, so that the loss of any of them is noticed."""
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json", *more]
+    return [f"{folder}/{name}" for name in names]
+
+
+def child_of(folder):
+    """Return the files of a child's checkpoint folder; see `checkpoint_of`."""
+    return checkpoint_of(folder, "modeling_tangram.py")
+
+
+def _folder_of(files):
+    return os.path.dirname(files if isinstance(files, str) else files[0])
+
+
+def input_folder(name):
+    """Return a function for `params`: the folder of a rule's input files of that name."""
+    return lambda wildcards, input: _folder_of(getattr(input, name))
+
+
+def output_folder(name):
+    """Return a function for `params`: the folder of a rule's output files of that name."""
+    return lambda wildcards, output: _folder_of(getattr(output, name))
+
+
+def library_files(*suffixes):
+    """Return the library's files of the given kinds (`safetensors`, `parquet`, `curves.parquet`)."""
+    return [
+        f"{RESULTS}/library/{kind}/{variant}/{shard}.{suffix}"
+        for kind, variant in PIECES
+        for shard in SHARDS
+        for suffix in suffixes
+    ]
+
+
+def cached_activations(split):
+    """Return the file of a split's cached activations; none when they are streamed."""
+    return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
+
+
+def option(name, values):
+    """Return a command-line option and its values, or nothing without values."""
+    return [name, *values] if values else []
+
+
+def pins(*packages):
+    """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
+    lock = (Path(workflow.basedir) / "envs" / "requirements.lock").read_text()
+    versions = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
+    return " ".join(f"{package}=={versions[package]}" for package in packages)
+
+
+def all_cores(wildcards):
+    """Return every core: nothing else may run beside a job that measures time, and training uses them well."""
+    return workflow.cores or 1
+
+
+def text_evaluation():
+    """Return what evaluation on text and of throughput depends on: the tasks are not part of it."""
+    evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
+    return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def search_settings(wildcards):
+    """Return what the solver depends on: not whether a baseline stands beside it."""
+    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped"})
+    return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
+
+
+def baseline_settings(wildcards):
+    """Return what the plain baseline depends on: it has one answer, and no solver."""
+    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
+    search = cfg.search.model_dump(mode="json", include={"metric"})
+    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+
+def solution_of(wildcards):
+    """Return the file of the answer that a rank stands for: the solver's, or the plain baseline's."""
+    if wildcards.rank == LAYERS_DROPPED:
+        return f"{RESULTS}/targets/{wildcards.target}/{LAYERS_DROPPED}/solution.json"
+    return f"{RESULTS}/targets/{wildcards.target}/solutions/{wildcards.rank}/architecture.json"
+
+
+def solved(wildcards):
+    """Return the output that holds it: the solver's is a folder with a file for each rank."""
+    return rules.drop_layers.output.architecture if wildcards.rank == LAYERS_DROPPED else rules.solve_mip.output.solved
+
+
+def architecture_of(wildcards):
+    """Return a child's architecture once it is picked; see `pick_pieces`."""
+    return checkpoints.pick_pieces.get(target=wildcards.target, rank=wildcards.rank).output[0]

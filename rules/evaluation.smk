@@ -1,0 +1,119 @@
+"""Evaluation: the parent, each child, and each finetuned child.
+
+- Input: the models, the held-out split and its activations; the archive of tasks.
+- Output: `parent_evaluation.parquet`, `targets/{target}/{rank}/evaluation.parquet`; for the headline `tasks.parquet`.
+- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks.
+
+The jobs that measure throughput take every core: nothing else may run while they do.
+"""
+
+
+rule evaluate_parent:
+    """Evaluate the parent on held-out text, and measure its throughput."""
+    input:
+        parent=checkpoint_of(PARENT),
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/parent_evaluation.parquet",
+    log:
+        "<logs>/evaluate_parent/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent/parent.tsv"
+    params:
+        parent=input_folder("parent"),
+        settings=text_evaluation(),
+        activations=option("--activations", cached_activations("heldout")),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.evaluate_model"),
+        environment=pins("torch", "transformers"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
+        " --corpus {input.corpus:q} {params.activations:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule evaluate_model:
+    """Evaluate a child before and after finetuning, and measure its throughput beside its parent's."""
+    input:
+        parent=checkpoint_of(PARENT),
+        child=child_of(f"{CHILD}/child"),
+        finetuned=child_of(f"{CHILD}/finetuned"),
+        architecture=architecture_of,
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/targets/{target}/{rank}/evaluation.parquet",
+    log:
+        "<logs>/evaluate_model/{target}/{rank}.log",
+    benchmark:
+        "<benchmarks>/evaluate_model/{target}/{rank}.tsv"
+    params:
+        parent=input_folder("parent"),
+        child=input_folder("child"),
+        finetuned=input_folder("finetuned"),
+        settings=text_evaluation(),
+        activations=option("--activations", cached_activations("heldout")),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.evaluate_model"),
+        environment=pins("torch", "transformers"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
+        " --child {params.child:q}"
+        " --finetuned {params.finetuned:q}"
+        " --corpus {input.corpus:q} {params.activations:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule evaluate_tasks:
+    """Answer the multiple-choice tasks with the parent, the headline's best child, and the same finetuned."""
+    input:
+        parent=checkpoint_of(PARENT),
+        child=child_of(f"{CHILD}/child"),
+        finetuned=child_of(f"{CHILD}/finetuned"),
+        architecture=architecture_of,
+    output:
+        "<results>/targets/{target}/{rank}/tasks.parquet",
+    log:
+        "<logs>/evaluate_tasks/{target}/{rank}.log",
+    benchmark:
+        "<benchmarks>/evaluate_tasks/{target}/{rank}.tsv"
+    params:
+        parent=input_folder("parent"),
+        child=input_folder("child"),
+        finetuned=input_folder("finetuned"),
+        work=f"{RESULTS}/tasks",
+        settings=slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"})),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.evaluate_tasks"),
+        environment=pins("torch", "transformers", "lm_eval"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.evaluate_tasks --settings {params.settings:q}"
+        " --models parent={params.parent:q}"
+        " --models child={params.child:q}"
+        " --models finetuned={params.finetuned:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --work {params.work:q} --output {output:q} 2> >(tee {log:q} >&2)"

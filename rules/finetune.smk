@@ -1,0 +1,49 @@
+"""Finetuning: the child trained end to end against its parent (GKD).
+
+- Input: the parent, the child, the finetune split and its activations.
+- Output: `targets/{target}/{rank}/finetuned/` and `curves.parquet`.
+- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{rank}`, which lies outside the
+  declared outputs because Snakemake clears those before a job starts.
+"""
+
+
+rule finetune_child:
+    """Finetune one child."""
+    input:
+        parent=checkpoint_of(PARENT),
+        child=child_of(f"{CHILD}/child"),
+        architecture=architecture_of,
+        corpus="<results>/corpus/finetune.parquet",
+        activations=cached_activations("finetune"),
+    output:
+        finetuned=child_of(f"{CHILD}/finetuned"),
+        curves="<results>/targets/{target}/{rank}/curves.parquet",
+    log:
+        "<logs>/finetune_child/{target}/{rank}.log",
+    benchmark:
+        "<benchmarks>/finetune_child/{target}/{rank}.tsv"
+    params:
+        parent=input_folder("parent"),
+        child=input_folder("child"),
+        finetuned=output_folder("finetuned"),
+        checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{rank}}",
+        settings=slice_of(cfg.finetune),
+        activations=option("--activations", cached_activations("finetune")),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.finetune_child"),
+        environment=pins("torch", "transformers"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.finetune_child --settings {params.settings:q} --parent {params.parent:q}"
+        " --child {params.child:q}"
+        " --corpus {input.corpus:q} {params.activations:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --checkpoints {params.checkpoints:q}"
+        " --output {params.finetuned:q}"
+        " --curves {output.curves:q} 2> >(tee {log:q} >&2)"

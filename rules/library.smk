@@ -1,0 +1,42 @@
+"""The block library: what may stand in for each subblock of the parent, trained piece by piece (BLD).
+
+- Input: the parent, the distil split and its activations.
+- Output: `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), training curves (.curves.parquet).
+- Steps: initialise each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better.
+"""
+
+
+rule distill_blocks:
+    """Make one variant of one kind for a range of layers."""
+    input:
+        parent=checkpoint_of(PARENT),
+        corpus="<results>/corpus/distil.parquet",
+        activations=cached_activations("distil"),
+    output:
+        library="<results>/library/{kind}/{variant}/{shard}.safetensors",
+        table="<results>/library/{kind}/{variant}/{shard}.parquet",
+        curves="<results>/library/{kind}/{variant}/{shard}.curves.parquet",
+    log:
+        "<logs>/distill_blocks/{kind}/{variant}/{shard}.log",
+    benchmark:
+        "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
+    params:
+        parent=input_folder("parent"),
+        settings=slice_of(cfg.library.bld),
+        activations=option("--activations", cached_activations("distil")),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.distill_blocks"),
+        environment=pins("torch", "transformers"),
+    threads: 1
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.distill_blocks --settings {params.settings:q}"
+        " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
+        " --parent {params.parent:q} --corpus {input.corpus:q} {params.activations:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --library {output.library:q} --table {output.table:q} --curves {output.curves:q} 2> >(tee {log:q} >&2)"

@@ -1,0 +1,58 @@
+"""The report: one self-contained page.
+
+- Input: every table of the run.
+- Output: `report.html`.
+- Steps: read the tables, draw, write. Snakemake's own `--report` takes the page in, too.
+"""
+
+
+rule build_report:
+    """Build the page from the run's tables."""
+    input:
+        parent=checkpoint_of(PARENT),
+        corpus=[f"{RESULTS}/corpus/{split}.parquet" for split in SPLITS],
+        library=library_files("parquet", "curves.parquet"),
+        scores="<results>/scores.parquet",
+        costs="<results>/costs.parquet",
+        calibration="<results>/calibration.parquet",
+        solutions=[
+            f"{RESULTS}/targets/{target}/solutions.{suffix}" for target in RANKS for suffix in ("parquet", "json")
+        ],
+        dropped=[
+            f"{RESULTS}/targets/{target}/{LAYERS_DROPPED}/summary.json"
+            for target in RANKS
+            if LAYERS_DROPPED in RANKS[target]
+        ],
+        children=[
+            f"{RESULTS}/targets/{target}/{rank}/{name}"
+            for target, rank in CHILDREN
+            for name in ("architecture.json", "curves.parquet", "evaluation.parquet")
+        ],
+        parent_evaluation="<results>/parent_evaluation.parquet",
+        tasks=[f"{RESULTS}/targets/{cfg.headline}/0/tasks.parquet"] if cfg.evaluation.tasks else [],
+    output:
+        report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
+    log:
+        "<logs>/build_report/report.log",
+    benchmark:
+        "<benchmarks>/build_report/report.tsv"
+    params:
+        results=output_folder("report"),
+        settings=slice_of(
+            {
+                "run": cfg.run,
+                "headline": cfg.headline,
+                "targets": list(cfg.targets),
+                "num_layers": cfg.parent.num_layers,
+                "default_scenario": next(iter(cfg.scenarios)),
+                "seed": cfg.seed,
+            }
+        ),
+        code=code_hash("tangram.commands.build_report"),
+        environment=pins("matplotlib"),
+    threads: 1
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.build_report --settings {params.settings:q} --results {params.results:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"

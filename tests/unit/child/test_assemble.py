@@ -1,0 +1,132 @@
+"""Assembly: what a child's tensors, config and folder are, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tangram.child.architecture import LayerChoice
+from tangram.child.assemble import assemble_state, build_child, build_config, read_library, save_child
+from tangram.errors import TangramError
+from tiny_children import HIDDEN, MIXED, child_of, pieces
+from transformers import AutoConfig
+
+
+def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
+    parent_state, library = llama.state_dict(), pieces(llama)
+    state = assemble_state(parent_state, MIXED, library)
+    assert state["model.layers.1.self_attn.k_proj.weight"].shape == (16, HIDDEN)
+    assert torch.equal(state["model.layers.2.mlp.linear_mlp.bias"], library("ffn", "linear", 2)["linear_mlp.bias"])
+    gone = {name.split(".", 2)[2] for name in parent_state.keys() - state.keys() if name.startswith("model.layers.")}
+    assert {name for name in gone if name.startswith(("0.", "3."))} == {
+        "0.input_layernorm.weight",
+        *(f"0.self_attn.{p}_proj.{t}" for p in "qkvo" for t in ("weight", "bias")),
+        "3.post_attention_layernorm.weight",
+        *(f"3.mlp.{p}_proj.{t}" for p in ("gate", "up", "down") for t in ("weight", "bias")),
+    }
+    assert not any(name.startswith("4.") for name in gone)
+    assert all(
+        state[n] is t for n, t in parent_state.items() if not n.startswith(tuple(f"model.layers.{i}" for i in range(4)))
+    )
+
+
+def test_config_says_what_differs_and_survives_json(parent, tmp_path):
+    config = build_config(parent.config, MIXED)
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    layers = again.per_layer_config
+    assert [layer.num_key_value_heads for layer in layers] == [2, 1, 2, 2, 2]
+    assert [layer.intermediate_size for layer in layers] == [48, 24, 48, 48, 48]
+    assert [layer.linear for layer in layers] == [[], [], ["attention", "mlp"], [], []]
+    assert [layer.skip for layer in layers] == [["attention"], [], [], ["mlp"], []]
+    assert again.auto_map["AutoModelForCausalLM"].startswith("modeling_tangram.Tangram")
+    assert type(again) is type(parent.config)
+
+
+def test_built_child_shares_no_memory_with_the_parent(llama):
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    child = child_of(llama, (LayerChoice(),) * 5)
+    with torch.no_grad():
+        for parameter in child.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
+
+
+def test_architecture_of_another_depth_is_refused(llama):
+    with pytest.raises(TangramError, match="has 4 layers, but the parent has 5"):
+        build_config(llama.config, MIXED[:4])
+
+
+def test_nan_in_a_piece_is_refused(llama):
+    def library(kind, variant, layer):
+        piece = dict(pieces(llama)(kind, variant, layer))
+        if (kind, layer) == ("ffn", 2):
+            piece["linear_mlp.bias"] = torch.full((HIDDEN,), torch.nan)
+        return piece
+
+    with pytest.raises(TangramError, match=r"ffn linear of layer 2 holds NaN .* 'linear_mlp.bias'"):
+        assemble_state(llama.state_dict(), MIXED, library)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("model.layers.1.mlp.up_proj.weight", torch.zeros(25, HIDDEN), r"is \(25, 32\), .* asks for \(24, 32\)"),
+        ("model.layers.2.self_attn.linear_attn.bias", None, r"is nothing, .* asks for \(32,\)"),
+        ("model.layers.0.self_attn.q_proj.bias", torch.zeros(64), r"is \(64,\), .* asks for nothing"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(llama, tmp_path, name, tensor, message):
+    config = build_config(llama.config, MIXED)
+    state = assemble_state(llama.state_dict(), MIXED, pieces(llama))
+    state.pop(name, None)
+    if tensor is not None:
+        state[name] = tensor
+    for build in (
+        lambda: build_child(config, state),
+        lambda: save_child(state, config, tmp_path, tmp_path / "child", {}),
+    ):
+        with pytest.raises(TangramError, match=message) as caught:
+            build()
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, tmp_path):
+    parent = tmp_path / "parent"
+    parent.mkdir()
+    kept = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt"]
+    for name in [*kept, "generation_config.json", "README.md", "pytorch_model.bin", "config.json", "provenance.json"]:
+        (parent / name).write_text(f"parent's {name}")
+    child = child_of(llama, MIXED)
+    provenance = {f"tangram.{key}": 'a "quoted" value, ünïcode' for key in "abcdefgh"}
+
+    def saved() -> dict[str, bytes]:
+        save_child(child, child.config, parent, tmp_path / "child", provenance, {"architecture": ["x"]})
+        return {path.name: path.read_bytes() for path in (tmp_path / "child").iterdir()}
+
+    files = saved()
+    assert len({path.stat().st_mode for path in (tmp_path / "child").iterdir()}) == 1  # no file for its owner only
+    (tmp_path / "child" / "stale").touch()
+    assert saved() == files
+    own = {"config.json", "model.safetensors", "modeling_tangram.py", "provenance.json"}
+    assert files.keys() == {*kept, "generation_config.json"} | own
+    assert files["tokenizer.json"] == b"parent's tokenizer.json"
+    made = json.loads(files["provenance.json"])
+    assert made["architecture"] == ["x"]
+    assert made["tangram.a"] == provenance["tangram.a"]
+    assert str(tmp_path).encode() not in b"".join(files.values())
+    assert "lm_head.weight" not in load_file(tmp_path / "child" / "model.safetensors")  # it is tied
+    assert json.loads(files["config.json"])["dtype"] == "float32"
+
+
+def test_config_takes_the_dtype_of_the_weights(llama, tmp_path):
+    child = child_of(llama, MIXED).bfloat16()
+    save_child(child, child.config, tmp_path, tmp_path / "child", {})
+    assert AutoConfig.from_pretrained(tmp_path / "child").dtype == torch.bfloat16
+
+
+def test_layer_outside_all_shards_is_refused(tmp_path):
+    with pytest.raises(TangramError, match="no shard of 0-1, 2-3 covers layer 4"):
+        read_library(tmp_path, ("0-1", "2-3"))("ffn", "linear", 4)

@@ -1,0 +1,99 @@
+"""The command, from files to a folder that loads."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tangram.checkpoint import load_model
+from tangram.child.architecture import save_architecture
+from tangram.cli import run
+from tangram.commands.assemble_child import assemble_child
+from tangram.files import sha256_of
+from tiny_children import MIXED, child_of, pieces
+
+SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
+
+
+@pytest.fixture
+def arguments(llama, tmp_path, monkeypatch):
+    llama.save_pretrained(tmp_path / "parent")
+    save_architecture(MIXED, tmp_path / "architecture.json")
+    piece = pieces(llama)
+    for kind, module, variants in (
+        ("attention", "self_attn", ("gqa-1", "linear", "no-op")),
+        ("ffn", "mlp", ("width-0.5", "linear", "no-op")),
+    ):
+        for variant in variants:
+            for shard, layers in SHARDS.items():
+                path = tmp_path / "library" / kind / variant / f"{shard}.safetensors"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tensors = {
+                    f"model.layers.{layer}.{module}.{name}": tensor.clone().contiguous()
+                    for layer in layers
+                    for name, tensor in piece(kind, variant, layer).items()
+                }
+                save_file(tensors, path)
+    options = {
+        "parent": tmp_path / "parent",
+        "architecture": tmp_path / "architecture.json",
+        "library": tmp_path / "library",
+        "shards": ",".join(SHARDS),
+        "dtype": "float32",
+        "output": tmp_path / "child",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["assemble_child", *words])
+    return tmp_path
+
+
+def exit_status() -> int:
+    with pytest.raises(SystemExit) as caught:
+        run(assemble_child)
+    return caught.value.code or 0
+
+
+@torch.no_grad()
+def test_folder_equals_the_assembly_in_memory(arguments, llama):
+    assert exit_status() == 0
+    tokens = torch.arange(2, 14).view(2, 6)
+    loaded = load_model(arguments / "child")
+    assert torch.equal(loaded(tokens).logits, child_of(llama, MIXED)(tokens).logits)
+    made = json.loads((arguments / "child" / "provenance.json").read_text())
+    assert made["architecture"][1] == {"attention": "gqa-1", "ffn": "width-0.5"}
+    assert made["model_safetensors_sha256"] == sha256_of(arguments / "child" / "model.safetensors")
+    used = "library/attention/gqa-1/0-2.safetensors"
+    assert made["sources"][used] == sha256_of(arguments / used)
+    assert "library/attention/gqa-1/3-4.safetensors" not in made["sources"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("library/ffn/linear/0-2.safetensors", "0-2.safetensors cannot be read"),
+        ("parent/config.json", "config.json is not a readable model config"),
+        ("parent/model.safetensors", "model.safetensors cannot be read"),
+        ("architecture.json", "architecture.json is not an architecture"),
+    ],
+)
+def test_missing_file_is_told_in_one_line(arguments, capfd, missing, message):
+    (arguments / missing).unlink()
+    capfd.readouterr()
+    assert exit_status() == 1
+    told = capfd.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (arguments / "child").exists()
+
+
+def test_truncated_library_file_is_told_in_one_line(arguments, capfd):
+    path = arguments / "library" / "ffn" / "linear" / "0-2.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    capfd.readouterr()
+    assert exit_status() == 1
+    message = capfd.readouterr().err
+    assert "ffn/linear/0-2.safetensors cannot be read" in message
+    assert message.count("\n") == 1
+    assert not (arguments / "child").exists()

@@ -1,0 +1,196 @@
+"""The heterogeneous model against stock models that compute the same, and in an environment without this package."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tangram.child.assemble import save_child
+from tiny_children import (
+    CONFIGS,
+    INTERMEDIATE,
+    LAYERS,
+    MIXED,
+    NO_ATTENTION,
+    PARENT_ONLY,
+    VOCABULARY,
+    child_of,
+    pieces,
+    random_parent,
+)
+from torch import nn
+
+TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
+
+
+class Affine(nn.Module):
+    """A linear map that returns what stock attention returns, or what a stock FFN does."""
+
+    def __init__(self, piece: dict[str, torch.Tensor], attention: bool):
+        super().__init__()
+        self.weight, self.bias = (next(t for n, t in piece.items() if n.endswith(e)) for e in ("weight", "bias"))
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, **_):
+        mapped = hidden_states @ self.weight.T + self.bias
+        return (mapped, None) if self.attention else mapped
+
+
+@torch.no_grad()
+def stock_equivalent(parent, architecture):
+    """The parent, changed without this package so that it computes what the child must."""
+    model, piece = copy.deepcopy(parent), pieces(parent)
+    for index, choice in enumerate(architecture):
+        layer = model.model.layers[index]
+        if choice.attention == "no-op":
+            for tensor in layer.self_attn.o_proj.parameters():
+                tensor.zero_()
+        elif choice.attention == "linear":
+            layer.self_attn = Affine(piece("attention", "linear", index), attention=True)
+        elif choice.attention == "gqa-1":  # every query group reads the one remaining head
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+                for tensor in projection.parameters():
+                    first = tensor[: layer.self_attn.head_dim].clone()
+                    tensor.copy_(torch.cat([first, first]))
+        if choice.ffn == "no-op":
+            for tensor in layer.mlp.down_proj.parameters():
+                tensor.zero_()
+        elif choice.ffn == "linear":
+            layer.mlp = Affine(piece("ffn", "linear", index), attention=False)
+        elif choice.ffn == "width-0.5":  # channels that are gone reach nothing
+            layer.mlp.down_proj.weight[:, INTERMEDIATE // 2 :] = 0
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", [MIXED, NO_ATTENTION])
+def test_child_computes_what_changed_stock_blocks_compute(parent, architecture, implementation):
+    child = child_of(parent, architecture)
+    child.set_attn_implementation(implementation)
+    reference = stock_equivalent(parent, architecture)(TOKENS, use_cache=False).logits
+    assert torch.allclose(child(TOKENS).logits, reference, atol=1e-5)
+    assert not torch.allclose(parent(TOKENS).logits, reference, atol=1e-2)
+
+
+@torch.no_grad()
+def test_child_of_parent_blocks_is_bit_identical_to_the_parent(parent):
+    assert torch.equal(child_of(parent, PARENT_ONLY)(TOKENS).logits, parent(TOKENS).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", [MIXED, NO_ATTENTION, PARENT_ONLY])
+def test_generation_with_cache_and_left_padding_equals_recomputing_everything(parent, architecture):
+    child, tokens = child_of(parent, architecture), TOKENS
+    for _ in range(6):
+        following = child(tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat([tokens, following], dim=1)
+    greedy = {"max_new_tokens": 6, "do_sample": False}
+    mask = torch.ones_like(TOKENS)
+    for implementation in ("sdpa", "eager"):
+        child.set_attn_implementation(implementation)
+        assert torch.equal(child.generate(TOKENS, attention_mask=mask, **greedy), tokens)
+        # the second row beside a longer first one
+        longer = torch.cat([TOKENS[:1, :3], TOKENS[:1]], dim=1)
+        padded = torch.cat([longer, nn.functional.pad(TOKENS[1:], (3, 0), value=0)])
+        padding = torch.ones_like(padded)
+        padding[1, :3] = 0
+        generated = child.generate(padded, attention_mask=padding, **greedy)
+        assert torch.equal(generated[1, 3:], tokens[1])
+
+
+def test_layers_without_attention_hold_no_cache(llama):
+    cache = child_of(llama, MIXED)(TOKENS, use_cache=True).past_key_values
+    held = [layer.keys.shape[1] for layer in cache.layers if layer.is_initialized]
+    assert held == [1, 2, 2]  # KV heads of layers 1, 3 and 4
+    assert cache.get_seq_length() == TOKENS.shape[1]
+
+
+@torch.no_grad()
+def test_hidden_states_are_every_layers_input_and_the_normed_output(parent):
+    child, inputs = child_of(parent, MIXED), []
+    for layer in child.model.layers:
+        layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.append(args[0]), with_kwargs=True)
+    outputs = child(TOKENS, output_hidden_states=True)
+    assert len(outputs.hidden_states) == LAYERS + 1
+    assert all(torch.equal(state, seen) for state, seen in zip(outputs.hidden_states, inputs, strict=False))
+    assert torch.equal(child.lm_head(outputs.hidden_states[-1]), outputs.logits)
+
+
+def test_a_changed_attention_implementation_reaches_the_layers(parent):
+    child = child_of(parent, MIXED)
+    child.set_attn_implementation("eager")
+    attentions = child(TOKENS, output_attentions=True).attentions  # sdpa has none to give
+    assert [tuple(weights.shape) for weights in attentions] == [(2, 4, 9, 9)] * 3
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(parent):
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        child = child_of(parent, MIXED).train()
+        if checkpointing:
+            child.activation_checkpointing_enable()
+            assert all(layer.gradient_checkpointing for layer in child.model.layers)
+        child(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+        return [parameter.grad for parameter in child.parameters()]
+
+    for plain, recomputed in zip(gradients(False), gradients(True), strict=True):
+        assert torch.allclose(plain, recomputed, rtol=1e-4, atol=1e-6)
+
+
+ELSEWHERE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tangram":
+            raise ImportError("tangram is not installed here")
+sys.meta_path.insert(0, Blocker())
+try:
+    import tangram
+except ImportError:
+    pass
+else:
+    sys.exit("tangram can be imported")
+import torch
+from pathlib import Path
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    expected = load_file(folder / "expected" / "tensors.safetensors")
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    model = load(folder)
+    model.save_pretrained(folder / "again")
+    for model in (model, load(folder / "again")):
+        assert type(model).__module__.startswith("transformers_modules"), type(model)
+        with torch.no_grad():
+            assert torch.equal(model(expected["tokens"]).logits, expected["logits"]), folder
+        generated = model.generate(
+            expected["padded"], attention_mask=expected["mask"], max_new_tokens=4, do_sample=False
+        )
+        assert torch.equal(generated, expected["generated"]), folder
+    print(folder.name)
+"""
+
+
+@torch.no_grad()
+def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
+    torch.set_num_threads(1)
+    padded = nn.functional.pad(TOKENS, (2, 0), value=0)
+    mask = (torch.arange(padded.shape[1]) >= 2).long().expand(2, -1).contiguous()
+    children = [(name, MIXED) for name in CONFIGS] + [("llama", NO_ATTENTION), ("llama", PARENT_ONLY)]
+    for index, (name, architecture) in enumerate(children):
+        child, folder = child_of(random_parent(CONFIGS[name]), architecture), tmp_path / "children" / f"{index}-{name}"
+        save_child(child, child.config, tmp_path, folder, {})
+        generated = child.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)
+        expected = {"logits": child(TOKENS).logits, "generated": generated, "padded": padded, "mask": mask}
+        (folder / "expected").mkdir()
+        save_file({**expected, "tokens": TOKENS}, folder / "expected" / "tensors.safetensors")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "children")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) == len(children)
+    assert "per-layer attribute" not in result.stderr  # transformers' warning about ambiguous global attributes

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from tangram.child.architecture import LayerChoice
+from tangram.config import Costs, Scenario
+from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
+from tangram.costs.torch_engine import Passes, advance, fastest_kernels, fork, measure, only, random_ids, random_model
+from tangram.families import decoder_layers
+from tangram.tables import COSTS, read_table, write_table
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+VARIANTS = {"attention": ("parent", "gqa-1", "linear", "no-op"), "ffn": ("parent", "width-0.5", "linear", "no-op")}
+MIXED = (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
+
+
+def expected_parameters(family, kind, variant):
+    """Count a subblock and its norm by hand: hidden 32, 4 heads, 2 KV heads, FFN 64."""
+    hidden, heads, head_dim = 32, 4, {"llama": 12, "mistral": 8, "qwen2": 8, "qwen3": 16}[family]
+    if variant == "no-op":
+        return 0
+    if variant == "linear":
+        return hidden + hidden * hidden + hidden
+    if kind == "ffn":
+        width = 32 if variant == "width-0.5" else 64
+        biases = 2 * width + hidden if family == "llama" else 0
+        return hidden + 3 * hidden * width + biases
+    kv_heads = 1 if variant == "gqa-1" else 2
+    q, kv = heads * head_dim, kv_heads * head_dim
+    biases = {"llama": q + 2 * kv + hidden, "mistral": 0, "qwen2": q + 2 * kv, "qwen3": 0}[family]
+    head_norms = 2 * head_dim if family == "qwen3" else 0
+    return hidden + hidden * (q + 2 * kv) + q * hidden + biases + head_norms
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_subblock_parameters_are_counted_exactly(parents, family, kind, dtype, size):
+    for variant in VARIANTS[kind]:
+        model = random_model(parents[family], (only(kind, variant),), dtype, "cpu", vocabulary=8)
+        counted = parameter_bytes(decoder_layers(model)[0])
+        assert counted == size * expected_parameters(family, kind, variant), variant
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_add_up_to_the_stock_model(parents, family):
+    parts = [random_model(parents[family], (only(kind, "parent"),), "float32", "cpu", 8) for kind in VARIANTS]
+    fixed = random_model(parents[family], (), "float32", "cpu")
+    stock = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(parents[family]))
+    layer = sum(parameter_bytes(decoder_layers(part)[0]) for part in parts)
+    assert 3 * layer + parameter_bytes(fixed) == 4 * stock.num_parameters()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kv_bytes_are_those_of_the_cache(parents, family, dtype):
+    model = random_model(parents[family], MIXED, dtype, "cpu")
+    _, cache = advance(model, random_ids(model, batch=2, length=5))
+    tensors = [t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+    assert sum(t.nbytes for t in tensors) == 2 * 5 * sum(map(kv_bytes_per_token, decoder_layers(model)))
+    assert len(tensors) == 4  # two of the three layers attend
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_run_as_the_model_runs_them(parents, family):
+    model = random_model(parents[family], MIXED, "float32", "cpu")
+    prompt, past = random_ids(model, 2, 9), random_ids(model, 2, 10)
+    passes = Passes.of_layers(model, prompt, past, steps=2)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.model.norm(passes.prefill()), model.model(prompt).last_hidden_state)
+        token, cache = advance(model, past)
+        token, cache = advance(model, token, cache)
+        last = model.model(token, past_key_values=cache).last_hidden_state
+        for _ in range(2):  # again: a pass leaves no trace in the cache
+            torch.testing.assert_close(model.model.norm(passes.decode()), last)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_passes_choose_the_tokens_that_generate_chooses(parents, family):
+    model = random_model(parents[family], MIXED, "float32", "cpu")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(20)  # logits far apart
+    prompt = random_ids(model, 2, 9)
+    generated = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=4, do_sample=False, eos_token_id=-1
+    )
+    passes = Passes.of_model(model, prompt, prompt, steps=3)
+    assert passes.prefill().tolist() == generated[:, 9:10].tolist()
+    assert passes.decode().tolist() == passes.decode().tolist() == generated[:, 12:].tolist()
+
+
+def test_a_fork_leaves_the_original_cache_alone(parents):
+    model = random_model(parents["llama"], MIXED, "float32", "cpu")
+    token, cache = advance(model, random_ids(model, 1, 5))
+    forked = fork(cache)
+    advance(model, token, forked)
+    assert (cache.get_seq_length(), forked.get_seq_length()) == (5, 6)
+
+
+def test_deterministic_mode_is_left_only_while_timing():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with fastest_kernels():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def settings():
+    return Costs(repeats=3, stack_megabytes=1), {"chat": Scenario(prefill=8, generate=5, batch_sizes=(1, 2))}
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("attention", "gqa-1"), ("ffn", "parent"), ("model", "parent")])
+def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, variant):
+    torch.set_num_threads(1)
+    rows = measure(parents["qwen3"], kind, variant, *settings, "cpu", "float32")
+    write_table(rows, COSTS, tmp_path / "costs.parquet")
+    table = read_table(tmp_path / "costs.parquet", COSTS)
+    assert set(zip(table.phase, table.batch, strict=True)) == {(p, b) for p in ("prefill", "decode") for b in (1, 2)}
+    assert (table.seconds > 0).all()
+    assert (table.parent_seconds > 0).all()
+    assert (table.seconds == table.parent_seconds).all() == (variant == "parent")
+    untied_model = 32 * 50 * 2 + 32  # embedding, LM head and final norm
+    expected = untied_model if kind == "model" else expected_parameters("qwen3", kind, variant)
+    assert set(table.parameter_bytes) == {4 * expected}
+    assert set(table.kv_bytes_per_token) == {2 * 1 * 16 * 4 if kind == "attention" else 0}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_a_no_op_costs_nothing(parents, settings, kind):
+    torch.set_num_threads(1)
+    for row in measure(parents["llama"], kind, "no-op", *settings, "cpu", "float32"):
+        assert row["seconds"] == row["seconds_spread"] == row["parameter_bytes"] == row["kv_bytes_per_token"] == 0
+        assert row["parent_seconds"] > 0

@@ -1,0 +1,152 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tangram.child.architecture import LayerChoice
+from tangram.child.assemble import build_config
+from tangram.child.modeling import TangramLlamaForCausalLM
+from tangram.errors import TangramError
+from tangram.evaluation.tasks import Outcomes, Question, answer_tasks, parse_task, read_tasks, task_rows, write_tasks
+from tangram.tables import EVALUATION, write_table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+QUESTIONS = [
+    Question("How many legs do horses have?", ("two", "four", "six", "none"), 1),
+    Question("What is rain made of?", ("water", "air", "a great many cats"), 0),
+    Question("Sky: what colour?", ("it is green", "it is blue"), 1),
+    Question("Opposite of 'hot'?", ("warm", "cold", "h"), 1),
+    Question("Zeile\nzwei — which {{language}}?", ("Deutsch", "français", "日本語"), 0),
+    Question("2 + 2 =", ("4", "5", "22", "fish"), 0),
+]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({"<eos>": 0} | {char: i + 1 for i, char in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", bos_token="<eos>", pad_token="<eos>")
+
+
+@pytest.fixture
+def child() -> PreTrainedModel:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    stock = LlamaConfig(**sizes, num_hidden_layers=3, vocab_size=257, initializer_range=0.3)
+    architecture = (LayerChoice("no-op", "linear"), LayerChoice("gqa-1", "width-0.5"), LayerChoice())
+    return TangramLlamaForCausalLM(build_config(stock, architecture)).eval()
+
+
+@torch.no_grad()
+def log_likelihoods(model, tokenizer, question: Question) -> list[float]:
+    """The independent scorer: question and choice as one sequence, one choice at a time."""
+    prompt = tokenizer.encode(f"Q: {question.input}\nA:")
+    found = []
+    for choice in question.choices:
+        ids = torch.tensor([prompt + tokenizer.encode(f" {choice}")])
+        scores = model(ids).logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None])
+        found.append(scores[len(prompt) - 1 :].sum().item())
+    return found
+
+
+def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, tmp_path):
+    write_tasks({"made/up": QUESTIONS, "more": QUESTIONS[:3]}, tmp_path)
+    answers = answer_tasks(child, tokenizer, tmp_path, ["made/up", "more"], None, "test")
+    scores = [log_likelihoods(child, tokenizer, question) for question in QUESTIONS]
+    right = [float(np.argmax(s) == q.label) for s, q in zip(scores, QUESTIONS, strict=True)]
+    norms = [np.array(s) / [len(c) for c in q.choices] for s, q in zip(scores, QUESTIONS, strict=True)]
+    right_norm = [float(np.argmax(s) == q.label) for s, q in zip(norms, QUESTIONS, strict=True)]
+    assert 0 < sum(right) < 6  # a scorer that cannot tell choices apart would not pass
+    assert right != right_norm
+    assert answers["made/up"].acc.tolist() == right
+    assert answers["made/up"].acc_norm.tolist() == right_norm
+    assert answers["more"].acc.tolist() == right[:3]
+    assert answers["made/up"].chance.tolist() == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
+
+    from lm_eval.api.instance import Instance
+    from tangram.evaluation.shared_prefix import SharedPrefixLM
+
+    requests = [
+        Instance("loglikelihood", {}, (f"Q: {question.input}\nA:", f" {choice}"), index)
+        for question in QUESTIONS
+        for index, choice in enumerate(question.choices)
+    ]
+    found = SharedPrefixLM(child, tokenizer, "test").loglikelihood(requests, disable_tqdm=True)
+    expected = [score for question in scores for score in question]
+    assert [score for score, _ in found] == pytest.approx(expected, rel=1e-5)
+
+    with torch.no_grad():
+        child.model.norm.weight[0] = torch.nan
+    with pytest.raises(TangramError, match=r"^test: the model's outputs are not finite; [^\n]*$"):
+        answer_tasks(child, tokenizer, tmp_path, ["more"], 1, "test")
+
+
+def bigbench(*examples: dict) -> bytes:
+    return json.dumps({"canary": "…", "examples": list(examples)}).encode()
+
+
+def test_only_questions_with_one_right_choice_are_kept():
+    content = bigbench(
+        {"input": "a?", "target_scores": {"x": 0, "y": 1}},
+        {"input": "b?", "target_scores": {"x": 1, "y": 1, "z": 0}},
+        {"input": "c?", "target_scores": {"x": 0, "y": 0}},
+        {"input": "d?", "target_scores": {"x": 1}},
+    )
+    assert parse_task("made_up", content) == [Question("a?", ("x", "y"), 1)]
+
+
+def test_a_task_that_is_not_multiple_choice_is_refused():
+    with pytest.raises(TangramError, match=r"config\.evaluation\.tasks: 'free' is not multiple choice"):
+        parse_task("free", bigbench({"input": "a?", "target": "b"}))
+
+
+def test_tasks_are_read_from_the_archive_in_the_order_asked_for(tmp_path):
+    import io
+    import tarfile
+
+    archive = tmp_path / "bigbench-1.0.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("first", "group/first", "second", "unwanted"):
+            content = bigbench({"input": f"{name}?", "target_scores": {"x": 0, "y": 1}})
+            info = tarfile.TarInfo(f"bigbench-1.0.0/bigbench/benchmark_tasks/{name}/task.json")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    found = read_tasks(archive, ["second", "first", "group/first"])
+    assert [(name, questions[0].input) for name, questions in found.items()] == [
+        ("second", "second?"),
+        ("first", "first?"),
+        ("group/first", "group/first?"),
+    ]
+
+
+def outcomes(acc: list[float], choices: list[int]) -> Outcomes:
+    return Outcomes(torch.tensor(acc), torch.tensor(acc), 1 / torch.tensor(choices))
+
+
+def test_differences_are_paired_question_by_question(tmp_path):
+    parent = {"a": outcomes([1.0, 0.0, 1.0, 1.0], [2, 2, 4, 4]), "b": outcomes([1.0, 1.0, 0.0], [2, 2, 2])}
+    child = {"a": outcomes([1.0, 0.0, 0.0, 1.0], [2, 2, 4, 4]), "b": outcomes([1.0, 0.0, 1.0], [2, 2, 2])}
+    rows = task_rows({"parent": parent, "child": child})
+    write_table(rows, EVALUATION, tmp_path / "tasks.parquet")
+    found = {(r["model"], r["task"], r["metric"]): (r["value"], r["standard_error"], r["n"]) for r in rows}
+    assert len(found) == len(rows)
+    # the standard error of a mean of zeros and ones is sqrt(p (1 - p) / (n - 1))
+    assert found["parent", "a", "acc"] == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 3)), 4)
+    assert found["parent", "a", "chance"] == (pytest.approx(0.375), None, 4)
+    assert found["child", "a", "acc_difference"] == (-0.25, pytest.approx(np.std([0, 0, -1, 0], ddof=1) / 2), 4)
+    error = np.std([0, -1, 1], ddof=1) / math.sqrt(3)
+    assert found["child", "b", "acc_difference"] == (pytest.approx(0), pytest.approx(error), 3)
+    assert ("parent", "a", "acc_difference") not in found
+    above = [(0.75 - 0.375) / 0.625, (2 / 3 - 0.5) / 0.5]
+    errors = [math.sqrt(0.75 * 0.25 / 3) / 0.625, math.sqrt(2 / 3 / 3 / 2) / 0.5]
+    expected = (pytest.approx(np.mean(above), rel=1e-5), pytest.approx(math.hypot(*errors) / 2, rel=1e-5), 7)
+    assert found["parent", "mean", "acc_above_chance"] == expected
+    difference = found["child", "mean", "acc_above_chance_difference"]
+    assert difference[0] == pytest.approx(-0.25 / 0.625 / 2)
+    assert difference[1] == pytest.approx(math.hypot(0.25 / 0.625, error / 0.5) / 2)

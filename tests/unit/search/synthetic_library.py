@@ -1,0 +1,84 @@
+"""Seeded score, cost and calibration tables, without a model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from tangram.config import Scenario, Target
+from tangram.search.problem import CostModel, Problem, candidates_of
+
+ATTENTION = {"gqa-2": 0.8, "gqa-1": 0.7, "linear": 0.35, "no-op": 0.0}
+FFN = {"width-0.75": 0.8, "width-0.5": 0.6, "width-0.25": 0.35, "linear": 0.15, "no-op": 0.0}
+ELEMENT_BYTES = 4
+
+
+@dataclass
+class Library:
+    scores: pd.DataFrame
+    costs: pd.DataFrame
+    calibration: pd.DataFrame
+    scenarios: dict[str, Scenario]
+    num_layers: int
+
+    def problem(self, target: Target | dict) -> Problem:
+        costs = CostModel(self.costs, self.calibration, self.scenarios, self.num_layers, ELEMENT_BYTES)
+        return Problem(candidates_of(self.scores, "kl", self.num_layers), costs, Target.model_validate(target))
+
+
+def score(layer: int, kind: str, variant: str, value: float, metric: str = "kl") -> dict:
+    row = {"layer": layer, "kind": kind, "variant": variant, "metric": metric, "value": value}
+    return {**row, "standard_error": 0.0, "tokens": 100}
+
+
+def cost(
+    kind: str, variant: str, scenario: str, phase: str, batch: int, seconds: float, parent: float, **sizes
+) -> dict:
+    row = {"layer_class": 0, "kind": kind, "variant": variant, "engine": "torch", "device": "cpu"}
+    row |= {"scenario": scenario, "phase": phase, "batch": batch, "seconds": seconds, "seconds_spread": 0.0}
+    return {**row, "parent_seconds": parent, "parameter_bytes": 0, "kv_bytes_per_token": 0, **sizes}
+
+
+def library(
+    seed: int,
+    num_layers: int,
+    attention: dict[str, float] = ATTENTION,
+    ffn: dict[str, float] = FFN,
+    scenarios: dict[str, Scenario] | None = None,
+    pairs: float = 0.0,
+) -> Library:
+    """Build tables; ``attention`` and ``ffn`` map variants to their cost relative to the parent's subblock.
+
+    Every job has its own drift of the clock; ``pairs`` is the share of pairs that are scored as a whole.
+    """
+    random = np.random.default_rng(seed)
+    scenarios = scenarios or {"chat": Scenario(prefill=128, generate=32, batch_sizes=(4,))}
+    scores, costs, calibration = [], [], []
+    kinds = {"attention": attention, "ffn": ffn}
+    for layer in range(num_layers):
+        for kind, variants in kinds.items():
+            for variant, ratio in variants.items():
+                scores.append(score(layer, kind, variant, random.gamma(1.0, 0.1) * (1.2 - ratio) - 0.01))
+        for a in attention:
+            for f in ffn:
+                if random.random() < pairs:
+                    scores.append(score(layer, "block", f"{a}+{f}", random.gamma(1.0, 0.2)))
+    for kind, variants in {**kinds, "model": {}}.items():
+        for variant, ratio in {"parent": 1.0, **variants}.items():
+            drift = random.uniform(0.8, 1.25)
+            sizes = {"parameter_bytes": int(4e6 * ratio) * ELEMENT_BYTES, "kv_bytes_per_token": 0}
+            if kind == "attention" and variant.startswith(("parent", "gqa")):
+                sizes["kv_bytes_per_token"] = 8192 * (4 if variant == "parent" else int(variant[4:]))
+            for name, scenario in scenarios.items():
+                for batch in scenario.batch_sizes:
+                    for phase, base in (("prefill", 1e-3 * batch * scenario.prefill / 128), ("decode", 1e-3)):
+                        parent = base * drift * (1 + 0.1 * batch) * (0.8 if kind == "attention" else 1.3)
+                        seconds = parent * ratio * random.uniform(0.9, 1.1)
+                        costs.append(cost(kind, variant, name, phase, batch, seconds, parent, **sizes))
+    for name, scenario in scenarios.items():
+        for batch in scenario.batch_sizes:
+            for phase in ("prefill", "decode"):
+                row = {"model": "parent", "scenario": name, "phase": phase, "batch": batch, "subblock_seconds": 1.0}
+                scale = random.uniform(0.9, 1.1)
+                calibration.append({**row, "fixed_seconds": 0.1, "measured_seconds": 1.1, "scale": scale})
+    frames = (pd.DataFrame(rows) for rows in (scores, costs, calibration))
+    return Library(*frames, scenarios, num_layers)

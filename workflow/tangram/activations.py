@@ -1,0 +1,130 @@
+"""The teacher's hidden states: one pass to disk, memory-mapped, or recomputed layer by layer where they do not fit.
+
+Index ``l`` of the layer axis is the input of layer ``l``; the last index is the output of the last layer, before the
+final norm. Both modes run the same batches through the same layers, so they give identical numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tangram.errors import TangramError
+from tangram.families import decoder_layers
+from tangram.files import atomic_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def layer_context(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any]:
+    """Return what every decoder layer takes beside its input, for full unpadded sequences ``(batch, length, hidden)``.
+
+    The mask and the rotary tables depend on the shape alone, so one context serves all layers and all batches alike.
+    """
+    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    sliding = getattr(model.config, "sliding_window", None) is not None
+    build_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
+    mask = build_mask(
+        config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
+    )
+    embeddings = model.model.rotary_emb(hidden, position_ids=positions)
+    return {"attention_mask": mask, "position_ids": positions, "position_embeddings": embeddings}
+
+
+def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, path: str | Path, label: str) -> None:
+    """Write the hidden states of ``input_ids`` ``(sequences, length)`` to ``path`` as float32 ``.npy``.
+
+    Shape on disk: ``(layers + 1, sequences, length, hidden)``.
+
+    Raises:
+        TangramError: the disk is too small, or an activation is not finite.
+    """
+    sequences, length = input_ids.shape
+    layers = decoder_layers(model)
+    shape = (len(layers) + 1, sequences, length, model.config.hidden_size)
+    needed = 4 * int(np.prod(shape))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(Path(path).parent).free
+    if needed > free:
+        raise TangramError(
+            f"the activation cache {path} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "free space, use fewer tokens, or set activations.mode to 'stream'"
+        )
+    with atomic_path(path) as temporary, torch.inference_mode():
+        store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        for start in tqdm(range(0, sequences, batch_size), desc=label, mininterval=5):
+            batch = slice(start, start + batch_size)
+            hidden = model.model.embed_tokens(input_ids[batch].to(model.device))
+            context = layer_context(model, hidden)
+            store[0, batch] = hidden.float().cpu().numpy()
+            for index, layer in enumerate(layers):
+                hidden = layer(hidden, **context)
+                store[index + 1, batch] = hidden.float().cpu().numpy()
+            if not torch.isfinite(hidden).all():
+                raise TangramError(f"the parent's activations are not finite in sequences {batch.start}-{batch.stop}")
+        store.flush()
+
+
+class Activations(Protocol):
+    """The hidden states of one split."""
+
+    def hidden(self, layer: int) -> torch.Tensor:
+        """Return the input of ``layer``, ``(sequences, length, hidden)``; one past the last gives its output."""
+        ...
+
+
+class CachedActivations:
+    """Hidden states memory-mapped from disk."""
+
+    def __init__(self, path: str | Path, model: PreTrainedModel, input_ids: torch.Tensor):
+        try:
+            self._store = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise TangramError(f"{path} cannot be read ({error}); delete it and run again") from error
+        expected = (len(decoder_layers(model)) + 1, *input_ids.shape, model.config.hidden_size)
+        if self._store.shape != expected:
+            raise TangramError(f"{path} has shape {self._store.shape}, expected {expected}; delete it and run again")
+        self._dtype, self._device = model.dtype, model.device
+
+    def hidden(self, layer: int) -> torch.Tensor:
+        """Return one layer's input as a copy in memory."""
+        return torch.from_numpy(np.array(self._store[layer])).to(self._device, self._dtype)
+
+
+class StreamedActivations:
+    """Hidden states recomputed from the tokens; asking for layers in rising order runs each layer once."""
+
+    def __init__(self, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int):
+        self._model, self._input_ids, self._batch_size = model, input_ids, batch_size
+        self._layer = -1
+        self._hidden = torch.empty(0)
+
+    def hidden(self, layer: int) -> torch.Tensor:
+        """Return one layer's input, continuing from the layer asked for last if that lies below."""
+        with torch.inference_mode():
+            if self._layer < 0 or layer < self._layer:
+                self._hidden = self._model.model.embed_tokens(self._input_ids.to(self._model.device))
+                self._layer = 0
+            while self._layer < layer:
+                module = decoder_layers(self._model)[self._layer]
+                batches = self._hidden.split(self._batch_size)
+                self._hidden = torch.cat([module(batch, **layer_context(self._model, batch)) for batch in batches])
+                self._layer += 1
+        return self._hidden.clone()
+
+
+def open_activations(
+    path: str | Path | None, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int
+) -> Activations:
+    """Return the cache at ``path``, or a stream when there is none."""
+    if path is None:
+        return StreamedActivations(model, input_ids, batch_size)
+    return CachedActivations(path, model, input_ids)

@@ -1,0 +1,1 @@
+"""The heterogeneous child: its model code and its assembly."""

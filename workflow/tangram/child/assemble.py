@@ -1,0 +1,213 @@
+"""Assemble a child from the parent's weights and pieces of the library, and write it as a checkpoint of its own.
+
+Assembly only moves tensors by name: no weights are made for it. `tangram.checkpoint.load_model` loads the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+
+from tangram.blocks import PARENT
+from tangram.blocks.layer import read_piece, tensor_name
+from tangram.child import modeling
+from tangram.child.architecture import Architecture, per_layer_config
+from tangram.errors import TangramError
+from tangram.families import SUBBLOCK_NAMES, Shape, shape_of
+from tangram.files import atomic_path, sha256_of, write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+State: TypeAlias = Mapping[str, torch.Tensor]
+Library: TypeAlias = Callable[[str, str, int], State]
+"""From kind, variant and layer to a piece's tensors by their names inside the subblock."""
+
+MODELING_FILE = "modeling_tangram.py"
+WEIGHTS_FILE = "model.safetensors"
+KEPT_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*_tokens*.json", "chat_template*", "generation_config.json")
+
+
+def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Return a parent's config and tensors, without a model.
+
+    Raises:
+        TangramError: the checkpoint is missing, damaged or of an unknown family.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    shape_of(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    try:
+        return AutoConfig.from_pretrained(folder), load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TangramError(f"{path} cannot be read ({error}); fetch the parent again") from error
+
+
+def build_config(parent_config: PreTrainedConfig, architecture: Architecture) -> PreTrainedConfig:
+    """Return a child's config: the parent's, plus what differs per layer and where the model's code is.
+
+    Raises:
+        TangramError: the architecture has another number of layers than the parent.
+    """
+    shape = Shape.of(parent_config)
+    if len(architecture) != shape.num_layers:
+        raise TangramError(
+            f"the architecture has {len(architecture)} layers, but the parent has {shape.num_layers}; "
+            "solve again for this parent"
+        )
+    class_name = modeling.MODEL_CLASSES[shape.model_type].__name__
+    return type(parent_config).from_dict(
+        parent_config.to_dict()
+        | {
+            "architectures": [class_name],
+            "auto_map": {"AutoModelForCausalLM": f"{Path(MODELING_FILE).stem}.{class_name}"},
+            "linear": [],  # transformers wants a global default for what a layer may override
+            "per_layer_config": per_layer_config(architecture, shape),
+        }
+    )
+
+
+def assemble_state(parent_state: State, architecture: Architecture, library: Library) -> dict[str, torch.Tensor]:
+    """Return a child's tensors: the parent's, with the chosen pieces in place of subblocks.
+
+    Args:
+        parent_state: the parent's tensors by their names in its checkpoint.
+        architecture: the choices.
+        library: where pieces come from; not asked for the parent's own.
+
+    Raises:
+        TangramError: a piece holds NaN or infinite values.
+    """
+    state = dict(parent_state)
+    for layer, choice in enumerate(architecture):
+        for kind, (_, norm) in SUBBLOCK_NAMES.items():
+            variant = getattr(choice, kind)
+            if variant == PARENT:
+                continue
+            dropped = [tensor_name(layer, kind, "")]
+            if variant == "no-op":
+                dropped.append(f"model.layers.{layer}.{norm}.")
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dropped))}
+            for name, tensor in library(kind, variant, layer).items():
+                if not tensor.isfinite().all():
+                    raise TangramError(
+                        f"library: {kind} {variant} of layer {layer} holds NaN or infinite values in '{name}'; "
+                        "delete this variant's library files and run again"
+                    )
+                state[tensor_name(layer, kind, name)] = tensor
+    return state
+
+
+def read_library(folder: str | Path, shards: tuple[str, ...]) -> Library:
+    """Return the library under ``folder``, read piece by piece from ``{kind}/{variant}/{shard}.safetensors``.
+
+    Args:
+        folder: the library.
+        shards: ranges of layers, such as ``("00-14", "15-29")``.
+    """
+
+    def piece(kind: str, variant: str, layer: int) -> State:
+        return read_piece(shard_file(folder, shards, kind, variant, layer), layer, kind)
+
+    return piece
+
+
+def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: str, layer: int) -> Path:
+    """Return the library file that holds a piece.
+
+    Raises:
+        TangramError: no shard covers the layer.
+    """
+    for shard in shards:
+        first, last = (int(part) for part in shard.split("-"))
+        if first <= layer <= last:
+            return Path(folder) / kind / variant / f"{shard}.safetensors"
+    raise TangramError(f"library: no shard of {', '.join(shards)} covers layer {layer}; name all shards")
+
+
+def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> None:
+    """Check that tensors are what a child's config asks for, by name and shape.
+
+    Args:
+        config: the child's.
+        shapes: shape of every tensor; a tied head may be left out.
+        where: what the message names.
+
+    Raises:
+        TangramError: a tensor is missing, superfluous, or of another shape.
+    """
+    with torch.device("meta"):
+        expected = {name: t.shape for name, t in modeling.MODEL_CLASSES[config.model_type](config).state_dict().items()}
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    for name in sorted((expected.keys() | shapes.keys()) - tied):
+        found, wanted = (tuple(known[name]) if name in known else "nothing" for known in (shapes, expected))
+        if found != wanted:
+            raise TangramError(
+                f"{where}: '{name}' is {found}, but the child's config asks for {wanted}; "
+                "weights and config are not of one parent: delete what was built and run again"
+            )
+
+
+def build_child(config: PreTrainedConfig, state: State) -> Any:
+    """Return a child in memory, in evaluation mode; it shares no memory with ``state``.
+
+    Raises:
+        TangramError: ``state`` does not fit the config.
+    """
+    check_fits(config, {name: tensor.shape for name, tensor in state.items()}, "child")
+    return modeling.MODEL_CLASSES[config.model_type].from_pretrained(
+        None,
+        config=copy.deepcopy(config),
+        state_dict={name: tensor.clone() for name, tensor in state.items()},
+        dtype=next(iter(state.values())).dtype,
+    )
+
+
+def save_child(
+    weights: nn.Module | State,
+    config: PreTrainedConfig,
+    parent: str | Path,
+    output: str | Path,
+    provenance: Mapping[str, str],
+    record: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a child as a Hugging Face checkpoint that loads where this package is not installed.
+
+    Args:
+        weights: a model, or a child's tensors.
+        config: the child's config; its dtype becomes that of the weights.
+        parent: checkpoint folder whose tokenizer, chat template and generation config the child keeps.
+        output: folder to write, or to replace, as a whole.
+        provenance: flat metadata, for the weights' file and `provenance.json`.
+        record: what else `provenance.json` says, such as the architecture and the sources.
+
+    Raises:
+        TangramError: the weights do not fit the config, or the folder cannot be written.
+    """
+    state = dict(weights.state_dict() if isinstance(weights, nn.Module) else weights)
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    check_fits(config, {name: tensor.shape for name, tensor in state.items()}, output)
+    config = copy.deepcopy(config)
+    config.dtype = next(iter(state.values())).dtype
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        for pattern in KEPT_FILES:
+            for path in Path(parent).glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        shutil.copyfile(modeling.__file__, folder / MODELING_FILE)
+        (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+        write_tensors(folder / WEIGHTS_FILE, state, provenance)
+        made = {**provenance, **(record or {}), "model_safetensors_sha256": sha256_of(folder / WEIGHTS_FILE)}
+        (folder / "provenance.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")

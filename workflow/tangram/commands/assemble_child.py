@@ -1,0 +1,64 @@
+"""Assemble a child's checkpoint from its architecture, the parent and the block library."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run
+
+
+def assemble_child(
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    architecture: Annotated[str, typer.Option(help="architecture.json: a variant per layer and kind")],
+    library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
+    shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
+    output: Annotated[str, typer.Option(help="folder of the child")],
+    dtype: Annotated[str, typer.Option(help="of the weights: float32 or bfloat16")] = "float32",
+) -> None:
+    """Write the child as a Hugging Face checkpoint."""
+    import dataclasses
+    from pathlib import Path
+
+    import torch
+
+    from tangram.blocks import PARENT
+    from tangram.child.architecture import load_architecture
+    from tangram.child.assemble import (
+        WEIGHTS_FILE,
+        assemble_state,
+        build_config,
+        load_parent,
+        read_library,
+        save_child,
+        shard_file,
+    )
+    from tangram.files import sha256_of
+    from tangram.provenance import provenance
+
+    choices = load_architecture(architecture)
+    ranges = tuple(shards.split(","))
+    parent_config, parent_state = load_parent(parent)
+    config = build_config(parent_config, choices)
+    state = assemble_state(parent_state, choices, read_library(library, ranges))
+    used = {
+        shard_file(library, ranges, kind, variant, layer)
+        for layer, choice in enumerate(choices)
+        for kind, variant in dataclasses.asdict(choice).items()
+        if variant != PARENT
+    }
+    sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
+    save_child(
+        {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()},
+        config,
+        parent,
+        output,
+        provenance("tangram.commands.assemble_child", {"dtype": dtype, "shards": shards}),
+        {
+            "architecture": [dataclasses.asdict(choice) for choice in choices],
+            "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(assemble_child)

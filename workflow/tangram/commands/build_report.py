@@ -1,0 +1,24 @@
+"""Build the report: one self-contained HTML page from a run's tables."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run
+
+
+def build_report(
+    settings: Annotated[str, typer.Option(help="run, headline, targets, num_layers, default_scenario, seed as JSON")],
+    results: Annotated[str, typer.Option(help="the run's folder")],
+    output: Annotated[str, typer.Option(help="page to write (HTML)")],
+) -> None:
+    """Write the page; parts whose tables the run does not have are left out, with a note."""
+    from tangram.files import write_text
+    from tangram.report.data import Settings, load_results
+    from tangram.report.page import render_page
+
+    write_text(output, render_page(load_results(results, Settings.model_validate_json(settings))))
+
+
+if __name__ == "__main__":
+    run(build_report)

@@ -1,0 +1,62 @@
+"""Compare the sum of measured pieces with whole assembled models; the machine must do nothing else meanwhile."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run, use_threads
+from tangram.config import Costs, Scenario
+
+
+def calibrate_costs(
+    settings: Annotated[
+        str, typer.Option(help="config sections `costs`, `scenarios` and `library`'s variants as JSON")
+    ],
+    costs: Annotated[str, typer.Option(help="collected COSTS table")],
+    parent: Annotated[str, typer.Option(help="parent's folder; only its config.json is read")],
+    output: Annotated[str, typer.Option(help="CALIBRATION table to write")],
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Write measured and predicted seconds of four whole models, and one scale per scenario, phase and batch."""
+    use_threads(threads, seed)
+    import pandas as pd
+    from tqdm import tqdm
+
+    from tangram.costs.calibration import WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
+    from tangram.costs.torch_engine import measure_whole
+    from tangram.families import shape_of
+    from tangram.provenance import provenance
+    from tangram.tables import CALIBRATION, COSTS, read_table, write_table
+
+    sections = json.loads(settings)
+    table = read_table(costs, COSTS)
+    architectures = calibration_architectures(sections["library"], shape_of(parent).num_layers)
+    measured = measure_whole(
+        parent,
+        architectures,
+        Costs.model_validate(sections["costs"]),
+        {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()},
+        device,
+        dtype,
+        progress=lambda workloads: tqdm(workloads, desc="calibrate_costs: whole models", mininterval=5),
+    )
+    rows = calibrate(table, architectures, measured)
+    write_table(rows, CALIBRATION, output, provenance("tangram.commands.calibrate_costs", settings, device))
+    for workload, group in pd.DataFrame(rows).groupby(WORKLOAD):
+        predicted = list(group["subblock_seconds"] + group["fixed_seconds"])
+        errors = leave_one_out_errors(predicted, list(group["measured_seconds"]))
+        worst = max(map(abs, errors))
+        print(
+            f"calibrate_costs: {' '.join(map(str, workload))}: scale {group['scale'].iloc[0]:.3f}, "
+            f"leave-one-out error at most {worst:.1%}",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    run(calibrate_costs)

@@ -1,0 +1,33 @@
+"""Run the parent once over a split and cache every block's input and output."""
+
+from typing import Annotated
+
+import typer
+from tangram.cli import run, use_threads
+from tangram.config import Activations
+
+
+def capture_activations(
+    settings: Annotated[str, typer.Option(help="config section `activations` as JSON")],
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    corpus: Annotated[str, typer.Option(help="the split's parquet")],
+    output: Annotated[str, typer.Option(help=".npy to write")],
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int = 1,
+) -> None:
+    """Write the hidden states of one split, (layers + 1, sequences, length, hidden), memory-mappable."""
+    use_threads(threads)
+    from pathlib import Path
+
+    from tangram.activations import capture
+    from tangram.checkpoint import load_model
+    from tangram.corpus import read_tokens
+
+    section = Activations.model_validate_json(settings)
+    model = load_model(parent, dtype, device)
+    capture(model, read_tokens(corpus), section.batch_size, output, f"capture_activations {Path(corpus).stem}")
+
+
+if __name__ == "__main__":
+    run(capture_activations)

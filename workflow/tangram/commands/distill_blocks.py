@@ -1,0 +1,77 @@
+"""Distil one variant of one kind for a range of layers (BLD)."""
+
+from typing import Annotated
+
+import typer
+from tangram.cli import run, use_threads
+from tangram.config import BlockDistillation
+
+
+def distill_blocks(
+    settings: Annotated[str, typer.Option(help="config section `library.bld` as JSON")],
+    kind: Annotated[str, typer.Option(help="attention or ffn")],
+    variant: Annotated[str, typer.Option(help="e.g. gqa-1, width-0.5, linear, no-op")],
+    layers: Annotated[str, typer.Option(help="first-last layer, e.g. 00-14")],
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    corpus: Annotated[str, typer.Option(help="distil split")],
+    library: Annotated[str, typer.Option(help="weights to write (safetensors)")],
+    table: Annotated[str, typer.Option(help="LIBRARY table to write")],
+    curves: Annotated[str, typer.Option(help="CURVES table to write")],
+    activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
+    use_threads(threads, seed)
+    import torch
+    from tangram.activations import open_activations
+    from tangram.blocks.layer import tensor_name
+    from tangram.checkpoint import load_model
+    from tangram.corpus import read_tokens
+    from tangram.distill.local import LocalProblem
+    from tangram.files import write_tensors
+    from tangram.provenance import provenance
+    from tangram.tables import CURVES, LIBRARY, write_table
+    from tqdm import tqdm
+
+    section = BlockDistillation.model_validate_json(settings)
+    model = load_model(parent, dtype, device).requires_grad_(False)
+    input_ids = read_tokens(corpus)
+    states = open_activations(activations, model, input_ids, section.batch_size)
+    first, last = (int(part) for part in layers.split("-"))
+    tensors: dict[str, torch.Tensor] = {}
+    rows, curve_rows = [], []
+    outputs = states.hidden(first)
+    for layer in tqdm(range(first, last + 1), desc=f"distill_blocks {kind} {variant}", mininterval=5):
+        inputs, outputs = outputs, states.hidden(layer + 1)
+        problem = LocalProblem(model, layer, inputs, outputs, section)
+        piece = problem.distil(kind, variant, seed)
+        tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
+        rows.append(
+            {
+                "layer": layer,
+                "kind": kind,
+                "variant": variant,
+                "parameters": sum(tensor.numel() for tensor in piece.weights.values()),
+                "bld_loss_before": piece.loss_before,
+                "bld_loss_after": piece.loss_after,
+                "kept": piece.kept,
+                "tokens": piece.tokens,
+                "seconds": piece.seconds,
+            }
+        )
+        per_step = section.batch_size * input_ids.shape[1]
+        curve_rows += [
+            {"series": f"{kind} {variant} layer {layer}", "tokens": (row["step"] + 1) * per_step, **row}
+            for row in piece.curve
+        ]
+    made_by = provenance("tangram.commands.distill_blocks", settings, device)
+    write_tensors(library, tensors, made_by)
+    write_table(curve_rows, CURVES, curves, made_by)
+    write_table(rows, LIBRARY, table, made_by)
+
+
+if __name__ == "__main__":
+    run(distill_blocks)

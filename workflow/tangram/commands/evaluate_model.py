@@ -1,0 +1,80 @@
+"""Evaluate a child, before and after finetuning, beside its parent: held-out text and measured throughput."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from tangram.cli import run, use_threads
+from tangram.config import Evaluation, Scenario, Section
+
+
+class Settings(Section):
+    """The slices of config that this command takes."""
+
+    evaluation: Evaluation
+    scenarios: dict[str, Scenario]
+
+
+def evaluate_model(
+    settings: Annotated[str, typer.Option(help="config sections `evaluation` and `scenarios` as JSON")],
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    corpus: Annotated[str, typer.Option(help="held-out split")],
+    output: Annotated[str, typer.Option(help="EVALUATION table to write")],
+    child: Annotated[
+        str | None, typer.Option(help="assembled child's folder; without, the parent is evaluated")
+    ] = None,
+    finetuned: Annotated[str | None, typer.Option(help="finetuned child's folder")] = None,
+    activations: Annotated[str | None, typer.Option(help="parent's cached activations; recomputed without")] = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Write perplexity, KL, agreement and throughput.
+
+    Throughput is measured on parent and child in turns; finetuning does not change a child's shape, so only the first
+    of the two is timed. Of a scenario's batch sizes, the one at which the child is fastest counts.
+    """
+    use_threads(threads, seed)
+    from tangram.activations import open_activations
+    from tangram.blocks import PARENT
+    from tangram.checkpoint import load_model
+    from tangram.corpus import read_tokens
+    from tangram.evaluation.text import compare_on_text, text_rows
+    from tangram.evaluation.throughput import measure_throughput
+    from tangram.families import decoder_layers
+    from tangram.provenance import provenance
+    from tangram.tables import EVALUATION, write_table
+
+    sections = Settings.model_validate_json(settings)
+    section = sections.evaluation
+    teacher = load_model(parent, dtype, device)
+    input_ids = read_tokens(corpus)
+    states = open_activations(activations, teacher, input_ids, section.batch_size)
+    final = states.hidden(len(decoder_layers(teacher)))
+    children = {name: folder for name, folder in (("child", child), ("finetuned", finetuned)) if folder is not None}
+    timed, rows = {PARENT: teacher}, []
+    for name, folder in (children or {PARENT: parent}).items():
+        model = load_model(folder, dtype, device) if children else teacher
+        metrics = compare_on_text(model, teacher, final, input_ids, section.batch_size, f"evaluate_model {name}")
+        rows += text_rows(name, "heldout", metrics)
+        if name == next(iter(children), None):
+            timed[name] = model
+    for name, scenario in sections.scenarios.items():
+        batches = [
+            measure_throughput(
+                timed, name, scenario, batch, section.throughput_repeats, teacher.config.vocab_size, seed
+            )
+            for batch in scenario.batch_sizes
+        ]
+        rows += max(batches, key=lambda measured: _throughput(measured, list(timed)[-1]))
+    write_table(rows, EVALUATION, output, provenance("tangram.commands.evaluate_model", settings, device))
+
+
+def _throughput(rows: Iterable[dict[str, Any]], model: str) -> float:
+    return next(row["value"] for row in rows if row["model"] == model and row["metric"] == "throughput")
+
+
+if __name__ == "__main__":
+    run(evaluate_model)

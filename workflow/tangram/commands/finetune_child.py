@@ -1,0 +1,57 @@
+"""Finetune an assembled child end to end against the parent (GKD)."""
+
+from typing import Annotated
+
+import typer
+from tangram.cli import run, use_threads
+from tangram.config import Finetune
+
+
+def finetune_child(
+    settings: Annotated[str, typer.Option(help="config section `finetune` as JSON")],
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    child: Annotated[str, typer.Option(help="assembled child's folder")],
+    corpus: Annotated[str, typer.Option(help="finetune split")],
+    checkpoints: Annotated[str, typer.Option(help="folder of the state that a killed job resumes from")],
+    output: Annotated[str, typer.Option(help="folder of the finetuned child")],
+    curves: Annotated[str, typer.Option(help="CURVES table to write")],
+    activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Write the finetuned checkpoint and the training curves."""
+    use_threads(threads, seed)
+    import hashlib
+    from pathlib import Path
+
+    from tangram.activations import open_activations
+    from tangram.checkpoint import load_model
+    from tangram.child.assemble import save_child
+    from tangram.corpus import read_tokens
+    from tangram.distill.end_to_end import finetune
+    from tangram.distill.trainer import Checkpointing
+    from tangram.files import sha256_of
+    from tangram.provenance import provenance
+    from tangram.tables import CURVES, write_table
+
+    section = Finetune.model_validate_json(settings)
+    teacher, student = load_model(parent, dtype, device), load_model(child, dtype, device)
+    input_ids = read_tokens(corpus)
+    states = open_activations(activations, teacher, input_ids, section.micro_batch_size)
+    made_by = provenance("tangram.commands.finetune_child", settings, device)
+    origin = [sha256_of(Path(folder) / "model.safetensors") for folder in (parent, child)]
+    identity = hashlib.sha256("".join([*made_by.values(), *origin, sha256_of(corpus), str(seed)]).encode()).hexdigest()
+    checkpointing = Checkpointing(Path(checkpoints) / "state.safetensors", section.checkpoint_seconds, identity)
+    label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
+    rows = finetune(student, teacher, states, input_ids, section, seed, label, checkpointing)
+    per_step = section.batch_size * input_ids.shape[1]
+    rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
+    write_table(rows, CURVES, curves, made_by)
+    save_child(student, student.config, parent, output, made_by)
+    checkpointing.path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(finetune_child)

@@ -1,0 +1,46 @@
+"""Time one variant of one kind, beside the parent's own subblock; the machine must do nothing else meanwhile."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run, use_threads
+from tangram.config import Costs, Scenario
+
+
+def measure_costs(
+    settings: Annotated[str, typer.Option(help="config sections `costs` and `scenarios` as JSON")],
+    kind: Annotated[str, typer.Option(help="attention, ffn, or model: embedding, final norm and LM head")],
+    variant: Annotated[str, typer.Option(help="e.g. parent, gqa-1, width-0.5, linear, no-op")],
+    parent: Annotated[str, typer.Option(help="parent's folder; only its config.json is read")],
+    output: Annotated[str, typer.Option(help="COSTS table to write")],
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Write seconds of prefill and decode, parameter bytes and KV bytes per token, for every scenario and batch."""
+    use_threads(threads, seed)
+    from tqdm import tqdm
+
+    from tangram.costs.torch_engine import measure
+    from tangram.provenance import provenance
+    from tangram.tables import COSTS, write_table
+
+    sections = json.loads(settings)
+    rows = measure(
+        parent,
+        kind,
+        variant,
+        Costs.model_validate(sections["costs"]),
+        {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()},
+        device,
+        dtype,
+        progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),
+    )
+    write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, device))
+
+
+if __name__ == "__main__":
+    run(measure_costs)

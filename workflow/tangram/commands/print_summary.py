@@ -1,0 +1,19 @@
+"""Print what a run came to: where its time went, how fast its children are, and how close to their parent."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run
+
+
+def print_summary(results: Annotated[str, typer.Option(help="the run's folder")]) -> None:
+    """Print the summary to standard output."""
+    from tangram.report.data import load_results
+    from tangram.report.summary import summary_text
+
+    print(summary_text(load_results(results)))
+
+
+if __name__ == "__main__":
+    run(print_summary)

@@ -1,0 +1,50 @@
+"""Score one variant of one kind for a range of layers: the parent with one subblock replaced."""
+
+from typing import Annotated
+
+import typer
+from tangram.cli import run, use_threads
+from tangram.config import Scores
+
+
+def score_blocks(
+    settings: Annotated[str, typer.Option(help="config section `scores` as JSON")],
+    kind: Annotated[str, typer.Option(help="attention or ffn")],
+    variant: Annotated[str, typer.Option(help="e.g. gqa-1, width-0.5, linear, no-op")],
+    layers: Annotated[str, typer.Option(help="first-last layer, e.g. 00-14")],
+    parent: Annotated[str, typer.Option(help="parent's folder")],
+    corpus: Annotated[str, typer.Option(help="score split")],
+    library: Annotated[str, typer.Option(help="the pieces' weights (safetensors)")],
+    output: Annotated[str, typer.Option(help="SCORES table to write")],
+    activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int = 1,
+) -> None:
+    """Write KL(parent ‖ child), LM loss increase and token agreement of every layer's piece."""
+    use_threads(threads)
+    from tangram.activations import open_activations
+    from tangram.blocks.layer import build_layer, read_piece
+    from tangram.checkpoint import load_model
+    from tangram.corpus import read_tokens
+    from tangram.provenance import provenance
+    from tangram.scoring.replace_one import ReplaceOne
+    from tangram.tables import SCORES, write_table
+    from tqdm import tqdm
+
+    section = Scores.model_validate_json(settings)
+    model = load_model(parent, dtype, device)
+    input_ids = read_tokens(corpus)
+    states = open_activations(activations, model, input_ids, section.batch_size)
+    scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
+    first, last = (int(part) for part in layers.split("-"))
+    rows = []
+    for layer in tqdm(range(first, last + 1), desc=f"score_blocks {kind} {variant}", mininterval=5):
+        candidate = build_layer(model, layer, kind, variant, read_piece(library, layer, kind))
+        for row in scorer.score(layer, candidate):
+            rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
+    write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, device))
+
+
+if __name__ == "__main__":
+    run(score_blocks)

@@ -1,0 +1,1 @@
+"""The measured time and memory of each piece."""

@@ -1,0 +1,1 @@
+"""Blockwise (BLD) and end-to-end (GKD) distillation."""

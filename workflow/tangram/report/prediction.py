@@ -1,0 +1,67 @@
+"""What the solver and the plain baseline foretold before anything was built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tangram.config import LAYERS_DROPPED
+from tangram.report.data import BEST, Results
+from tangram.report.style import number, percent
+
+UNITS = {
+    "throughput": (1.0, "tokens/s"),
+    "latency": (1.0, "s"),
+    "time_to_first_token": (1.0, "s"),
+    "memory": (1e-6, "MB"),
+    "parameters": (1e-6, "M"),
+    "kv_bytes_per_token": (1.0, "B"),
+}
+
+
+def summary_of(results: Results, target: str, rank: str) -> dict[str, Any]:
+    """Return the entry that `search.summary.architecture_summary` wrote for one architecture; empty where none is."""
+    if rank == LAYERS_DROPPED:
+        return results.summaries.get(target, {})
+    entries = results.solutions.get(target, {}).get("solutions", [])
+    return next((entry for entry in entries if str(entry.get("rank")) == rank), {})
+
+
+def predicted(results: Results, target: str, rank: str, quantity: str) -> float | None:
+    """Return a predicted quantity in the default scenario, such as ``'speedup'`` or ``'throughput'`` (tokens/s)."""
+    value = summary_of(results, target, rank).get("scenarios", {}).get(results.settings.default_scenario, {})
+    return float(value[quantity]) if quantity in value else None
+
+
+def model_label(target: str, rank: str) -> str:
+    """Return an architecture's name for people."""
+    return f"{target}, layers dropped" if rank == LAYERS_DROPPED else target if rank == BEST else f"{target} #{rank}"
+
+
+def constraint_facts(results: Results) -> list[list[str]]:
+    """Return one row per solution and constraint: in words, limit, value, slack, price, sum of scores, bound, gap.
+
+    Slack is relative to the limit. The price is how much Σ score falls per cent by which the limit is loosened.
+    """
+    rows = []
+    for target, rank in results.ranks:
+        entry = summary_of(results, target, rank)
+        if rank == LAYERS_DROPPED or not entry:
+            continue
+        for constraint in entry.get("constraints", []):
+            factor, unit = UNITS.get(constraint["quantity"], (1.0, ""))
+            least = constraint.get("min") is not None
+            scenario = f" ({constraint['scenario']})" if constraint.get("scenario") else ""
+            rows.append(
+                [
+                    model_label(target, rank),
+                    f"{constraint['quantity'].replace('_', ' ')}{scenario}",
+                    f"{'≥' if least else '≤'} {number(constraint['limit'] * factor, 4)} {unit}",
+                    f"{number(constraint['value'] * factor, 4)} {unit}",
+                    percent(constraint["slack"] / constraint["limit"], places=2),
+                    number(constraint.get("shadow_price")),
+                    number(entry.get("objective"), 4),
+                    number(entry.get("bound"), 4),
+                    f"{entry['gap']:.0e}" if entry.get("gap") else "0",
+                ]
+            )
+    return rows

@@ -1,0 +1,111 @@
+"""Colours and numbers: one colour per variant everywhere, one way to write a number."""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tangram.blocks import PARENT
+from tangram.report.data import Estimate, strength
+
+# Figures are drawn in these; the first four become the page's CSS variables, so that figures follow its theme.
+INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
+CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: apart in lightness and for every common colour blindness
+
+# From mild to strong; after Okabe and Ito's and Tol's colour-blind safe sets.
+_FAMILIES = {
+    "gqa": ("#c9a6d8", "#6f3c94"),
+    "width": ("#a9d0ee", "#0c4a86"),
+    "linear": ("#e69f00", "#e69f00"),
+    "no": (MUTED, MUTED),
+    PARENT: (RULE, RULE),
+}
+_OTHERS = ("#2e9e6b", "#b9b43a", "#c8553d", "#7fb8a4")
+
+
+def _mix(mild: str, strong: str, share: float) -> str:
+    pairs = [(int(mild[i : i + 2], 16), int(strong[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def variant_colours(variants: Sequence[str]) -> dict[str, str]:
+    """Return a colour per variant: a hue per family, darker where more is cut away; no-op is the page's own grey."""
+    families: dict[str, list[str]] = {}
+    for variant in sorted({PARENT, *variants}, key=strength):
+        families.setdefault(variant.partition("-")[0], []).append(variant)
+    unknown = [family for family in families if family not in _FAMILIES]
+    colours = {}
+    for family, members in families.items():
+        ends = _FAMILIES.get(family) or (_OTHERS[unknown.index(family) % len(_OTHERS)],) * 2
+        for i, variant in enumerate(members):
+            colours[variant] = _mix(*ends, share=(i + 1) / len(members)) if ends[0] != ends[1] else ends[0]
+    return colours
+
+
+def themed(text: str) -> str:
+    """Replace the drawing colours by the page's CSS variables."""
+    for colour, variable in CSS_VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def ink_on(colour: str) -> str:
+    """Return black or white, whichever reads better on a colour."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#14181c"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits, thousands grouped; a missing one as a dash."""
+    if value is None or math.isnan(value):
+        return "–"
+    if value == 0 or math.isinf(value):
+        return "0" if value == 0 else "∞"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if places > 5:
+        return f"{value:.{digits - 1}e}".replace("-", "−")
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def estimate(found: Estimate | None, signed: bool = False, least: int = 0) -> str:
+    """Write an estimate as ``value ± standard error``: the error to one digit, to two where one would be coarse.
+
+    Args:
+        found: what to write; a dash for None.
+        signed: show the sign of a positive value.
+        least: decimal places at least.
+    """
+    if found is None:
+        return "–"
+    value, error, _ = found
+    if not error or math.isnan(error) or math.isinf(value):
+        text = number(value)
+    else:
+        leading = math.floor(math.log10(error))
+        places = min(6, max(least, (error < 3.55 * 10.0**leading) - leading))  # the particle data group's rule
+        text = f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
+    return f"+{text}" if signed and value > 0 else text
+
+
+def percent(value: float, signed: bool = False, places: int = 1) -> str:
+    """Write a share as a percentage."""
+    return f"{value:{'+' if signed else ''}.{places}%}".replace("-", "−").replace("%", " %")
+
+
+def seconds(value: float) -> str:
+    """Write a duration, in the unit that it is read in."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def short(variant: str) -> str:
+    """Return a variant's name for a small tile: ``g1``, ``.5``, ``lin``, or nothing for the parent's and no-op."""
+    family, _, rest = variant.partition("-")
+    known = {PARENT: "", "no": "", "linear": "lin", "gqa": f"g{rest}", "width": rest.removeprefix("0")}
+    return known.get(family, family[:3])

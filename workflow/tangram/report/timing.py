@@ -1,0 +1,33 @@
+"""Where a run's time went."""
+
+from __future__ import annotations
+
+from tangram.report.data import Results
+
+STAGES = (
+    "fetch_parent",
+    "build_corpus",
+    "capture_activations",
+    "distill_blocks",
+    "score_blocks",
+    "collect_scores",
+    "measure_costs",
+    "collect_costs",
+    "calibrate_costs",
+    "solve_mip",
+    "drop_layers",
+    "pick_pieces",
+    "assemble_child",
+    "finetune_child",
+    "evaluate_parent",
+    "evaluate_model",
+    "evaluate_tasks",
+)
+
+
+def stage_seconds(results: Results) -> list[tuple[str, int, float]]:
+    """Return rule, jobs and summed seconds by stage, in the order data flows; without the report's own job."""
+    order = {rule: i for i, rule in enumerate(STAGES)}
+    groups = results.benchmarks[results.benchmarks["rule"] != "build_report"].groupby("rule")["seconds"]
+    found = [(str(rule), len(part), float(part.sum())) for rule, part in groups]
+    return sorted(found, key=lambda stage: (order.get(stage[0], len(order)), stage[0]))

@@ -1,0 +1,326 @@
+"""The mixed-integer program of Puzzle (arXiv 2411.19146, appendix B), in Pyomo, solved by HiGHS.
+
+minimise Σ score · x  subject to  Σ_j x_lj = 1 for every layer l,  usage · x ≤ budget,  x binary,
+and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution y. As x chooses a *pair* of subblocks per
+layer, that cut counts layers: one is shared if both its attention and its FFN are the same.
+
+The batch size of each scenario is no variable: every combination of the grid is its own program. They are solved in
+the order of their lower bounds (LP relaxation, then the last solve's), until none left can be better.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tangram.child.architecture import Architecture
+from tangram.config import Constraint, Search
+from tangram.errors import TangramError
+from tangram.search.problem import TOLERANCE, Batches, Problem, Resources
+
+EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
+OPTIONS = {
+    "threads": 1,
+    "random_seed": 0,
+    "mip_abs_gap": 0.0,
+    "mip_feasibility_tolerance": 1e-9,
+    "primal_feasibility_tolerance": 1e-9,
+    "dual_feasibility_tolerance": 1e-9,
+}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """One solution, re-checked by `verify`.
+
+    Attributes:
+        architecture: one pair of variants per layer.
+        batches: batch size of every constrained scenario.
+        objective: sum of scores.
+        bound: no architecture (that differs enough from the earlier solutions) has a smaller sum of scores.
+        shadow_prices: by constraint: how much the LP relaxation's objective falls when its limit is loosened by 1 %.
+    """
+
+    architecture: Architecture
+    batches: Batches
+    objective: float
+    bound: float
+    shadow_prices: tuple[float, ...]
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of objective and bound."""
+        return (self.objective - self.bound) / abs(self.objective) if self.objective > self.bound else 0.0
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    values: np.ndarray  # of every candidate
+    objective: float
+    bound: float
+    duals: np.ndarray  # of every row of resources; zeros unless relaxed
+
+
+def _optimise(
+    problem: Problem,
+    objective: np.ndarray,
+    resources: Resources,
+    search: Search,
+    *,
+    cuts: Sequence[Architecture] = (),
+    gap: float = 0.0,
+    relax: bool = False,
+) -> _Outcome | None:
+    """Minimise ``objective @ x``; None if no x is feasible.
+
+    Raises:
+        TangramError: the time limit was hit or the solver gave up: never an answer.
+    """
+    import pyomo.environ as pyo
+    from pyomo.contrib.solver.common.results import TerminationCondition
+    from pyomo.contrib.solver.solvers.highs import Highs
+    from pyomo.core.expr.numeric_expr import LinearExpression
+
+    def linear(coefficients: Sequence[float], variables: Sequence[Any]) -> Any:
+        return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
+
+    layers = len(problem.candidates)
+    starts = np.searchsorted(problem.layer_of, np.arange(layers + 1))
+    model = pyo.ConcreteModel()
+    model.x = pyo.Var(range(len(objective)), domain=pyo.UnitInterval if relax else pyo.Binary)
+    x = list(model.x.values())
+    model.score = pyo.Objective(expr=linear(objective.tolist(), x))
+    model.one_choice = pyo.ConstraintList()
+    for first, last in itertools.pairwise(starts):
+        model.one_choice.add(linear([1.0] * (last - first), x[first:last]) == 1)
+    model.limits = pyo.Constraint(pyo.Any)
+    for row, (usage, budget) in enumerate(zip(resources.usage, resources.budget, strict=True)):
+        if usage.any():
+            model.limits[row] = linear(usage.tolist(), x) <= float(budget)
+        elif budget < -TOLERANCE:
+            return None
+    model.diversity = pyo.ConstraintList()
+    position = {(layer, c.choice): i for i, (layer, c) in enumerate(_flat(problem))}
+    for earlier in cuts:
+        shared = [x[position[layer, choice]] for layer, choice in enumerate(earlier)]
+        model.diversity.add(linear([1.0] * layers, shared) <= math.floor(problem.target.max_shared * layers + EXACT))
+
+    result = Highs().solve(
+        model,
+        solver_options={**OPTIONS, "mip_rel_gap": gap},
+        time_limit=search.time_limit,
+        load_solutions=False,
+        raise_exception_on_nonoptimal_result=False,
+    )
+    status = result.termination_condition
+    if status in (TerminationCondition.provenInfeasible, TerminationCondition.infeasibleOrUnbounded):
+        return None  # every variable is bounded, so it is not unbounded
+    if status != TerminationCondition.convergenceCriteriaSatisfied:
+        raise TangramError(
+            f"the solver proved no optimum within search.time_limit = {search.time_limit:g} s ({status.name}); "
+            "raise it, loosen search.diverse_gap, or ask for fewer solutions or batch sizes"
+        )
+    duals = np.zeros(len(resources.usage))
+    if relax:
+        found = result.solution_loader.get_duals(list(model.limits.values()))
+        for row, constraint in model.limits.items():
+            duals[row] = found[constraint]
+    values = result.solution_loader.get_vars(x)
+    bound = result.incumbent_objective if relax else result.objective_bound
+    return _Outcome(np.array([values[v] for v in x]), float(result.incumbent_objective), float(bound), duals)
+
+
+@dataclass
+class _Program:
+    """The program of one combination of batch sizes; its lower bound rises from solve to solve."""
+
+    batches: Batches
+    resources: Resources
+    duals: np.ndarray
+    lower: float
+
+
+def _flat(problem: Problem) -> list[tuple[int, Any]]:
+    return [(layer, candidate) for layer, candidates in enumerate(problem.candidates) for candidate in candidates]
+
+
+def _architecture(problem: Problem, values: np.ndarray) -> Architecture:
+    return tuple(c.choice for (_, c), value in zip(_flat(problem), values, strict=True) if value > 0.5)
+
+
+def _close(objective: float) -> float:
+    return EXACT * max(1.0, abs(objective))
+
+
+def _throughput_slack(problem: Problem, solution: Solution) -> float:
+    """Return the sum of relative throughput slacks: what breaks ties between batch sizes."""
+    return sum(
+        problem.slack(constraint, solution.architecture, solution.batches)
+        for constraint in problem.target.constraints
+        if constraint.quantity == "throughput"
+    )
+
+
+def solve(problem: Problem, search: Search) -> list[Solution]:
+    """Return the target's diverse solutions, the proven best first.
+
+    Raises:
+        TangramError: no architecture keeps the limits (which one binds, and the nearest feasible value), fewer diverse
+            solutions exist than asked for, or the time limit was hit.
+    """
+    programs = []
+    for batches in problem.batch_grid():
+        resources = problem.resources(batches)
+        relaxed = _optimise(problem, problem.scores, resources, search, relax=True)
+        if relaxed is not None:
+            # The LP's optimum is exact up to the dual tolerance only; as a bound it gets that much room.
+            lower = relaxed.objective - 1e-6 * max(1.0, abs(relaxed.objective))
+            programs.append(_Program(batches, resources, relaxed.duals, lower))
+    solutions: list[Solution] = []
+    for rank in range(problem.target.solutions):
+        gap = search.diverse_gap if rank else 0.0
+        cuts = [solution.architecture for solution in solutions]
+        best: Solution | None = None
+        for program in sorted(programs, key=lambda program: program.lower):
+            if best and program.lower > best.objective - gap * abs(best.objective) + _close(best.objective):
+                break
+            outcome = _optimise(problem, problem.scores, program.resources, search, cuts=cuts, gap=gap)
+            if outcome is None:
+                program.lower = math.inf
+                continue
+            architecture = _architecture(problem, outcome.values)
+            objective = problem.objective(architecture)
+            program.lower = max(program.lower, min(outcome.bound, objective))
+            prices = tuple(-0.01 * float(dual) + 0.0 for dual in program.duals)
+            found = Solution(architecture, program.batches, objective, program.lower, prices)
+            if best is None or _better(problem, found, best):
+                best = found
+        if best is None:
+            raise _infeasible(problem, search) if rank == 0 else _too_few(problem, rank)
+        # Valid for every batch size: those not solved have lower bounds, too.
+        best = replace(best, bound=min(best.objective, *(program.lower for program in programs)))
+        verify(problem, search, best, solutions)
+        solutions.append(best)
+    return solutions
+
+
+def _better(problem: Problem, one: Solution, other: Solution) -> bool:
+    difference = one.objective - other.objective
+    if abs(difference) > _close(other.objective):
+        return difference < 0
+    return _throughput_slack(problem, one) > _throughput_slack(problem, other) + TOLERANCE
+
+
+def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequence[Solution] = ()) -> None:
+    """Re-check a solution by plain sums over the tables, without anything of the solver's model.
+
+    Raises:
+        TangramError: it is not one candidate per layer, its objective is not the sum of its scores, it breaks a limit,
+            shares too many layers with an earlier one, or is further from its bound than allowed.
+    """
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise TangramError(f"the solver's answer failed its re-check: {what}; please report this as a bug")
+
+    require(len(solution.architecture) == len(problem.candidates), "it does not choose once per layer")
+    total = problem.objective(solution.architecture)
+    require(
+        abs(total - solution.objective) <= _close(total),
+        f"objective {solution.objective} is not the sum of scores {total}",
+    )
+    for name, batch in solution.batches.items():
+        require(batch in problem.costs.scenarios[name].batch_sizes, f"batch {batch} is not in the grid of '{name}'")
+    for constraint in problem.target.constraints:
+        slack = problem.slack(constraint, solution.architecture, solution.batches)
+        require(slack >= -TOLERANCE, f"{describe(constraint)} is exceeded by {-slack:.2e}")
+    for rank, other in enumerate(earlier):
+        same = sum(a == b for a, b in zip(solution.architecture, other.architecture, strict=True))
+        allowed = problem.target.max_shared * len(problem.candidates) + EXACT
+        require(same <= allowed, f"it shares {same} layers with rank {rank}, allowed are {allowed:.1f}")
+    gap = search.diverse_gap if earlier else 0.0
+    excess = solution.objective - solution.bound - gap * abs(solution.objective)
+    require(excess <= _close(total), f"bound {solution.bound} does not prove objective {solution.objective}")
+
+
+def describe(constraint: Constraint) -> str:
+    """Return a constraint in words, such as ``throughput in 'chat' >= 1.2 x the parent's``."""
+    sign, limit = (">=", constraint.min) if constraint.quantity == "throughput" else ("<=", constraint.max)
+    where = f" in '{constraint.scenario}'" if constraint.scenario else ""
+    unit = " x the parent's" if constraint.relative_to_parent else ""
+    return f"{constraint.quantity}{where} {sign} {limit:g}{unit}"
+
+
+def _loosened(constraint: Constraint, factor: float) -> Constraint:
+    """Return a constraint whose limit is loosened by a factor, rounded to four digits on the loose side."""
+
+    def rounded(value: float, direction: Any) -> float:
+        unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+        return float(f"{direction(value / unit) * unit:.12g}")
+
+    if constraint.quantity == "throughput":
+        return constraint.model_copy(update={"min": rounded((constraint.min or 0) / factor, math.floor)})
+    return constraint.model_copy(update={"max": rounded((constraint.max or 0) * factor, math.ceil)})
+
+
+def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple[float, Constraint] | None:
+    """Return how far one constraint must be loosened at least for a solution to exist, and the loosened constraint.
+
+    Args:
+        problem: an infeasible one.
+        search: for its time limit.
+        row: which constraint.
+        alone: whether the other constraints are left out.
+    """
+    factor = math.inf
+    others = [i for i in range(len(problem.target.constraints)) if i != row and not alone]
+    for batches in problem.batch_grid():
+        resources = problem.resources(batches)
+        kept = Resources(resources.usage[others], resources.fixed[others])
+        outcome = _optimise(problem, resources.usage[row], kept, search, gap=1e-4)
+        if outcome is not None:
+            usage = float(resources.usage[row] @ np.round(outcome.values) + resources.fixed[row])
+            factor = min(factor, usage)
+    if factor == math.inf:
+        return None
+    constraint = _loosened(problem.target.constraints[row], factor)
+    # A limit on memory also moves the parent's best throughput, which others may be relative to: so try it.
+    constraints = tuple(constraint if i == row else problem.target.constraints[i] for i in [*others, row])
+    loosened = replace(problem, target=problem.target.model_copy(update={"constraints": constraints}))
+    for batches in loosened.batch_grid():
+        if _optimise(loosened, np.zeros(len(loosened.scores)), loosened.resources(batches), search) is not None:
+            return factor, constraint
+    return None
+
+
+def _infeasible(problem: Problem, search: Search) -> TangramError:
+    """Return the error that says which constraints bind, and the nearest values that are feasible."""
+    constraints = problem.target.constraints
+    for alone in (False, True):
+        found = [
+            (result[0], i, result[1])
+            for i in range(len(constraints))
+            if (result := _reachable(problem, search, i, alone)) is not None and result[0] > 1
+        ]
+        if found:
+            parts = [f"{describe(constraints[i])} (feasible: {describe(near)})" for _, i, near in sorted(found)[:3]]
+            if len(constraints) == 1:
+                how = "loosen it, or add smaller variants to the library"
+            elif alone:
+                how = "loosening one is not enough: these values are reachable only without the others"
+            else:
+                how = "loosen one of these" if len(parts) > 1 else "loosen it with the other limits as they are"
+            return TangramError(f"the target is infeasible: {' or '.join(parts)}; {how}")
+    return TangramError("the target is infeasible: loosen its constraints, or add smaller variants to the library")
+
+
+def _too_few(problem: Problem, rank: int) -> TangramError:
+    return TangramError(
+        f"only {rank} solutions share at most {problem.target.max_shared:.0%} of the layers with each other; "
+        f"set the target's solutions to {rank} or raise max_shared"
+    )
