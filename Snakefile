@@ -43,8 +43,9 @@ rule all:
 
 
 onsuccess:
-    print(f"done: {RESULTS}/report.html")
+    shell(f"python -m tangram.commands.print_summary --results {RESULTS}")
+    print(f"\nopen {RESULTS}/report.html")
 
 
 onerror:
-    print(f"failed: the rule's log above says why ({RESULTS}/logs); the same command goes on from here")
+    print(f"error: a job failed, and says why above and in {RESULTS}/logs; the same command goes on from here")

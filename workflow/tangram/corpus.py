@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tangram.config import SPLITS, HubText, LocalText, PackageText, ParentSamples, PythonDocs, Split, TextSource
+from tangram.config import SPLITS, HubText, LocalText, PackageText, ParentSamples, Split, TextSource
 from tangram.errors import TangramError
 from tangram.packages import fetch_archive, read_members
 from tangram.tables import CORPUS, read_arrow

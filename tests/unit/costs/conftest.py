@@ -1,4 +1,6 @@
 import pytest
+import torch
+from tangram.costs import timing, torch_engine
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 SIZES = {
@@ -25,3 +27,11 @@ def parents(tmp_path_factory):
         folders[family] = tmp_path_factory.mktemp(family)
         config.save_pretrained(folders[family])
     return folders
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Short stacks and samples: no test looks at a time."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch_engine, "COPIES", (2, 3))
+    monkeypatch.setattr(timing, "MINIMUM_SECONDS", 0.02 / 16)

@@ -115,7 +115,6 @@ def settings():
 
 @pytest.mark.parametrize(("kind", "variant"), [("attention", "gqa-1"), ("ffn", "parent"), ("model", "parent")])
 def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, variant):
-    torch.set_num_threads(1)
     rows = measure(parents["qwen3"], kind, variant, *settings, "cpu", "float32")
     write_table(rows, COSTS, tmp_path / "costs.parquet")
     table = read_table(tmp_path / "costs.parquet", COSTS)
@@ -131,7 +130,6 @@ def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, var
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_a_no_op_costs_nothing(parents, settings, kind):
-    torch.set_num_threads(1)
     for row in measure(parents["llama"], kind, "no-op", *settings, "cpu", "float32"):
         assert row["seconds"] == row["seconds_spread"] == row["parameter_bytes"] == row["kv_bytes_per_token"] == 0
         assert row["parent_seconds"] > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tangram.child.architecture import LayerChoice, save_architecture
 from tangram.files import write_text
 from tangram.provenance import provenance

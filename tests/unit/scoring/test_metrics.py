@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from tangram.scoring.metrics import compare, compare_in_chunks, standard_error_by_sequence
 from torch.nn import functional
+
+from tangram.scoring.metrics import compare, compare_in_chunks, standard_error_by_sequence
 
 
 @pytest.fixture

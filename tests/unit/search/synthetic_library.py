@@ -57,7 +57,8 @@ def library(
     for layer in range(num_layers):
         for kind, variants in kinds.items():
             for variant, ratio in variants.items():
-                scores.append(score(layer, kind, variant, random.gamma(1.0, 0.1) * (1.2 - ratio) - 0.01))
+                value = random.gamma(1.0, 0.1) * (1.05 - ratio) ** 2 + random.normal(0, 0.002)  # may be negative
+                scores.append(score(layer, kind, variant, value))
         for a in attention:
             for f in ffn:
                 if random.random() < pairs:

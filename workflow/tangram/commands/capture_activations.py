@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from tangram.cli import run, use_threads
 from tangram.config import Activations
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from tangram.cli import run, use_threads
 from tangram.config import BlockDistillation
 
@@ -26,6 +27,8 @@ def distill_blocks(
     """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
     use_threads(threads, seed)
     import torch
+    from tqdm import tqdm
+
     from tangram.activations import open_activations
     from tangram.blocks.layer import tensor_name
     from tangram.checkpoint import load_model
@@ -34,7 +37,6 @@ def distill_blocks(
     from tangram.files import write_tensors
     from tangram.provenance import provenance
     from tangram.tables import CURVES, LIBRARY, write_table
-    from tqdm import tqdm
 
     section = BlockDistillation.model_validate_json(settings)
     model = load_model(parent, dtype, device).requires_grad_(False)

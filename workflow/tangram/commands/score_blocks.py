@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from tangram.cli import run, use_threads
 from tangram.config import Scores
 
@@ -23,6 +24,8 @@ def score_blocks(
 ) -> None:
     """Write KL(parent ‖ child), LM loss increase and token agreement of every layer's piece."""
     use_threads(threads)
+    from tqdm import tqdm
+
     from tangram.activations import open_activations
     from tangram.blocks.layer import build_layer, read_piece
     from tangram.checkpoint import load_model
@@ -30,7 +33,6 @@ def score_blocks(
     from tangram.provenance import provenance
     from tangram.scoring.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
-    from tqdm import tqdm
 
     section = Scores.model_validate_json(settings)
     model = load_model(parent, dtype, device)

@@ -150,7 +150,7 @@ class Passes:
     def of_layers(cls, model: PreTrainedModel, prompt: torch.Tensor, past: torch.Tensor, steps: int) -> Passes:
         """Prepare a model's layers alone, called as the model itself calls them; arguments as in `of_model`.
 
-        Masks and rotary angles are computed once per pass for all layers: they are recorded here and not timed.
+        Masks, rotary angles and the empty cache are made once per pass for all layers: here, and not timed.
         """
         layers = decoder_layers(model)
         calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
@@ -164,6 +164,7 @@ class Passes:
             token, growing = advance(model, token, growing)
         recorder.remove()
         prefill, _, *decode = calls
+        empty = DynamicCache(config=model.config)
 
         @torch.inference_mode()
         def run(recorded: list[tuple[torch.Tensor, dict[str, Any]]], past_key_values: Cache) -> torch.Tensor:
@@ -173,7 +174,7 @@ class Passes:
                     hidden = layer(hidden, **arguments)
             return hidden
 
-        return cls(lambda: run([prefill], DynamicCache(config=model.config)), lambda: run(decode, fork(cache)), steps)
+        return cls(lambda: run([prefill], fork(empty)), lambda: run(decode, fork(cache)), steps)
 
 
 def mean_length_passes(

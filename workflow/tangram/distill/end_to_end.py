@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
+
 from tangram.activations import Activations, layer_context
 from tangram.config import Finetune
 from tangram.distill.losses import cosine_distance, kl_divergence
 from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.families import decoder_layers
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

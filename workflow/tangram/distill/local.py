@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from tangram.activations import layer_context
 from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tangram.errors import TangramError
-from tangram.files import write_tensors
 from torch import nn
 from tqdm import tqdm
+
+from tangram.errors import TangramError
+from tangram.files import write_tensors
 
 BatchLoss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 

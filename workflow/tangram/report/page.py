@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 from tangram.blocks import PARENT
 from tangram.config import LAYERS_DROPPED
 from tangram.report import figures, tiles
-from tangram.report.comparison import Comparison, compare, rank_correlation, scored_children
+from tangram.report.comparison import VERDICTS, Comparison, compare, rank_correlation, scored_children
 from tangram.report.data import BEST, HELDOUT, KINDS, PARENT_KEY, Estimate, Key, Results, rows_of
 from tangram.report.prediction import constraint_facts, model_label, predicted, summary_of
 from tangram.report.style import estimate, ink_on, number, percent, seconds, variant_colours
@@ -174,7 +174,7 @@ def _facts(results: Results) -> list[Fact]:
     foretold = predicted(results, chosen.target, chosen.rank, "speedup")
     if speed:
         said = f"; predicted {foretold:.3f}" if foretold else ""
-        facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s throughput", f"measured {estimate(speed)}{said}"))
+        facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s speed", f"measured {estimate(speed)}{said}"))
     divergence = results.heldout(chosen, "kl")
     if divergence:
         before = results.heldout(chosen._replace(model="child"), "kl")
@@ -197,8 +197,8 @@ def _facts(results: Results) -> list[Fact]:
         paired = results.estimate(chosen, "mean", "acc_above_chance_difference")
         beside = f"; parent {estimate(parents.times(100))}" if parents else ""
         beside += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
-        facts.append(Fact(f"{share.value:.1f}", "%", "task accuracy above chance", f"{estimate(share)}{beside}"))
-    return facts
+        facts.append(Fact(f"{share.value:.1f}", "%", "tasks, above chance", f"{estimate(share)}{beside}"))
+    return [replace(fact, detail=fact.detail.replace(" ± ", "\u00a0±\u00a0")) for fact in facts]
 
 
 def _sentence(results: Results) -> str:
@@ -242,9 +242,6 @@ def _skyline(results: Results, colours: dict[str, str]) -> str:
         for row in rows_of(results.scores[results.scores["metric"] == "kl"])
     }
     return tiles.skyline(architecture, colours, _relative_costs(results), tips)
-
-
-VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}
 
 
 def _comparison_cells(comparison: Comparison, exponential: bool) -> list[Cell | str]:

@@ -10,15 +10,22 @@ from collections.abc import Sequence
 from tangram.blocks import PARENT
 from tangram.report.data import Estimate, strength
 
-# Figures are drawn in these; the first four become the page's CSS variables, so that figures follow its theme.
+# Figures are drawn in these; they become the page's CSS variables, so that figures follow its theme.
 INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
-CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: apart in lightness and for every common colour blindness
+CSS_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    PAPER: "var(--paper)",
+    CHILD: "var(--child)",
+    BASELINE: "var(--baseline)",
+}
 
 # From mild to strong; after Okabe and Ito's and Tol's colour-blind safe sets.
 _FAMILIES = {
-    "gqa": ("#c9a6d8", "#6f3c94"),
-    "width": ("#a9d0ee", "#0c4a86"),
+    "gqa": ("#c9a6d8", "#7b48a3"),
+    "width": ("#a9d0ee", "#1d5ea8"),
     "linear": ("#e69f00", "#e69f00"),
     "no": (MUTED, MUTED),
     PARENT: (RULE, RULE),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tangram.report.comparison import VERDICTS, compare
 from tangram.report.data import PARENT_KEY, Key, Results
 from tangram.report.prediction import model_label, predicted
 from tangram.report.style import estimate, seconds
@@ -57,6 +58,19 @@ def summary_text(results: Results) -> str:
             stage = "finetuned" if key.model == "finetuned" else "before"
             rows.append(_quality(results, f"{model_label(target, rank)}, {stage}", key))
     lines += _aligned([["quality", "KL, nats/token", "perplexity", "agreement", "tasks above chance, %"], *rows])
+    rows = [
+        [
+            model_label(*found.key[:2]),
+            f"{found.speed.value:.3f}",
+            estimate(found.child),
+            estimate(found.baseline),
+            VERDICTS[found.verdict],
+        ]
+        for found in compare(results, "kl", "finetuned")
+    ]
+    if rows:
+        heads = ["finetuned, at the child’s speed", "speed-up", "KL, Tangram", "KL, layers dropped", "closer"]
+        lines += ["", *_aligned([heads, *rows])]
     tasks = [task for task in dict.fromkeys(results.tasks["task"]) if task != "mean"]
     pairs = [
         (target, rank)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from tangram.activations import Activations, layer_context
 from tangram.families import decoder_layers
 from tangram.scoring.metrics import compare, standard_error_by_sequence

@@ -1,0 +1,36 @@
+# `make`: set up .venv, then run the main job.   `make test`: set up .venv, then check and test.
+# `make CONFIG=config/other.yaml CORES=8` runs another config, or on fewer cores.
+
+PYTHON ?= python3
+CONFIG ?= config/config.yaml
+CORES ?= all
+READY := .venv/ready-$(shell cat envs/requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+run: $(READY)
+	snakemake --cores $(CORES) --configfile $(CONFIG)
+
+test: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+	pytest
+
+setup: $(READY)
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed (sudo apt install python3), or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		{ echo "error: this Python cannot make environments: sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	python -m pip install $(shell grep '^torch==' envs/requirements.lock)
+	python -m pip install --requirement envs/requirements.lock
+	python -m pip install --no-deps --no-build-isolation --editable .
+	@rm -f .venv/ready-*
+	@touch $@
+
+.PHONY: run test setup

@@ -1,0 +1,115 @@
+"""A whole run on a tiny Llama, through the real `snakemake` command, once for all tests here."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, what configured it, and what the first command printed."""
+
+    folder: Path
+    config: dict
+    printed: str
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results" / self.config["run"]
+
+    def snakemake(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `snakemake` in the run's folder, with the run's config or another."""
+        return snakemake(self.folder, config or self.config, *arguments)
+
+
+def snakemake(folder: Path, config: dict, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the repository's Snakefile in ``folder``, as a user would."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    return subprocess.run(
+        [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml"), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+def _bigbench(folder: Path) -> dict:
+    """Put an archive with one task of BIG-bench's form where downloads are kept; return what names it in a config."""
+    examples = [
+        {"input": f"Which of these is the number {i}?", "target_scores": {str(i): 1, str(i + 1): 0, "none": 0}}
+        for i in range(6)
+    ]
+    content = json.dumps({"name": "numbers", "description": "Numbers.", "examples": examples}).encode()
+    archive = folder / ".downloads" / "bigbench-1.0.0.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("bigbench-1.0.0/bigbench/benchmark_tasks/numbers/task.json")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return {
+        "package": "bigbench==1.0.0",
+        "format": "sdist",
+        "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A config for a three-layer Llama, with seconds of training, no downloads and two shards of layers."""
+    own_text = [{"type": "parent-samples", "batch_size": 8}]
+    documents = [{"text": f"Document {i} tells of the number {i}, of {i + 1} and of {i * i}."} for i in range(64)]
+    text_file = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    text_file.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return {
+        "run": "tiny",
+        "seed": 1,
+        "parent": {
+            "source": {"type": "local", "path": str(tiny_parent("llama"))},
+            "num_layers": 3,
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+        },
+        "corpus": {
+            "sequence_length": 32,
+            "distil": {"tokens": 512, "sources": own_text},
+            "score": {"tokens": 128, "sources": own_text},
+            "finetune": {"tokens": 256, "sources": own_text},
+            "heldout": {"tokens": 128, "sources": [*own_text, {"type": "local", "paths": [str(text_file)]}]},
+        },
+        "library": {"attention": ["gqa-1", "no-op"], "ffn": ["linear", "no-op"], "layers_per_shard": 2},
+        "scenarios": {"chat": {"prefill": 16, "generate": 4, "batch_sizes": [1]}},
+        "costs": {"stack_megabytes": 1, "repeats": 3},
+        "targets": {
+            "small": {
+                "constraints": [{"quantity": "parameters", "max": 0.9}],
+                "solutions": 2,
+                "max_shared": 0.9,
+            }
+        },
+        "headline": "small",
+        "finetune": {"batch_size": 2, "micro_batch_size": 2},
+    }
+
+
+@pytest.fixture(scope="session")
+def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The whole pipeline, finished."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config | {"evaluation": {"tasks": ["numbers"], "task_archive": _bigbench(folder)}}
+    done = snakemake(folder, config, "--cores", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Run(folder, config, done.stdout + done.stderr)

@@ -1,0 +1,154 @@
+"""Initial weights of every block against explicit arithmetic."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tangram.blocks import get_block
+from tangram.blocks.calibration import Calibration, ridge_regression
+from tangram.blocks.layer import build_layer
+from tangram.blocks.linear import value_output_map
+from tangram.blocks.width import channel_contribution
+from tangram.errors import TangramError
+from tangram.families import Shape, decoder_layers
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=10,
+        vocab_size=50,
+        attention_bias=True,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def shape(model):
+    return Shape.of(model.config)
+
+
+def calibration_of(module, tokens=200, hidden=24):
+    inputs = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(1))
+    return Calibration(inputs, module(inputs), torch.ones(tokens), 1e-9)
+
+
+def run(model, layer, hidden):
+    from tangram.activations import layer_context
+
+    return layer(hidden, **layer_context(model, hidden))
+
+
+def test_pooled_heads_are_the_means_of_their_groups(model, shape):
+    attention = decoder_layers(model)[0].self_attn
+    weights = get_block("attention", "gqa-2").initialise(attention, shape, None)
+    for name in ("k_proj", "v_proj"):
+        full = getattr(attention, name).weight
+        for group in range(2):
+            rows = [full[head * 10 : (head + 1) * 10] for head in (2 * group, 2 * group + 1)]
+            torch.testing.assert_close(
+                weights[f"{name}.weight"][group * 10 : (group + 1) * 10], torch.stack(rows).mean(0)
+            )
+    assert weights["k_proj.bias"].shape == (20,)
+
+
+def test_pooling_equal_heads_changes_nothing(model, shape):
+    """Merging heads that are copies of each other is exact: query groups keep their order."""
+    layer = decoder_layers(model)[0]
+    for name in ("k_proj", "v_proj"):
+        for tensor in getattr(layer.self_attn, name).parameters():
+            heads = tensor.unflatten(0, (2, 2, 10))
+            tensor.copy_(heads[:, :1].expand_as(heads).flatten(0, 2))
+    weights = get_block("attention", "gqa-2").initialise(layer.self_attn, shape, None)
+    child = build_layer(model, 0, "attention", "gqa-2", weights)
+    hidden = torch.randn(2, 7, 24)
+    torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
+
+
+def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
+    ffn = decoder_layers(model)[0].mlp
+    calibration = calibration_of(ffn)
+    expected = []
+    for channel in range(32):
+        column = ffn.down_proj.weight[:, channel].clone()
+        ffn.down_proj.weight[:, channel] = 0
+        expected.append((ffn(calibration.inputs) - calibration.outputs).norm(dim=-1).mean())
+        ffn.down_proj.weight[:, channel] = column
+    torch.testing.assert_close(channel_contribution(ffn, calibration), torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_dropping_dead_channels_changes_nothing(model, shape):
+    layer = decoder_layers(model)[0]
+    dead = torch.randperm(32)[:16]
+    layer.mlp.down_proj.weight[:, dead] = 0
+    weights = get_block("ffn", "width-0.5").initialise(layer.mlp, shape, calibration_of(layer.mlp))
+    child = build_layer(model, 0, "ffn", "width-0.5", weights)
+    assert child.mlp.up_proj.weight.shape == (16, 24)
+    hidden = torch.randn(2, 7, 24)
+    torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
+
+
+def test_value_output_map_is_attention_to_oneself(model, shape):
+    """With one token in the sequence attention is exactly ``W_o repeat(W_v)``, heads·head_dim ≠ hidden included."""
+    layer = decoder_layers(model)[0]
+    attention = layer.self_attn
+    for projection in (attention.v_proj, attention.o_proj):
+        projection.bias.zero_()
+    hidden = torch.randn(3, 1, 24)
+    expected = run(model, layer, hidden) - hidden
+    middle = hidden + layer.input_layernorm(hidden) @ value_output_map(attention, shape).T
+    torch.testing.assert_close(middle - hidden + layer.mlp(layer.post_attention_layernorm(middle)), expected)
+
+
+def test_linear_ffn_recovers_a_planted_map(model, shape):
+    inputs = torch.randn(400, 24)
+    planted, bias = torch.randn(24, 24), torch.randn(24)
+    calibration = Calibration(inputs, inputs @ planted.T + bias, torch.ones(400), 1e-9)
+    weights = get_block("ffn", "linear").initialise(decoder_layers(model)[0].mlp, shape, calibration)
+    torch.testing.assert_close(weights["linear_mlp.weight"], planted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights["linear_mlp.bias"], bias, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), ridge=st.floats(1e-6, 10.0))
+def test_ridge_equals_augmented_least_squares(seed, ridge):
+    """Ridge towards a prior is least squares with one extra row per coefficient; solved here by NumPy's lstsq."""
+    random = np.random.default_rng(seed)
+    x, y, prior = random.normal(size=(40, 5)), random.normal(size=(40, 3)), random.normal(size=(3, 5))
+    w = random.uniform(0.1, 1, size=40)
+    fitted, bias = ridge_regression(*(torch.from_numpy(a) for a in (x, y, w)), ridge, torch.from_numpy(prior))
+    share = w / w.sum()
+    mean_x, mean_y = share @ x, share @ y
+    root = np.sqrt(share)[:, None]
+    strength = ridge * np.mean(share @ (x - mean_x) ** 2)
+    rows = np.vstack([root * (x - mean_x), np.sqrt(strength) * np.eye(5)])
+    targets = np.vstack([root * (y - mean_y), np.sqrt(strength) * prior.T])
+    expected = np.linalg.lstsq(rows, targets, rcond=None)[0].T
+    np.testing.assert_allclose(fitted.numpy(), expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(bias.numpy(), mean_y - expected @ mean_x, rtol=1e-6, atol=1e-8)
+
+
+def test_no_op_leaves_the_residual_and_the_other_subblock(model):
+    layer = decoder_layers(model)[1]
+    hidden = torch.randn(2, 5, 24)
+    without_attention = build_layer(model, 1, "attention", "no-op", {})
+    assert without_attention.input_layernorm is None
+    expected = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    torch.testing.assert_close(run(model, without_attention, hidden), expected)
+
+
+def test_unknown_variants_are_refused():
+    with pytest.raises(TangramError, match="not a variant of ffn"):
+        get_block("ffn", "gqa-1")
