@@ -51,7 +51,7 @@ def main() -> None:
                 {"quantity": "memory", "max": memory, "scenario": "chat"},
             ]
         }
-        tables = library(7, 80, ATTENTION, FFN)
+        tables = library(7, 80, ATTENTION, FFN, noise=0.0)
         one, (best,) = seconds_of(lambda: solve(tables.problem(target), Search()))
         ten, solutions = seconds_of(lambda: solve(tables.problem({**target, "solutions": 10}), Search()))
         naive, optimum = seconds_of(lambda: scipy_milp(tables.problem(target)))

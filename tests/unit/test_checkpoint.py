@@ -1,7 +1,6 @@
 """The parent: every source ends as one plain checkpoint with the same logits; every damage is one clear line."""
 
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -13,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tangram import checkpoint
+from tangram.cli import run
+from tangram.commands.fetch_parent import fetch_parent
 from tangram.config import Parent, slice_of
 from tangram.errors import TangramError
 from tangram.files import sha256_of
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FAMILIES = [
     ("llama", {"tie_word_embeddings": True}),
@@ -281,33 +283,41 @@ def test_damage_is_one_line_and_leaves_nothing(copy, tmp_path, damage, message):
 
 def test_numbers_that_plan_the_run_must_be_the_checkpoint_s(tiny_parent, tmp_path):
     with pytest.raises(
-        TangramError, match="says num_layers: 4, num_kv_heads: 1, but .* num_layers: 3, num_kv_heads: 2"
+        TangramError, match=r"says num_layers: 4, num_kv_heads: 1, but .* num_layers: 3, num_kv_heads: 2"
     ):
         checkpoint.fetch(local(tiny_parent("llama"), num_layers=4, num_kv_heads=1), tmp_path / "p", "float32", {})
 
 
-def fetch_command(source: dict, output: Path, **kwargs) -> subprocess.CompletedProcess:
+def arguments(source: dict, output: Path) -> list[str]:
     settings = slice_of(
         Parent.model_validate({"source": source, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2})
     )
-    command = [sys.executable, "-m", "tangram.commands.fetch_parent", "--settings", settings, "--output", output]
-    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+    return ["fetch_parent", "--settings", settings, "--output", str(output)]
 
 
-def test_offline_the_hub_is_one_line(tmp_path):
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = fetch_command({"type": "hub", "repo": "no/such", "revision": "main"}, tmp_path / "parent", env=offline)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot download no/such at main from the hub")
-    assert done.stderr.count("\n") == 1
+def failure(monkeypatch, capsys, source: dict, output: Path) -> str:
+    """Run the command as it runs in a job and return its only line on standard error."""
+    monkeypatch.setattr(sys, "argv", arguments(source, output))
+    with pytest.raises(SystemExit) as stop:
+        run(fetch_parent)
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tiny_parent, tmp_path):
+def test_offline_the_hub_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = {"type": "hub", "repo": "no/such", "revision": "main"}
+    message = failure(monkeypatch, capsys, source, tmp_path / "parent")
+    assert message.startswith("error: cannot download no/such at main from the hub")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tiny_parent, tmp_path, monkeypatch, capsys):
     (tmp_path / "results").write_text("a file where the folder should be")
-    done = fetch_command({"type": "local", "path": str(tiny_parent("llama"))}, tmp_path / "results" / "parent")
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: cannot write {tmp_path}/results/parent")
-    assert done.stderr.count("\n") == 1
+    source = {"type": "local", "path": str(tiny_parent("llama"))}
+    message = failure(monkeypatch, capsys, source, tmp_path / "results" / "parent")
+    assert message.startswith(f"error: cannot write {tmp_path}/results/parent")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_parent, tmp_path):
@@ -315,8 +325,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_parent, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     source = {"type": "local", "path": str(tiny_parent("llama"))}
-    done = fetch_command(source, tmp_path / "results" / "parent", preexec_fn=small_files)
+    command = [sys.executable, "-m", "tangram.commands.fetch_parent", *arguments(source, tmp_path / "r" / "parent")[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: cannot write {tmp_path}/results/parent")
+    assert done.stderr.startswith(f"error: cannot write {tmp_path}/r/parent")
     assert done.stderr.count("\n") == 1
-    assert list((tmp_path / "results").iterdir()) == []
+    assert list((tmp_path / "r").iterdir()) == []

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tangram import packages
 from tangram.config import PackageFile
 from tangram.errors import TangramError

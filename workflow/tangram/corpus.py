@@ -51,8 +51,8 @@ def split_of(key: str) -> str:
 
 def source_name(source: TextSource) -> str:
     """Return how tables and messages call a source."""
-    detail = {HubText: "repo", PackageText: "package"}.get(type(source))
-    return f"{source.type}:{getattr(source, detail)}" if detail else source.type
+    detail = getattr(source, "repo", None) or getattr(source, "package", None)
+    return f"{source.type}:{detail}" if detail else source.type
 
 
 def _seed(seed: int, split: str, index: int) -> int:
@@ -83,27 +83,30 @@ def _package_documents(source: PackageText) -> Iterator[str]:
 def _local_dataset(source: LocalText) -> Any:
     from datasets import Value, concatenate_datasets, load_dataset
 
-    parts = []
+    files: dict[str, list[str]] = {}
     for pattern in source.paths:
-        files = sorted(glob.glob(pattern, recursive=True))
-        if not files:
+        matching = sorted(glob.glob(pattern, recursive=True))
+        if not matching:
             raise TangramError(f"corpus: no file matches '{pattern}'")
-        for file in files:
+        for file in matching:
             if (loader := _LOADERS.get(Path(file).suffix)) is None:
                 raise TangramError(f"corpus: {file} is not one of {', '.join(_LOADERS)}")
-            if not Path(file).stat().st_size:
-                continue
-            column = "text" if loader == "text" else source.text_column
-            options = {"sample_by": "document"} if loader == "text" else {}
-            try:
-                part = load_dataset(loader, data_files=file, split="train", **options)
-            except Exception as error:  # datasets wraps what its readers raise in classes of its own
-                raise TangramError(f"corpus: {file} cannot be read as {loader}: {error.__cause__ or error}") from error
-            _check_column(part.column_names, column, file)
-            part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-            parts.append(part.cast_column("text", Value("string")))
-    if not parts:
+            if Path(file).stat().st_size:  # the readers of datasets refuse empty files
+                files.setdefault(loader, []).append(file)
+    if not files:
         raise TangramError(f"corpus: {', '.join(source.paths)}: all files are empty")
+    parts = []
+    for loader, paths in files.items():
+        where = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
+        column, options = (source.text_column, {}) if loader != "text" else ("text", {"sample_by": "document"})
+        try:
+            part = load_dataset(loader, data_files=paths, split="train", **options)
+        except Exception as error:  # datasets wraps what its readers raise in classes of its own
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise TangramError(f"corpus: {where} cannot be read as {loader}: {reason}") from error
+        _check_column(part.column_names, column, where)
+        part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
+        parts.append(part.cast_column("text", Value("string")))
     return concatenate_datasets(parts)
 
 
@@ -279,7 +282,7 @@ def parent_samples(
             rows = slice(start, start + source.batch_size)
             given, drawn = prefix[rows].to(model.device), uniforms[rows].to(model.device)
             for row in sample(model, given, drawn, allowed, source.temperature, progress).tolist():
-                yield Sequence(row, [document_hash(tokenizer.decode(row[len(opening) :]))], [0])
+                yield Sequence(row, [document_hash(str(tokenizer.decode(row[len(opening) :])))], [0])
 
 
 # --- the split ------------------------------------------------------------------------------------------------------

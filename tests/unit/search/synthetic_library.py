@@ -45,10 +45,12 @@ def library(
     ffn: dict[str, float] = FFN,
     scenarios: dict[str, Scenario] | None = None,
     pairs: float = 0.0,
+    noise: float = 0.002,
 ) -> Library:
     """Build tables; ``attention`` and ``ffn`` map variants to their cost relative to the parent's subblock.
 
-    Every job has its own drift of the clock; ``pairs`` is the share of pairs that are scored as a whole.
+    Every job has its own drift of the clock; ``pairs`` is the share of pairs that are scored as a whole;
+    ``noise`` may make a score negative.
     """
     random = np.random.default_rng(seed)
     scenarios = scenarios or {"chat": Scenario(prefill=128, generate=32, batch_sizes=(4,))}
@@ -57,7 +59,7 @@ def library(
     for layer in range(num_layers):
         for kind, variants in kinds.items():
             for variant, ratio in variants.items():
-                value = random.gamma(1.0, 0.1) * (1.05 - ratio) ** 2 + random.normal(0, 0.002)  # may be negative
+                value = random.gamma(1.0, 0.1) * (1.05 - ratio) ** 2 + random.normal(0, noise)
                 scores.append(score(layer, kind, variant, value))
         for a in attention:
             for f in ffn:

@@ -9,7 +9,6 @@ from tangram.families import Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tangram.blocks.calibration import Calibration
 
@@ -30,7 +29,7 @@ class Block:
         """Return this block's entries in a layer's `per_layer_config`; empty for the parent's own shape."""
         raise NotImplementedError
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return the subblock's initial weights by name (`k_proj.weight`, …), from the parent's, without training."""
         raise NotImplementedError
 
@@ -44,6 +43,6 @@ class ParentBlock(Block):
         """Return no overrides."""
         return {}
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return the parent's weights."""
         return dict(parent.state_dict())

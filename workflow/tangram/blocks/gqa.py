@@ -12,7 +12,6 @@ from tangram.families import Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tangram.blocks.calibration import Calibration
 
@@ -29,7 +28,7 @@ class GroupedQuery(Block):
         """Return the number of KV heads."""
         return {"num_key_value_heads": self.kv_heads}
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Average the K and V projections (and biases) of each merged group of heads; keep the rest."""
         weights = dict(parent.state_dict())
         for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:

@@ -14,12 +14,11 @@ from tangram.families import Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tangram.blocks.calibration import Calibration
 
 
-def value_output_map(parent: nn.Module, shape: Shape) -> torch.Tensor:
+def value_output_map(parent: Any, shape: Shape) -> torch.Tensor:
     """Return ``W_o · repeat_groups(W_v)``, ``(hidden, hidden)``: attention when each token sees only itself."""
     values = parent.v_proj.weight.detach().unflatten(0, (shape.kv_heads, shape.head_dim))
     repeated = values.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
@@ -35,7 +34,7 @@ class LinearMap(Block):
         """Return the mark that `child/modeling.py` builds a linear map from."""
         return {"linear": [CONFIG_NAME[self.kind]]}
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit the map to the parent's outputs."""
         if self.kind == "attention":
             prior, name = value_output_map(parent, shape), "linear_attn"

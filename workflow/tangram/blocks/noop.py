@@ -9,7 +9,6 @@ from tangram.families import Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tangram.blocks.calibration import Calibration
 
@@ -23,6 +22,6 @@ class NoOp(Block):
         """Return the skip of this kind."""
         return {"skip": [CONFIG_NAME[self.kind]]}
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return no weights."""
         return {}

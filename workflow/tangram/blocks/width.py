@@ -9,12 +9,11 @@ from tangram.families import Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from tangram.blocks.calibration import Calibration
 
 
-def channel_contribution(parent: nn.Module, calibration: Calibration) -> torch.Tensor:
+def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
     """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
     hidden = parent.act_fn(parent.gate_proj(calibration.inputs)) * parent.up_proj(calibration.inputs)
     weights = calibration.weights[:, None] / calibration.weights.sum()
@@ -33,7 +32,7 @@ class NarrowFFN(Block):
         """Return the intermediate size."""
         return {"intermediate_size": shape.width(self.ratio)}
 
-    def initialise(self, parent: nn.Module, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Keep the channels of largest contribution, in the parent's order."""
         keep = channel_contribution(parent, calibration).topk(shape.width(self.ratio)).indices.sort().values
         weights = dict(parent.state_dict())

@@ -19,7 +19,7 @@ def _checksum(piece: Mapping[str, "torch.Tensor"]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(piece.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -29,7 +29,7 @@ def pick_pieces(
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     output: Annotated[str, typer.Option(help="architecture.json to write")],
 ) -> None:
-    """Write what decides whether a child must be built again: the same choices of the same weights give the same bytes."""
+    """Write what a child is made of: the same choices of the same weights give the same bytes."""
     import dataclasses
     import json
 

@@ -111,7 +111,7 @@ def train(
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(
-        parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay
+        parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
     )
     first, rows = 0, list[dict[str, Any]]()
     if checkpointing and checkpointing.path.exists():

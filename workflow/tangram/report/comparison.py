@@ -13,7 +13,7 @@ import pandas as pd
 from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, PARENT_KEY, Estimate, Key, Results
 
-VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "-"}  # for people
+VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}  # for people  # noqa: RUF001
 CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 
 

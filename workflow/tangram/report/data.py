@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,19 +87,15 @@ class Results:
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return what was measured of one model, or None."""
-        for frame in (self.evaluations, self.tasks):
-            found = frame[
-                (frame["target"] == key.target)
-                & (frame["rank"] == key.rank)
-                & (frame["model"] == key.model)
-                & (frame["task"] == task)
-                & (frame["metric"] == metric)
-            ]
-            if len(found):
-                row = found.iloc[0]
-                error = float(row["standard_error"])
-                return Estimate(float(row["value"]), None if math.isnan(error) else error, int(row["n"]))
-        return None
+        return self._estimates.get((*key, task, metric))
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, ...], Estimate]:
+        found: dict[tuple[str, ...], Estimate] = {}
+        for row in rows_of(pd.concat([self.tasks, self.evaluations])):
+            error = None if math.isnan(row.standard_error) else row.standard_error
+            found[row.target, row.rank, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
+        return found
 
     def heldout(self, key: Key, metric: str) -> Estimate | None:
         """Return a quality on held-out text; the parent's KL to itself is 0 and its agreement 1."""

@@ -82,11 +82,15 @@ def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
     head = f'<svg class="plot" {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt)}">'
     text = head + text[text.index(">") + 1 :]
     used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r"-?\d+\.\d{2,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _short, tag[0]), text)  # not what is written
     text = text.replace("'DejaVu Sans'", "inherit").replace("font-family: inherit", "")
     text = re.sub(r"font: ([\w. ]*?)([\d.]+px) inherit(, [\w-]+)*", r"font-size: \2", text)
     return re.sub(r"\n\s*", "\n", themed(text))
+
+
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _figure(columns: int, rows: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -117,15 +121,13 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.35) -> None:
+def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.45) -> None:
     """Write labels right of the ends of lines: (x, y, text, colour), moved apart where they would touch."""
     if not ends:
         return
-    figure = axis.get_figure(root=True)
-    assert figure is not None  # it was just drawn
-    figure.draw_without_rendering()
+    axis.autoscale_view()
     pixels = axis.transData.transform([(x, y) for x, y, _, _ in ends])
-    scale = figure.dpi / 72
+    scale = axis.figure.dpi / 72
     moved = spread([y for _, y in pixels], gap * size * scale)
     for (x, y, text, colour), (_, old), new in zip(ends, pixels, moved, strict=True):
         offset = (8, (new - old) / scale)
@@ -265,7 +267,7 @@ def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
             kept = trained["kept"] == "trained"
             axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=colour)
             axis.plot(trained["layer"][~kept], after[~kept], "x", ms=4.5, color=INK, mew=1.1)
-            said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "nothing to train"
+            said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "not trained"
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'} {variant}", color=INK)
             axis.text(0.99, 1.04, said, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
             axis.set_yscale("log")
@@ -298,25 +300,27 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
         return None
     named = frame["series"].str.extract(r"^(\w+) (\S+) layer (\d+)$")
     frame = frame.assign(kind=named[0], variant=named[1])
+    kinds = [kind for kind in KINDS if (frame["kind"] == kind).any()]
 
     def draw() -> Figure:
-        figure, axes = _figure(2, 1, 11.0, 3.3, sharey=True)
-        for axis, kind in zip(axes, KINDS, strict=True):
+        figure, axes = _figure(len(kinds), 1, 11.0 if len(kinds) > 1 else 6.0, 3.3, sharey=True)
+        for axis, kind in zip(axes, kinds, strict=True):
             ends = []
             for variant in results.variants(kind):
                 part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)]
                 if not len(part):
                     continue
                 table = part.pivot_table(index="tokens", columns="series", values="value").sort_index()
-                relative = (table / table.iloc[0]).to_numpy()
-                tokens = table.index.to_numpy(dtype=float)
+                smooth = table.rolling(max(1, len(table) // 8)).mean().dropna()
+                relative = (smooth / smooth.iloc[0]).to_numpy()
+                tokens = smooth.index.to_numpy(dtype=float)
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
                 axis.fill_between(bands[0][0], bands[0][1], bands[2][1], color=colours[variant], alpha=0.14, lw=0)
                 axis.plot(*bands[1], color=colours[variant])
                 ends.append((bands[1][0][-1], bands[1][1][-1], variant, colours[variant]))
-            axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss / first step’s loss")
-            _token_axis(axis)
+            axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
             axis.set_ylim(bottom=0)
+            _token_axis(axis)
             _label_ends(axis, ends)
         return figure
 

@@ -602,7 +602,7 @@ def _training(results: Results, colours: dict[str, str]) -> Section:
         (
             figures.bld_curves(results, colours),
             "Blocks: training curves",
-            "Median over layers; the band holds the middle 80 % of them.",
+            "Running mean of the training losses: median over layers, and a band that holds the middle 80 % of them.",
         ),
         (
             figures.gkd_curves(results),
@@ -695,7 +695,7 @@ def _origin(results: Results) -> Section:
     settings = results.settings
     section = Section("provenance", "Provenance", "What made these numbers: enough to make them again.")
     about = {name.removeprefix("tangram."): value for name, value in results.parent.items()}
-    hidden = {"command", "code", "versions", "device"}
+    hidden = {"command", "code", "settings", "versions", "device"}  # they stand among the tables' below
     rows = [[name, value] for name, value in _flat("", {k: v for k, v in about.items() if k not in hidden})]
     if rows:
         section.parts.append(Table(["parent", ""], rows, labels=2, title="The parent"))

@@ -1,0 +1,101 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from tangram.report.comparison import compare, decide, interpolate, rank_correlation, scored_children
+from tangram.report.data import Estimate, Key, load_results
+from tangram.tables import EVALUATION, SCORES, read_table
+
+POINTS = [
+    (Estimate(1.0, 0.0), Estimate(0.0, 0.0)),
+    (Estimate(1.3, 0.01), Estimate(0.9, 0.03)),
+    (Estimate(1.15, 0.02), Estimate(0.5, 0.02)),
+]
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.07, 1.15, 1.2, 1.3])
+def test_interpolation_is_linear_in_speed_whatever_the_order_of_points(speed):
+    expected = np.interp(speed, [1.0, 1.15, 1.3], [0.0, 0.5, 0.9])
+    assert interpolate(POINTS, Estimate(speed)).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("speed", [0.99, 1.31])
+def test_nothing_is_extrapolated(speed):
+    assert interpolate(POINTS, Estimate(speed)) is None
+
+
+def test_standard_error_is_that_of_first_order_propagation():
+    def at(values):
+        low, middle, top, speed = values[:2], values[2:4], values[4:6], values[6]
+        return np.interp(speed, [low[0], middle[0], top[0]], [low[1], middle[1], top[1]])
+
+    centre = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
+    errors = np.array([0.0, 0.0, 0.02, 0.02, 0.01, 0.03, 0.008])
+    step = 1e-6
+    slopes = [(at(centre + step * unit) - at(centre - step * unit)) / (2 * step) for unit in np.eye(7)]
+    expected = math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors, strict=True)))
+    assert interpolate(POINTS, Estimate(1.22, 0.008)).standard_error == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("difference", "verdict"), [(-0.5, "child"), (0.5, "baseline"), (-0.19, "tie"), (0.19, "tie"), (0.0, "tie")]
+)
+def test_less_than_two_standard_errors_is_a_tie(difference, verdict):
+    assert decide(Estimate(difference, 0.1)) == verdict
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=12))
+def test_rank_correlation_equals_scipys_with_ties(pairs):
+    first, second = zip(*pairs, strict=True)
+    found = rank_correlation(first, second)
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(spearmanr(first, second).statistic)
+
+
+def test_rank_correlation_of_two_points_says_nothing():
+    assert rank_correlation([1, 2], [1, 2]) is None
+
+
+def value_of(folder, target, rank, model, task, metric):
+    frame = read_table(folder / "targets" / target / rank / "evaluation.parquet", EVALUATION).set_index(
+        ["model", "task", "metric"]
+    )
+    return frame["value"][model, task, metric]
+
+
+def test_every_child_meets_the_baseline_at_its_own_measured_speed(complete):
+    results = load_results(complete)
+    found = compare(results, "kl", "finetuned")
+    targets = list(results.settings.targets)
+    assert [comparison.key for comparison in found] == [Key(target, "0", "finetuned") for target in targets]
+    x = [1.0, *(value_of(complete, target, "layers-dropped", "child", "chat", "speedup") for target in targets)]
+    y = [0.0, *(value_of(complete, target, "layers-dropped", "finetuned", "heldout", "kl") for target in targets)]
+    for comparison, target in zip(found, targets, strict=True):
+        speed = value_of(complete, target, "0", "child", "chat", "speedup")
+        own = value_of(complete, target, "0", "finetuned", "heldout", "kl")
+        assert comparison.speed.value == speed
+        assert comparison.baseline.value == pytest.approx(np.interp(speed, x, y))
+        assert comparison.difference.value == pytest.approx(own - np.interp(speed, x, y))
+
+
+def test_sum_of_scores_adds_every_changed_piece_once(complete):
+    frame = read_table(complete / "scores.parquet", SCORES)
+    kl = frame[frame["metric"] == "kl"].set_index(["layer", "kind", "variant"])["value"]
+    results = load_results(complete)
+    children = {(child.target, child.rank): child for child in scored_children(results)}
+    assert set(children) == set(results.architectures)
+    for key, architecture in results.architectures.items():
+        expected = sum(
+            kl[layer, kind, getattr(choice, kind)]
+            for layer, choice in enumerate(architecture)
+            for kind in ("attention", "ffn")
+            if getattr(choice, kind) != "parent"
+        )
+        assert children[key].score == pytest.approx(expected)

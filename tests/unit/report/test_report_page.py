@@ -1,0 +1,251 @@
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+import itertools
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from conftest import TASKS, settings_of, write_results
+from tangram.errors import TangramError
+from tangram.report.data import Estimate, Settings, load_results
+from tangram.report.figures import render, spread
+from tangram.report.page import render_page
+from tangram.report.style import estimate, number
+from tangram.report.summary import summary_text
+from tangram.report.timing import stage_seconds
+from tangram.tables import EVALUATION, read_table
+
+
+class Page(HTMLParser):
+    """The text of every table, by the id of its section, as rows of cells; every tag with its attributes; every id."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.rows, self.section, self.text = [], {}, "", ""
+        self.open = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "path", "rect", "use", "circle"):
+            self.open.append(tag)
+        if tag == "section":
+            self.section = dict(attributes)["id"]
+        if tag == "tr":
+            self.rows.setdefault(self.section, []).append([])
+        if tag in ("td", "th"):
+            self.rows[self.section][-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            assert self.open.pop() == tag, f"{tag} closes what it did not open"
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[self.section][-1][-1] += data
+
+    def row(self, section, label):
+        return next(row for row in self.rows[section] if row and row[0] == label)
+
+
+@pytest.fixture(scope="module")
+def html(complete):
+    return render_page(load_results(complete, settings_of()))
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_results(tmp_path / "small", layers=4)
+
+
+def measured(complete, target, rank, model, task, metric):
+    frame = read_table(complete / "targets" / target / rank / "evaluation.parquet", EVALUATION)
+    row = frame.set_index(["model", "task", "metric"]).loc[(model, task, metric)]
+    return row["value"], row["standard_error"]
+
+
+def test_headline_says_how_fast_and_how_close_the_child_is(complete, html):
+    value, _ = measured(complete, "speed-1.2", "0", "child", "chat", "speedup")
+    assert f"SmolLM2-135M-Instruct, {value:.2f} × as fast" in html
+    facts = re.findall(r'<div class="fact"><strong>(.*?)<small>', html)
+    kl, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "kl")
+    perplexity, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "perplexity")
+    agreement, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "agreement")
+    expected = [f"{value:.2f}", f"{kl:.3f}", f"{perplexity:.1f}", f"{100 * agreement:.1f}", f"{35.8 - 2.6:.1f}"]
+    assert facts == expected
+    assert "predicted 1.204" in html
+    assert "dequantised from Q4_1 GGUF" in html
+
+
+def test_every_measured_model_has_its_row(complete, page):
+    for target in settings_of().targets:
+        for rank, words in (("0", ""), ("layers-dropped", ", layers dropped")):
+            for model, stage in (("child", "before finetuning"), ("finetuned", "finetuned")):
+                row = page.row("measurements", f"{target}{words}, {stage}")
+                for cell, metric in zip(row[1:], ("kl", "perplexity", "lm_loss", "agreement"), strict=False):
+                    value, error = measured(complete, target, rank, model, "heldout", metric)
+                    shown, shown_error = (float(part.replace(",", "")) for part in cell.split(" ± "))
+                    assert shown == pytest.approx(value, abs=error / 2)
+                    assert shown_error == pytest.approx(error, rel=0.15)
+                assert row[-1] == "4,080"
+
+
+def test_tasks_show_accuracies_and_paired_differences(page):
+    for task, (n, accuracy) in TASKS.items():
+        row = page.row("tasks", task)
+        assert row[1:3] == [str(n), "25.0 %"]
+        assert [float(cell.split(" ±")[0].replace("−", "-")) for cell in row[3:]] == pytest.approx(
+            [100 * accuracy, 100 * accuracy - 5, -5, 100 * accuracy - 2, -2], abs=0.51
+        )
+
+
+def test_predictions_stand_beside_measurements(page):
+    row = page.row("speed", "speed-1.4")
+    assert row[1] == "1.404 ×"
+    assert row[2].startswith("1.410")
+    assert row[3] == f"−{100 * (1 - 1.4042 / 1.41):.1f} %"
+
+
+def test_solver_says_bound_gap_and_slack(page):
+    row = page.row("solver", "speed-1.2")
+    assert row[2:5] == ["≥ 480.0 tokens/s", "481.2 tokens/s", "0.25 %"]
+    assert row[5:] == ["0.0123", "0.08642", "0.08642", "0"]
+
+
+def test_stage_seconds_are_those_of_the_benchmarks(complete, page):
+    found = stage_seconds(load_results(complete))
+    assert found == [("fetch_parent", 1, 14.2), ("build_corpus", 2, 82.0), ("distill_blocks", 8, 264.0)]
+    assert page.row("time", "total")[1:3] == ["11", "6 min 00 s"]
+
+
+def test_every_layer_of_the_chosen_child_is_on_the_map(complete, html):
+    architecture = load_results(complete, settings_of()).architectures["speed-1.2", "0"]
+    skyline = html[: html.index("</header>")]
+    for layer, choice in enumerate(architecture):
+        assert f"<title>layer {layer} · attention · {choice.attention}" in skyline
+        assert f"<title>layer {layer} · ffn · {choice.ffn}" in skyline
+
+
+def test_coordinates_are_rounded_but_never_what_is_written():
+    def draw():
+        figure = Figure()
+        figure.text(0.123456789, 0.5, "0.0012345")
+        return figure
+
+    svg = render("name", "alt", draw)
+    assert ">0.0012345<" in svg
+    assert not re.search(r"\d\.\d{3}", svg.replace("0.0012345", ""))
+
+
+def test_page_is_whole_by_itself(html, page):
+    assert len(html) < 3e6
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "img", "iframe", "object", "embed", "base")]
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "data", "srcset"):
+                assert value.startswith("#"), f"<{tag} {name}={value}>"
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert not page.open or page.open == ["html"]
+
+
+def test_no_two_elements_share_an_id(page):
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_command_writes_the_same_bytes_in_another_process(complete, html, tmp_path):
+    command = ["-m", "tangram.commands.build_report", "--settings", settings_of().model_dump_json()]
+    command += ["--results", str(complete), "--output", str(tmp_path / "report.html")]
+    subprocess.run([sys.executable, *command], check=True, env={"PYTHONHASHSEED": "1"})
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
+
+
+def test_run_that_has_produced_nothing_yet_gives_a_page(tmp_path):
+    (tmp_path / "run").mkdir()
+    page = Page(render_page(load_results(tmp_path / "run", settings_of())))
+    assert "no child measured yet" in page.text
+    assert "No child has been evaluated yet." in page.text
+
+
+def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
+    for path in [*small.glob("targets/*/layers-dropped"), small / "benchmarks", small / "parent"]:
+        shutil.rmtree(path)
+    for path in [
+        *small.glob("**/tasks.parquet"),
+        *small.glob("targets/*/solutions.json"),
+        small / "calibration.parquet",
+    ]:
+        path.unlink()
+    page = Page(render_page(load_results(small, settings_of(4))))
+    assert "evaluates no tasks" in page.text
+    assert "no layers-dropped baseline" in page.text
+    assert "left no benchmarks" in page.text
+    assert page.row("frontier", "speed-1.2")[3:5] == ["–", "–"]
+
+
+def test_run_with_evaluations_only(small):
+    for name in ("library", "benchmarks"):
+        shutil.rmtree(small / name)
+    for path in [*small.glob("*.parquet"), *small.glob("targets/*/*/curves.parquet"), *small.glob("**/*.json")]:
+        path.unlink()
+    page = Page(render_page(load_results(small, settings_of(4))))
+    assert page.row("measurements", "speed-1.6, finetuned")
+
+
+def test_summary_tells_the_pages_numbers(complete, page):
+    text = summary_text(load_results(complete))
+    assert re.search(r"^total +11 +6 min 00 s$", text, re.MULTILINE)
+    assert re.search(r"^speed-1\.2 +1\.204 +1\.210 ± 0\.008 +-0\.5%$", text, re.MULTILINE)
+    for label in ("speed-1.2, finetuned", "speed-1.2, layers dropped, finetuned"):
+        line = next(line for line in text.splitlines() if line.startswith(label + " "))
+        row = page.row("measurements", label)
+        assert all(cell in line for cell in (row[1], row[2], row[4]))
+    assert re.search(r"^general_knowledge +70 +67\.0 ± 5\.6 ", text, re.MULTILINE)
+
+
+def test_folder_that_is_not_there_is_one_clear_line(tmp_path):
+    with pytest.raises(TangramError, match="is not a results folder; run the pipeline"):
+        load_results(tmp_path / "none", Settings.model_validate(settings_of().model_dump()))
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (None, "–"),
+        (Estimate(1.0), "1.00"),
+        (Estimate(0.4567, 0.0091), "0.457 ± 0.009"),
+        (Estimate(62.84, 3.14), "62.8 ± 3.1"),
+        (Estimate(-1234.5, 12.0), "−1,234 ± 12"),
+        (Estimate(0.5, 0.0), "0.500"),
+    ],
+)
+def test_estimates_are_written_to_the_place_of_their_error(found, text):
+    assert estimate(found) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(math.nan, "–"), (0.0, "0"), (0.123456, "0.123"), (1234.5, "1,234"), (3e-9, "3.00e−09")]
+)
+def test_numbers_have_three_significant_digits(value, text):
+    assert number(value) == text
+
+
+def test_labels_that_would_touch_are_moved_apart_in_order():
+    places = [5.0, 5.1, 20.0, 5.2, 19.9]
+    moved = spread(places, 2.0)
+    ordered = [moved[i] for i in sorted(range(5), key=lambda i: places[i])]
+    assert all(b - a >= 2.0 - 1e-9 for a, b in itertools.pairwise(ordered))
+    assert sum(moved) == pytest.approx(sum(places))
