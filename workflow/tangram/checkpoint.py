@@ -46,10 +46,10 @@ def _model_class(folder: Path) -> Any:
     if "auto_map" not in config:
         return AutoModelForCausalLM
     name = config["auto_map"].get("AutoModelForCausalLM", "").rpartition(".")[2]
-    known = [known for known in vars(modeling) if known.startswith("Tangram")]
+    known = {known.__name__: known for known in modeling.MODEL_CLASSES.values()}
     if name not in known:
         raise TangramError(f"{folder}/config.json: auto_map names '{name}', not one of {', '.join(known)}")
-    return getattr(modeling, name)
+    return known[name]
 
 
 def _check_files(folder: Path) -> None:

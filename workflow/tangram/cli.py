@@ -27,3 +27,5 @@ def use_threads(threads: int, seed: int = 0) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # A debugging aid of that mode, and slow; no result reads fresh memory.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (untyped attribute)

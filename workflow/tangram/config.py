@@ -156,7 +156,7 @@ class Activations(Section):
 class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
-    epochs: int = Field(3, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
+    epochs: int = Field(2, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
     learning_rate: float = Field(4e-3, gt=0, description="Peak learning rate of AdamW.")
     batch_size: int = Field(1, gt=0, description="Sequences per step.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
@@ -251,7 +251,7 @@ class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
     epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
-    learning_rate: float = Field(3e-4, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     batch_size: int = Field(2, gt=0, description="Sequences per optimiser step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
@@ -374,7 +374,7 @@ def _model_at(model: Any, parts: tuple[Any, ...]) -> type[BaseModel] | None:
             nested = [a for c in candidates for a in (c, *typing.get_args(c))]
             classes = [c for c in nested if isinstance(c, type) and issubclass(c, BaseModel)]
             tagged = [c for c in classes if "type" in c.model_fields and part in str(c.model_fields["type"].annotation)]
-            model = (tagged or classes or [None])[0]
+            model = next(iter(tagged or classes), None)
     return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
 from tangram.config import Scenario, Target
 from tangram.search.problem import CostModel, Problem, candidates_of
 
@@ -58,9 +59,10 @@ def library(
     kinds = {"attention": attention, "ffn": ffn}
     for layer in range(num_layers):
         for kind, variants in kinds.items():
+            sensitivity = random.gamma(1.0, 0.1)
             for variant, ratio in variants.items():
-                value = random.gamma(1.0, 0.1) * (1.05 - ratio) ** 2 + random.normal(0, noise)
-                scores.append(score(layer, kind, variant, value))
+                loss = sensitivity * (1.1 - ratio) ** 2 * random.lognormal(0, 0.3)
+                scores.append(score(layer, kind, variant, loss + random.normal(0, noise)))
         for a in attention:
             for f in ffn:
                 if random.random() < pairs:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from synthetic_library import library
+
 from tangram.child.architecture import LayerChoice
 from tangram.config import Scenario, Search
 from tangram.errors import TangramError

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from synthetic_library import Library, cost, library, score
+
 from tangram.child.architecture import LayerChoice
 from tangram.config import Scenario
 from tangram.errors import TangramError

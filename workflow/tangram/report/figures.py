@@ -311,7 +311,7 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
                 if not len(part):
                     continue
                 table = part.pivot_table(index="tokens", columns="series", values="value").sort_index()
-                smooth = table.rolling(max(1, len(table) // 8)).mean().dropna()
+                smooth = table.rolling(max(1, len(table) // 8)).median().dropna()  # single batches are wild
                 relative = (smooth / smooth.iloc[0]).to_numpy()
                 tokens = smooth.index.to_numpy(dtype=float)
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]

@@ -21,7 +21,7 @@ from tangram.report.comparison import VERDICTS, Comparison, compare, rank_correl
 from tangram.report.data import BEST, HELDOUT, KINDS, PARENT_KEY, Estimate, Key, Results, rows_of
 from tangram.report.prediction import constraint_facts, model_label, predicted, summary_of
 from tangram.report.style import estimate, ink_on, number, percent, seconds, variant_colours
-from tangram.report.timing import stage_seconds
+from tangram.report.timing import stage_order, stage_seconds
 
 TEMPLATES = Path(__file__).parents[2] / "report"
 KIND_NAMES = {"attention": "attention", "ffn": "FFN", "model": "embedding, final norm, LM head"}
@@ -602,7 +602,7 @@ def _training(results: Results, colours: dict[str, str]) -> Section:
         (
             figures.bld_curves(results, colours),
             "Blocks: training curves",
-            "Running mean of the training losses: median over layers, and a band that holds the middle 80 % of them.",
+            "Running medians of the training losses: their median over layers, and a band with the middle 80 %.",
         ),
         (
             figures.gkd_curves(results),
@@ -710,16 +710,18 @@ def _origin(results: Results) -> Section:
     ]
     rows += [[package, ", ".join(sorted(found))] for package, found in sorted(versions.items())]
     section.parts.append(Table(["run", settings.run], rows, labels=2, title="The run"))
-    rows = [
+    made = [(record["command"].removeprefix("tangram.commands."), record) for record in results.provenance]
+    made.sort(key=lambda pair: stage_order(pair[0]))
+    records: list[list[Cell | str]] = [
         [
-            record["command"].removeprefix("tangram.commands."),
-            record.get("code", "–"),
+            Cell(command, "name"),
+            Cell(record.get("code", "–"), "name"),
             record.get("device", "–"),
             record.get("settings", "–"),
         ]
-        for record in results.provenance
+        for command, record in made
     ]
-    if rows:
+    if records:
         heads = ["command", "code", "device", "settings"]
-        section.parts.append(Table(heads, rows, labels=4, title="Code and settings behind every table", folded=True))
+        section.parts.append(Table(heads, records, labels=4, title="Code and settings behind every table", folded=True))
     return section

@@ -25,9 +25,13 @@ STAGES = (
 )
 
 
+def stage_order(rule: str) -> tuple[int, str]:
+    """Return a sort key that puts rules in the order data flows, unknown ones last."""
+    return (STAGES.index(rule) if rule in STAGES else len(STAGES)), rule
+
+
 def stage_seconds(results: Results) -> list[tuple[str, int, float]]:
     """Return rule, jobs and summed seconds by stage, in the order data flows; without the report's own job."""
-    order = {rule: i for i, rule in enumerate(STAGES)}
     groups = results.benchmarks[results.benchmarks["rule"] != "build_report"].groupby("rule")["seconds"]
     found = [(str(rule), len(part), float(part.sum())) for rule, part in groups]
-    return sorted(found, key=lambda stage: (order.get(stage[0], len(order)), stage[0]))
+    return sorted(found, key=lambda stage: stage_order(stage[0]))

@@ -27,7 +27,6 @@ EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|)
 OPTIONS = {
     "threads": 1,
     "random_seed": 0,
-    "mip_abs_gap": 0.0,
     "mip_feasibility_tolerance": 1e-9,
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
@@ -43,6 +42,7 @@ class Solution:
         batches: batch size of every constrained scenario.
         objective: sum of scores.
         bound: no architecture (that differs enough from the earlier solutions) has a smaller sum of scores.
+        gap: distance of objective and bound, relative to the objective (see `scale_of_gap`).
         shadow_prices: by constraint: how much the LP relaxation's objective falls when its limit is loosened by 1 %.
     """
 
@@ -50,12 +50,17 @@ class Solution:
     batches: Batches
     objective: float
     bound: float
+    gap: float
     shadow_prices: tuple[float, ...]
 
-    @property
-    def gap(self) -> float:
-        """Relative distance of objective and bound."""
-        return (self.objective - self.bound) / abs(self.objective) if self.objective > self.bound else 0.0
+
+def scale_of_gap(problem: Problem, objective: float, best: Architecture | None = None) -> float:
+    """Return what a gap is relative to: the objective, or the best solution's sum of absolute scores if that is larger.
+
+    The two differ only where noise makes scores negative: sums near zero then do not ask for a gap near zero.
+    """
+    scores = [problem.candidate(layer, choice).score for layer, choice in enumerate(best or ())]
+    return max(abs(objective), math.fsum(map(abs, scores)))
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ def _optimise(
     search: Search,
     *,
     cuts: Sequence[Architecture] = (),
-    gap: float = 0.0,
+    relative_gap: float = 0.0,
+    absolute_gap: float = 0.0,
     relax: bool = False,
 ) -> _Outcome | None:
     """Minimise ``objective @ x``; None if no x is feasible.
@@ -112,7 +118,7 @@ def _optimise(
 
     result = Highs().solve(
         model,
-        solver_options={**OPTIONS, "mip_rel_gap": gap},
+        solver_options={**OPTIONS, "mip_rel_gap": relative_gap, "mip_abs_gap": absolute_gap},
         time_limit=search.time_limit,
         load_solutions=False,
         raise_exception_on_nonoptimal_result=False,
@@ -184,12 +190,23 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
     solutions: list[Solution] = []
     for rank in range(problem.target.solutions):
         gap = search.diverse_gap if rank else 0.0
-        cuts = [solution.architecture for solution in solutions]
+        earlier = [solution.architecture for solution in solutions]
+        leader = earlier[0] if earlier else None
         best: Solution | None = None
         for program in sorted(programs, key=lambda program: program.lower):
-            if best and program.lower > best.objective - gap * abs(best.objective) + _close(best.objective):
-                break
-            outcome = _optimise(problem, problem.scores, program.resources, search, cuts=cuts, gap=gap)
+            if best:
+                allowed = gap * scale_of_gap(problem, best.objective, leader)
+                if program.lower > best.objective - allowed + _close(best.objective):
+                    break
+            outcome = _optimise(
+                problem,
+                problem.scores,
+                program.resources,
+                search,
+                cuts=earlier,
+                relative_gap=gap,
+                absolute_gap=gap * scale_of_gap(problem, 0.0, leader),
+            )
             if outcome is None:
                 program.lower = math.inf
                 continue
@@ -197,13 +214,15 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
             objective = problem.objective(architecture)
             program.lower = max(program.lower, min(outcome.bound, objective))
             prices = tuple(-0.01 * float(dual) + 0.0 for dual in program.duals)
-            found = Solution(architecture, program.batches, objective, program.lower, prices)
+            found = Solution(architecture, program.batches, objective, program.lower, 0.0, prices)
             if best is None or _better(problem, found, best):
                 best = found
         if best is None:
             raise _infeasible(problem, search) if rank == 0 else _too_few(problem, rank)
         # Valid for every batch size: those not solved have lower bounds, too.
-        best = replace(best, bound=min(best.objective, *(program.lower for program in programs)))
+        bound = min(best.objective, *(program.lower for program in programs))
+        scale = scale_of_gap(problem, best.objective, leader)
+        best = replace(best, bound=bound, gap=(best.objective - bound) / scale if bound < best.objective else 0.0)
         verify(problem, search, best, solutions)
         solutions.append(best)
     return solutions
@@ -243,9 +262,10 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
         same = sum(a == b for a, b in zip(solution.architecture, other.architecture, strict=True))
         allowed = problem.target.max_shared * len(problem.candidates) + EXACT
         require(same <= allowed, f"it shares {same} layers with rank {rank}, allowed are {allowed:.1f}")
-    gap = search.diverse_gap if earlier else 0.0
-    excess = solution.objective - solution.bound - gap * abs(solution.objective)
-    require(excess <= _close(total), f"bound {solution.bound} does not prove objective {solution.objective}")
+    scale = scale_of_gap(problem, total, earlier[0].architecture if earlier else None)
+    allowed = (search.diverse_gap if earlier else 0.0) * scale + _close(total)
+    proven = max(solution.objective - solution.bound, solution.gap * scale) <= allowed
+    require(proven, f"bound {solution.bound} does not prove objective {solution.objective}")
 
 
 def describe(constraint: Constraint) -> str:
@@ -282,7 +302,7 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
         kept = Resources(resources.usage[others], resources.fixed[others])
-        outcome = _optimise(problem, resources.usage[row], kept, search, gap=1e-4)
+        outcome = _optimise(problem, resources.usage[row], kept, search, relative_gap=1e-4)
         if outcome is not None:
             usage = float(resources.usage[row] @ np.round(outcome.values) + resources.fixed[row])
             factor = min(factor, usage)

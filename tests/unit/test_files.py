@@ -1,0 +1,99 @@
+"""Atomic files: whatever goes wrong, the old content stays and nothing half-written is left."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tangram.errors import TangramError
+from tangram.files import atomic_path, check_writable, sha256_of, write_tensors, write_text
+
+TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
+
+
+def test_text_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "text"
+    write_text(path, "first")
+    write_text(path, "second")
+    assert path.read_text() == "second"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    for name in ("old", "new"):
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            (temporary / name).touch()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    with pytest.raises(RuntimeError), atomic_path(folder) as temporary:
+        temporary.mkdir()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for write in (check_writable, lambda path: write_text(path, "text")):
+        with pytest.raises(
+            TangramError, match="cannot write .*; free space or choose a writable results folder"
+        ) as caught:
+            write(tmp_path / "file" / "below")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    write_text(path, "old")
+    # A limit on file size stands in for the full disk: the write itself fails, in a process of its own.
+    script = (
+        "import resource, sys; from tangram.cli import run; from tangram.files import write_text\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "def command() -> None: write_text(sys.argv[0], 'x' * 5000)\n"
+        f"sys.argv = [{str(path)!r}]\n"
+        "run(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: cannot write {path}: File too large; free space or choose a writable results folder, then run again"
+    ]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"content" * 100_000).hexdigest()
+
+
+def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_tensors(path, TENSORS, {"tangram.command": "here"})
+    found = load_file(path)
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) and found[name].dtype == TENSORS[name].dtype for name in TENSORS)
+    with safe_open(path, framework="pt") as stream:
+        assert stream.metadata() == {"format": "pt", "tangram.command": "here"}
+
+
+def test_equal_tensors_give_equal_bytes_in_whatever_order(tmp_path: Path) -> None:
+    metadata = {str(i): str(i) for i in range(20)}  # the library orders them by a hash that differs between writes
+    write_tensors(tmp_path / "first", TENSORS, metadata)
+    for attempt in range(5):
+        write_tensors(tmp_path / "again", dict(reversed(TENSORS.items())), dict(reversed(metadata.items())))
+        assert sha256_of(tmp_path / "again") == sha256_of(tmp_path / "first"), attempt

@@ -1,0 +1,92 @@
+"""The code hash: a comment reruns nothing, a real change its dependants and only those."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tangram import provenance
+
+COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
+
+
+def _forget() -> None:
+    provenance.code_hash.cache_clear()
+    provenance._digest_and_imports.cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that may be edited, hashed in place of the real one."""
+    copy = tmp_path / "tangram"
+    shutil.copytree(provenance.ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", copy)
+    _forget()
+    yield copy
+    _forget()
+
+
+@pytest.fixture
+def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
+    """Return the commands whose hash an edit of one module changes."""
+
+    def hashes() -> dict[str, str]:
+        _forget()
+        return {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+
+    def change(module: str, edit: Callable[[str], str]) -> set[str]:
+        before, path = hashes(), package / module
+        text = path.read_text()
+        path.write_text(edit(text))
+        after = hashes()
+        path.write_text(text)
+        return {name for name in COMMANDS if before[name] != after[name]}
+
+    return change
+
+
+def _real(text: str) -> str:
+    return f"{text}\nADDED = 1\n"
+
+
+def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> None:
+    def edit(text: str) -> str:
+        return text.replace('"""', '"""Another docstring. ', 1) + "\n\n\n# a comment\n"
+
+    assert changed_by("scoring/replace_one.py", edit) == set()
+    assert changed_by("commands/score_blocks.py", edit) == set()
+
+
+def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
+    assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
+    assert changed_by("scoring/replace_one.py", _real) == {"score_blocks"}
+    assert changed_by("distill/local.py", _real) == {"distill_blocks"}
+    assert changed_by("distill/end_to_end.py", _real) == {"finetune_child"}
+    assert changed_by("search/mip.py", _real) >= {"solve_mip"}
+    assert changed_by("report/page.py", _real) == {"build_report"}
+
+
+def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> None:
+    loads_models = {"capture_activations", "distill_blocks", "score_blocks", "finetune_child", "evaluate_model"}
+    assert changed_by("checkpoint.py", _real) >= loads_models
+    assert changed_by("tables.py", _real) >= {"solve_mip", "collect_tables", "score_blocks", "build_report"}
+
+
+def test_the_config_is_no_code(changed_by: Callable) -> None:
+    for module in ("config.py", "errors.py", "provenance.py", "__init__.py", "documentation.py"):
+        assert changed_by(module, _real) == set()
+
+
+def test_a_module_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"tangram\.commands\.nothing is not a module"):
+        provenance.code_hash("tangram.commands.nothing")
+
+
+def test_provenance_is_flat_text_without_time_host_or_path() -> None:
+    first, again = (provenance.provenance("tangram.commands.solve_mip", {"b": 1, "a": 2}) for _ in range(2))
+    assert first == again
+    assert all(isinstance(value, str) for value in first.values())
+    assert first["tangram.settings"] == '{"a": 2, "b": 1}'
+    assert first["tangram.code"] == provenance.code_hash("tangram.commands.solve_mip")
+    assert str(Path.cwd()) not in "".join(first.values())
+    assert "torch" in provenance.versions()
