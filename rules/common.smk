@@ -114,8 +114,13 @@ def pins(*packages):
 
 
 def all_cores(wildcards):
-    """Return every core: nothing else may run beside a job that measures time, and training uses them well."""
+    """Return every core: nothing else may run beside a job that measures time."""
     return workflow.cores or 1
+
+
+def half_the_cores(wildcards):
+    """Return half of the cores: two trainings side by side use them better than one after the other."""
+    return max(1, (workflow.cores or 1) // 2)
 
 
 def text_evaluation():

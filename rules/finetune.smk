@@ -34,7 +34,7 @@ rule finetune_child:
         seed=cfg.seed,
         code=code_hash("tangram.commands.finetune_child"),
         environment=pins("torch", "transformers"),
-    threads: all_cores
+    threads: half_the_cores
     resources:
         gpu=GPU,
     conda:

@@ -3,48 +3,12 @@
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: where it is, what configured it, and what the first command printed."""
-
-    folder: Path
-    config: dict
-    printed: str
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results" / self.config["run"]
-
-    def snakemake(self, *arguments: str, config: dict | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `snakemake` in the run's folder, with the run's config or another."""
-        return snakemake(self.folder, config or self.config, *arguments)
-
-
-def snakemake(folder: Path, config: dict, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the repository's Snakefile in ``folder``, as a user would."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-    return subprocess.run(
-        [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml"), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+from tiny_run import Run, snakemake
 
 
 def _bigbench(folder: Path) -> dict:
@@ -69,7 +33,7 @@ def _bigbench(folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """A config for a three-layer Llama, with seconds of training, no downloads and two shards of layers."""
+    """A config for a three-layer Llama, with seconds of training, and no downloads."""
     own_text = [{"type": "parent-samples", "batch_size": 8}]
     documents = [{"text": f"Document {i} tells of the number {i}, of {i + 1} and of {i * i}."} for i in range(64)]
     text_file = tmp_path_factory.mktemp("text") / "documents.jsonl"
@@ -90,15 +54,11 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
             "finetune": {"tokens": 256, "sources": own_text},
             "heldout": {"tokens": 128, "sources": [*own_text, {"type": "local", "paths": [str(text_file)]}]},
         },
-        "library": {"attention": ["gqa-1", "no-op"], "ffn": ["linear", "no-op"], "layers_per_shard": 2},
+        "library": {"attention": ["gqa-1", "no-op"], "ffn": ["linear", "no-op"]},
         "scenarios": {"chat": {"prefill": 16, "generate": 4, "batch_sizes": [1]}},
         "costs": {"stack_megabytes": 1, "repeats": 3},
         "targets": {
-            "small": {
-                "constraints": [{"quantity": "parameters", "max": 0.9}],
-                "solutions": 2,
-                "max_shared": 0.9,
-            }
+            "small": {"constraints": [{"quantity": "parameters", "max": 0.9}]},
         },
         "headline": "small",
         "finetune": {"batch_size": 2, "micro_batch_size": 2},

@@ -1,10 +1,122 @@
-"""The main job on a tiny Llama: every output, the second run, the child in an environment without this package."""
+"""The main job on a tiny Llama: every output, the second run, and the child where this package is not installed."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from conftest import Run  # type: ignore[import-not-found]
+from tiny_run import Run
+
+from tangram import tables
 
 pytestmark = pytest.mark.slow
+
+PIECES = [("attention", "gqa-1"), ("attention", "no-op"), ("ffn", "linear"), ("ffn", "no-op")]
+TABLES = {
+    "corpus/{split}.parquet": tables.CORPUS,
+    "library/{piece}/00-02.parquet": tables.LIBRARY,
+    "library/{piece}/00-02.curves.parquet": tables.CURVES,
+    "scores/{piece}/00-02.parquet": tables.SCORES,
+    "scores.parquet": tables.SCORES,
+    "costs/{piece}.parquet": tables.COSTS,
+    "costs/attention/parent.parquet": tables.COSTS,
+    "costs/ffn/parent.parquet": tables.COSTS,
+    "costs/model/parent.parquet": tables.COSTS,
+    "costs.parquet": tables.COSTS,
+    "calibration.parquet": tables.CALIBRATION,
+    "targets/small/solutions.parquet": tables.SOLUTIONS,
+    "targets/small/{rank}/curves.parquet": tables.CURVES,
+    "targets/small/{rank}/evaluation.parquet": tables.EVALUATION,
+    "targets/small/0/tasks.parquet": tables.EVALUATION,
+    "parent_evaluation.parquet": tables.EVALUATION,
+}
+CHILDREN = [f"targets/small/{rank}/{stage}" for rank in ("0", "layers-dropped") for stage in ("child", "finetuned")]
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the paths that a pattern of `TABLES` stands for."""
+    values = {
+        "{split}": ["distil", "score", "finetune", "heldout"],
+        "{piece}": [f"{kind}/{variant}" for kind, variant in PIECES],
+        "{rank}": ["0", "layers-dropped"],
+    }
+    paths = [pattern]
+    for name, options in values.items():
+        paths = [path.replace(name, option) for path in paths for option in options]
+    return list(dict.fromkeys(paths))
+
+
+@pytest.mark.parametrize(("pattern", "schema"), TABLES.items(), ids=TABLES)
+def test_every_table_has_its_schema_and_rows(run: Run, pattern: str, schema: pa.Schema) -> None:
+    for path in expanded(pattern):
+        table = tables.read_arrow(run.results / path, schema)
+        assert len(table), path
+        assert table.schema.metadata[b"tangram.command"].startswith(b"tangram.commands."), path
+
+
+def test_no_table_is_left_unchecked(run: Run) -> None:
+    known = {path for pattern in TABLES for path in expanded(pattern)}
+    assert {str(path.relative_to(run.results)) for path in run.results.rglob("*.parquet")} == known
+
+
+def test_the_library_holds_the_pieces_and_nothing_of_the_parent(run: Run) -> None:
+    from safetensors import safe_open
+
+    for kind, variant in PIECES:
+        with safe_open(run.results / "library" / kind / variant / "00-02.safetensors", framework="pt") as stream:
+            names = set(stream.keys())
+        module = {"attention": "self_attn", "ffn": "mlp"}[kind]
+        assert all(name.startswith(f"model.layers.{name.split('.')[2]}.{module}.") for name in names)
+        assert bool(names) == (variant != "no-op")
+
+
+def test_the_child_keeps_its_target(run: Run) -> None:
+    from safetensors.torch import load_file
+
+    def parameters(folder: str) -> int:
+        return sum(tensor.numel() for tensor in load_file(run.results / folder / "model.safetensors").values())
+
+    for child in CHILDREN:
+        assert parameters(child) <= 0.9 * parameters("parent"), child
+    architecture = json.loads((run.results / "targets/small/0/architecture.json").read_text())
+    assert len(architecture["layers"]) == 3
+    assert architecture["sha256"], "an architecture that keeps the target takes pieces from the library"
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_the_child_loads_where_this_package_is_not_installed(run: Run, child: str) -> None:
+    script = (
+        "import sys; sys.modules['tangram'] = None  # as if it were not installed\n"
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"folder = {str(run.results / child)!r}\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\n"
+        "text = AutoTokenizer.from_pretrained(folder)('The parent', return_tensors='pt')\n"
+        "print(model.generate(**text, max_new_tokens=4, do_sample=False).shape[1] - text['input_ids'].shape[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=run.folder)
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout) <= 4
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(run: Run) -> None:
+    page = (run.results / "report.html").read_text()
+    assert "tiny" in page
+    assert 'src="http' not in page
+    assert "<link" not in page
+
+
+def test_the_summary_is_printed_and_every_job_is_logged_and_timed(run: Run) -> None:
+    assert "report.html" in run.printed
+    rules = {path.name for path in (run.results / "logs").iterdir()}
+    assert rules == {path.name for path in (run.results / "benchmarks").iterdir()}
+    assert len(rules) == 18
+
+
+def test_the_second_run_does_nothing_and_says_so(run: Run) -> None:
+    done = run.snakemake("--cores", "2")
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout + done.stderr
+    assert not list(Path(run.results).rglob("*.partial"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tangram.config import Config, Corpus, Evaluation, Scenario, Target, load, parse, slice_of
 from tangram.errors import TangramError
 
@@ -16,9 +17,9 @@ TEXT = [{"type": "python-docs"}]
 
 
 def changed(path: str, value: Any) -> dict:
-    """Return the default config with one key set (or removed, with None), at a dotted path."""
+    """Return the default config with one key set (or removed, with None), at a path."""
     config = copy.deepcopy(DEFAULT)
-    *parents, last = path.split(".")
+    *parents, last = path.split("/")
     section = config
     for name in parents:
         section = section[int(name)] if isinstance(section, list) else section.setdefault(name, {})
@@ -38,48 +39,48 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 MISTAKES = {
     "unknown key": ("sede", 1, "config.sede: unknown key; did you mean 'seed'?"),
-    "unknown key below": ("library.bld.epoch", 1, "config.library.bld.epoch: unknown key; did you mean 'epochs'?"),
-    "unknown key in a list": ("corpus.distil.sources.0.wieght", 2, "unknown key; did you mean 'weight'?"),
-    "unknown key of a target": ("targets.speed-1.2.solution", 2, "unknown key; did you mean 'solutions'?"),
-    "missing section": ("corpus.score", None, "config.corpus.score: is required but missing"),
+    "unknown key below": ("library/bld/epoch", 1, "config.library.bld.epoch: unknown key; did you mean 'epochs'?"),
+    "unknown key in a list": ("corpus/distil/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
+    "unknown key of a target": ("targets/speed-1.2/solution", 2, "unknown key; did you mean 'solutions'?"),
+    "missing section": ("corpus/score", None, "config.corpus.score: is required but missing"),
     "wrong type": ("seed", "one", "config.seed: Input should be a valid integer"),
-    "out of range": ("corpus.sequence_length", 4, "greater than or equal to 8 (got 4)"),
+    "out of range": ("corpus/sequence_length", 4, "greater than or equal to 8 (got 4)"),
     "unknown variant": (
-        "library.ffn",
+        "library/ffn",
         ["ffn_60"],
         "library.ffn[0]: 'ffn_60' is not a known variant; did you mean 'width-0.6'?",
     ),
     "unknown word": (
-        "library.attention",
+        "library/attention",
         ["liner"],
         "library.attention[0]: 'liner' is not a known variant; did you mean 'linear'?",
     ),
     "heads that do not divide": (
-        "library.attention",
+        "library/attention",
         ["gqa-2"],
         "2 KV heads do not divide the parent's 3; valid: gqa-1",
     ),
-    "as many heads as the parent": ("library.attention", ["gqa-3"], "valid: gqa-1"),
-    "a variant twice": ("library.ffn", ["linear", "linear"], "library.ffn[1]: 'linear' is there twice"),
-    "a width above one": ("library.ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
+    "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
+    "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' is there twice"),
+    "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
     "unknown headline": ("headline", "speed-12", "headline: 'speed-12' is not a target; did you mean 'speed-1.2'?"),
     "unknown scenario": (
-        "targets.speed-1.2.constraints.0.scenario",
+        "targets/speed-1.2/constraints/0/scenario",
         "chatt",
         "targets.speed-1.2.constraints[0].scenario: 'chatt' is not a scenario; did you mean 'chat'?",
     ),
     "an upper limit of throughput": (
-        "targets.speed-1.2.constraints.0",
+        "targets/speed-1.2/constraints/0",
         {"quantity": "throughput", "max": 1.2, "scenario": "chat"},
         "throughput takes 'min', and only that",
     ),
     "no scenario": (
-        "targets.speed-1.2.constraints.0",
+        "targets/speed-1.2/constraints/0",
         {"quantity": "latency", "max": 1.2},
         "latency needs a 'scenario'",
     ),
     "training on BIG-bench": (
-        "corpus.finetune.sources",
+        "corpus/finetune/sources",
         DEFAULT["corpus"]["heldout"]["sources"],
         "corpus.finetune: BIG-bench's canary forbids training on it",
     ),
@@ -93,7 +94,7 @@ MISTAKES = {
         {"kl_weight": 0, "cosine_weight": 0},
         "at least one of kl_weight, cosine_weight, lm_weight must be positive",
     ),
-    "tasks from nowhere": ("evaluation.task_archive", None, "tasks need a task_archive"),
+    "tasks from nowhere": ("evaluation/task_archive", None, "tasks need a task_archive"),
     "a run that is no folder name": ("run", "../elsewhere", "config.run:"),
 }
 
@@ -119,7 +120,7 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
 
 
 def test_kv_heads_of_another_parent() -> None:
-    config = changed("parent.num_kv_heads", 8)
+    config = changed("parent/num_kv_heads", 8)
     config["library"]["attention"] = ["gqa-4", "gqa-2", "gqa-1"]
     assert parse(config).library.attention == ("gqa-4", "gqa-2", "gqa-1")
 

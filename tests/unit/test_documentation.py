@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel
+
 from tangram import config, documentation
 
 

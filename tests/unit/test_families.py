@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
 from tangram.families import SUPPORTED, Shape, decoder_layers, norm_before, shape_of, subblock
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 SIZES = {
     "hidden_size": 32,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from tangram import provenance
 
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))

@@ -158,12 +158,13 @@ def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
     remedy = "delete it and run again: only this file and what depends on it is rebuilt"
     try:
         table = pq.read_table(path)
+        names, types = table.schema.names, table.schema.types
     except FileNotFoundError as error:
         raise TangramError(f"{path} does not exist; run the pipeline to build it") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TangramError(f"{path} is damaged ({error}); {remedy}") from error
-    if table.schema.names != schema.names or table.schema.types != schema.types:
-        raise TangramError(f"{path} has columns {table.schema.names}, expected {schema.names}; {remedy}")
+    if names != schema.names or types != schema.types:
+        raise TangramError(f"{path} has columns {names}, expected {schema.names}; {remedy}")
     recorded = (table.schema.metadata or {}).get(b"tangram.sha256", b"").decode()
     plain = table.replace_schema_metadata(None)
     if recorded != _checksum(plain.cast(pa.schema([f.remove_metadata() for f in schema]))):

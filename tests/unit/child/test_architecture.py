@@ -1,10 +1,11 @@
 """An architecture as JSON and as transformers' per-layer overrides."""
 
 import pytest
+from tiny_children import CONFIGS, MIXED
+
 from tangram.child.architecture import load_architecture, per_layer_config, save_architecture
 from tangram.errors import TangramError
 from tangram.families import Shape
-from tiny_children import CONFIGS, MIXED
 
 
 def test_json_round_trip_gives_equal_bytes(tmp_path):

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_children import HIDDEN, MIXED, child_of, pieces
+from transformers import AutoConfig
+
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config, read_library, save_child
 from tangram.errors import TangramError
-from tiny_children import HIDDEN, MIXED, child_of, pieces
-from transformers import AutoConfig
 
 
 def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):

@@ -6,12 +6,13 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_children import MIXED, child_of, pieces
+
 from tangram.checkpoint import load_model
 from tangram.child.architecture import save_architecture
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
 from tangram.files import sha256_of
-from tiny_children import MIXED, child_of, pieces
 
 SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
 

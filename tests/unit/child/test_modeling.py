@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
-from tangram.child.assemble import save_child
 from tiny_children import (
     CONFIGS,
     INTERMEDIATE,
@@ -22,6 +21,8 @@ from tiny_children import (
     random_parent,
 )
 from torch import nn
+
+from tangram.child.assemble import save_child
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 

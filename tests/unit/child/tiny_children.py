@@ -1,10 +1,11 @@
 """Tiny random parents of every family, and a library of pieces made by hand."""
 
 import torch
-from tangram.child.architecture import Architecture, LayerChoice
-from tangram.child.assemble import assemble_state, build_child, build_config
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from tangram.child.architecture import Architecture, LayerChoice
+from tangram.child.assemble import assemble_state, build_child, build_config
 
 HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, LAYERS, VOCABULARY = 32, 4, 2, 48, 5, 64
 SIZES = {

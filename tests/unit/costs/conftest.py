@@ -1,7 +1,8 @@
 import pytest
 import torch
-from tangram.costs import timing, torch_engine
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from tangram.costs import timing, torch_engine
 
 SIZES = {
     "hidden_size": 32,

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from tangram.child.architecture import LayerChoice
 from tangram.costs.calibration import (
     calibrate,

@@ -4,6 +4,7 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+
 from tangram.commands.calibrate_costs import calibrate_costs
 from tangram.commands.collect_tables import collect_tables
 from tangram.commands.measure_costs import measure_costs

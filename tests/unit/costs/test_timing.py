@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from tangram.costs import timing
 from tangram.costs.timing import interleaved, interquartile_range, median_and_error
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from tangram.child.architecture import LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.torch_engine import Passes, advance, fastest_kernels, fork, measure, only, random_ids, random_model
 from tangram.families import decoder_layers
 from tangram.tables import COSTS, read_table, write_table
-from transformers import AutoConfig, AutoModelForCausalLM
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VARIANTS = {"attention": ("parent", "gqa-1", "linear", "no-op"), "ffn": ("parent", "width-0.5", "linear", "no-op")}

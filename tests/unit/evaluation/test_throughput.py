@@ -2,10 +2,11 @@ import statistics
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from tangram.config import Scenario
 from tangram.evaluation.throughput import measure_throughput, throughput_rows
 from tangram.tables import EVALUATION, read_table, write_table
-from transformers import LlamaConfig, LlamaForCausalLM
 
 SCENARIO = Scenario(prefill=12, generate=4, batch_sizes=(2,))
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from conftest import evaluation_rows
 from tangram.report.comparison import compare, decide, interpolate, rank_correlation, scored_children
 from tangram.report.data import Estimate, Key, load_results
-from tangram.tables import EVALUATION, SCORES, read_table
+from tangram.tables import EVALUATION, SCORES, read_table, write_table
 
 POINTS = [
     (Estimate(1.0, 0.0), Estimate(0.0, 0.0)),
@@ -83,6 +84,26 @@ def test_every_child_meets_the_baseline_at_its_own_measured_speed(complete):
         assert comparison.speed.value == speed
         assert comparison.baseline.value == pytest.approx(np.interp(speed, x, y))
         assert comparison.difference.value == pytest.approx(own - np.interp(speed, x, y))
+
+
+def write_pair(folder, child, baseline):
+    """Write one target's child and baseline, each (speed-up, KL with a standard error of 2 %)."""
+    for rank, (speed, kl) in (("0", child), ("layers-dropped", baseline)):
+        path = folder / "targets" / "fast" / rank / "evaluation.parquet"
+        write_table(evaluation_rows({"child": (kl, 4.0)}, speed), EVALUATION, path)
+    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+    return compare(load_results(folder), "kl", "child")[0]
+
+
+@pytest.mark.parametrize(("kl", "verdict"), [(0.5, "child"), (0.99, ""), (1.5, "")])
+def test_child_faster_than_every_baseline_wins_only_if_it_is_better_all_the_same(tmp_path, kl, verdict):
+    found = write_pair(tmp_path, (1.3, kl), (1.25, 1.0))
+    assert (found.baseline.value, found.slower.value, found.verdict) == (1.0, 1.25, verdict)
+
+
+def test_child_slower_than_the_parent_has_no_baseline(tmp_path):
+    found = write_pair(tmp_path, (0.9, 0.5), (1.25, 1.0))
+    assert (found.baseline, found.slower, found.verdict) == (None, None, "")
 
 
 def test_sum_of_scores_adds_every_changed_piece_once(complete):

@@ -21,7 +21,8 @@ CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 class Comparison:
     """A child against the plain baseline at the child's own measured speed.
 
-    ``baseline`` is None where the baseline was not measured on both sides of that speed: nothing is extrapolated.
+    Nothing is extrapolated. A child faster than every baseline stands beside the fastest one, whose lower speed is then
+    ``slower``: to the baseline's favour, so that only the child can win there. ``baseline`` is None where there is none.
     ``verdict`` is ``'child'``, ``'baseline'``, ``'tie'`` (less than 1.96 standard errors apart), or ``''``.
     """
 
@@ -31,6 +32,7 @@ class Comparison:
     baseline: Estimate | None
     difference: Estimate | None
     verdict: str
+    slower: Estimate | None = None
 
 
 def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) -> Estimate | None:
@@ -71,7 +73,7 @@ def compare(results: Results, metric: str, model: str) -> list[Comparison]:
         return (speed, value) if speed and value else None
 
     keys = [PARENT_KEY, *(Key(target, LAYERS_DROPPED, model) for target in results.settings.targets)]
-    baseline = [point for point in map(measured, keys) if point]
+    baseline = sorted((point for point in map(measured, keys) if point), key=lambda point: point[0].value)
     comparisons = []
     for target in results.settings.targets:
         key = Key(target, BEST, model)
@@ -81,13 +83,18 @@ def compare(results: Results, metric: str, model: str) -> list[Comparison]:
         speed, child = point
         # The parent alone is no baseline.
         other = interpolate(baseline, speed) if len(baseline) > 1 else None
+        slower = None
+        if len(baseline) > 1 and speed.value > baseline[-1][0].value:
+            slower, other = baseline[-1]
         difference = None
         verdict = ""
         if other is not None:
             error = math.hypot(child.standard_error or 0, other.standard_error or 0)
             difference = Estimate(child.value - other.value, error)
             verdict = decide(difference)
-        comparisons.append(Comparison(key, speed, child, other, difference, verdict))
+            if slower and verdict != "child":
+                verdict = ""
+        comparisons.append(Comparison(key, speed, child, other, difference, verdict, slower))
     return comparisons
 
 

@@ -217,11 +217,16 @@ def _sentence(results: Results) -> str:
         found = [c for c in compare(results, "kl", chosen.model) if c.key == chosen]
         if found and found[0].baseline:
             other = estimate(found[0].baseline)
-            win = {"child": "this child is closer to the parent", "baseline": "they are closer to the parent"}
-            said.append(
-                f"Whole layers dropped instead would stand at KL {other} at the same measured speed: "
-                f"{win.get(found[0].verdict, 'a tie within the errors')}."
-            )
+            slower = found[0].slower
+            stand = "stand at" if slower else "would stand at"
+            where = f"only {slower.value:.2f} ×" if slower else "the same measured speed"
+            outcome = {
+                "child": "this child is closer to the parent",
+                "baseline": "they are closer to the parent",
+                "tie": "a tie within the errors",
+                "": "no verdict",
+            }
+            said.append(f"Whole layers dropped instead {stand} KL {other} at {where}: {outcome[found[0].verdict]}.")
     return " ".join(said)
 
 
@@ -253,8 +258,9 @@ def _comparison_cells(comparison: Comparison, exponential: bool) -> list[Cell | 
         value = math.exp(found.value)
         return estimate(Estimate(value, value * (found.standard_error or 0)))
 
+    slower = f", at {comparison.slower.value:.3f} ×" if comparison.slower else ""
     verdict = Cell(VERDICTS[comparison.verdict], f"verdict {comparison.verdict}")
-    return [shown(comparison.child), shown(comparison.baseline), verdict]
+    return [shown(comparison.child), f"{shown(comparison.baseline)}{slower}", verdict]
 
 
 def _frontier(results: Results) -> Section:
@@ -301,8 +307,9 @@ def _frontier(results: Results) -> Section:
                     rows,
                     title=f"At the child’s own speed, {said}",
                     caption="Layers dropped: interpolated linearly (KL; log perplexity) at the child’s measured speed, "
-                    "the parent being the first point; never extrapolated. Less than 1.96 standard errors apart is a "
-                    "tie.",
+                    "the parent being the first point. Beyond the fastest baseline nothing is extrapolated: that one "
+                    "stands there with its own, lower speed, and only the child can win. Less than 1.96 standard "
+                    "errors apart is a tie.",
                 )
             )
     if not any(rank == LAYERS_DROPPED for _, rank in results.ranks):

@@ -63,7 +63,7 @@ def summary_text(results: Results) -> str:
             model_label(*found.key[:2]),
             f"{found.speed.value:.3f}",
             estimate(found.child),
-            estimate(found.baseline),
+            estimate(found.baseline) + (f", at {found.slower.value:.3f}" if found.slower else ""),
             VERDICTS[found.verdict],
         ]
         for found in compare(results, "kl", "finetuned")

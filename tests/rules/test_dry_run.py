@@ -1,0 +1,123 @@
+"""What Snakemake makes of the rules, without running any: plans, lint, profile, and which rule a key reaches."""
+
+import copy
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+pytestmark = pytest.mark.slow
+
+
+def snakemake(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the real command."""
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], dict[str, list[str]]]:
+    """Return a function from a config to its plan on an empty folder: every rule's shell commands."""
+
+    def plan(config: dict) -> dict[str, list[str]]:
+        folder = tmp_path_factory.mktemp("plan")
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        done = snakemake("-n", "-p", "--directory", folder, "--configfile", folder / "config.yaml")
+        assert done.returncode == 0, done.stdout + done.stderr
+        commands: dict[str, list[str]] = {}
+        for line in (done.stdout + done.stderr).splitlines():
+            if match := re.match(r"(?:local)?(?:rule|checkpoint) (\w+):", line):
+                rule = match[1]
+            elif match := re.match(r"(?:    )?[Ss]hell(?: command)?: (python .*)", line):
+                commands.setdefault(rule, []).append(match[1])
+        return {rule: sorted(found) for rule, found in commands.items()}
+
+    return plan
+
+
+@pytest.fixture(scope="module")
+def default_plan(plan: Callable[[dict], dict[str, list[str]]]) -> dict[str, list[str]]:
+    return plan(DEFAULT)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    config = yaml.safe_load(path.read_text())
+    jobs = Counter({rule: len(commands) for rule, commands in plan(config).items()})
+    library = config["library"]
+    pieces = len(library["attention"]) + len(library["ffn"])
+    shards = -(-config["parent"]["num_layers"] // library.get("layers_per_shard", 32))
+    children = sum(
+        target.get("solutions", 1) + target.get("compare_layers_dropped", True) for target in config["targets"].values()
+    )
+    assert jobs["distill_blocks"] == jobs["score_blocks"] == pieces * shards
+    assert jobs["measure_costs"] == pieces + 3  # the parent's attention and FFN, and all that is neither
+    assert jobs["capture_activations"] == (0 if config.get("activations", {}).get("mode") == "stream" else 4)
+    assert jobs["solve_mip"] == len(config["targets"])
+    assert all(jobs[rule] == children for rule in ("pick_pieces", "assemble_child", "finetune_child", "evaluate_model"))
+    assert all(jobs[rule] == 1 for rule in ("fetch_parent", "collect_costs", "calibrate_costs", "build_report"))
+
+
+REACHES = {
+    "scores.batch_size": (2, {"score_blocks"}),
+    "library.bld.epochs": (9, {"distill_blocks"}),
+    "finetune.epochs": (9, {"finetune_child"}),
+    "evaluation.task_limit": (9, {"evaluate_tasks"}),
+    "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
+    "search.time_limit": (9, {"solve_mip"}),
+    "search.metric": ("lm_loss_increase", {"solve_mip", "drop_layers"}),
+    "costs.repeats": (9, {"measure_costs", "calibrate_costs"}),
+    "corpus.score.tokens": (99999, {"build_corpus"}),
+    "activations.batch_size": (9, {"capture_activations"}),
+    "parent.source.member": ("other.gguf", {"fetch_parent"}),
+}
+
+
+@pytest.mark.parametrize("key", REACHES)
+def test_a_key_reaches_the_rules_that_depend_on_it_and_no_other(
+    key: str, plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
+) -> None:
+    value, expected = REACHES[key]
+    changed = plan(_with(DEFAULT, key, value))
+    assert {rule for rule in default_plan if changed[rule] != default_plan[rule]} == expected
+
+
+def test_a_new_variant_adds_its_own_jobs_and_changes_no_other_piece(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
+) -> None:
+    changed = plan(_with(DEFAULT, "library.ffn", [*DEFAULT["library"]["ffn"], "width-0.9"]))
+    for rule in ("distill_blocks", "score_blocks", "measure_costs"):
+        added = set(changed[rule]) - set(default_plan[rule])
+        assert set(default_plan[rule]) <= set(changed[rule])
+        assert added
+        assert all("width-0.9" in command for command in added)
+    assert all(changed[rule] == default_plan[rule] for rule in ("solve_mip", "assemble_child", "finetune_child"))
+
+
+def _with(config: dict, key: str, value: Any) -> dict:
+    config = copy.deepcopy(config)
+    *parents, last = key.split(".")
+    section = config
+    for name in parents:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return config
+
+
+def test_lint_is_clean() -> None:
+    done = snakemake("--lint")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_slurm_profile_parses() -> None:
+    done = snakemake("--profile", "slurm", "-n", "--quiet", "rules")
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,37 @@
+"""One environment, written down three times: what a user installs, what is locked, and what conda makes."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "envs" / "requirements.lock").read_text()
+
+
+def pinned(lines: str) -> dict[str, str]:
+    """Return the exact versions that requirement lines name, by normalised package name."""
+    found = re.findall(r"^([\w.-]+)==(\S+)$", lines, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_the_lock_pins_every_line_exactly_and_without_local_versions() -> None:
+    lines = [line for line in LOCK.splitlines() if line and not line.startswith("#")]
+    assert len(pinned(LOCK)) == len(lines)
+    assert not [line for line in lines if "+" in line or "@" in line]
+
+
+def test_every_dependency_is_locked() -> None:
+    wanted = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]}
+    assert wanted <= pinned(LOCK).keys()
+
+
+def test_conda_installs_the_dependencies_at_the_locked_versions() -> None:
+    environment = yaml.safe_load((ROOT / "envs" / "tangram.yaml").read_text())["dependencies"]
+    lines = pinned("\n".join(next(entry["pip"] for entry in environment if isinstance(entry, dict))))
+    assert lines.keys() == set(PROJECT["dependencies"])
+    assert lines == {name: pinned(LOCK)[name] for name in lines}
+    python = next(entry for entry in environment if str(entry).startswith("python="))
+    assert python.removeprefix("python=") == PROJECT["requires-python"].removeprefix(">=")
