@@ -227,6 +227,7 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(28, str(error), folder) from error
+        (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # the library's own are for their owner only
         load_tokenizer(folder)
         load_model(folder, dtype)
         facts = origin | {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -362,20 +362,26 @@ def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
     raise ValueError(f"{where} is not a known variant{hint}")
 
 
-def _model_at(model: Any, parts: tuple[Any, ...]) -> type[BaseModel] | None:
-    """Follow an error's location through the model classes to the section that refused a key."""
-    import typing
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that an annotation holds, at any depth of lists, mappings and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections_in(argument)]
 
-    for part in parts:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-        else:
-            candidates = [model, *typing.get_args(model)]
-            nested = [a for c in candidates for a in (c, *typing.get_args(c))]
-            classes = [c for c in nested if isinstance(c, type) and issubclass(c, BaseModel)]
-            tagged = [c for c in classes if "type" in c.model_fields and part in str(c.model_fields["type"].annotation)]
-            model = next(iter(tagged or classes), None)
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Follow an error's location through the sections to the one that refused a key; return its keys."""
+    sections: list[type[BaseModel]] = [Config]
+    for part in location:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        tagged = [
+            section
+            for section in sections
+            if "type" in section.model_fields and part in get_args(section.model_fields["type"].annotation)
+        ]
+        inner = _sections_in(fields[0].annotation) if fields else tagged
+        sections = inner or sections  # any other part is an index or a name that the user chose
+    return list(sections[0].model_fields)
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
@@ -392,9 +398,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
         where = ".".join(str(part) for part in location)
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            section = _model_at(Config, location[:-1])
-            valid = list(section.model_fields) if section else []
-            message = f"unknown key{nearest(str(location[-1]), valid)}"
+            message = f"unknown key{nearest(str(location[-1]), _keys_at(location[:-1]))}"
         elif first["type"] == "missing":
             message = "is required but missing"
         elif first["type"] != "value_error":

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from synthetic_run import evaluation_rows
 
-from conftest import evaluation_rows
 from tangram.report.comparison import compare, decide, interpolate, rank_correlation, scored_children
 from tangram.report.data import Estimate, Key, load_results
 from tangram.tables import EVALUATION, SCORES, read_table, write_table

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
+from synthetic_run import TASKS, settings_of, write_results
 
-from conftest import TASKS, settings_of, write_results
 from tangram.errors import TangramError
 from tangram.report.data import Estimate, Settings, load_results
 from tangram.report.figures import render, spread

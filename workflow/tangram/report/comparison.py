@@ -22,7 +22,7 @@ class Comparison:
     """A child against the plain baseline at the child's own measured speed.
 
     Nothing is extrapolated. A child faster than every baseline stands beside the fastest one, whose lower speed is then
-    ``slower``: to the baseline's favour, so that only the child can win there. ``baseline`` is None where there is none.
+    ``slower``: to the baseline's favour, so that only the child can win. ``baseline`` is None where there is none.
     ``verdict`` is ``'child'``, ``'baseline'``, ``'tie'`` (less than 1.96 standard errors apart), or ``''``.
     """
 

@@ -6,6 +6,11 @@ layer, that cut counts layers: one is shared if both its attention and its FFN a
 
 The batch size of each scenario is no variable: every combination of the grid is its own program. They are solved in
 the order of their lower bounds (LP relaxation, then the last solve's), until none left can be better.
+
+A program is solved on the few candidates whose reduced costs in the LP relaxation are at most τ: any x with another one
+costs at least LP + τ, so min(their bound, LP + τ) bounds the whole program. Where that proves too little, τ grows to
+the distance of objective and LP, which always suffices. At 80 layers of 54 pairs this is several times faster than
+giving the solver everything.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, Batches, Problem, Resources
 
 EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
+COLUMNS_PER_LAYER = 3  # that a program is first tried with
 OPTIONS = {
     "threads": 1,
     "random_seed": 0,
@@ -69,6 +75,7 @@ class _Outcome:
     objective: float
     bound: float
     duals: np.ndarray  # of every row of resources; zeros unless relaxed
+    reduced_costs: np.ndarray  # of every candidate; zeros unless relaxed
 
 
 def _optimise(
@@ -81,8 +88,9 @@ def _optimise(
     relative_gap: float = 0.0,
     absolute_gap: float = 0.0,
     relax: bool = False,
+    columns: np.ndarray | None = None,
 ) -> _Outcome | None:
-    """Minimise ``objective @ x``; None if no x is feasible.
+    """Minimise ``objective @ x``, over some ``columns`` of x if given; None if no x is feasible.
 
     Raises:
         TangramError: the time limit was hit or the solver gave up: never an answer.
@@ -96,25 +104,27 @@ def _optimise(
         return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
 
     layers = len(problem.candidates)
-    starts = np.searchsorted(problem.layer_of, np.arange(layers + 1))
+    columns = np.arange(len(objective)) if columns is None else columns
+    starts = np.searchsorted(problem.layer_of[columns], np.arange(layers + 1))
     model = pyo.ConcreteModel()
-    model.x = pyo.Var(range(len(objective)), domain=pyo.UnitInterval if relax else pyo.Binary)
+    model.x = pyo.Var(columns.tolist(), domain=pyo.UnitInterval if relax else pyo.Binary)
     x = list(model.x.values())
-    model.score = pyo.Objective(expr=linear(objective.tolist(), x))
+    model.score = pyo.Objective(expr=linear(objective[columns].tolist(), x))
     model.one_choice = pyo.ConstraintList()
     for first, last in itertools.pairwise(starts):
         model.one_choice.add(linear([1.0] * (last - first), x[first:last]) == 1)
     model.limits = pyo.Constraint(pyo.Any)
-    for row, (usage, budget) in enumerate(zip(resources.usage, resources.budget, strict=True)):
+    for row, (usage, budget) in enumerate(zip(resources.usage[:, columns], resources.budget, strict=True)):
         if usage.any():
             model.limits[row] = linear(usage.tolist(), x) <= float(budget)
         elif budget < -TOLERANCE:
             return None
     model.diversity = pyo.ConstraintList()
-    position = {(layer, c.choice): i for i, (layer, c) in enumerate(_flat(problem))}
     for earlier in cuts:
-        shared = [x[position[layer, choice]] for layer, choice in enumerate(earlier)]
-        model.diversity.add(linear([1.0] * layers, shared) <= math.floor(problem.target.max_shared * layers + EXACT))
+        shared = [model.x[i] for i in _positions(problem, earlier) if i in model.x]
+        if shared:
+            limit = math.floor(problem.target.max_shared * layers + EXACT)
+            model.diversity.add(linear([1.0] * len(shared), shared) <= limit)
 
     result = Highs().solve(
         model,
@@ -131,14 +141,74 @@ def _optimise(
             f"the solver proved no optimum within search.time_limit = {search.time_limit:g} s ({status.name}); "
             "raise it, loosen search.diverse_gap, or ask for fewer solutions or batch sizes"
         )
-    duals = np.zeros(len(resources.usage))
+    duals, reduced_costs, values = np.zeros(len(resources.usage)), np.zeros(len(objective)), np.zeros(len(objective))
     if relax:
         found = result.solution_loader.get_duals(list(model.limits.values()))
         for row, constraint in model.limits.items():
             duals[row] = found[constraint]
-    values = result.solution_loader.get_vars(x)
+        prices = result.solution_loader.get_reduced_costs(x)
+        reduced_costs[columns] = [prices[v] for v in x]
+    solution = result.solution_loader.get_vars(x)
+    values[columns] = [solution[v] for v in x]
     bound = result.incumbent_objective if relax else result.objective_bound
-    return _Outcome(np.array([values[v] for v in x]), float(result.incumbent_objective), float(bound), duals)
+    return _Outcome(values, float(result.incumbent_objective), float(bound), duals, reduced_costs)
+
+
+def _solve_program(
+    problem: Problem,
+    resources: Resources,
+    search: Search,
+    cuts: Sequence[Architecture],
+    relative_gap: float,
+    scale: float,
+) -> _Outcome | None:
+    """Minimise the sum of scores to within ``relative_gap * max(|objective|, scale)``; None if no x is feasible."""
+    relaxed = _optimise(problem, problem.scores, resources, search, cuts=cuts, relax=True)
+    if relaxed is None:
+        return None
+    lower = relaxed.objective - _lp_room(relaxed.objective)
+    prices = np.sort(relaxed.reduced_costs)
+    count = COLUMNS_PER_LAYER * len(problem.candidates)
+    width = prices[min(count, len(prices)) - 1]
+    while True:
+        columns = np.flatnonzero(relaxed.reduced_costs <= width)
+        everything = len(columns) == len(prices)
+        outcome = _optimise(
+            problem,
+            problem.scores,
+            resources,
+            search,
+            cuts=cuts,
+            relative_gap=relative_gap,
+            absolute_gap=relative_gap * scale,
+            columns=columns,
+        )
+        if everything:
+            return outcome
+        if outcome is None:
+            count *= 4
+            width = prices[min(count, len(prices)) - 1]
+            continue
+        bound = min(outcome.bound, lower + width)
+        allowed = relative_gap * max(abs(outcome.objective), scale)
+        if outcome.objective - bound <= allowed:
+            return replace(outcome, bound=bound)
+        width = outcome.objective - lower + _close(outcome.objective)
+
+
+def _lp_room(objective: float) -> float:
+    """Return how far an LP's optimum may be above the true one: it is exact up to the dual tolerance only."""
+    return 1e-6 * max(1.0, abs(objective))
+
+
+def _flat(problem: Problem) -> list[tuple[int, Any]]:
+    return [(layer, candidate) for layer, candidates in enumerate(problem.candidates) for candidate in candidates]
+
+
+def _positions(problem: Problem, architecture: Architecture) -> list[int]:
+    """Return the index of each layer's choice among all candidates."""
+    position = {(layer, candidate.choice): i for i, (layer, candidate) in enumerate(_flat(problem))}
+    return [position[layer, choice] for layer, choice in enumerate(architecture)]
 
 
 @dataclass
@@ -149,10 +219,6 @@ class _Program:
     resources: Resources
     duals: np.ndarray
     lower: float
-
-
-def _flat(problem: Problem) -> list[tuple[int, Any]]:
-    return [(layer, candidate) for layer, candidates in enumerate(problem.candidates) for candidate in candidates]
 
 
 def _architecture(problem: Problem, values: np.ndarray) -> Architecture:
@@ -184,8 +250,7 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
         resources = problem.resources(batches)
         relaxed = _optimise(problem, problem.scores, resources, search, relax=True)
         if relaxed is not None:
-            # The LP's optimum is exact up to the dual tolerance only; as a bound it gets that much room.
-            lower = relaxed.objective - 1e-6 * max(1.0, abs(relaxed.objective))
+            lower = relaxed.objective - _lp_room(relaxed.objective)
             programs.append(_Program(batches, resources, relaxed.duals, lower))
     solutions: list[Solution] = []
     for rank in range(problem.target.solutions):
@@ -198,15 +263,8 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
                 allowed = gap * scale_of_gap(problem, best.objective, leader)
                 if program.lower > best.objective - allowed + _close(best.objective):
                     break
-            outcome = _optimise(
-                problem,
-                problem.scores,
-                program.resources,
-                search,
-                cuts=earlier,
-                relative_gap=gap,
-                absolute_gap=gap * scale_of_gap(problem, 0.0, leader),
-            )
+            scale = scale_of_gap(problem, 0.0, leader)
+            outcome = _solve_program(problem, program.resources, search, earlier, gap, scale)
             if outcome is None:
                 program.lower = math.inf
                 continue

