@@ -251,7 +251,7 @@ class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
     epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate of AdamW.")
     batch_size: int = Field(2, gt=0, description="Sequences per optimiser step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
