@@ -11,7 +11,7 @@ from tangram.errors import TangramError
 from tangram.search import baselines
 from tangram.search.mip import solve
 
-SEARCH = Search()
+SEARCH, BATCHES = Search(), {"chat": 4}
 
 
 def throughput(factor: float) -> dict:
@@ -64,7 +64,7 @@ def test_no_baseline_beats_the_optimum(seed):
     found = {
         "uniform": baselines.uniform(problem, solution.batches),
         "random": baselines.random_choice(problem, solution.batches, seed),
-        "max parameters": baselines.max_parameters(problem, SEARCH),
+        "max parameters": baselines.max_parameters(problem, BATCHES, SEARCH),
         "no-op only": baselines.no_op_only(problem, SEARCH),
         "greedy": baselines.greedy(problem, solution.batches),
     }
@@ -80,15 +80,14 @@ def test_no_baseline_beats_the_optimum(seed):
 
 def test_max_parameters_and_no_op_only_equal_brute_force():
     problem = library(4, 3, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.5, "no-op": 0.0}).problem(throughput(1.4))
-    batches = {"chat": 4}
     choices = [[candidate.choice for candidate in layer] for layer in problem.candidates]
-    feasible = [a for a in itertools.product(*choices) if problem.feasible(a, batches)]
+    feasible = [a for a in itertools.product(*choices) if problem.feasible(a, BATCHES)]
 
     def parameters(architecture) -> float:
         return problem.costs.predict(architecture, "chat", 4).parameters
 
-    most = baselines.max_parameters(problem, SEARCH)
-    assert parameters(most) == max(parameters(architecture) for architecture in feasible)
+    most = baselines.max_parameters(problem, BATCHES, SEARCH)
+    assert parameters(most) >= max(map(parameters, feasible)) * (1 - 1e-3)
     plain = [a for a in feasible if {v for c in a for v in (c.attention, c.ffn)} <= {"parent", "no-op"}]
     best = baselines.no_op_only(problem, SEARCH)
     assert problem.objective(best) == pytest.approx(min(map(problem.objective, plain)))
@@ -97,7 +96,7 @@ def test_max_parameters_and_no_op_only_equal_brute_force():
 def test_greedy_serves_easy_layers_first_within_equal_budgets_and_hands_on_what_is_left():
     tables = library(6, 2, {"no-op": 0.0}, {"no-op": 0.0}, noise=0.0)
     problem = tables.problem(throughput(1.01))
-    resources = problem.resources({"chat": 4})
+    resources = problem.resources(BATCHES)
     easy = by_sum_of_no_ops(tables)[0]
     own = resources.usage[0].reshape(2, 4)  # candidates of a layer: parent, ffn no-op, attention no-op, both
     scores = problem.scores.reshape(2, 4)
@@ -106,5 +105,5 @@ def test_greedy_serves_easy_layers_first_within_equal_budgets_and_hands_on_what_
     rest = resources.budget[0] - own[easy, first]
     second = min((j for j in range(4) if own[1 - easy, j] <= rest), key=lambda j: scores[1 - easy, j])
     expected = {easy: problem.candidates[easy][first].choice, 1 - easy: problem.candidates[1 - easy][second].choice}
-    assert baselines.greedy(problem, {"chat": 4}) == (expected[0], expected[1])
+    assert baselines.greedy(problem, BATCHES) == (expected[0], expected[1])
     assert expected[1 - easy] == LayerChoice() or expected[easy] != LayerChoice()

@@ -6,6 +6,7 @@ FFN variant behind the parent's frozen attention, and the loss is on the block's
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,16 @@ class LocalProblem:
         self.layer = decoder_layers(model)[index]
         self.context = layer_context(model, inputs[:1])
         self.inputs, self.outputs = inputs, outputs
-        self.middle = _after_attention(self.layer, inputs, self.context, settings.batch_size).clone()
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
         contribution = (outputs.float() - inputs.float()).square().mean(-1)
         per_token = settings.normalise == "token"
         self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
+
+    @functools.cached_property
+    def middle(self) -> torch.Tensor:
+        """The residual stream between attention and FFN, ``(sequences, length, hidden)``."""
+        return _after_attention(self.layer, self.inputs, self.context, self.settings.batch_size).clone()
 
     def calibration(self, kind: str) -> Calibration:
         """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""

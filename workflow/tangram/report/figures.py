@@ -216,7 +216,13 @@ def frontier(results: Results) -> str | None:
                 _log_axis(axis)
             else:
                 axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-            axis.margins(x=0.08)
+            # By the points alone: on a busy machine the speeds' errors would leave no room for anything else.
+            speeds = [
+                1.0,
+                *(point[0].value for _, rank, model, _, _ in series for point in _points(results, rank, model, metric)),
+            ]
+            room = 0.08 * (max(speeds) - min(speeds) or 1)
+            axis.set_xlim(min(speeds) - room, max(speeds) + room)
             _label_ends(axis, ends)
         return figure
 

@@ -8,6 +8,7 @@ from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, Results
 from tangram.report.style import number, percent
 
+ROUNDING = 1e-9  # a relative gap below it is the arithmetic's
 UNITS = {
     "throughput": (1.0, "tokens/s"),
     "latency": (1.0, "s"),
@@ -61,7 +62,7 @@ def constraint_facts(results: Results) -> list[list[str]]:
                     number(constraint.get("shadow_price")),
                     number(entry.get("objective"), 4),
                     number(entry.get("bound"), 4),
-                    f"{entry['gap']:.0e}" if entry.get("gap") else "0",
+                    f"{entry['gap']:.0e}" if entry.get("gap", 0) > ROUNDING else "0",
                 ]
             )
     return rows

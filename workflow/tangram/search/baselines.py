@@ -14,8 +14,8 @@ from tangram.blocks import PARENT
 from tangram.child.architecture import Architecture, LayerChoice
 from tangram.config import Search
 from tangram.errors import TangramError
-from tangram.search.mip import solve
-from tangram.search.problem import TOLERANCE, Batches, Candidate, Problem
+from tangram.search.mip import architecture_of, optimise, solve
+from tangram.search.problem import TOLERANCE, Batches, Problem
 
 NO_OP = "no-op"
 DROPPED = LayerChoice(NO_OP, NO_OP)
@@ -135,25 +135,31 @@ def random_choice(problem: Problem, batches: Batches, seed: int) -> Architecture
     raise TangramError("random choices do not reach the target's limits; loosen them")
 
 
-def max_parameters(problem: Problem, search: Search) -> Architecture:
-    """Return the architecture with the most parameters that keeps the limits (Puzzle, table 14): no scores at all."""
+def max_parameters(problem: Problem, batches: Batches, search: Search) -> Architecture:
+    """Return the architecture with the most parameters, to 1e-3, that keeps the limits (Puzzle, table 14): no scores.
 
-    def kept(layer: int, candidate: Candidate) -> Candidate:
-        pieces = (("attention", candidate.choice.attention), ("ffn", candidate.choice.ffn))
-        own = sum(problem.costs.sizes(layer, kind, variant)[0] for kind, variant in pieces)
-        whole = sum(problem.costs.sizes(layer, kind, PARENT)[0] for kind in ("attention", "ffn"))
-        return replace(candidate, score=-own / whole)
-
-    return _best(problem, search, tuple(tuple(kept(i, c) for c in layer) for i, layer in enumerate(problem.candidates)))
+    Raises:
+        TangramError: no architecture keeps them.
+    """
+    sizes = np.array(
+        [
+            sum(problem.costs.sizes(layer, kind, getattr(candidate.choice, kind))[0] for kind in ("attention", "ffn"))
+            for layer, candidates in enumerate(problem.candidates)
+            for candidate in candidates
+        ]
+    )
+    # Layers that cost the same make proving an optimum slow, and this baseline needs no proof.
+    outcome = optimise(problem, -sizes / sizes.max(), problem.resources(batches), search, relative_gap=1e-3)
+    if outcome is None:
+        raise TangramError("no architecture keeps the target's limits at these batch sizes; loosen them")
+    return architecture_of(problem, outcome.values)
 
 
 def no_op_only(problem: Problem, search: Search) -> Architecture:
     """Return the best architecture of parent's subblocks and no-ops (Puzzle, table 12): no trained library."""
     allowed = {PARENT, NO_OP}
-    layers = (tuple(c for c in layer if {c.choice.attention, c.choice.ffn} <= allowed) for layer in problem.candidates)
-    return _best(problem, search, tuple(layers))
-
-
-def _best(problem: Problem, search: Search, candidates: tuple[tuple[Candidate, ...], ...]) -> Architecture:
+    candidates = tuple(
+        tuple(c for c in layer if {c.choice.attention, c.choice.ffn} <= allowed) for layer in problem.candidates
+    )
     target = problem.target.model_copy(update={"solutions": 1})
     return solve(replace(problem, candidates=candidates, target=target), search)[0].architecture

@@ -70,7 +70,9 @@ def scale_of_gap(problem: Problem, objective: float, best: Architecture | None =
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
+    """What the solver found."""
+
     values: np.ndarray  # of every candidate
     objective: float
     bound: float
@@ -78,7 +80,7 @@ class _Outcome:
     reduced_costs: np.ndarray  # of every candidate; zeros unless relaxed
 
 
-def _optimise(
+def optimise(
     problem: Problem,
     objective: np.ndarray,
     resources: Resources,
@@ -89,7 +91,7 @@ def _optimise(
     absolute_gap: float = 0.0,
     relax: bool = False,
     columns: np.ndarray | None = None,
-) -> _Outcome | None:
+) -> Outcome | None:
     """Minimise ``objective @ x``, over some ``columns`` of x if given; None if no x is feasible.
 
     Raises:
@@ -151,21 +153,22 @@ def _optimise(
     solution = result.solution_loader.get_vars(x)
     values[columns] = [solution[v] for v in x]
     bound = result.incumbent_objective if relax else result.objective_bound
-    return _Outcome(values, float(result.incumbent_objective), float(bound), duals, reduced_costs)
+    return Outcome(values, float(result.incumbent_objective), float(bound), duals, reduced_costs)
 
 
 def _solve_program(
     problem: Problem,
     resources: Resources,
+    relaxed: Outcome,
     search: Search,
     cuts: Sequence[Architecture],
     relative_gap: float,
     scale: float,
-) -> _Outcome | None:
-    """Minimise the sum of scores to within ``relative_gap * max(|objective|, scale)``; None if no x is feasible."""
-    relaxed = _optimise(problem, problem.scores, resources, search, cuts=cuts, relax=True)
-    if relaxed is None:
-        return None
+) -> Outcome | None:
+    """Minimise the sum of scores to within ``relative_gap * max(|objective|, scale)``; None if no x is feasible.
+
+    ``relaxed`` is the same program's LP relaxation, cuts included.
+    """
     lower = relaxed.objective - _lp_room(relaxed.objective)
     prices = np.sort(relaxed.reduced_costs)
     count = COLUMNS_PER_LAYER * len(problem.candidates)
@@ -173,7 +176,7 @@ def _solve_program(
     while True:
         columns = np.flatnonzero(relaxed.reduced_costs <= width)
         everything = len(columns) == len(prices)
-        outcome = _optimise(
+        outcome = optimise(
             problem,
             problem.scores,
             resources,
@@ -217,11 +220,12 @@ class _Program:
 
     batches: Batches
     resources: Resources
-    duals: np.ndarray
+    relaxed: Outcome  # without cuts
     lower: float
 
 
-def _architecture(problem: Problem, values: np.ndarray) -> Architecture:
+def architecture_of(problem: Problem, values: np.ndarray) -> Architecture:
+    """Return the choices that a program's values stand for."""
     return tuple(c.choice for (_, c), value in zip(_flat(problem), values, strict=True) if value > 0.5)
 
 
@@ -248,10 +252,10 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
     programs = []
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
-        relaxed = _optimise(problem, problem.scores, resources, search, relax=True)
+        relaxed = optimise(problem, problem.scores, resources, search, relax=True)
         if relaxed is not None:
             lower = relaxed.objective - _lp_room(relaxed.objective)
-            programs.append(_Program(batches, resources, relaxed.duals, lower))
+            programs.append(_Program(batches, resources, relaxed, lower))
     solutions: list[Solution] = []
     for rank in range(problem.target.solutions):
         gap = search.diverse_gap if rank else 0.0
@@ -264,14 +268,17 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
                 if program.lower > best.objective - allowed + _close(best.objective):
                     break
             scale = scale_of_gap(problem, 0.0, leader)
-            outcome = _solve_program(problem, program.resources, search, earlier, gap, scale)
+            relaxed = program.relaxed
+            if earlier:
+                relaxed = optimise(problem, problem.scores, program.resources, search, cuts=earlier, relax=True)
+            outcome = relaxed and _solve_program(problem, program.resources, relaxed, search, earlier, gap, scale)
             if outcome is None:
                 program.lower = math.inf
                 continue
-            architecture = _architecture(problem, outcome.values)
+            architecture = architecture_of(problem, outcome.values)
             objective = problem.objective(architecture)
             program.lower = max(program.lower, min(outcome.bound, objective))
-            prices = tuple(-0.01 * float(dual) + 0.0 for dual in program.duals)
+            prices = tuple(-0.01 * float(dual) + 0.0 for dual in program.relaxed.duals)
             found = Solution(architecture, program.batches, objective, program.lower, 0.0, prices)
             if best is None or _better(problem, found, best):
                 best = found
@@ -360,7 +367,7 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
         kept = Resources(resources.usage[others], resources.fixed[others])
-        outcome = _optimise(problem, resources.usage[row], kept, search, relative_gap=1e-4)
+        outcome = optimise(problem, resources.usage[row], kept, search, relative_gap=1e-4)
         if outcome is not None:
             usage = float(resources.usage[row] @ np.round(outcome.values) + resources.fixed[row])
             factor = min(factor, usage)
@@ -371,7 +378,7 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
     constraints = tuple(constraint if i == row else problem.target.constraints[i] for i in [*others, row])
     loosened = replace(problem, target=problem.target.model_copy(update={"constraints": constraints}))
     for batches in loosened.batch_grid():
-        if _optimise(loosened, np.zeros(len(loosened.scores)), loosened.resources(batches), search) is not None:
+        if optimise(loosened, np.zeros(len(loosened.scores)), loosened.resources(batches), search) is not None:
             return factor, constraint
     return None
 
