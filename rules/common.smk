@@ -11,6 +11,7 @@ from pathlib import Path
 from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import parse as parse_config
 from tangram.errors import TangramError
+from tangram.files import sha256_of
 from tangram.provenance import code_hash
 
 try:
@@ -111,6 +112,11 @@ def pins(*packages):
     lock = (Path(workflow.basedir) / "envs" / "requirements.lock").read_text()
     versions = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
     return " ".join(f"{package}=={versions[package]}" for package in packages)
+
+
+def checksum(path):
+    """Return the SHA-256 of a file of this repository that no code hash sees."""
+    return sha256_of(Path(workflow.basedir) / path)
 
 
 def all_cores(wildcards):

@@ -49,7 +49,8 @@ rule build_report:
             }
         ),
         code=code_hash("tangram.commands.build_report"),
-        environment=pins("matplotlib"),
+        template=checksum("workflow/report/report.html.j2"),
+        environment=pins("matplotlib", "Jinja2"),
     threads: 1
     conda:
         "../envs/tangram.yaml"
