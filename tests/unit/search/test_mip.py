@@ -125,7 +125,7 @@ def constraint(draw, scenarios: list[str]) -> dict:
     return limit(quantity, value, scenario)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), seed=st.integers(0, 10_000), layers=st.integers(1, 3), pairs=st.sampled_from([0.0, 0.4, 1.0]))
 def test_equals_brute_force(data, seed, layers, pairs):
     scenarios = {"chat": CHAT, "summary": SUMMARY} if data.draw(st.booleans()) else {"chat": CHAT}
