@@ -193,10 +193,11 @@ def _solve_program(
             width = prices[min(count, len(prices)) - 1]
             continue
         bound = min(outcome.bound, lower + width)
-        allowed = relative_gap * max(abs(outcome.objective), scale)
-        if outcome.objective - bound <= allowed:
+        needed = outcome.objective - lower + _close(outcome.objective)
+        # The solver's own bound may be a rounding error below its objective: more columns would not change that.
+        if width >= needed or outcome.objective - bound <= relative_gap * max(abs(outcome.objective), scale):
             return replace(outcome, bound=bound)
-        width = outcome.objective - lower + _close(outcome.objective)
+        width = needed
 
 
 def _lp_room(objective: float) -> float:
