@@ -48,11 +48,16 @@ def expanded(pattern: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
+def untrained(path: str) -> bool:
+    """Say whether a table is the curves of a piece that has nothing to train, and so has no rows."""
+    return path.endswith(".curves.parquet") and ("/no-op/" in path or "/linear/" in path)
+
+
 @pytest.mark.parametrize(("pattern", "schema"), TABLES.items(), ids=TABLES)
 def test_every_table_has_its_schema_and_rows(run: Run, pattern: str, schema: pa.Schema) -> None:
     for path in expanded(pattern):
         table = tables.read_arrow(run.results / path, schema)
-        assert len(table), path
+        assert len(table) or untrained(path), path
         assert table.schema.metadata[b"tangram.command"].startswith(b"tangram.commands."), path
 
 
