@@ -30,6 +30,11 @@ include: "rules/evaluation.smk"
 include: "rules/report.smk"
 
 
+for study in STUDIES:  # `snakemake study_ntk`: reproductions of papers, no part of `all`
+
+    include: f"rules/studies/{study}.smk"
+
+
 rule all:
     """Everything that a run leaves behind, so that any deleted file is noticed and rebuilt."""
     default_target: True

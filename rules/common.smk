@@ -30,6 +30,8 @@ VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
+STUDIES = sorted(path.stem for path in (Path(workflow.basedir) / "rules" / "studies").glob("*.smk"))
+
 
 def _shards(layers, size):
     """Return the ranges of layers that one job takes, such as `00-14`: equal in size, and sorted as text too."""

@@ -13,7 +13,7 @@ from typer.models import ArgumentInfo
 ROOT = Path(__file__).parents[2]
 ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "shell"]
 NEEDED = set(ORDER) - {"input", "resources"}
-SOURCES = {path: path.read_text() for path in sorted((ROOT / "rules").glob("*.smk"))}
+SOURCES = {path: path.read_text() for path in sorted((ROOT / "rules").rglob("*.smk"))}
 RULES = {
     match[1]: match[2]
     for text in SOURCES.values()
@@ -37,7 +37,9 @@ def test_the_snakefile_is_a_table_of_contents() -> None:
     text = (ROOT / "Snakefile").read_text()
     assert len(text.splitlines()) <= 60
     assert re.findall(r'^include: "(.*)"$', text, re.MULTILINE)[0] == "rules/common.smk"
-    assert set(re.findall(r'^include: "(.*)"$', text, re.MULTILINE)) == {f"rules/{path.name}" for path in SOURCES}
+    stages = {f"rules/{path.name}" for path in SOURCES if path.parent.name == "rules"}
+    assert set(re.findall(r'^include: "(.*)"$', text, re.MULTILINE)) == stages
+    assert 'include: f"rules/studies/{study}.smk"' in text  # all of them
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)

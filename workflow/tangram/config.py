@@ -289,6 +289,15 @@ class Evaluation(Section):
         return self
 
 
+class Studies(Section):
+    """Reproductions of the papers whose systems the pipeline carries, each built by its name: `snakemake study_…`."""
+
+    scale: Literal["small", "full"] = Field(
+        "small", description="`small`: minutes on two cores; `full`: as close to the papers as the hardware allows."
+    )
+    seeds: int = Field(5, ge=3, description="Independent repetitions behind every interval.")
+
+
 _VARIANT = {"attention": ("gqa-K", "linear", "no-op"), "ffn": ("width-R", "linear", "no-op")}
 
 
@@ -311,6 +320,7 @@ class Config(Section):
     headline: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
+    studies: Studies = Field(Studies(), description="Reproductions of papers; no part of the main job.")
 
     @model_validator(mode="after")
     def _names(self) -> Config:

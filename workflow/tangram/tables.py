@@ -114,6 +114,32 @@ EVALUATION = pa.schema(
         _field("n", _INT, "tokens, questions or repetitions"),
     ]
 )
+CLAIMS = pa.schema(
+    [
+        _field("claim", _TEXT, "short name, unique in its study"),
+        _field("statement", _TEXT, "what the paper says, restated"),
+        _field("where", _TEXT, "section, theorem, table or figure of the paper"),
+        _field("paper_value", _TEXT, "the paper's own figure, or '-'"),
+        _field("measured", _TEXT, "what was found here, in words and figures"),
+        _field("estimate", _REAL, "the quantity that decides, in `unit`", nullable=True),
+        _field("low", _REAL, "lower end of its 95 % interval, in `unit`", nullable=True),
+        _field("high", _REAL, "upper end of its 95 % interval, in `unit`", nullable=True),
+        _field("unit", _TEXT, "of the estimate"),
+        _field("seeds", _INT, "independent repetitions; 1 for an identity"),
+        _field("verdict", _TEXT, "'supported', 'refuted' or 'inconclusive'"),
+        _field("note", _TEXT, "scale, deviations, constants of our own derivation"),
+    ]
+)
+MEASUREMENTS = pa.schema(
+    [
+        _field("experiment", _TEXT, "name"),
+        _field("arm", _TEXT, "what was compared"),
+        _field("x", _REAL, "the experiment's variable, such as rounds, rank or labels", nullable=True),
+        _field("seed", _INT, "repetition"),
+        _field("metric", _TEXT, "name, with its unit where it has one"),
+        _field("value", _REAL, "as the metric says"),
+    ]
+)
 
 
 def _checksum(table: pa.Table) -> str:

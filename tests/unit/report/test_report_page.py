@@ -14,7 +14,7 @@ from synthetic_run import TASKS, settings_of, write_results
 
 from tangram.errors import TangramError
 from tangram.report.data import Estimate, Settings, load_results
-from tangram.report.figures import render, spread
+from tangram.report.drawing import render, spread
 from tangram.report.page import render_page
 from tangram.report.style import estimate, number
 from tangram.report.summary import summary_text

@@ -1,146 +1,26 @@
-"""Figures with axes, drawn by matplotlib as small, deterministic SVG that goes straight into the page."""
+"""Figures with axes of the report's page, from a run's tables."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tangram.config import LAYERS_DROPPED
 from tangram.report.comparison import Scored
 from tangram.report.data import BEST, KINDS, PARENT_KEY, Estimate, Key, Results
-from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, RULE, number, themed
+from tangram.report.drawing import label_ends, new_figure, render
+from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOOK: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "path.simplify": True,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.unicode_minus": True,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "axes.grid": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-}
 POINTS = 80  # at most, per curve
-SCALE = 1.375  # pixels per point on a wide screen
-
-
-def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
-    """Return a figure as inline SVG without ids that nothing refers to, in the page's colours and type.
-
-    Args:
-        name: salts the ids, so that no two figures of a page share one.
-        alt: what a reader who cannot see it is told.
-        draw: makes the figure.
-    """
-    import matplotlib
-
-    look: Any = {**LOOK, "svg.hashsalt": name}
-    with matplotlib.rc_context(look):
-        figure = draw()
-        stream = StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        width, height = figure.get_size_inches() * 72
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    # Wide figures fill the page; narrow ones keep the same size of type.
-    size = f'style="max-width: {width * SCALE:.0f}px"'
-    head = f'<svg class="plot" {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt)}">'
-    text = head + text[text.index(">") + 1 :]
-    used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _short, tag[0]), text)  # not what is written
-    text = text.replace("'DejaVu Sans'", "inherit").replace("font-family: inherit", "")
-    text = re.sub(r"font: ([\w. ]*?)([\d.]+px) inherit(, [\w-]+)*", r"font-size: \2", text)
-    return re.sub(r"\n\s*", "\n", themed(text))
-
-
-def _short(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
-
-
-def _figure(columns: int, rows: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, list(axes.flat)
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move label positions apart to at least ``gap``, keeping their order and, as far as possible, their places."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    groups: list[list[int]] = []
-    centres: list[float] = []
-    for i in order:
-        groups.append([i])
-        centres.append(places[i])
-        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
-            joined = groups[-2] + groups[-1]
-            groups[-2:] = [joined]
-            centres[-2:] = [sum(places[j] for j in joined) / len(joined)]
-    moved = [0.0] * len(places)
-    for group, centre in zip(groups, centres, strict=True):
-        for j, i in enumerate(group):
-            moved[i] = centre + (j - (len(group) - 1) / 2) * gap
-    return moved
-
-
-def _label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.45) -> None:
-    """Write labels right of the ends of lines: (x, y, text, colour), moved apart where they would touch."""
-    if not ends:
-        return
-    axis.autoscale_view()
-    pixels = axis.transData.transform([(x, y) for x, y, _, _ in ends])
-    scale = axis.figure.dpi / 72
-    moved = spread([y for _, y in pixels], gap * size * scale)
-    for (x, y, text, colour), (_, old), new in zip(ends, pixels, moved, strict=True):
-        offset = (8, (new - old) / scale)
-        axis.annotate(
-            text,
-            (x, y),
-            offset,
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=size,
-            annotation_clip=False,
-        )
 
 
 def _points(results: Results, rank: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
@@ -165,7 +45,7 @@ def frontier(results: Results) -> str | None:
         return None
 
     def draw() -> Figure:
-        figure, axes = _figure(2, 1, 11.0, 4.6)
+        figure, axes = new_figure(2, 1, 11.0, 4.6)
         for axis, metric, title in zip(
             axes, ("kl", "perplexity"), ("KL(parent ‖ child), nats per token", "perplexity, log scale"), strict=True
         ):
@@ -223,7 +103,7 @@ def frontier(results: Results) -> str | None:
             ]
             room = 0.08 * (max(speeds) - min(speeds) or 1)
             axis.set_xlim(min(speeds) - room, max(speeds) + room)
-            _label_ends(axis, ends)
+            label_ends(axis, ends)
         return figure
 
     return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
@@ -262,7 +142,7 @@ def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
     def draw() -> Figure:
         columns = min(4, len(groups))
         rows = math.ceil(len(groups) / columns)
-        figure, axes = _figure(columns, rows, 11.0, 2.4 * rows + 0.3, sharex=True, sharey=True)
+        figure, axes = new_figure(columns, rows, 11.0, 2.4 * rows + 0.3, sharex=True, sharey=True)
         for axis, (kind, variant) in zip(axes, groups, strict=False):
             part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)].sort_values("layer")
             colour = colours[variant]
@@ -309,7 +189,7 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
     kinds = [kind for kind in KINDS if (frame["kind"] == kind).any()]
 
     def draw() -> Figure:
-        figure, axes = _figure(len(kinds), 1, 11.0 if len(kinds) > 1 else 6.0, 3.3, sharey=True)
+        figure, axes = new_figure(len(kinds), 1, 11.0 if len(kinds) > 1 else 6.0, 3.3, sharey=True)
         for axis, kind in zip(axes, kinds, strict=True):
             ends = []
             for variant in results.variants(kind):
@@ -327,7 +207,7 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
             axis.set_ylim(bottom=0)
             _token_axis(axis)
-            _label_ends(axis, ends)
+            label_ends(axis, ends)
         return figure
 
     return render("bld-curves", "block distillation curves by variant", draw)
@@ -347,7 +227,7 @@ def gkd_curves(results: Results) -> str | None:
     groups = [pair for pair in results.ranks if ((frame["target"] == pair[0]) & (frame["rank"] == pair[1])).any()]
 
     def draw() -> Figure:
-        figure, axes = _figure(len(metrics), 1, 11.0 if len(metrics) > 1 else 7.0, 3.6)
+        figure, axes = new_figure(len(metrics), 1, 11.0 if len(metrics) > 1 else 7.0, 3.6)
         for axis, metric in zip(axes, metrics, strict=True):
             ends = []
             for target, rank in groups:
@@ -366,7 +246,7 @@ def gkd_curves(results: Results) -> str | None:
             axis.set_title(names[metric])
             _token_axis(axis)
             axis.set_ylim(bottom=0)
-            _label_ends(axis, ends, size=8)
+            label_ends(axis, ends, size=8)
         return figure
 
     return render("gkd-curves", "finetuning curves by child", draw)
@@ -378,7 +258,7 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
         return None
 
     def draw() -> Figure:
-        figure, axes = _figure(1, 1, 5.4, 4.4)
+        figure, axes = new_figure(1, 1, 5.4, 4.4)
         axis = axes[0]
         top = 1.08 * max(max(child.score, child.kl.value) for child in children)
         axis.plot([0, top], [0, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
@@ -424,7 +304,7 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
         return None
 
     def draw() -> Figure:
-        figure, axes = _figure(1, 1, 7.6, 0.62 * len(rows) + 1.1)
+        figure, axes = new_figure(1, 1, 7.6, 0.62 * len(rows) + 1.1)
         axis = axes[0]
         looks = {
             "parent": ("D", INK, INK, 0.2),

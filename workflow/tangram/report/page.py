@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +19,20 @@ from tangram.config import LAYERS_DROPPED
 from tangram.report import figures, tiles
 from tangram.report.comparison import VERDICTS, Comparison, compare, rank_correlation, scored_children
 from tangram.report.data import BEST, HELDOUT, KINDS, PARENT_KEY, Estimate, Key, Results, rows_of
+from tangram.report.document import Cell, Fact, Figure, Note, Part, Section, Table, render_document
 from tangram.report.prediction import constraint_facts, model_label, predicted, summary_of
 from tangram.report.style import estimate, ink_on, number, percent, seconds, variant_colours
 from tangram.report.timing import stage_order, stage_seconds
 
-TEMPLATES = Path(__file__).parents[2] / "report"
 KIND_NAMES = {"attention": "attention", "ffn": "FFN", "model": "embedding, final norm, LM head"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table's cell: text, and optionally a class, a background, or a bar of a share of the cell's width."""
-
-    text: str
-    look: str = ""
-    background: str = ""
-    ink: str = ""
-    bar: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under column heads; the first ``labels`` columns are left-aligned text."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell | str]]
-    labels: int = 1
-    caption: str = ""
-    title: str = ""
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Inline SVG with a caption."""
-
-    svg: str
-    caption: str
-    title: str = ""
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence where something is missing."""
-
-    text: str
-
-
-Part = Table | Figure | Note
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, a sentence or two, and what stands under it."""
-
-    name: str
-    title: str
-    lead: str = ""
-    parts: list[Part] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One number of the headline, with what it is compared with."""
-
-    value: str
-    unit: str
-    label: str
-    detail: str
 
 
 def render_page(results: Results) -> str:
     """Return the report: one HTML page without scripts or anything from outside it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
     variants = [variant for kind in KINDS for variant in results.variants(kind)]
     colours = variant_colours(variants)
     key = [(name, tiles.swatch(name, colours)) for name in colours]
-    return environment.get_template("report.html.j2").render(
+    return render_document(
         run=results.settings.run,
         weights=results.parent.get("weights", ""),
         title=_title(results),
@@ -130,7 +58,7 @@ def _sections(results: Results, colours: dict[str, str]) -> list[Section]:
         _time(results),
         _origin(results),
     ]
-    return [section for section in sections if section.parts]
+    return sections
 
 
 def _chosen(results: Results) -> Key | None:

@@ -1,0 +1,135 @@
+"""How every figure is drawn: matplotlib, as small, deterministic SVG that goes straight into a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from tangram.report.style import INK, MUTED, RULE, themed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOOK: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "path.simplify": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.unicode_minus": True,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+SCALE = 1.375  # pixels per point on a wide screen
+
+
+def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
+    """Return a figure as inline SVG without ids that nothing refers to, in the page's colours and type.
+
+    Args:
+        name: salts the ids, so that no two figures of a page share one.
+        alt: what a reader who cannot see it is told.
+        draw: makes the figure.
+    """
+    import matplotlib
+
+    look: Any = {**LOOK, "svg.hashsalt": name}
+    with matplotlib.rc_context(look):
+        figure = draw()
+        stream = StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        width, height = figure.get_size_inches() * 72
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    # Wide figures fill the page; narrow ones keep the same size of type.
+    size = f'style="max-width: {width * SCALE:.0f}px"'
+    head = f'<svg class="plot" {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt)}">'
+    text = head + text[text.index(">") + 1 :]
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _short, tag[0]), text)  # not what is written
+    text = text.replace("'DejaVu Sans'", "inherit").replace("font-family: inherit", "")
+    text = re.sub(r"font: ([\w. ]*?)([\d.]+px) inherit(, [\w-]+)*", r"font-size: \2", text)
+    return re.sub(r"\n\s*", "\n", themed(text))
+
+
+def _short(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def new_figure(columns: int, rows: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many inches with its axes, row by row; ``options`` go to `Figure.subplots`."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move label positions apart to at least ``gap``, keeping their order and, as far as possible, their places."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for i in order:
+        groups.append([i])
+        centres.append(places[i])
+        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            joined = groups[-2] + groups[-1]
+            groups[-2:] = [joined]
+            centres[-2:] = [sum(places[j] for j in joined) / len(joined)]
+    moved = [0.0] * len(places)
+    for group, centre in zip(groups, centres, strict=True):
+        for j, i in enumerate(group):
+            moved[i] = centre + (j - (len(group) - 1) / 2) * gap
+    return moved
+
+
+def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.45) -> None:
+    """Write labels right of the ends of lines: (x, y, text, colour), moved apart where they would touch."""
+    if not ends:
+        return
+    axis.autoscale_view()
+    pixels = axis.transData.transform([(x, y) for x, y, _, _ in ends])
+    scale = axis.figure.dpi / 72
+    moved = spread([y for _, y in pixels], gap * size * scale)
+    for (x, y, text, colour), (_, old), new in zip(ends, pixels, moved, strict=True):
+        offset = (8, (new - old) / scale)
+        axis.annotate(
+            text,
+            (x, y),
+            offset,
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=size,
+            annotation_clip=False,
+        )
