@@ -21,6 +21,7 @@ rule capture_activations:
     params:
         parent=input_folder("parent"),
         settings=slice_of(cfg.activations),
+        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.capture_activations"),
@@ -32,6 +33,6 @@ rule capture_activations:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.capture_activations --settings {params.settings:q}"
-        " --parent {params.parent:q} --corpus {input.corpus:q}"
+        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"

@@ -109,6 +109,11 @@ def option(name, values):
     return [name, *values] if values else []
 
 
+def flag(name, wanted):
+    """Return a command-line flag, or nothing."""
+    return [name] if wanted else []
+
+
 def pins(*packages):
     """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
     lock = (Path(workflow.basedir) / "envs" / "requirements.lock").read_text()
@@ -129,6 +134,11 @@ def all_cores(wildcards):
 def half_the_cores(wildcards):
     """Return half of the cores: two trainings side by side use them better than one after the other."""
     return max(1, (workflow.cores or 1) // 2)
+
+
+def several_nodes(nodes):
+    """Return what SLURM needs to know of a job that starts its own processes on several nodes; nothing for one node."""
+    return {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {}
 
 
 def text_evaluation():

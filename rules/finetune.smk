@@ -27,7 +27,8 @@ rule finetune_child:
         child=input_folder("child"),
         finetuned=output_folder("finetuned"),
         checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{rank}}",
-        settings=slice_of(cfg.finetune),
+        settings=slice_of(cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"})),
+        parallel=slice_of(cfg.finetune.parallel),
         activations=option("--activations", cached_activations("finetune")),
         device=cfg.device,
         dtype=cfg.dtype,
@@ -36,14 +37,16 @@ rule finetune_child:
         environment=pins("torch", "transformers"),
     threads: half_the_cores
     resources:
-        gpu=GPU,
+        **several_nodes(cfg.finetune.parallel.nodes),
+        gpu=GPU * cfg.finetune.parallel.nodes * cfg.finetune.parallel.processes_per_node,
+        checkpoint_seconds=cfg.finetune.checkpoint_seconds,  # no param: nothing depends on it
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.finetune_child --settings {params.settings:q} --parent {params.parent:q}"
         " --child {params.child:q}"
-        " --corpus {input.corpus:q} {params.activations:q}"
+        " --corpus {input.corpus:q} {params.activations:q} --parallel {params.parallel:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --checkpoints {params.checkpoints:q}"
+        " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
         " --output {params.finetuned:q}"
         " --curves {output.curves:q} 2> >(tee {log:q} >&2)"

@@ -2,7 +2,8 @@
 
 - Input: the parent, the distil split and its activations.
 - Output: `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), training curves (.curves.parquet).
-- Steps: initialise each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better.
+- Steps: initialise each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better;
+  a killed job goes on from `checkpoints/{kind}/{variant}/{shard}`, outside the outputs that Snakemake clears.
 """
 
 
@@ -22,8 +23,10 @@ rule distill_blocks:
         "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
     params:
         parent=input_folder("parent"),
-        settings=slice_of(cfg.library.bld),
+        settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
         activations=option("--activations", cached_activations("distil")),
+        checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",
+        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
@@ -32,11 +35,13 @@ rule distill_blocks:
     threads: 1
     resources:
         gpu=GPU,
+        checkpoint_seconds=cfg.library.bld.checkpoint_seconds,  # no param: nothing depends on it
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.distill_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} --corpus {input.corpus:q} {params.activations:q}"
+        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
         " --library {output.library:q} --table {output.table:q} --curves {output.curves:q} 2> >(tee {log:q} >&2)"

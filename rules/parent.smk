@@ -16,7 +16,7 @@ rule fetch_parent:
         "<benchmarks>/fetch_parent/parent.tsv"
     params:
         parent=output_folder("parent"),
-        settings=slice_of(cfg.parent),
+        settings=slice_of(cfg.parent.model_dump(mode="json", exclude={"by_layer", "sizes"})),
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.fetch_parent"),
         environment=pins("torch", "transformers", "gguf"),

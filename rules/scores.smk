@@ -23,6 +23,7 @@ rule score_blocks:
         parent=input_folder("parent"),
         settings=slice_of(cfg.scores),
         activations=option("--activations", cached_activations("score")),
+        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.score_blocks"),
@@ -35,7 +36,7 @@ rule score_blocks:
     shell:
         "python -m tangram.commands.score_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} --corpus {input.corpus:q} {params.activations:q}"
+        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q}"
         " --library {input.library:q} --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"
 

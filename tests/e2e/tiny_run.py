@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+import pyarrow.parquet as pq
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +43,48 @@ def snakemake(folder: Path, config: dict, *arguments: str) -> subprocess.Complet
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
+
+
+def start(folder: Path, config: dict, *arguments: str) -> subprocess.Popen[str]:
+    """Start the same command in a session of its own, with what it prints in ``folder/printed``."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    with open(folder / "printed", "a") as printed:
+        return subprocess.Popen(
+            [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml"), *arguments],
+            cwd=folder,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+
+
+def jobs_in(folder: Path, command: str) -> list[psutil.Process]:
+    """Return the processes in a folder that run a command of the package (not the shells around it)."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and f"tangram.commands.{command}" in process.cmdline():
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def content(path: Path) -> object:
+    """Return what a deterministic output holds: its bytes, or a table's columns without measured seconds."""
+    if path.suffix != ".parquet":
+        return path.read_bytes()
+    table = pq.read_table(path)
+    measured = [name for name in table.column_names if name.endswith("seconds")]
+    return table.drop_columns(measured).to_pydict()

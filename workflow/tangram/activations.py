@@ -7,6 +7,7 @@ final norm. Both modes run the same batches through the same layers, so they giv
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,15 +61,17 @@ def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, pa
         )
     with atomic_path(path) as temporary, torch.inference_mode():
         store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        for start in tqdm(range(0, sequences, batch_size), desc=label, mininterval=5):
-            batch = slice(start, start + batch_size)
-            hidden = model.model.embed_tokens(input_ids[batch].to(model.device))
-            context = layer_context(model, hidden)
-            store[0, batch] = hidden.float().cpu().numpy()
-            for index, layer in enumerate(layers):
-                hidden = layer(hidden, **context)
+        batches = [slice(start, start + batch_size) for start in range(0, sequences, batch_size)]
+        for batch in batches:
+            store[0, batch] = model.model.embed_tokens(input_ids[batch].to(model.device)).float().cpu().numpy()
+        # Layer by layer, so that one layer's weights at a time are enough.
+        for index, layer in enumerate(tqdm(layers, desc=label, mininterval=5)):
+            for batch in batches:
+                hidden = torch.from_numpy(store[index, batch]).to(model.device, model.dtype)
+                hidden = layer(hidden, **layer_context(model, hidden))
                 store[index + 1, batch] = hidden.float().cpu().numpy()
-            if not torch.isfinite(hidden).all():
+        for batch in batches:
+            if not np.isfinite(store[-1, batch]).all():
                 raise TangramError(f"the parent's activations are not finite in sequences {batch.start}-{batch.stop}")
         store.flush()
 
@@ -78,6 +81,10 @@ class Activations(Protocol):
 
     def hidden(self, layer: int) -> torch.Tensor:
         """Return the input of ``layer``, ``(sequences, length, hidden)``; one past the last gives its output."""
+        ...
+
+    def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return the inputs of some layers, in rising order, for some sequences (indices): `hidden`, a few rows."""
         ...
 
 
@@ -97,6 +104,11 @@ class CachedActivations:
     def hidden(self, layer: int) -> torch.Tensor:
         """Return one layer's input as a copy in memory."""
         return torch.from_numpy(np.array(self._store[layer])).to(self._device, self._dtype)
+
+    def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return copies of some layers' inputs for some sequences; only these are read."""
+        rows = sequences.numpy()
+        return [torch.from_numpy(self._store[layer][rows]).to(self._device, self._dtype) for layer in layers]
 
 
 class StreamedActivations:
@@ -119,6 +131,19 @@ class StreamedActivations:
                 self._hidden = torch.cat([module(batch, **layer_context(self._model, batch)) for batch in batches])
                 self._layer += 1
         return self._hidden.clone()
+
+    def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Run the teacher on some sequences; only the layers asked for are kept."""
+        wanted, found = set(layers), []
+        with torch.no_grad():
+            hidden = self._model.model.embed_tokens(self._input_ids[sequences].to(self._model.device))
+            context = layer_context(self._model, hidden)
+            for index, layer in enumerate([*decoder_layers(self._model), None]):
+                if index in wanted:
+                    found.append(hidden)
+                if layer is not None:
+                    hidden = layer(hidden, **context)
+        return found
 
 
 def open_activations(

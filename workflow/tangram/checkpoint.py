@@ -6,6 +6,7 @@ package (`tangram.child.modeling`), whatever file travels with it.
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tangram.config import GgufParent, HubParent, LocalParent, Parent
 from tangram.errors import TangramError
-from tangram.families import Shape, shape_of
-from tangram.files import atomic_path, sha256_of, write_text
+from tangram.families import Shape, decoder_layers, shape_of
+from tangram.files import atomic_path, check_tensors, sha256_of, write_text
 from tangram.packages import fetch_archive, read_members
 
 if TYPE_CHECKING:
@@ -72,6 +74,17 @@ def _check_files(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {_AGAIN}") from error
+        check_tensors(shard, ours=False)
+    check_parent(folder)
+
+
+def check_parent(folder: Path) -> None:
+    """Raise unless the weights are those that `fetch` recorded; transformers writes no checksum into the file."""
+    record = folder / "provenance.json"
+    if not record.is_file() or "source" not in (facts := json.loads(record.read_text())):
+        return
+    if sha256_of(folder / WEIGHTS) != facts["model_safetensors_sha256"]:
+        raise TangramError(f"{folder / WEIGHTS} does not match the checksum in {record}; delete it and run again")
 
 
 def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
@@ -115,6 +128,89 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     )
     _check_weights(folder, model, info)
     return model.to(device).eval()
+
+
+def skeleton(folder: str | Path, dtype: str) -> PreTrainedModel:
+    """Return a checkpoint's model without weights, for `fill`: on torch's `meta` device, sdpa attention, eval mode.
+
+    Raises:
+        TangramError: the checkpoint is missing or of an unknown family.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(folder)
+    shape_of(folder)
+    _quieten()
+    model_class, config = _model_class(folder), AutoConfig.from_pretrained(folder)
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        model = build(config, attn_implementation="sdpa", dtype=getattr(torch, dtype))
+    return model.eval()
+
+
+def fill(module: nn.Module, prefix: str, folder: str | Path, device: str, skip: tuple[str, ...] = ()) -> None:
+    """Give a module of a `skeleton` its weights, and no other module.
+
+    Args:
+        module: the model, or a part of it.
+        prefix: the part's name in the model, with a dot at its end; empty for the model.
+        folder: the checkpoint, one safetensors file.
+        device: where the weights go.
+        skip: beginnings of names that stay empty.
+
+    Raises:
+        TangramError: the file is damaged or lacks a tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / WEIGHTS
+    try:
+        with safe_open(path, framework="pt", device=device) as stored:
+            there = set(stored.keys())
+            for name, parameter in list(module.named_parameters()):
+                if f"{prefix}{name}" in there and not name.startswith(skip):
+                    owner, _, leaf = name.rpartition(".")
+                    tensor = stored.get_tensor(f"{prefix}{name}").to(parameter.dtype)
+                    setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+    except (OSError, SafetensorError) as error:
+        raise TangramError(f"{path} cannot be read ({error}); {_AGAIN}") from error
+
+
+def load_by_layer(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """Load a parent whose layers take turns in memory: each is read when it is about to run, and the last one goes.
+
+    For parents that are larger than a device. Layers are also brought in by `resident`.
+
+    Raises:
+        TangramError: see `load_model`.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    model = skeleton(folder, dtype)
+    fill(model, "", folder, device, skip=("model.layers.",))
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+    held: list[nn.Module] = []
+
+    def bring(layer: nn.Module, index: int) -> None:
+        if held and held[0] is layer:
+            return
+        while held:
+            held.pop().to("meta")
+        fill(layer, f"model.layers.{index}.", folder, device)
+        held.append(layer)
+
+    for index, layer in enumerate(decoder_layers(model)):
+        layer.bring = functools.partial(bring, layer, index)  # type: ignore[assignment]
+        layer.register_forward_pre_hook(lambda module, _: module.bring())
+    return model.requires_grad_(False)
+
+
+def resident(layer: nn.Module) -> nn.Module:
+    """Return a decoder layer with its weights in memory; see `load_by_layer`."""
+    if bring := getattr(layer, "bring", None):
+        bring()
+    return layer
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

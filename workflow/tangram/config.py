@@ -56,6 +56,16 @@ class GgufParent(PackageFile):
     member: str = Field(description="Path of the GGUF file inside the archive.")
 
 
+class Sizes(Section):
+    """What the planner (`python -m tangram.plan`) must know of a parent that is not fetched yet; no job reads it."""
+
+    hidden_size: int = Field(gt=0, description="Width of the residual stream.")
+    intermediate_size: int = Field(gt=0, description="Channels of the FFN.")
+    vocab_size: int = Field(gt=0, description="Rows of the embedding.")
+    head_dim: int | None = Field(None, gt=0, description="Width of a head; hidden_size / heads by default.")
+    tie_word_embeddings: bool = Field(False, description="Whether embedding and LM head are one matrix.")
+
+
 class Parent(Section):
     """The trained decoder to make faster."""
 
@@ -63,6 +73,10 @@ class Parent(Section):
     num_layers: int = Field(gt=0, description="Decoder layers; checked against the checkpoint.")
     num_attention_heads: int = Field(gt=0, description="Query heads; checked against the checkpoint.")
     num_kv_heads: int = Field(gt=0, description="Key-value heads; checked against the checkpoint.")
+    by_layer: bool = Field(
+        False, description="Jobs of the library hold one layer's weights at a time: for parents larger than a device."
+    )
+    sizes: Sizes | None = Field(None, description="For the planner.")
 
 
 class ParentSamples(Section):
@@ -166,6 +180,9 @@ class BlockDistillation(Section):
     )
     ridge: float = Field(1e-3, ge=0, description="Ridge strength, relative to the mean squared activation.")
     holdout_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the split that only measures the loss.")
+    checkpoint_seconds: int = Field(
+        120, gt=0, description="Time between states of the layer in training; finished layers are kept as they come."
+    )
 
 
 class Library(Section):
@@ -247,6 +264,16 @@ class Search(Section):
     time_limit: float = Field(60, gt=0, description="Seconds per solve; hitting it is an error, never an answer.")
 
 
+class Parallel(Section):
+    """How many processes finetune one child together; their loss curve is that of one process at the same batch."""
+
+    nodes: int = Field(1, gt=0, description="Nodes; more than one needs `--profile slurm`.")
+    processes_per_node: int = Field(1, gt=0, description="Processes on each: as many as it has GPUs.")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="`ddp`: every process holds the child; `fsdp`: every process holds a part of it."
+    )
+
+
 class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
@@ -260,7 +287,8 @@ class Finetune(Section):
     kl_weight: float = Field(1.0, ge=0, description="Weight of KL(parent || child).")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state cosine loss, mean over layers.")
     lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")
-    checkpoint_seconds: float = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
+    checkpoint_seconds: int = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
+    parallel: Parallel = Field(Parallel(), description="Processes that train together.")
 
     @model_validator(mode="after")
     def _check(self) -> Finetune:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tangram.errors import TangramError
 
@@ -30,7 +32,7 @@ def check_writable(path: str | Path) -> None:
         TangramError: the folder cannot be made or written.
     """
     path = Path(path)
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+    probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -47,7 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         TangramError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Two copies of a job may run, on one node or on two: each writes a file of its own, and the last one stays.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     check_writable(path)
     try:
         yield temporary
@@ -77,8 +80,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+_CHECKSUM = "tangram.sha256"  # of a safetensors file, its own entry left out
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata as safetensors, atomically; equal content gives equal bytes.
+
+    The file carries its own checksum, which `check_tensors` verifies.
 
     Raises:
         TangramError: the folder cannot be written or the disk is full.
@@ -90,14 +98,51 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
         temporary.touch()
         mode = temporary.stat().st_mode  # the library's own files are for their owner only
         try:
-            save_file(dict(tensors), temporary, {"format": "pt", **metadata})
+            save_file(dict(tensors), temporary, {"format": "pt", **metadata, _CHECKSUM: "0" * 64})
         except SafetensorError as error:
             raise TangramError(f"cannot write {path}: {error}; free space and run again") from error
-        # The library orders metadata by a hash that differs between processes: put it in order, in place.
         with open(temporary, "r+b") as stream:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
+            header["__metadata__"][_CHECKSUM] = _digest(header, stream)
+            # The library orders metadata by a hash that differs between processes: put it in order, in place.
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
             stream.seek(8)
             stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
         temporary.chmod(mode)
+
+
+def _digest(header: dict[str, Any], rest: BinaryIO) -> str:
+    """Return the SHA-256 of a header, whatever its order and without its own checksum, and of all that follows."""
+    metadata = {name: text for name, text in header.get("__metadata__", {}).items() if name != _CHECKSUM}
+    digest = hashlib.sha256(json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode())
+    while chunk := rest.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_tensors(path: str | Path, ours: bool = True) -> None:
+    """Check a safetensors file against its own checksum.
+
+    Args:
+        path: the file.
+        ours: whether `write_tensors` must have written it; files of others carry no checksum, and pass without it.
+
+    Raises:
+        TangramError: the file is missing, truncated or altered; the message names the remedy.
+    """
+    try:
+        facts = os.stat(path)
+        _check_tensors(str(path), ours, facts.st_mtime_ns, facts.st_size)
+    except (OSError, ValueError) as error:
+        raise TangramError(f"{path} cannot be read ({error}); delete it and run again: it is rebuilt") from error
+
+
+@functools.lru_cache(maxsize=256)
+def _check_tensors(path: str, ours: bool, modified: int, size: int) -> None:
+    """Check a file once, as long as it is not modified."""
+    with open(path, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        expected = header.get("__metadata__", {}).get(_CHECKSUM)
+        if (ours or expected is not None) and _digest(header, stream) != expected:
+            raise TangramError(f"{path} does not match its own checksum; delete it and run again: it is rebuilt")

@@ -9,7 +9,7 @@ from torch.nn import functional
 from tangram.activations import StreamedActivations
 from tangram.checkpoint import load_model
 from tangram.config import Finetune
-from tangram.distill.end_to_end import batch_loss, finetune
+from tangram.distill.end_to_end import Distillation, finetune
 from tangram.distill.trainer import Checkpointing
 
 
@@ -36,7 +36,7 @@ def tokens(parent):
 def test_losses_are_those_of_transformers_outputs(parent, child, tokens):
     states = StreamedActivations(parent, tokens, 4)
     settings = Finetune(kl_weight=0.5, cosine_weight=2.0, lm_weight=0.25)
-    _, metrics = batch_loss(child, parent, states, tokens, settings)(torch.tensor([0, 2]))
+    _, metrics = Distillation(child, parent, states, tokens, settings)(torch.tensor([0, 2]))
     chosen = tokens[[0, 2]]
     with torch.no_grad():
         ours = child(chosen, labels=chosen)
@@ -58,14 +58,16 @@ def test_losses_are_those_of_transformers_outputs(parent, child, tokens):
 
 def test_total_is_the_weighted_sum(parent, child, tokens):
     settings = Finetune(kl_weight=0.5, cosine_weight=2.0, lm_weight=0.25)
-    loss, metrics = batch_loss(child, parent, StreamedActivations(parent, tokens, 4), tokens, settings)(torch.arange(4))
+    loss, metrics = Distillation(child, parent, StreamedActivations(parent, tokens, 4), tokens, settings)(
+        torch.arange(4)
+    )
     expected = 0.5 * metrics["kl"] + 2.0 * metrics["cosine"] + 0.25 * metrics["lm_loss"]
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_parent_itself_has_no_loss(parent, tokens):
     states = StreamedActivations(parent, tokens, 4)
-    loss, _ = batch_loss(copy.deepcopy(parent), parent, states, tokens, Finetune())(torch.arange(4))
+    loss, _ = Distillation(copy.deepcopy(parent), parent, states, tokens, Finetune())(torch.arange(4))
     assert loss.item() == pytest.approx(0, abs=1e-5)
 
 
@@ -81,7 +83,7 @@ def test_interrupted_finetuning_equals_uninterrupted(parent, child, tokens, tmp_
     states = StreamedActivations(parent, tokens, 4)
     undisturbed = copy.deepcopy(child)
     expected = finetune(undisturbed, parent, states, tokens, settings, seed=0)
-    checkpointing = Checkpointing(tmp_path / "state.safetensors", 0.0, "run")
+    checkpointing = Checkpointing(tmp_path / "state", 0.0, "run")
 
     class KilledError(Exception):
         pass

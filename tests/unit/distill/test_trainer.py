@@ -67,7 +67,7 @@ def test_accumulation_equals_one_large_batch():
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     undisturbed, loss = problem()
     expected = train(undisturbed, loss, plan())
-    state = Checkpointing(tmp_path / "state.safetensors", 0.0, "same")
+    state = Checkpointing(tmp_path / "state", 0.0, "same")
     killed, loss = problem()
     calls = 0
 
@@ -95,18 +95,20 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
 def test_a_state_of_another_training_is_not_resumed(tmp_path):
     module, loss = problem()
-    train(module, loss, plan(), checkpointing=Checkpointing(tmp_path / "state.safetensors", 0.0, "one"))
+    train(module, loss, plan(), checkpointing=Checkpointing(tmp_path / "state", 0.0, "one"))
     fresh, loss = problem()
-    train(fresh, loss, plan(), checkpointing=Checkpointing(tmp_path / "state.safetensors", 1e9, "two"))
+    train(fresh, loss, plan(), checkpointing=Checkpointing(tmp_path / "state", 1e9, "two"))
     assert torch.equal(weights(fresh), weights(module))
 
 
 def test_a_damaged_state_is_named(tmp_path):
-    path = tmp_path / "state.safetensors"
-    path.write_bytes(b"no state")
+    state = Checkpointing(tmp_path / "state", 0.0, "one")
     module, loss = problem()
-    with pytest.raises(TangramError, match=r"state\.safetensors is damaged"):
-        train(module, loss, plan(), checkpointing=Checkpointing(path, 0.0, "one"))
+    train(module, loss, plan(), checkpointing=state)
+    (kept,) = state.path.glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(TangramError, match=rf"{kept.name} is damaged .* delete it"):
+        train(module, loss, plan(), checkpointing=state)
 
 
 def test_a_diverged_loss_stops_the_run():

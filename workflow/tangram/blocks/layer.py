@@ -11,9 +11,11 @@ import torch
 
 from tangram.blocks import get_block
 from tangram.blocks.base import PARENT
+from tangram.checkpoint import resident
 from tangram.child.modeling import heterogeneous
 from tangram.errors import TangramError
 from tangram.families import SUBBLOCK_NAMES, Shape, decoder_layers
+from tangram.files import check_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +48,7 @@ def build_layer(
         variant: the variant's name.
         weights: the replaced subblock's tensors by their names inside the subblock.
     """
-    parent_layer = decoder_layers(model)[index]
+    parent_layer = resident(decoder_layers(model)[index])
     block = get_block(kind, variant)
     config = layer_config(model.config, block.overrides(Shape.of(model.config)))
     with torch.device(model.device):
@@ -70,6 +72,7 @@ def read_piece(path: str | Path, layer: int, kind: str) -> dict[str, torch.Tenso
     from safetensors import SafetensorError, safe_open
 
     prefix = tensor_name(layer, kind, "")
+    check_tensors(path)
     try:
         with safe_open(path, framework="pt") as shard:
             names = [name for name in shard.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is not a dict)

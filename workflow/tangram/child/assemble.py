@@ -17,6 +17,7 @@ from torch import nn
 
 from tangram.blocks import PARENT
 from tangram.blocks.layer import read_piece, tensor_name
+from tangram.checkpoint import check_parent
 from tangram.child import modeling
 from tangram.child.architecture import Architecture, per_layer_config
 from tangram.errors import TangramError
@@ -47,6 +48,7 @@ def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.T
 
     shape_of(folder)
     path = Path(folder) / WEIGHTS_FILE
+    check_parent(Path(folder))
     try:
         return AutoConfig.from_pretrained(folder), load_file(path)
     except (OSError, SafetensorError) as error:

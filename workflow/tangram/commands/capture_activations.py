@@ -13,6 +13,7 @@ def capture_activations(
     parent: Annotated[str, typer.Option(help="parent's folder")],
     corpus: Annotated[str, typer.Option(help="the split's parquet")],
     output: Annotated[str, typer.Option(help=".npy to write")],
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
@@ -22,11 +23,11 @@ def capture_activations(
     from pathlib import Path
 
     from tangram.activations import capture
-    from tangram.checkpoint import load_model
+    from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
 
     section = Activations.model_validate_json(settings)
-    model = load_model(parent, dtype, device)
+    model = (load_by_layer if by_layer else load_model)(parent, dtype, device)
     capture(model, read_tokens(corpus), section.batch_size, output, f"capture_activations {Path(corpus).stem}")
 
 

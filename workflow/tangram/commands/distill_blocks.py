@@ -15,10 +15,13 @@ def distill_blocks(
     layers: Annotated[str, typer.Option(help="first-last layer, e.g. 00-14")],
     parent: Annotated[str, typer.Option(help="parent's folder")],
     corpus: Annotated[str, typer.Option(help="distil split")],
+    checkpoints: Annotated[str, typer.Option(help="folder of what a killed job goes on from")],
     library: Annotated[str, typer.Option(help="weights to write (safetensors)")],
     table: Annotated[str, typer.Option(help="LIBRARY table to write")],
     curves: Annotated[str, typer.Option(help="CURVES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
@@ -26,30 +29,46 @@ def distill_blocks(
 ) -> None:
     """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
     use_threads(threads, seed)
+    import hashlib
+    import shutil
+    import sys
+    from pathlib import Path
+
     import torch
     from tqdm import tqdm
 
     from tangram.activations import open_activations
     from tangram.blocks.layer import tensor_name
-    from tangram.checkpoint import load_model
+    from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
     from tangram.distill.local import LocalProblem
-    from tangram.files import write_tensors
+    from tangram.distill.pieces import PieceStore
+    from tangram.files import sha256_of, write_tensors
     from tangram.provenance import provenance
     from tangram.tables import CURVES, LIBRARY, write_table
 
     section = BlockDistillation.model_validate_json(settings)
-    model = load_model(parent, dtype, device).requires_grad_(False)
+    model = (load_by_layer if by_layer else load_model)(parent, dtype, device).requires_grad_(False)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size)
     first, last = (int(part) for part in layers.split("-"))
+    made_by = provenance("tangram.commands.distill_blocks", settings, device)
+    origin = [sha256_of(path) for path in (Path(parent) / "model.safetensors", corpus)]
+    facts = [*made_by.values(), *origin, kind, variant, layers, dtype, str(seed)]
+    identity = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    store = PieceStore(Path(checkpoints), checkpoint_seconds, identity)
     tensors: dict[str, torch.Tensor] = {}
     rows, curve_rows = [], []
     outputs = states.hidden(first)
     for layer in tqdm(range(first, last + 1), desc=f"distill_blocks {kind} {variant}", mininterval=5):
         inputs, outputs = outputs, states.hidden(layer + 1)
-        problem = LocalProblem(model, layer, inputs, outputs, section)
-        piece = problem.distil(kind, variant, seed)
+        piece = store.load(layer)
+        if piece is not None:
+            print(f"distill_blocks {kind} {variant}: layer {layer} was finished before a kill", file=sys.stderr)
+        else:
+            problem = LocalProblem(model, layer, inputs, outputs, section)
+            piece = problem.distil(kind, variant, seed, store.training(layer))
+            store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
         rows.append(
             {
@@ -69,10 +88,10 @@ def distill_blocks(
             {"series": f"{kind} {variant} layer {layer}", "tokens": (row["step"] + 1) * per_step, **row}
             for row in piece.curve
         ]
-    made_by = provenance("tangram.commands.distill_blocks", settings, device)
     write_tensors(library, tensors, made_by)
     write_table(curve_rows, CURVES, curves, made_by)
     write_table(rows, LIBRARY, table, made_by)
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tangram.cli import run, use_threads
-from tangram.config import Finetune
+from tangram.config import Finetune, Parallel
 
 
 def finetune_child(
@@ -17,41 +17,57 @@ def finetune_child(
     output: Annotated[str, typer.Option(help="folder of the finetuned child")],
     curves: Annotated[str, typer.Option(help="CURVES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
+    checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Write the finetuned checkpoint and the training curves."""
-    use_threads(threads, seed)
+    """Write the finetuned checkpoint and the training curves; in several processes where `parallel` says so."""
+    layout = Parallel.model_validate_json(parallel)
+    if layout.nodes * layout.processes_per_node > 1:
+        from tangram.distill.parallel import launch
+
+        launch(layout.nodes, layout.processes_per_node)
+    use_threads(max(1, threads // layout.processes_per_node), seed)
     import hashlib
+    import shutil
     from pathlib import Path
 
     from tangram.activations import open_activations
-    from tangram.checkpoint import load_model
+    from tangram.checkpoint import load_model, skeleton
     from tangram.child.assemble import save_child
     from tangram.corpus import read_tokens
     from tangram.distill.end_to_end import finetune
+    from tangram.distill.parallel import join
     from tangram.distill.trainer import Checkpointing
     from tangram.files import sha256_of
     from tangram.provenance import provenance
     from tangram.tables import CURVES, write_table
 
     section = Finetune.model_validate_json(settings)
-    teacher, student = load_model(parent, dtype, device), load_model(child, dtype, device)
-    input_ids = read_tokens(corpus)
-    states = open_activations(activations, teacher, input_ids, section.micro_batch_size)
-    made_by = provenance("tangram.commands.finetune_child", settings, device)
-    origin = [sha256_of(Path(folder) / "model.safetensors") for folder in (parent, child)]
-    identity = hashlib.sha256("".join([*made_by.values(), *origin, sha256_of(corpus), str(seed)]).encode()).hexdigest()
-    checkpointing = Checkpointing(Path(checkpoints) / "state.safetensors", section.checkpoint_seconds, identity)
-    label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
-    rows = finetune(student, teacher, states, input_ids, section, seed, label, checkpointing)
-    per_step = section.batch_size * input_ids.shape[1]
-    rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
-    write_table(rows, CURVES, curves, made_by)
-    save_child(student, student.config, parent, output, made_by)
-    checkpointing.path.unlink(missing_ok=True)
+    with join(device, layout.strategy) as world:
+        teacher = world.teacher(parent, dtype, runs=activations is None)
+        student = skeleton(child, dtype) if world.sharded else load_model(child, dtype, world.device)
+        input_ids = read_tokens(corpus)
+        states = open_activations(activations, teacher, input_ids, section.micro_batch_size)
+        made_by = provenance("tangram.commands.finetune_child", settings, device)
+        origin = [sha256_of(Path(folder) / "model.safetensors") for folder in (parent, child)]
+        facts = [*made_by.values(), *origin, sha256_of(corpus), str(seed)]
+        identity = hashlib.sha256("".join(facts).encode()).hexdigest()
+        checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
+        label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
+        folder = child if world.sharded else None
+        rows = finetune(student, teacher, states, input_ids, section, seed, label, checkpointing, world, folder)
+        weights = world.gather(student)
+        if world.rank == 0:
+            per_step = section.batch_size * input_ids.shape[1]
+            rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
+            write_table(rows, CURVES, curves, made_by)
+            save_child(weights, student.config, parent, output, made_by)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        world.wait()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def score_blocks(
     library: Annotated[str, typer.Option(help="the pieces' weights (safetensors)")],
     output: Annotated[str, typer.Option(help="SCORES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
@@ -28,14 +29,14 @@ def score_blocks(
 
     from tangram.activations import open_activations
     from tangram.blocks.layer import build_layer, read_piece
-    from tangram.checkpoint import load_model
+    from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
     from tangram.provenance import provenance
     from tangram.scoring.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
 
     section = Scores.model_validate_json(settings)
-    model = load_model(parent, dtype, device)
+    model = (load_by_layer if by_layer else load_model)(parent, dtype, device)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size)
     scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)

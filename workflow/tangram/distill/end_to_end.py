@@ -6,15 +6,16 @@ logits follow from the last of them by the final norm and the LM head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from tangram.activations import Activations, layer_context
 from tangram.config import Finetune
 from tangram.distill.losses import cosine_distance, kl_divergence
+from tangram.distill.parallel import World
 from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.families import decoder_layers
 
@@ -22,14 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def batch_loss(
-    child: PreTrainedModel,
-    parent: PreTrainedModel,
-    activations: Activations,
-    input_ids: torch.Tensor,
-    settings: Finetune,
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]:
-    """Return the loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
+class Distillation(nn.Module):
+    """The loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
+
+    A module, so that the processes that train together can exchange its gradients.
 
     Args:
         child: the model to train.
@@ -38,19 +35,34 @@ def batch_loss(
         input_ids: ``(sequences, length)``.
         settings: the weights of the losses.
     """
-    layers = decoder_layers(child)
-    targets = [activations.hidden(index + 1) for index in range(len(layers))] if settings.cosine_weight else []
-    final = activations.hidden(len(layers))
 
-    def loss(sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        tokens = input_ids[sequences].to(child.device)
+    def __init__(
+        self,
+        child: PreTrainedModel,
+        parent: PreTrainedModel,
+        activations: Activations,
+        input_ids: torch.Tensor,
+        settings: Finetune,
+    ):
+        super().__init__()
+        self.child = child
+        self._teacher, self._activations = [parent], activations  # in a list: its weights are not this module's
+        self._input_ids, self._settings = input_ids, settings
+
+    def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the total and every loss, each a mean over the tokens of ``sequences`` (indices)."""
+        child, parent, settings = self.child, self._teacher[0], self._settings
+        layers = decoder_layers(child)
+        tokens = self._input_ids[sequences].to(child.device)
+        compared = range(1, len(layers) + 1) if settings.cosine_weight else [len(layers)]
+        targets = self._activations.of_sequences(sequences, compared)
         hidden = child.model.embed_tokens(tokens)
         context = layer_context(child, hidden)
         cosines = []
         for index, layer in enumerate(layers):
             hidden = layer(hidden, **context)
             if settings.cosine_weight:
-                cosines.append(cosine_distance(hidden, targets[index][sequences]))
+                cosines.append(cosine_distance(hidden, targets[index]))
         logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
         total = torch.zeros((), device=child.device)
         metrics: dict[str, float] = {}
@@ -59,7 +71,7 @@ def batch_loss(
             total, metrics["cosine"] = total + settings.cosine_weight * cosine, cosine.item()
         if settings.kl_weight:
             with torch.no_grad():
-                teacher = parent.lm_head(parent.model.norm(final[sequences])).flatten(0, 1)
+                teacher = parent.lm_head(parent.model.norm(targets[-1])).flatten(0, 1)
             kl = kl_divergence(logits, teacher)
             total, metrics["kl"] = total + settings.kl_weight * kl, kl.item()
         if settings.lm_weight:
@@ -67,8 +79,6 @@ def batch_loss(
             lm = functional.cross_entropy(predictions.float(), tokens[:, 1:].flatten())
             total, metrics["lm_loss"] = total + settings.lm_weight * lm, lm.item()
         return total, metrics
-
-    return loss
 
 
 def finetune(
@@ -80,8 +90,13 @@ def finetune(
     seed: int,
     label: str | None = None,
     checkpointing: Checkpointing | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
+    weights: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Train all weights of ``child`` in place; see `batch_loss` and `trainer.train` for arguments and errors."""
+    """Train all weights of ``child`` in place; see `Distillation` and `trainer.train` for arguments and errors.
+
+    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder.
+    """
     plan = TrainingPlan(
         examples=len(input_ids),
         epochs=settings.epochs,
@@ -95,5 +110,9 @@ def finetune(
     )
     child.requires_grad_(True)
     parent.requires_grad_(False)
-    loss = batch_loss(child, parent, activations, input_ids, settings)
-    return train(child, loss, plan, label, checkpointing)
+    loss = Distillation(child, parent, activations, input_ids, settings)
+    all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
+    shared = world.distribute(loss, decoder_layers(child), all_used)
+    if weights is not None:
+        world.load(child, weights)
+    return train(child, shared, plan, label, checkpointing, world)

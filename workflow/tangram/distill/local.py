@@ -17,9 +17,10 @@ from tangram.activations import layer_context
 from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration
 from tangram.blocks.layer import build_layer
+from tangram.checkpoint import resident
 from tangram.config import BlockDistillation
 from tangram.distill.losses import normalised_mse
-from tangram.distill.trainer import TrainingPlan, train
+from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.families import Shape, decoder_layers, norm_before, subblock
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class LocalProblem:
         settings: BlockDistillation,
     ):
         self.model, self.index, self.settings = model, index, settings
-        self.layer = decoder_layers(model)[index]
+        self.layer = resident(decoder_layers(model)[index])
         self.context = layer_context(model, inputs[:1])
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
@@ -127,8 +128,15 @@ class LocalProblem:
         parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
         return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
 
-    def distil(self, kind: str, variant: str, seed: int) -> Piece:
-        """Initialise, train and judge one piece; the better of initial and trained weights is kept."""
+    def distil(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
+        """Initialise, train and judge one piece; the better of initial and trained weights is kept.
+
+        Args:
+            kind: ``'attention'`` or ``'ffn'``.
+            variant: the piece's name.
+            seed: of the order of the sequences.
+            checkpointing: where the training leaves states to resume from.
+        """
         begin = time.monotonic()
         block = get_block(kind, variant)
         parent = subblock(self.layer, kind)
@@ -148,7 +156,7 @@ class LocalProblem:
         )
         if block.trainable and plan.steps:
             child = subblock(layer, kind).requires_grad_(True)
-            curve = train(child, lambda sequences: (self.loss(layer, kind, sequences), {}), plan)
+            curve = train(child, lambda sequences: (self.loss(layer, kind, sequences), {}), plan, None, checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
                 kept, weights = "trained", child.state_dict()

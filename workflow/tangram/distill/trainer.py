@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from tangram.distill.parallel import World
 from tangram.errors import TangramError
-from tangram.files import write_tensors
+from tangram.files import check_tensors, write_tensors, write_text
 
 BatchLoss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 
@@ -77,7 +80,7 @@ class Checkpointing:
     """Where and how often a long training leaves a state to resume from.
 
     Attributes:
-        path: the state's file, outside the rule's declared outputs.
+        path: the state's folder, outside the rule's declared outputs.
         seconds: time between two states.
         identity: what the training is a function of; a state of another identity is not resumed.
     """
@@ -93,6 +96,7 @@ def train(
     plan: TrainingPlan,
     label: str | None = None,
     checkpointing: Checkpointing | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> list[dict[str, Any]]:
     """Train the parameters of ``module`` that require gradients, in place.
 
@@ -102,6 +106,7 @@ def train(
         plan: length, batches and learning rate.
         label: shown on a progress bar; none without it.
         checkpointing: where states go; a run that finds one continues from it, bit for bit.
+        world: the processes that train together; ``batch_loss`` is then what `World.distribute` returned.
 
     Returns:
         One row per step and metric: step, tokens (filled by the caller), metric, value.
@@ -114,34 +119,56 @@ def train(
         parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
     )
     first, rows = 0, list[dict[str, Any]]()
-    if checkpointing and checkpointing.path.exists():
-        first, rows = _restore(parameters, optimiser, checkpointing)
+    if checkpointing:
+        first, rows = _restore(parameters, optimiser, checkpointing, world)
+        if first and world.rank == 0:
+            print(f"{label or 'training'}: goes on from step {first} of {plan.steps}", file=sys.stderr)
     saved = time.monotonic()
     steps = tqdm(
-        range(first, plan.steps), desc=label, disable=label is None, mininterval=5, initial=first, total=plan.steps
+        range(first, plan.steps),
+        desc=label,
+        disable=label is None or world.rank > 0,
+        mininterval=5,
+        initial=first,
+        total=plan.steps,
     )
+    device = next(iter(parameters.values())).device
     for step in steps:
         for group in optimiser.param_groups:
             group["lr"] = plan.rate(step)
         optimiser.zero_grad(set_to_none=True)
         batch = plan.batch(step)
         sums: dict[str, float] = {}
-        for part in batch.split(plan.micro_batch_size):
-            loss, metrics = batch_loss(part)
-            share = len(part) / len(batch)
-            (loss * share).backward()
+        parts = world.share(batch.split(plan.micro_batch_size))
+        for index, (part, share) in enumerate(parts):
+            with world.exchange(batch_loss, now=index + 1 == len(parts)):
+                loss, metrics = batch_loss(part)
+                (loss * (share * world.size)).backward()  # the processes' gradients are averaged
             for name, value in {"loss": loss.item(), **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + value * share
+        sums = world.sum(sums, device)
         if not math.isfinite(sums["loss"]):
             raise TangramError(f"{label or 'training'}: the loss is {sums['loss']} at step {step}; lower learning_rate")
         nn.utils.clip_grad_norm_(parameters.values(), plan.clip_norm)
         optimiser.step()
         rows += [{"step": step, "metric": name, "value": value} for name, value in sums.items()]
         steps.set_postfix({name: f"{value:.4f}" for name, value in sums.items()}, refresh=False)
-        if checkpointing and step + 1 < plan.steps and time.monotonic() - saved > checkpointing.seconds:
-            _save(parameters, optimiser, rows, step + 1, checkpointing)
+        last = step + 1 == plan.steps
+        if checkpointing and not last and world.agree(time.monotonic() - saved > checkpointing.seconds):
+            _save(parameters, optimiser, rows, step + 1, checkpointing, world)
             saved = time.monotonic()
     return rows
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _file(step: int | str, checkpointing: Checkpointing, world: World) -> Path:
+    """Return where a state is: one file in all, or one for each process that holds a part of the parameters."""
+    part = f".{world.rank}-of-{world.size}" if world.sharded else ""
+    return checkpointing.path / f"{step}{part}.safetensors"
 
 
 def _save(
@@ -150,36 +177,56 @@ def _save(
     rows: list[dict[str, Any]],
     next_step: int,
     checkpointing: Checkpointing,
+    world: World,
 ) -> None:
+    """Write a state; it counts once `latest` names its step, so a kill in between leaves the one before."""
     tensors = {}
     for name, parameter in parameters.items():
         state = optimiser.state[parameter]
-        tensors[f"parameter.{name}"] = parameter.detach()
+        tensors[f"parameter.{name}"] = _local(parameter).contiguous()
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            tensors[f"{key}.{name}"] = state[key]
-    metadata = {"identity": checkpointing.identity, "next_step": str(next_step), "rows": json.dumps(rows)}
-    write_tensors(checkpointing.path, tensors, metadata)
+            tensors[f"{key}.{name}"] = _local(state[key]).contiguous()
+    if world.rank == 0 or world.sharded:
+        metadata = {"identity": checkpointing.identity, "rows": json.dumps(rows)}
+        write_tensors(_file(next_step, checkpointing, world), tensors, metadata)
+    world.wait()
+    if world.rank == 0:
+        write_text(checkpointing.path / "latest", str(next_step))
+        for path in checkpointing.path.glob("*.safetensors"):
+            if path.name.split(".")[0] != str(next_step):
+                path.unlink()
+    world.wait()
 
 
 def _restore(
-    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, checkpointing: Checkpointing
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    checkpointing: Checkpointing,
+    world: World,
 ) -> tuple[int, list[dict[str, Any]]]:
+    """Take over the latest state and return its step and rows; 0 without one, or with one of another training."""
     from safetensors import SafetensorError, safe_open
 
+    latest = checkpointing.path / "latest"
+    if not latest.exists():
+        return 0, []
+    path = _file(step := latest.read_text(), checkpointing, world)
+    if not path.exists():  # another number of processes held the parts
+        return 0, []
+    check_tensors(path)
     try:
-        with safe_open(checkpointing.path, framework="pt") as state:
+        with safe_open(path, framework="pt") as state:
             metadata = state.metadata()
             if metadata["identity"] != checkpointing.identity:
                 return 0, []
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(state.get_tensor(f"parameter.{name}"))
-                    optimiser.state[parameter] = {
-                        key: state.get_tensor(f"{key}.{name}").to(parameter.device if key != "step" else "cpu")
-                        for key in ("step", "exp_avg", "exp_avg_sq")
-                    }
-    except (SafetensorError, KeyError) as error:
-        raise TangramError(
-            f"{checkpointing.path} is damaged ({error}); delete it to train from the beginning"
-        ) from error
-    return int(metadata["next_step"]), json.loads(metadata["rows"])
+                    _local(parameter).copy_(state.get_tensor(f"parameter.{name}"))
+                    optimiser.state[parameter] = {"step": state.get_tensor(f"step.{name}")}
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        moment = torch.zeros_like(parameter)
+                        _local(moment).copy_(state.get_tensor(f"{key}.{name}"))
+                        optimiser.state[parameter][key] = moment
+    except (SafetensorError, KeyError, OSError) as error:
+        raise TangramError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
+    return int(step), json.loads(metadata["rows"])

@@ -59,15 +59,15 @@ class ReplaceOne:
     def score(self, index: int, layer: nn.Module) -> list[dict[str, float | int | str]]:
         """Return metric, value, standard error and tokens of the parent with layer ``index`` replaced by ``layer``."""
         later = list(decoder_layers(self._model))[index + 1 :]
-        inputs = self._activations.hidden(index).split(self._batch_size)
-        context = layer_context(self._model, inputs[0][:1])
+        batches = list(self._activations.hidden(index).split(self._batch_size))
+        context = layer_context(self._model, batches[0][:1])
+        for module in (layer, *later):  # layer by layer, so that one layer's weights at a time are enough
+            batches = [module(hidden, **context) for hidden in batches]
         parts: dict[str, list[torch.Tensor]] = {}
         for hidden, parent_logits, labels in zip(
-            inputs, self._parent, self._labels.split(self._batch_size), strict=True
+            batches, self._parent, self._labels.split(self._batch_size), strict=True
         ):
             sequences = len(hidden)
-            for module in (layer, *later):
-                hidden = module(hidden, **context)
             metrics = compare(self._logits(hidden), parent_logits, labels.flatten())
             metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
             for name, values in metrics.items():

@@ -1,0 +1,118 @@
+"""Two processes over gloo against one: the same loss curve and the same child, in both ways to share the work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tangram.activations import capture
+from tangram.checkpoint import load_model
+from tangram.child.architecture import LayerChoice
+from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
+from tangram.commands.finetune_child import finetune_child
+from tangram.config import Finetune
+from tangram.corpus import read_tokens
+from tangram.distill.parallel import World
+from tangram.tables import CORPUS, CURVES, read_table, write_table
+
+
+@pytest.fixture(scope="module")
+def job(tiny_parent, tmp_path_factory) -> dict[str, str]:
+    """A child without its second layer's FFN, and seven sequences: the last step of an epoch is a small one."""
+    folder = tmp_path_factory.mktemp("job")
+    parent = tiny_parent("llama", tie_word_embeddings=True)
+    config, state = load_parent(parent)
+    architecture = (LayerChoice(), LayerChoice(ffn="no-op"), LayerChoice())
+    child = assemble_state(state, architecture, lambda *piece: {})
+    save_child(child, build_config(config, architecture), parent, folder / "child", {})
+    tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
+    rows = [
+        {"sequence_id": i, "source": "test", "input_ids": ids, "documents": [str(i)], "document_starts": [0]}
+        for i, ids in enumerate(tokens.tolist())
+    ]
+    write_table(rows, CORPUS, folder / "corpus.parquet")
+    model = load_model(parent)
+    capture(model, read_tokens(folder / "corpus.parquet"), 2, folder / "states.npy", "test")
+    settings = Finetune(epochs=2, batch_size=4, micro_batch_size=1, lm_weight=0.5, learning_rate=1e-3)
+    return {
+        "settings": settings.model_dump_json(exclude={"parallel", "checkpoint_seconds"}),
+        "parent": str(parent),
+        "child": str(folder / "child"),
+        "corpus": str(folder / "corpus.parquet"),
+        "activations": str(folder / "states.npy"),
+    }
+
+
+def finetuned(job: dict[str, str], folder: Path, **options: str) -> tuple[dict[str, torch.Tensor], list]:
+    """Run the real command and return the child's tensors and the loss curve."""
+    outputs = {name: str(folder / name) for name in ("checkpoints", "output", "curves")}
+    command = [sys.executable, "-m", "tangram.commands.finetune_child"]
+    for name, value in {**job, **outputs, **options}.items():
+        command += [f"--{name}", value]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "checkpoints").exists()
+    rows = read_table(folder / "curves", CURVES)
+    return load_file(folder / "output" / "model.safetensors"), rows[["step", "metric", "value"]].values.tolist()
+
+
+@pytest.fixture(scope="module")
+def alone(job, tmp_path_factory):
+    return finetuned(job, tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["cached", "streamed"])
+def test_two_processes_follow_the_loss_curve_of_one(job, alone, tmp_path, strategy, streamed):
+    job = {name: value for name, value in job.items() if not (streamed and name == "activations")}
+    layout = json.dumps({"processes_per_node": 2, "strategy": strategy})
+    weights, curve = finetuned(job, tmp_path, parallel=layout, threads="2")
+    expected_weights, expected_curve = alone
+    assert [row[:2] for row in curve] == [row[:2] for row in expected_curve]
+    assert [row[2] for row in curve] == pytest.approx([row[2] for row in expected_curve], rel=1e-4)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_sharded_training_resumes_from_its_parts(job, alone, tmp_path):
+    """Every process leaves its part of a state; a training that found one ends like one that never stopped."""
+    state = Path(tmp_path, "checkpoints")
+    layout = json.dumps({"processes_per_node": 2, "strategy": "fsdp"})
+    # One that stops early, as a killed one does: its table cannot be written, so its state stays.
+    (tmp_path / "curves").mkdir()
+    command = [sys.executable, "-m", "tangram.commands.finetune_child"]
+    options = {**job, "checkpoint-seconds": "0", "parallel": layout, "checkpoints": str(state)}
+    for name, value in {**options, "output": str(tmp_path / "output"), "curves": str(tmp_path / "curves")}.items():
+        command += [f"--{name}", value]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=300).returncode != 0
+    assert sorted(path.name for path in state.iterdir()) == ["3.0-of-2.safetensors", "3.1-of-2.safetensors", "latest"]
+    (tmp_path / "curves").rmdir()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "output" / "model.safetensors")
+    for name, tensor in alone[0].items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_shares_make_up_the_step_and_all_processes_work_equally_often():
+    parts = torch.arange(7).split(2)
+    shares = [World(rank, 3).share(parts) for rank in range(3)]
+    assert {len(share) for share in shares} == {2}
+    seen = [index for share in shares for part, weight in share if weight for index in part.tolist()]
+    assert sorted(seen) == list(range(7))
+    assert sum(weight for share in shares for _, weight in share) == pytest.approx(1)
+
+
+def test_several_nodes_need_a_slurm_job(job, tmp_path, capsys):
+    outputs = {name: str(tmp_path / name) for name in ("checkpoints", "output", "curves")}
+    from tangram.errors import TangramError
+
+    with pytest.raises(TangramError, match="--profile slurm"):
+        finetune_child(**job, **outputs, parallel='{"nodes": 2}')

@@ -1,0 +1,347 @@
+"""What a run will need before it runs: `python -m tangram.plan --config config/llama-3.1-70b-h100.yaml`.
+
+Counts the work of every stage from the config: floating-point operations and bytes, divided by what a device does in a
+second. The rates are round figures (`RATES`, or options of the command); beside a finished run, `--measured` shows how
+far off they are. Jobs of a stage run side by side where a cluster lets them: device-hours are what they add up to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run
+from tangram.config import SPLITS, Config, Split, load
+from tangram.errors import TangramError
+
+FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward; forward, and backward to inputs and weights
+ADAM_BYTES = 4 * 2  # weight, gradient and two moments, in units of half a float32: all are held in the run's dtype
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device does in a second.
+
+    Attributes:
+        flops: useful operations of large matrix products, a fraction of the peak.
+        decode_bytes: bytes of weights read while generating.
+        disk_bytes: bytes read or written on the shared file system.
+        startup: seconds until a job computes: interpreter, imports, CUDA.
+    """
+
+    flops: float
+    decode_bytes: float
+    disk_bytes: float
+    startup: float
+
+
+RATES = {
+    # One core of a desktop or cloud CPU with AVX2, float32.
+    "cpu": Rates(flops=4.5e10, decode_bytes=8e9, disk_bytes=5e8, startup=6),
+    # One H100 in bfloat16: 40 % of 989 TFLOP/s dense, 60 % of 3.35 TB/s.
+    "cuda": Rates(flops=4e14, decode_bytes=2e12, disk_bytes=2e9, startup=30),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a parent, by part; embedding and head count once if they are tied."""
+
+    layers: int
+    hidden: int
+    attention: int
+    ffn: int
+    head: int
+    embedding: int
+    kv_per_token: int
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        return self.attention + self.ffn
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers."""
+        return self.layers * self.layer
+
+    @property
+    def total(self) -> int:
+        """Parameters that are stored."""
+        return self.body + self.embedding + (self.head if self.embedding != self.head or not self._tied else 0)
+
+    _tied: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rule's jobs.
+
+    Attributes:
+        rule: its name.
+        jobs: how many.
+        devices: GPUs (or CPU cores) that one job takes.
+        seconds: of one job.
+        device_bytes: memory that one job needs on each of its devices.
+        disk_bytes: what all its outputs take.
+        measured: median seconds of one job of a finished run, where there is one.
+    """
+
+    rule: str
+    jobs: int
+    devices: int
+    seconds: float
+    device_bytes: float
+    disk_bytes: float
+    measured: float | None = None
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that all jobs take together, times their devices."""
+        return self.jobs * self.devices * self.seconds / 3600
+
+
+def sizes_of(config: Config) -> Sizes:
+    """Return the parent's sizes, from its fetched checkpoint or from `parent.sizes`.
+
+    Raises:
+        TangramError: neither is there.
+    """
+    path = Path("results", config.run, "parent", "config.json")
+    if config.parent.sizes is not None:
+        known = config.parent.sizes.model_dump()
+    elif path.is_file():
+        found = json.loads(path.read_text())
+        known = {name: found.get(name) for name in ("hidden_size", "intermediate_size", "vocab_size", "head_dim")}
+        known["tie_word_embeddings"] = found.get("tie_word_embeddings", False)
+    else:
+        raise TangramError(f"the parent's sizes are not known: fetch it ({path}), or give config.parent.sizes")
+    hidden, heads, kv_heads = known["hidden_size"], config.parent.num_attention_heads, config.parent.num_kv_heads
+    head_dim = known["head_dim"] or hidden // heads
+    return Sizes(
+        layers=config.parent.num_layers,
+        hidden=hidden,
+        attention=2 * hidden * head_dim * (heads + kv_heads),
+        ffn=3 * hidden * known["intermediate_size"],
+        head=hidden * known["vocab_size"],
+        embedding=hidden * known["vocab_size"],
+        kv_per_token=2 * head_dim * kv_heads,
+        _tied=known["tie_word_embeddings"],
+    )
+
+
+def _trained(variant: str) -> bool:
+    return variant not in ("linear", "no-op")
+
+
+def _share(variant: str, config: Config) -> float:
+    """Return a piece's parameters relative to the parent's subblock, roughly."""
+    family, _, rest = variant.partition("-")
+    if family == "width":
+        return float(rest)
+    if family == "gqa":
+        heads = config.parent.num_attention_heads
+        return (heads + int(rest)) / (heads + config.parent.num_kv_heads)
+    return {"no": 0.0, "linear": 0.25}.get(family, 0.5)
+
+
+def stages(config: Config, rates: Rates) -> Iterator[Stage]:
+    """Yield every rule that does work, in the order of the data flow.
+
+    Args:
+        config: the run.
+        rates: of one device.
+    """
+    sizes, element = sizes_of(config), 2 if config.dtype == "bfloat16" else 4
+    pieces = [(kind, name) for kind in ("attention", "ffn") for name in getattr(config.library, kind)]
+    shards = -(-sizes.layers // config.library.layers_per_shard)
+    per_shard = sizes.layers / shards
+    stream = config.activations.mode == "stream"
+    whole = element * sizes.total
+    held = element * (2 * sizes.layer + 2 * sizes.embedding) if config.parent.by_layer else whole
+    loading = rates.startup + whole / rates.disk_bytes
+    corpus = {name: getattr(config.corpus, name) for name in SPLITS}
+    tokens = {name: split.tokens for name, split in corpus.items()}
+    hidden_bytes = {name: 4 * (sizes.layers + 1) * count * sizes.hidden for name, count in tokens.items()}
+
+    def forward(count: float, layers: float, head: bool = False) -> float:
+        return FORWARD * count * (layers * sizes.layer + (sizes.head if head else 0)) / rates.flops
+
+    def writing(split: Split) -> float:
+        own = sum(s.weight for s in split.sources if s.type == "parent-samples") / sum(s.weight for s in split.sources)
+        batch = next((s.batch_size for s in split.sources if s.type == "parent-samples"), 1)
+        # One step reads all weights, or computes them for the batch, whichever takes longer.
+        step = max(whole / rates.decode_bytes, FORWARD * batch * (sizes.body + sizes.head) / rates.flops)
+        return own * split.tokens / batch * step
+
+    yield Stage("fetch_parent", 1, 1, rates.startup + 3 * whole / rates.disk_bytes, 2 * whole, whole)
+    for split in corpus.values():
+        yield Stage("build_corpus", 1, 1, loading + writing(split), whole, 4 * split.tokens)
+    if not stream:
+        for name, count in tokens.items():
+            seconds = loading + forward(count, sizes.layers) + hidden_bytes[name] / rates.disk_bytes
+            yield Stage("capture_activations", 1, 1, seconds, held, hidden_bytes[name])
+
+    bld, trained = config.library.bld, (1 - config.library.bld.holdout_fraction) * tokens["distil"]
+    states = 4 * 3 * tokens["distil"] * sizes.hidden
+    for kind, variant in pieces:
+        own = getattr(sizes, kind) * _share(variant, config)
+        behind = sizes.ffn if kind == "attention" else 0  # the parent's frozen FFN, forward and back to its input
+        local = per_shard * trained * bld.epochs * (TRAINING * own + 2 * FORWARD * behind) if _trained(variant) else 0
+        local += per_shard * tokens["distil"] * FORWARD * (2 * sizes.layer + sizes.hidden**2 * (variant == "linear"))
+        before = forward(tokens["distil"], sizes.layers / 2) if stream else 0  # the mean shard is half-way up
+        memory = held + states + ADAM_BYTES / 2 * element * own
+        disk = element * own * sizes.layers
+        yield Stage("distill_blocks", shards, 1, loading + before + local / rates.flops, memory, disk)
+
+    count, positions = tokens["score"], tokens["score"] / config.scores.position_stride
+    for _ in pieces:
+        above = forward(count, per_shard * sizes.layers / 2) + per_shard * forward(positions, 0, head=True)
+        before = forward(count, sizes.layers) if stream else 0
+        memory = held + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
+        yield Stage("score_blocks", shards, 1, loading + before + above, memory, 0)
+
+    workloads = [(s, batch) for s in config.scenarios.values() for batch in s.batch_sizes]
+    cache = max(batch * (s.prefill + s.generate) for s, batch in workloads) * sizes.kv_per_token * element
+    stack = config.costs.stack_megabytes * 1e6
+
+    def timing(parameters: float, repeats: float, steps: bool = False) -> float:
+        """Seconds to time something of so many parameters: prefills, and single decode steps or whole generations."""
+        prefill = sum(FORWARD * batch * s.prefill * parameters / rates.flops for s, batch in workloads)
+        decode = sum(element * parameters / rates.decode_bytes * (s.generate if steps else 1) for s, _ in workloads)
+        return (repeats + 1) * (prefill + decode)
+
+    for kind in ("attention", "ffn"):
+        copies = max(1.0, stack / (element * getattr(sizes, kind)))
+        seconds = rates.startup + 2 * copies * timing(getattr(sizes, kind), 2 * config.costs.repeats)
+        jobs = 1 + len(getattr(config.library, kind))
+        yield Stage("measure_costs", jobs, 1, seconds, 2 * stack + cache / sizes.layers, 0)
+    yield Stage("calibrate_costs", 1, 1, rates.startup + 4 * timing(sizes.total, 3), 2 * whole + cache, 0)
+    yield Stage("solve_mip", len(config.targets), 1, 5, 1e9, 0)
+
+    children = sum(target.solutions + target.compare_layers_dropped for target in config.targets.values())
+    yield Stage("assemble_child", children, 1, loading + whole / rates.disk_bytes, whole, children * whole)
+
+    layout, count = config.finetune.parallel, tokens["finetune"] * config.finetune.epochs
+    devices = layout.nodes * layout.processes_per_node
+    parts = devices if layout.strategy == "fsdp" else 1
+    step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if stream else 0))
+    teacher = whole if stream else 2 * element * sizes.head
+    batch = config.finetune.micro_batch_size * config.corpus.sequence_length
+    kept = batch * (sizes.layers * 16 * sizes.hidden * element + 4 * 4 * sizes.head / sizes.hidden)
+    memory = (ADAM_BYTES / 2 * element * sizes.total + teacher) / parts + kept
+    seconds = loading + count * step / rates.flops / devices + 2 * whole / rates.disk_bytes
+    yield Stage("finetune_child", children, devices, seconds, memory, children * whole)
+
+    heldout = forward(tokens["heldout"], sizes.layers, head=True)
+    repeats = config.evaluation.throughput_repeats
+    seconds = 2 * loading + 2 * heldout + 2 * timing(sizes.total, repeats, steps=True)
+    yield Stage("evaluate_model", children, 1, seconds, 2 * whole + cache, 0)
+
+
+def merged(found: Iterator[Stage]) -> list[Stage]:
+    """Return one stage per rule: mean seconds, largest memory, all disk."""
+    rules: dict[str, Stage] = {}
+    for stage in found:
+        known = rules.get(stage.rule)
+        if known is None:
+            rules[stage.rule] = stage
+            continue
+        jobs = known.jobs + stage.jobs
+        rules[stage.rule] = replace(
+            known,
+            jobs=jobs,
+            seconds=(known.jobs * known.seconds + stage.jobs * stage.seconds) / jobs,
+            device_bytes=max(known.device_bytes, stage.device_bytes),
+            disk_bytes=known.disk_bytes + stage.disk_bytes,
+        )
+    return list(rules.values())
+
+
+def with_measured(found: list[Stage], results: Path) -> list[Stage]:
+    """Return the stages with the mean seconds that a finished run's jobs took, from its benchmarks."""
+    compared = []
+    for stage in found:
+        paths = sorted((results / "benchmarks" / stage.rule).rglob("*.tsv"))
+        seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in paths]
+        compared.append(replace(stage, measured=sum(seconds) / len(seconds) if seconds else None))
+    return compared
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.3g} {unit}" if value else "-"
+        value /= 1000
+    raise AssertionError
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def table(found: list[Stage], device: str) -> str:
+    """Return the plan as a table of plain text."""
+    unit = "GPU" if device == "cuda" else "core"
+    head = ["rule", "jobs", f"{unit}s each", "time each", f"{unit}-hours", "memory each", "disk in all"]
+    rows = [
+        [
+            stage.rule,
+            str(stage.jobs),
+            str(stage.devices),
+            _time(stage.seconds),
+            f"{stage.device_hours:.2f}",
+            _bytes(stage.device_bytes),
+            _bytes(stage.disk_bytes),
+        ]
+        for stage in found
+    ]
+    rows.append(
+        [
+            "all",
+            str(sum(stage.jobs for stage in found)),
+            "",
+            "",
+            f"{sum(stage.device_hours for stage in found):.2f}",
+            _bytes(max(stage.device_bytes for stage in found)),
+            _bytes(sum(stage.disk_bytes for stage in found)),
+        ]
+    )
+    if any(stage.measured is not None for stage in found):
+        head += ["measured each", "planned / measured"]
+        for row, stage in zip(rows, found, strict=False):
+            known = stage.measured
+            row += ["-", "-"] if known is None else [_time(known), f"{stage.seconds / known:.2f}"]
+        rows[-1] += ["", ""]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    aligned = [
+        [row[0].ljust(widths[0])] + [row[i].rjust(widths[i]) for i in range(1, len(head))] for row in [head, *rows]
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def plan(
+    config: Annotated[Path, typer.Option(help="config file")] = Path("config/config.yaml"),
+    flops: Annotated[float | None, typer.Option(help="useful operations per second of one device")] = None,
+    disk: Annotated[float | None, typer.Option(help="bytes per second of the shared file system")] = None,
+    measured: Annotated[Path | None, typer.Option(help="a finished run's folder to compare with")] = None,
+) -> None:
+    """Print jobs, device-hours, memory and disk of every stage of a run, computed from its config."""
+    settings = load(config)
+    rates = RATES[settings.device]
+    rates = replace(rates, flops=flops or rates.flops, disk_bytes=disk or rates.disk_bytes)
+    found = merged(stages(settings, rates))
+    if measured is not None:
+        found = with_measured(found, measured)
+    print(table(found, settings.device))
+
+
+if __name__ == "__main__":
+    run(plan)
