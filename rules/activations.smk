@@ -20,7 +20,7 @@ rule capture_activations:
         "<benchmarks>/capture_activations/{split}.tsv"
     params:
         parent=input_folder("parent"),
-        settings=slice_of(cfg.activations),
+        settings=slice_of(cfg.activations.model_dump(mode="json", exclude={"local_copy"})),
         by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,

@@ -31,12 +31,13 @@ rule evaluate_parent:
         environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
+        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
-        " --corpus {input.corpus:q} {params.activations:q}"
+        " --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"
 
@@ -69,6 +70,7 @@ rule evaluate_model:
         environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
+        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
@@ -76,7 +78,7 @@ rule evaluate_model:
         "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
         " --child {params.child:q}"
         " --finetuned {params.finetuned:q}"
-        " --corpus {input.corpus:q} {params.activations:q}"
+        " --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"
 

@@ -38,6 +38,7 @@ rule finetune_child:
     threads: half_the_cores
     resources:
         **several_nodes(cfg.finetune.parallel.nodes),
+        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU * cfg.finetune.parallel.nodes * cfg.finetune.parallel.processes_per_node,
         checkpoint_seconds=cfg.finetune.checkpoint_seconds,  # no param: nothing depends on it
     conda:
@@ -45,7 +46,7 @@ rule finetune_child:
     shell:
         "python -m tangram.commands.finetune_child --settings {params.settings:q} --parent {params.parent:q}"
         " --child {params.child:q}"
-        " --corpus {input.corpus:q} {params.activations:q} --parallel {params.parallel:q}"
+        " --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q} --parallel {params.parallel:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
         " --output {params.finetuned:q}"

@@ -34,6 +34,7 @@ rule distill_blocks:
         environment=pins("torch", "transformers"),
     threads: 1
     resources:
+        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
         checkpoint_seconds=cfg.library.bld.checkpoint_seconds,  # no param: nothing depends on it
     conda:
@@ -41,7 +42,7 @@ rule distill_blocks:
     shell:
         "python -m tangram.commands.distill_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q}"
+        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
         " --library {output.library:q} --table {output.table:q} --curves {output.curves:q} 2> >(tee {log:q} >&2)"

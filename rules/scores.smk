@@ -30,13 +30,14 @@ rule score_blocks:
         environment=pins("torch", "transformers"),
     threads: 1
     resources:
+        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.score_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q}"
+        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --library {input.library:q} --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"
 

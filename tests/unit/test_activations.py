@@ -38,6 +38,30 @@ def test_states_are_those_of_transformers(model, tokens, tmp_path):
         torch.testing.assert_close(model.model.norm(cached.hidden(model.config.num_hidden_layers)), expected[-1])
 
 
+def test_a_copy_in_the_temporary_folder_is_read_and_leaves_no_file(model, tokens, tmp_path, monkeypatch):
+    capture(model, tokens, 2, tmp_path / "states.npy", "test")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    copied = open_activations(tmp_path / "states.npy", model, tokens, 2, local_copy=True)
+    shared = open_activations(tmp_path / "states.npy", model, tokens, 2)
+    (tmp_path / "states.npy").unlink()
+    assert torch.equal(copied.hidden(2), shared.hidden(2))
+    assert list(scratch.iterdir()) == []
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    capture(model, tokens, 2, tmp_path / "states.npy", "test")
+    with pytest.raises(TangramError, match=r"activations\.local_copy to false"):
+        open_activations(tmp_path / "states.npy", model, tokens, 2, local_copy=True)
+
+
+def test_states_of_some_sequences_are_rows_of_the_whole(model, tokens, tmp_path):
+    capture(model, tokens, 5, tmp_path / "states.npy", "test")
+    chosen = torch.tensor([3, 0])
+    for states in (CachedActivations(tmp_path / "states.npy", model, tokens), StreamedActivations(model, tokens, 5)):
+        for layer, found in zip((1, 3), states.of_sequences(chosen, (1, 3)), strict=True):
+            torch.testing.assert_close(found, states.hidden(layer)[chosen])
+
+
 def test_without_a_file_states_are_streamed(model, tokens):
     assert isinstance(open_activations(None, model, tokens, 2), StreamedActivations)
 

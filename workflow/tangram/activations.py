@@ -6,7 +6,9 @@ final norm. Both modes run the same batches through the same layers, so they giv
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -147,9 +149,37 @@ class StreamedActivations:
 
 
 def open_activations(
-    path: str | Path | None, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int
+    path: str | Path | None, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, local_copy: bool = False
 ) -> Activations:
-    """Return the cache at ``path``, or a stream when there is none."""
+    """Return the cache at ``path``, or a stream when there is none.
+
+    Args:
+        path: the cache's file.
+        model: the parent.
+        input_ids: ``(sequences, length)``.
+        batch_size: sequences per forward pass of a stream.
+        local_copy: read the cache once, in order, into this job's own temporary folder, and map that copy. It has no
+            name, so it is gone with the process, however that ends.
+
+    Raises:
+        TangramError: the cache is damaged, or there is no space for its copy.
+    """
     if path is None:
         return StreamedActivations(model, input_ids, batch_size)
+    if local_copy:
+        return CachedActivations(_nameless_copy(path), model, input_ids)
     return CachedActivations(path, model, input_ids)
+
+
+def _nameless_copy(path: str | Path) -> str:
+    """Copy a file to `$TMPDIR` and unlink it there; return a path by which this process can still open it."""
+    try:
+        with open(path, "rb") as source, tempfile.NamedTemporaryFile(prefix="tangram-", delete=True) as copy:
+            shutil.copyfileobj(source, copy, 1 << 24)
+            copy.flush()
+            return f"/proc/self/fd/{os.dup(copy.fileno())}"
+    except OSError as error:
+        raise TangramError(
+            f"cannot copy {path} to {tempfile.gettempdir()}: {error.strerror}; "
+            "make space there, point tmpdir elsewhere, or set activations.local_copy to false"
+        ) from error

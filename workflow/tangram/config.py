@@ -165,6 +165,10 @@ class Activations(Section):
         "cache", description="`cache`: one pass to disk, memory-mapped; `stream`: recomputed where needed."
     )
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
+    local_copy: bool = Field(
+        False,
+        description="Copy the cache to the job's `$TMPDIR` (Snakemake's `tmpdir`: node-local scratch) and read that.",
+    )
 
 
 class BlockDistillation(Section):

@@ -22,6 +22,7 @@ def distill_blocks(
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
+    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
@@ -50,7 +51,7 @@ def distill_blocks(
     section = BlockDistillation.model_validate_json(settings)
     model = (load_by_layer if by_layer else load_model)(parent, dtype, device).requires_grad_(False)
     input_ids = read_tokens(corpus)
-    states = open_activations(activations, model, input_ids, section.batch_size)
+    states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))
     first, last = (int(part) for part in layers.split("-"))
     made_by = provenance("tangram.commands.distill_blocks", settings, device)
     origin = [sha256_of(path) for path in (Path(parent) / "model.safetensors", corpus)]

@@ -26,6 +26,7 @@ def evaluate_model(
     ] = None,
     finetuned: Annotated[str | None, typer.Option(help="finetuned child's folder")] = None,
     activations: Annotated[str | None, typer.Option(help="parent's cached activations; recomputed without")] = None,
+    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
@@ -51,7 +52,7 @@ def evaluate_model(
     section = sections.evaluation
     teacher = load_model(parent, dtype, device)
     input_ids = read_tokens(corpus)
-    states = open_activations(activations, teacher, input_ids, section.batch_size)
+    states = open_activations(activations, teacher, input_ids, section.batch_size, bool(local_copy))
     final = states.hidden(len(decoder_layers(teacher)))
     children = {name: folder for name, folder in (("child", child), ("finetuned", finetuned)) if folder is not None}
     timed, rows = {PARENT: teacher}, []

@@ -19,6 +19,7 @@ def finetune_child(
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
     parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
     checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
+    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
@@ -51,7 +52,7 @@ def finetune_child(
         teacher = world.teacher(parent, dtype, runs=activations is None)
         student = skeleton(child, dtype) if world.sharded else load_model(child, dtype, world.device)
         input_ids = read_tokens(corpus)
-        states = open_activations(activations, teacher, input_ids, section.micro_batch_size)
+        states = open_activations(activations, teacher, input_ids, section.micro_batch_size, bool(local_copy))
         made_by = provenance("tangram.commands.finetune_child", settings, device)
         origin = [sha256_of(Path(folder) / "model.safetensors") for folder in (parent, child)]
         facts = [*made_by.values(), *origin, sha256_of(corpus), str(seed)]

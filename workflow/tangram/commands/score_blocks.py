@@ -19,6 +19,7 @@ def score_blocks(
     output: Annotated[str, typer.Option(help="SCORES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
+    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
@@ -38,7 +39,7 @@ def score_blocks(
     section = Scores.model_validate_json(settings)
     model = (load_by_layer if by_layer else load_model)(parent, dtype, device)
     input_ids = read_tokens(corpus)
-    states = open_activations(activations, model, input_ids, section.batch_size)
+    states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))
     scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
     first, last = (int(part) for part in layers.split("-"))
     rows = []

@@ -41,17 +41,17 @@ def launch(nodes: int, processes_per_node: int) -> None:
     """
     if nodes * processes_per_node == 1 or _WORKER in os.environ:
         return
+    job = os.environ.get("SLURM_JOB_ID")
+    if nodes > 1 and job is None:
+        raise TangramError("finetune.parallel.nodes is more than 1, which needs a SLURM job: use --profile slurm")
     module = sys.modules["__main__"].__spec__
     assert module is not None, "commands run as `python -m`"
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes_per_node}"]
     command = ["-m", module.name, *sys.argv[1:]]
     sys.stdout.flush()
     sys.stderr.flush()
-    if nodes == 1:
+    if nodes == 1 or job is None:
         os.execv(run[0], [*run, "--standalone", *command])
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        raise TangramError("finetune.parallel.nodes is more than 1, which needs a SLURM job: use --profile slurm")
     # srun tells its tasks where it was called, which is on the job's first node.
     meet = f'--rdzv-endpoint="$SLURM_LAUNCH_NODE_IPADDR:{20_000 + int(job) % 20_000}"'
     run += [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}"]
