@@ -32,7 +32,8 @@ A config file says everything that a run depends on. `config.yaml` is the defaul
 | file | what it makes |
 |---|---|
 | `config.yaml` | faster children of SmolLM2-135M-Instruct on a 2-core CPU: the main job |
-| `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one H100 |
+| `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
+| `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |
 
 Unknown keys and impossible values stop the run before any work, in one line that names the key and the nearest valid
 choice. Each rule receives only the sections that it depends on, so a change reruns what it must and nothing else.

@@ -48,9 +48,16 @@ RATES = {
 }
 
 
+# Whose memory is a device's; the others' is the node's.
+ON_DEVICE = {
+    "build_corpus", "capture_activations", "distill_blocks", "score_blocks", "measure_costs", "calibrate_costs",
+    "finetune_child", "evaluate_model",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a parent, by part; embedding and head count once if they are tied."""
+    """Parameters of a parent, by part; embedding and head are one matrix if they are ``tied``."""
 
     layers: int
     hidden: int
@@ -59,6 +66,7 @@ class Sizes:
     head: int
     embedding: int
     kv_per_token: int
+    tied: bool
 
     @property
     def layer(self) -> int:
@@ -73,9 +81,7 @@ class Sizes:
     @property
     def total(self) -> int:
         """Parameters that are stored."""
-        return self.body + self.embedding + (self.head if self.embedding != self.head or not self._tied else 0)
-
-    _tied: bool = False
+        return self.body + self.embedding + (0 if self.tied else self.head)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def sizes_of(config: Config) -> Sizes:
         head=hidden * known["vocab_size"],
         embedding=hidden * known["vocab_size"],
         kv_per_token=2 * head_dim * kv_heads,
-        _tied=known["tie_word_embeddings"],
+        tied=known["tie_word_embeddings"],
     )
 
 
@@ -181,14 +187,16 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
 
     yield Stage("fetch_parent", 1, 1, rates.startup + 3 * whole / rates.disk_bytes, 2 * whole, whole)
     for split in corpus.values():
-        yield Stage("build_corpus", 1, 1, loading + writing(split), whole, 4 * split.tokens)
+        written = writing(split)
+        seconds = loading + written if written else rates.startup
+        yield Stage("build_corpus", 1, 1, seconds, whole if written else 1e9, 4 * split.tokens)
     if not stream:
         for name, count in tokens.items():
             seconds = loading + forward(count, sizes.layers) + hidden_bytes[name] / rates.disk_bytes
             yield Stage("capture_activations", 1, 1, seconds, held, hidden_bytes[name])
 
     bld, trained = config.library.bld, (1 - config.library.bld.holdout_fraction) * tokens["distil"]
-    states = 4 * 3 * tokens["distil"] * sizes.hidden
+    states = element * 5 * tokens["distil"] * sizes.hidden  # inputs, middle, outputs, and what pieces are fitted to
     for kind, variant in pieces:
         own = getattr(sizes, kind) * _share(variant, config)
         behind = sizes.ffn if kind == "attention" else 0  # the parent's frozen FFN, forward and back to its input
@@ -331,6 +339,7 @@ def plan(
     config: Annotated[Path, typer.Option(help="config file")] = Path("config/config.yaml"),
     flops: Annotated[float | None, typer.Option(help="useful operations per second of one device")] = None,
     disk: Annotated[float | None, typer.Option(help="bytes per second of the shared file system")] = None,
+    memory: Annotated[float, typer.Option(help="bytes of one GPU")] = 80e9,
     measured: Annotated[Path | None, typer.Option(help="a finished run's folder to compare with")] = None,
 ) -> None:
     """Print jobs, device-hours, memory and disk of every stage of a run, computed from its config."""
@@ -341,6 +350,9 @@ def plan(
     if measured is not None:
         found = with_measured(found, measured)
     print(table(found, settings.device))
+    for stage in found:
+        if settings.device == "cuda" and stage.rule in ON_DEVICE and stage.device_bytes > memory:
+            print(f"{stage.rule} does not fit: {_bytes(stage.device_bytes)} on a device of {_bytes(memory)}")
 
 
 if __name__ == "__main__":
