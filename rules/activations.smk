@@ -21,18 +21,18 @@ rule capture_activations:
     params:
         parent=input_folder("parent"),
         settings=slice_of(cfg.activations.model_dump(mode="json", exclude={"local_copy"})),
-        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.capture_activations"),
         environment=pins("torch", "transformers"),
     threads: 1
     resources:
+        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.capture_activations --settings {params.settings:q}"
-        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q}"
+        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"

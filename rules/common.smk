@@ -109,11 +109,6 @@ def option(name, values):
     return [name, *values] if values else []
 
 
-def flag(name, wanted):
-    """Return a command-line flag, or nothing."""
-    return [name] if wanted else []
-
-
 def pins(*packages):
     """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
     lock = (Path(workflow.basedir) / "envs" / "requirements.lock").read_text()

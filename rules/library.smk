@@ -26,7 +26,6 @@ rule distill_blocks:
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
         activations=option("--activations", cached_activations("distil")),
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",
-        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
@@ -34,6 +33,7 @@ rule distill_blocks:
         environment=pins("torch", "transformers"),
     threads: 1
     resources:
+        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
         local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
         checkpoint_seconds=cfg.library.bld.checkpoint_seconds,  # no param: nothing depends on it
@@ -42,7 +42,7 @@ rule distill_blocks:
     shell:
         "python -m tangram.commands.distill_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
+        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
         " --library {output.library:q} --table {output.table:q} --curves {output.curves:q} 2> >(tee {log:q} >&2)"

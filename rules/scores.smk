@@ -23,13 +23,13 @@ rule score_blocks:
         parent=input_folder("parent"),
         settings=slice_of(cfg.scores),
         activations=option("--activations", cached_activations("score")),
-        by_layer=flag("--by-layer", cfg.parent.by_layer),
         device=cfg.device,
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.score_blocks"),
         environment=pins("torch", "transformers"),
     threads: 1
     resources:
+        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
         local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
@@ -37,7 +37,7 @@ rule score_blocks:
     shell:
         "python -m tangram.commands.score_blocks --settings {params.settings:q}"
         " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} {params.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
+        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
         " --library {input.library:q} --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {output:q} 2> >(tee {log:q} >&2)"
 

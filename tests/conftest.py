@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tiny_pipeline"]
+
 # Words of several lengths, digits, accents and code, so that the byte-level BPE below learns merges of its own.
 TEXT = [
     "The parent is a trained decoder; the child is a faster one that was made from its pieces.",

@@ -4,59 +4,19 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_run import Run, content, jobs_in, snakemake, start, wait_for
+from tiny_run import CHILD_FILES, CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover, snakemake, start, wait_for
 
 pytestmark = pytest.mark.slow
 
-PIECE = "results/tiny/library/attention/gqa-1/00-02.safetensors"
-PIECE_FILES = [PIECE, PIECE.replace(".safetensors", ".parquet"), PIECE.replace(".safetensors", ".curves.parquet")]
-CURVES = "results/tiny/targets/small/0/curves.parquet"
-CHILD_FILES = [CURVES, "results/tiny/targets/small/0/finetuned/model.safetensors"]
-
-
-@pytest.fixture(scope="module")
-def slow_config(run: Run) -> dict:
-    """The finished run's config with trainings that last some seconds, so that there is something to kill."""
-    library = run.config["library"] | {"bld": {"epochs": 120, "checkpoint_seconds": 1}}
-    return run.config | {"library": library, "finetune": {"epochs": 60, "checkpoint_seconds": 1}}
-
-
-@pytest.fixture(scope="module")
-def copy(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return a function that copies the finished run, so that each fault has a folder of its own."""
-
-    def copy() -> Path:
-        folder = tmp_path_factory.mktemp("fault") / "run"
-        shutil.copytree(run.folder, folder, symlinks=True)
-        return folder
-
-    return copy
-
-
-@pytest.fixture(scope="module")
-def undisturbed(copy: Callable[[], Path], slow_config: dict) -> Path:
-    """A run with the slow config that nothing happened to."""
-    folder = copy()
-    for target in (PIECE, CURVES):
-        done = snakemake(folder, slow_config, "--cores", "2", target)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-def recover(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tangram.recover"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
 
 def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_twice(
-    copy: Callable[[], Path], slow_config: dict, undisturbed: Path
+    copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
-    folder = copy()
+    folder = copy_of_run()
     store = folder / "results/tiny/checkpoints/attention/gqa-1/00-02"
     main = start(folder, slow_config, "--cores", "2", PIECE)
     wait_for(lambda: (store / "0.safetensors").exists())
@@ -97,11 +57,11 @@ def test_a_killed_job_goes_on_from_its_checkpoint(
     files: list[str],
     begun: str,
     resumed: str,
-    copy: Callable[[], Path],
+    copy_of_run: Callable[[], Path],
     slow_config: dict,
     undisturbed: Path,
 ) -> None:
-    folder = copy()
+    folder = copy_of_run()
     if command == "finetune_child":  # its pieces are those of the slow config, too
         shutil.rmtree(folder)
         shutil.copytree(undisturbed, folder, symlinks=True)
@@ -117,9 +77,9 @@ def test_a_killed_job_goes_on_from_its_checkpoint(
 
 
 def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after_space_is_made(
-    copy: Callable[[], Path], slow_config: dict, undisturbed: Path
+    copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
-    folder = copy()
+    folder = copy_of_run()
     small = folder / "results/tiny/library/attention/gqa-1"
     others = {path: path.read_bytes() for path in (folder / "results/tiny/library/ffn").rglob("*.safetensors")}
     old = {path.name: path.read_bytes() for path in small.iterdir()}
@@ -148,9 +108,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after_space
 
 @pytest.mark.parametrize("damaged", ["library/attention/gqa-1/00-02.safetensors", "scores.parquet"])
 def test_a_flipped_bit_is_named_with_its_remedy_and_never_used(
-    damaged: str, copy: Callable[[], Path], run: Run
+    damaged: str, copy_of_run: Callable[[], Path], run: Run
 ) -> None:
-    folder = copy()
+    folder = copy_of_run()
     path = folder / "results/tiny" / damaged
     times = path.stat()
     content = bytearray(path.read_bytes())

@@ -1,31 +1,351 @@
-"""Partial reruns of a finished run, in the order of the file: what a change costs, and what it must not cost."""
+"""Partial reruns of a finished run: for every key and every module, Snakemake's plan is the table's, job by job."""
 
+import copy
+import os
 import re
+import shutil
+import subprocess
+import typing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_run import Run
+from pydantic import BaseModel
+from tiny_run import ROOT, Run, snakemake
+
+from tangram import reruns
+from tangram.config import Config, parse
 
 pytestmark = pytest.mark.slow
+
+Job = tuple[str, str]  # rule and wildcards
+
+
+def jobs_of(printed: str) -> set[Job]:
+    """Return the jobs that Snakemake ran or planned."""
+    found = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", printed, re.MULTILINE)
+    jobs = {(rule, next(iter(re.findall(r"wildcards: (.*)", body)), "")) for rule, body in found}
+    return {job for job in jobs if job[0] != "all"}
 
 
 def ran(printed: str) -> set[str]:
     """Return the rules that a run executed."""
-    return set(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", printed, re.MULTILINE)) - {"all"}
+    return {rule for rule, _ in jobs_of(printed)}
 
 
-def test_a_search_with_the_same_answer_trains_nothing_again(run: Run) -> None:
+def node(job: Job) -> str:
+    """Return what a job is called in the table: its rule, and the split if it is that of one."""
+    rule, wildcards = job
+    split = re.match(r"split=(\w+)", wildcards)
+    return f"{rule} {split[1]}" if split else rule
+
+
+def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
+    """Return the jobs that the table says run again, if some rules do first."""
+    found = reruns.onward(first)
+    # The solver's children and the baseline's have nothing to do with each other.
+    searched = {"solve_mip": "rank=0", "drop_layers": "rank=layers-dropped"}
+    untouched = {rank for rule, rank in searched.items() if rule not in found}
+    chosen = {job for job in jobs if node(job) in found}
+    if "assemble_child" not in reruns.onward(tuple(rule for rule in first if rule not in searched)):
+        chosen = {job for job in chosen if not any(rank in job[1] for rank in untouched)}
+    return chosen
+
+
+class Planner:
+    """A finished run, a copy of the repository, and what Snakemake would do there now."""
+
+    def __init__(self, run: Run, folder: Path, repository: Path):
+        self.run, self.folder, self.repository = run, folder, repository
+
+    def __call__(self, config: dict | None = None, *arguments: str) -> set[Job]:
+        environment = os.environ | {"PYTHONPATH": str(self.repository / "workflow")}
+        done = snakemake(
+            self.folder, config or self.run.config, "-n", *arguments, environment=environment, root=self.repository
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return jobs_of(done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def planners(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Planner]:
+    """Two of them, to work side by side: each has the run and the repository for itself."""
+    found = []
+    for name in ("one", "other"):
+        folder = tmp_path_factory.mktemp(name)
+        shutil.copytree(run.folder, folder / "run", symlinks=True)
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+        for path in tracked or sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob("*") if ".git" not in p.parts):
+            if (ROOT / path).is_file():
+                (folder / "repository" / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / path, folder / "repository" / path)
+        found.append(Planner(run, folder / "run", folder / "repository"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def planner(planners: list[Planner]) -> Planner:
+    return planners[0]
+
+
+@pytest.fixture(scope="module")
+def all_jobs(run: Run) -> set[Job]:
+    return jobs_of(run.printed)
+
+
+def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of the config that is no section, with its annotation; names of a mapping are `<name>`."""
+    for name, field in section.model_fields.items():
+        where = f"{path}{name}"
+        inner = [field.annotation, *typing.get_args(field.annotation)]
+        models = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if typing.get_origin(field.annotation) is dict:
+            where, models = f"{where}.<name>", models[-1:]
+        if len(models) == 1:
+            yield from leaves(models[0], f"{where}.")
+        else:
+            yield where, field.annotation
+
+
+# Another valid value for every key whose type does not give one away; None: what no set of rules says (see below).
+OTHERS: dict[str, Any] = {
+    "run": None,
+    "device": "cuda",
+    "parent.source": {"type": "local", "path": "elsewhere"},
+    "parent.num_layers": None,  # other shards: every job of the library has another name
+    "parent.num_kv_heads": 4,
+    "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
+    **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distil", "score", "finetune", "heldout")},
+    "activations.mode": None,  # the cache's own jobs go
+    "library.attention": None,
+    "library.ffn": None,
+    "library.layers_per_shard": None,
+    "scenarios.<name>.batch_sizes": [2],
+    "targets.<name>.constraints": [{"quantity": "parameters", "max": 0.85}],
+    "targets.<name>.solutions": None,
+    "targets.<name>.compare_layers_dropped": None,
+    "headline": None,
+    "costs.engine": None,  # there is only one
+    "finetune.batch_size": 4,
+    "finetune.micro_batch_size": 1,
+    "finetune.parallel.nodes": 2,
+    "evaluation.tasks": ["numbers", "others"],
+    "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0"},
+    "evaluation.task_limit": 3,
+}
+
+
+def other_value(key: str, annotation: Any, value: Any) -> Any:
+    """Return a value that differs from the current one."""
+    if key in OTHERS:
+        return OTHERS[key]
+    if typing.get_origin(annotation) is typing.Literal:
+        return next(choice for choice in typing.get_args(annotation) if choice != value)
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value * 0.9
+
+
+def changed(config: dict, key: str, annotation: Any) -> dict:
+    """Return the config with another value under a key."""
+    complete = parse(config).model_dump(mode="json")
+    names = {"targets": "small", "scenarios": "chat"}
+    path = [names[key.split(".")[0]] if part == "<name>" else part for part in key.split(".")]
+    section, result = complete, copy.deepcopy(config)
+    place: Any = result
+    for part in path[:-1]:
+        section = section[part]
+        place = place.setdefault(part, {})
+    if path[0] in ("corpus", "parent", "targets", "scenarios"):  # sections that the config has in full
+        place = result
+        for part in path[:-1]:
+            place = place[part]
+    place[path[-1]] = other_value(key, annotation, section[path[-1]])
+    return result
+
+
+LEAVES = dict(leaves(Config))
+CHECKED = [key for key in LEAVES if key not in OTHERS or OTHERS[key] is not None]
+
+
+def side_by_side(planners: list[Planner], tasks: list[Callable[[Planner], set[Job]]]) -> list[set[Job]]:
+    """Do tasks on whichever planner is free."""
+    free = list(planners)
+
+    def work(task: Callable[[Planner], set[Job]]) -> set[Job]:
+        planner = free.pop()
+        try:
+            return task(planner)
+        finally:
+            free.append(planner)
+
+    with ThreadPoolExecutor(len(planners)) as pool:
+        return list(pool.map(work, tasks))
+
+
+@pytest.fixture(scope="module")
+def plans_by_key(planners: list[Planner], run: Run) -> dict[str, set[Job]]:
+    configs = {key: changed(run.config, key, LEAVES[key]) for key in CHECKED}
+    plans = side_by_side(planners, [lambda plan, config=config: plan(config) for config in configs.values()])
+    return dict(zip(configs, plans, strict=True))
+
+
+@pytest.mark.parametrize("key", CHECKED)
+def test_a_key_reruns_what_the_table_says(key: str, plans_by_key: dict[str, set[Job]], all_jobs: set[Job]) -> None:
+    assert plans_by_key[key] == expected(all_jobs, reruns.first_of_key(key))
+
+
+def test_every_row_of_the_table_was_put_to_the_test() -> None:
+    rows = {reruns.first_of_key(key) for key in CHECKED}
+    assert {key for key, first in reruns.KEYS.items() if first not in rows} <= {"activations.mode"}
+    assert all(key in LEAVES for key in OTHERS)
+
+
+def test_nothing_changed_nothing_runs(planner: Planner) -> None:
+    assert planner() == set()
+
+
+@pytest.fixture(scope="module")
+def plans_by_module(planners: list[Planner]) -> dict[str, set[Job]]:
+    def change(module: str) -> Callable[[Planner], set[Job]]:
+        def task(plan: Planner) -> set[Job]:
+            path = plan.repository / "workflow" / Path(*module.split("."))
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            source = path.read_text()
+            path.write_text(f"{source}\nCHANGED = True\n")
+            try:
+                return plan()
+            finally:
+                path.write_text(source)
+
+        return task
+
+    modules = reruns.modules()
+    return dict(zip(modules, side_by_side(planners, [change(module) for module in modules]), strict=True))
+
+
+@pytest.mark.parametrize("module", reruns.modules())
+def test_a_module_reruns_what_the_table_says(
+    module: str, plans_by_module: dict[str, set[Job]], all_jobs: set[Job]
+) -> None:
+    assert plans_by_module[module] == expected(all_jobs, reruns.first_of_module(module))
+
+
+def test_a_comment_in_every_module_reruns_nothing(planner: Planner) -> None:
+    sources = {path: path.read_text() for path in (planner.repository / "workflow").rglob("*.py")}
+    for path, source in sources.items():
+        path.write_text(f"# Said before.\n{source}\n\n# And after.\n")
+    try:
+        assert planner() == set()
+    finally:
+        for path, source in sources.items():
+            path.write_text(source)
+
+
+def test_the_pages_template_reruns_the_report(planner: Planner) -> None:
+    path = planner.repository / "workflow" / "report" / "report.html.j2"
+    source = path.read_text()
+    path.write_text(source + "\n")
+    try:
+        assert ran_rules(planner()) == {"build_report"}
+    finally:
+        path.write_text(source)
+
+
+def ran_rules(jobs: set[Job]) -> set[str]:
+    return {rule for rule, _ in jobs}
+
+
+def test_a_new_variant_costs_its_own_jobs_and_what_reads_the_tables(planner: Planner, run: Run) -> None:
+    library = run.config["library"]
+    plan = planner(run.config | {"library": library | {"ffn": [*library["ffn"], "width-0.5"]}})
+    own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "measure_costs")}
+    assert len(own) == 3
+    assert all("width-0.5" in wildcards for _, wildcards in own)
+    first = ("collect_scores", "collect_costs")
+    assert ran_rules(plan - own) == reruns.onward(first)
+
+
+def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: Run) -> None:
+    targets = run.config["targets"]
+    plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
+    assert ("build_report", "") in plan
+    assert all("target=more" in wildcards for _, wildcards in plan - {("build_report", "")})
+    assert ran_rules(plan) == reruns.onward(("solve_mip", "drop_layers")) - {"evaluate_tasks"}
+
+
+def test_a_target_without_its_baseline_reruns_the_report_only(planner: Planner, run: Run) -> None:
+    small = run.config["targets"]["small"] | {"compare_layers_dropped": False}
+    assert ran_rules(planner(run.config | {"targets": {"small": small}})) == {"build_report"}
+
+
+def test_another_run_is_made_from_the_beginning(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
+    assert ran_rules(planner(run.config | {"run": "other"})) == ran_rules(all_jobs)
+
+
+def test_streaming_instead_of_the_cache_reaches_what_reads_it(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
+    plan = planner(run.config | {"activations": {"mode": "stream"}})
+    first = reruns.first_of_key("activations.mode")
+    assert plan == expected(all_jobs, first)
+
+
+@pytest.mark.parametrize(
+    ("deleted", "first"),
+    [
+        ("library/ffn/linear/00-02.safetensors", "distill_blocks"),
+        ("scores/attention/gqa-1/00-02.parquet", "score_blocks"),
+        ("costs/ffn/linear.parquet", "measure_costs"),
+        ("activations/finetune.npy", "capture_activations finetune"),
+        ("targets/small/0/evaluation.parquet", "evaluate_model"),
+        ("report.html", "build_report"),
+    ],
+)
+def test_a_deleted_file_reruns_its_own_job_and_what_reads_it(
+    deleted: str, first: str, planner: Planner, run: Run, all_jobs: set[Job]
+) -> None:
+    path = planner.folder / "results" / "tiny" / deleted
+    path.rename(kept := path.with_name("kept"))
+    try:
+        plan = planner()
+    finally:
+        kept.rename(path)
+    assert ran_rules(plan) == {rule.split()[0] for rule in reruns.onward((first,))}
+    assert len([job for job in plan if node(job) == first]) == 1, "no other shard, split or child"
+    assert plan <= all_jobs
+
+
+def test_a_fresh_checkout_reruns_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(planner.repository, tmp_path / "fresh", copy_function=shutil.copyfile)  # new times, as git gives
+    assert Planner(run, planner.folder, tmp_path / "fresh")() == set()
+
+
+def test_results_in_another_folder_and_from_a_backup_rerun_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "backup"), "tar", planner.folder)
+    shutil.unpack_archive(tmp_path / "backup.tar", tmp_path / "restored", filter="fully_trusted")
+    assert Planner(run, tmp_path / "restored", planner.repository)() == set()
+    shutil.rmtree(tmp_path / "restored" / ".snakemake" / "metadata", ignore_errors=True)
+    assert Planner(run, tmp_path / "restored", planner.repository)() == set(), "and without Snakemake's own records"
+
+
+def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_run: Callable[[], Path]) -> None:
     """A solver's setting changes, and the answer does not."""
-    done = run.snakemake("--cores", "2", config=run.config | {"search": {"time_limit": 59}})
+    folder, config = copy_of_run(), run.config | {"search": {"time_limit": 59}}
+    done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stderr
     assert ran(done.stdout + done.stderr) == {"solve_mip", "pick_pieces", "build_report"}
-    again = run.snakemake("--cores", "2", config=run.config | {"search": {"time_limit": 59}})
+    again = snakemake(folder, config, "--cores", "2")
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_a_deleted_piece_is_made_again_and_a_child_of_equal_pieces_is_not(run: Run) -> None:
+def test_a_deleted_piece_is_made_again_and_a_child_of_equal_pieces_is_not(
+    run: Run, copy_of_run: Callable[[], Path]
+) -> None:
     """Distillation is deterministic: the piece comes out the same, so nothing is assembled or trained."""
-    (run.results / "library" / "ffn" / "linear" / "00-02.safetensors").unlink()
-    done = run.snakemake("--cores", "2", config=run.config | {"search": {"time_limit": 59}})
+    folder = copy_of_run()
+    (folder / "results" / "tiny" / "library" / "ffn" / "linear" / "00-02.safetensors").unlink()
+    done = snakemake(folder, run.config, "--cores", "2")
     assert done.returncode == 0, done.stderr
     rules = ran(done.stdout + done.stderr)
     assert {"distill_blocks", "score_blocks", "pick_pieces"} <= rules

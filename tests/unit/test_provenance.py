@@ -12,6 +12,7 @@ COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_
 
 
 def _forget() -> None:
+    provenance.modules_of.cache_clear()
     provenance.code_hash.cache_clear()
     provenance._digest_and_imports.cache_clear()
 

@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from tangram.config import SPLITS, Config
 from tangram.files import write_text
+from tangram.reruns import markdown
 
 FOLDER = Path(__file__).parents[2] / "config"
 INTRODUCTION = """\
@@ -128,6 +129,7 @@ def readme() -> str:
             title = f"{title} of type {_type_text(section.model_fields['type'].annotation)}"
         summary = " ".join((section.__doc__ or "").split())
         parts.append(f"## {title}\n\n{summary}\n\n{_table(section)}\n")
+    parts.append(markdown())
     return "\n".join(parts)
 
 

@@ -66,10 +66,8 @@ NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.provenance"
 
 
 @functools.cache
-def code_hash(module: str) -> str:
-    """Hash a module and everything it imports inside the package, over the AST without comments and docstrings.
-
-    A comment changes nothing; a real change reaches exactly the rules that depend on it.
+def modules_of(module: str) -> dict[str, str]:
+    """Return a module and everything that it imports inside the package, with the digest of each.
 
     Raises:
         ValueError: ``module`` is not a module of this package.
@@ -85,7 +83,16 @@ def code_hash(module: str) -> str:
             continue
         digests[name], imported = _digest_and_imports(path)
         queue.extend(imported)
-    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()[:16]
+    return digests
+
+
+@functools.cache
+def code_hash(module: str) -> str:
+    """Hash a module and everything it imports inside the package, over the AST without comments and docstrings.
+
+    A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
+    """
+    return hashlib.sha256(json.dumps(sorted(modules_of(module).items())).encode()).hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

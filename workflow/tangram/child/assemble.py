@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.blocks.layer import read_piece, tensor_name
 from tangram.checkpoint import check_parent
 from tangram.child import modeling

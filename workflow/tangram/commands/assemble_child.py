@@ -21,7 +21,7 @@ def assemble_child(
 
     import torch
 
-    from tangram.blocks import PARENT
+    from tangram.blocks.base import PARENT
     from tangram.child.architecture import load_architecture
     from tangram.child.assemble import (
         WEIGHTS_FILE,

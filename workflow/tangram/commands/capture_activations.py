@@ -13,7 +13,7 @@ def capture_activations(
     parent: Annotated[str, typer.Option(help="parent's folder")],
     corpus: Annotated[str, typer.Option(help="the split's parquet")],
     output: Annotated[str, typer.Option(help=".npy to write")],
-    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
+    by_layer: Annotated[int, typer.Option(help="1: hold one layer's weights at a time")] = 0,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,

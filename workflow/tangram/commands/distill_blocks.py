@@ -21,7 +21,7 @@ def distill_blocks(
     curves: Annotated[str, typer.Option(help="CURVES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
-    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
+    by_layer: Annotated[int, typer.Option(help="1: hold one layer's weights at a time")] = 0,
     local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",

@@ -39,7 +39,7 @@ def evaluate_model(
     """
     use_threads(threads, seed)
     from tangram.activations import open_activations
-    from tangram.blocks import PARENT
+    from tangram.blocks.base import PARENT
     from tangram.checkpoint import load_model
     from tangram.corpus import read_tokens
     from tangram.evaluation.text import compare_on_text, text_rows

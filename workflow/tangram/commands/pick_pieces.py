@@ -33,7 +33,7 @@ def pick_pieces(
     import dataclasses
     import json
 
-    from tangram.blocks import PARENT
+    from tangram.blocks.base import PARENT
     from tangram.child.architecture import load_architecture
     from tangram.child.assemble import read_library
     from tangram.files import write_text

@@ -18,7 +18,7 @@ def score_blocks(
     library: Annotated[str, typer.Option(help="the pieces' weights (safetensors)")],
     output: Annotated[str, typer.Option(help="SCORES table to write")],
     activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
-    by_layer: Annotated[bool, typer.Option("--by-layer", help="hold one layer's weights at a time")] = False,
+    by_layer: Annotated[int, typer.Option(help="1: hold one layer's weights at a time")] = 0,
     local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
     device: str = "cpu",
     dtype: str = "float32",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, Cache, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture, LayerChoice, per_layer_config
 from tangram.child.modeling import MODEL_CLASSES
 from tangram.config import Costs, Scenario

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.errors import TangramError
 from tangram.files import write_text
 from tangram.scoring.metrics import standard_error_by_sequence

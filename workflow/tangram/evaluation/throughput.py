@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.config import Scenario
 from tangram.costs.timing import interleaved, median_and_error
 from tangram.costs.torch_engine import Passes, fastest_kernels, synchronise

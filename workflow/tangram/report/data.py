@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture, load_architecture
 from tangram.config import LAYERS_DROPPED, Section
 from tangram.errors import TangramError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.config import LAYERS_DROPPED
 from tangram.report import figures, tiles
 from tangram.report.comparison import VERDICTS, Comparison, compare, rank_correlation, scored_children

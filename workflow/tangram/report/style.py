@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.report.data import Estimate, strength
 
 # Figures are drawn in these; they become the page's CSS variables, so that figures follow its theme.

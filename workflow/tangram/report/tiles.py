@@ -8,7 +8,7 @@ from html import escape
 
 import pandas as pd
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture
 from tangram.report.data import KINDS, rows_of
 from tangram.report.style import ink_on, number, short, themed

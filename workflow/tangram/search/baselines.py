@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture, LayerChoice
 from tangram.config import Search
 from tangram.errors import TangramError

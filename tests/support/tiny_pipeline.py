@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_run import Run, snakemake
+from tiny_run import CURVES, PIECE, Run, snakemake
 
 
 def _bigbench(folder: Path) -> dict:
@@ -73,3 +74,33 @@ def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return Run(folder, config, done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="session")
+def slow_config(run: Run) -> dict:
+    """The finished run's config with trainings that last some seconds, so that there is something to kill."""
+    library = run.config["library"] | {"bld": {"epochs": 120, "checkpoint_seconds": 1}}
+    finetune = {"epochs": 60, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
+    return run.config | {"library": library, "finetune": finetune}
+
+
+@pytest.fixture(scope="session")
+def copy_of_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a function that copies the finished run, so that each test has a folder of its own."""
+
+    def copy() -> Path:
+        folder = tmp_path_factory.mktemp("copy") / "run"
+        shutil.copytree(run.folder, folder, symlinks=True)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def undisturbed(copy_of_run: Callable[[], Path], slow_config: dict) -> Path:
+    """A run with the slow config that nothing happened to."""
+    folder = copy_of_run()
+    for target in (PIECE, CURVES):
+        done = snakemake(folder, slow_config, "--cores", "2", target)
+        assert done.returncode == 0, done.stderr
+    return folder

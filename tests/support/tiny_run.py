@@ -14,6 +14,12 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 
+# What fault tests make again: one trained piece, and one finetuned child.
+PIECE = "results/tiny/library/attention/gqa-1/00-02.safetensors"
+PIECE_FILES = [PIECE, PIECE.replace(".safetensors", ".parquet"), PIECE.replace(".safetensors", ".curves.parquet")]
+CURVES = "results/tiny/targets/small/0/curves.parquet"
+CHILD_FILES = [CURVES, "results/tiny/targets/small/0/finetuned/model.safetensors"]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,33 +38,46 @@ class Run:
         return snakemake(self.folder, config or self.config, *arguments)
 
 
-def snakemake(folder: Path, config: dict, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the repository's Snakefile in ``folder``, as a user would."""
+def _command(folder: Path, config: dict, root: Path, arguments: tuple[str, ...]) -> list[str]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
+    program = str(Path(sys.executable).with_name("snakemake"))
+    where = ["--snakefile", str(root / "Snakefile"), "--directory", str(folder)]
+    return [program, *where, "--configfile", str(folder / "config.yaml"), *arguments]
+
+
+def snakemake(
+    folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None, root: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """Run the repository's Snakefile in ``folder``, as a user would; ``root`` may be a copy of the repository."""
     return subprocess.run(
-        [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml"), *arguments],
-        cwd=folder,
+        _command(folder, config, root, arguments),
+        cwd=root,
         capture_output=True,
         text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        env=(environment or os.environ) | {"HF_HUB_OFFLINE": "1"},
     )
 
 
-def start(folder: Path, config: dict, *arguments: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start the same command in a session of its own, with what it prints in ``folder/printed``."""
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
     with open(folder / "printed", "a") as printed:
         return subprocess.Popen(
-            [*command, "--directory", str(folder), "--configfile", str(folder / "config.yaml"), *arguments],
-            cwd=folder,
+            _command(folder, config, ROOT, arguments),
+            cwd=ROOT,
             stdout=printed,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            env=(environment or os.environ) | {"HF_HUB_OFFLINE": "1"},
         )
+
+
+def recover(folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the documented recovery."""
+    command = [sys.executable, "-m", "tangram.recover", "--directory", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def jobs_in(folder: Path, command: str) -> list[psutil.Process]:

@@ -1,0 +1,218 @@
+"""The pipeline through `--profile slurm` on a real SLURM of several nodes: the local run's bytes, whatever happens."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cluster as slurm
+import psutil
+import pytest
+from safetensors.torch import load_file
+from tiny_run import CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover, snakemake, start, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
+
+# The profile as it is, but with the threads of the local run (equal threads, equal results), and polled often.
+TIMED = ("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model", "evaluate_tasks")
+PROFILE = [
+    *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), "finetune_child=1"),
+    *("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2", "--latency-wait", "5"),
+    *("--slurm-keep-successful-logs", "--slurm-no-account"),
+]
+DETERMINISTIC = [
+    "parent/*", "corpus/*", "activations/*", "library/**/*", "scores/**/*", "scores.parquet",
+    "targets/*/solutions.parquet", "targets/*/solutions/**/*", "targets/*/*/architecture.json",
+    "targets/*/*/child/*", "targets/*/*/finetuned/*", "targets/*/*/curves.parquet", "targets/*/*/tasks.parquet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    """Three nodes; every test leaves them as it found them."""
+    cluster = slurm.up(tmp_path_factory.mktemp("slurm") / "cluster")
+    yield cluster
+    cluster.down()
+
+
+def on_slurm(cluster: slurm.Cluster, folder: Path, config: dict, *arguments: str) -> str:
+    """Run through the profile and return what was printed."""
+    done = snakemake(folder, config, *PROFILE, *arguments, environment=cluster.environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def running(cluster: slurm.Cluster, folder: Path) -> list[str]:
+    """Return the numbers of SLURM's running jobs that were submitted from a folder."""
+    lines = cluster.call("squeue", "-h", "-r", "-t", "running", "-o", "%i|%Z").splitlines()
+    return [number for number, where in (line.split("|") for line in lines) if Path(where) == folder]
+
+
+def begun(folder: Path) -> Path:
+    """Return the file that says that the piece's training has left a state."""
+    return folder / "results/tiny/checkpoints/attention/gqa-1/00-02/0-training/latest"
+
+
+def the_job(cluster: slurm.Cluster, folder: Path) -> str:
+    """Wait until the job that trains the piece has left a state, and return its number."""
+    wait_for(begun(folder).exists, 180)
+    (number,) = running(cluster, folder)
+    return number
+
+
+def assert_undisturbed(folder: Path, undisturbed: Path) -> None:
+    for path in PIECE_FILES:
+        assert content(folder / path) == content(undisturbed / path), path
+
+
+def test_the_whole_pipeline_gives_the_bytes_of_a_local_run(cluster: slurm.Cluster, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder / ".downloads", tmp_path / ".downloads")
+    printed = on_slurm(cluster, tmp_path, run.config)
+    ours, theirs = tmp_path / "results" / "tiny", run.results
+    for pattern in DETERMINISTIC:
+        paths = [path.relative_to(theirs) for path in theirs.glob(pattern) if path.is_file()]
+        assert paths, pattern
+        for path in paths:
+            assert content(ours / path) == content(theirs / path), path
+    assert (ours / "report.html").exists()
+    nodes = {record["NodeList"] for record in cluster.finished()}
+    assert nodes == {"n1", "n2", "n3"}
+    arrays = list((tmp_path / ".snakemake" / "slurm_logs").glob("rule_distill_blocks/**/*_*.log"))
+    assert len(arrays) == 4, printed
+    again = snakemake(tmp_path, run.config, *PROFILE, environment=cluster.environment)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_a_killed_snakemake_is_recovered_by_one_command_and_no_two_copies_run(
+    cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
+) -> None:
+    folder = copy_of_run()
+    main = start(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
+    job = the_job(cluster, folder)
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    assert running(cluster, folder) == [job], "the job outlives its Snakemake"
+    refused = snakemake(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
+    assert "cannot be locked" in refused.stderr
+    recovered = recover(folder, cluster.environment)
+    assert recovered.returncode == 0, recovered.stderr
+    assert "1 SLURM jobs ended" in recovered.stdout
+    assert running(cluster, folder) == []
+    assert not jobs_in(folder, "distill_blocks")
+    on_slurm(cluster, folder, slow_config, PIECE)
+    log = (folder / "results/tiny/logs/distill_blocks/attention/gqa-1/00-02.log").read_text()
+    assert "goes on from step" in log
+    assert_undisturbed(folder, undisturbed)
+
+
+def cancel(cluster: slurm.Cluster, job: str) -> None:
+    cluster.call("scancel", job)
+
+
+def end_its_time(cluster: slurm.Cluster, job: str) -> None:
+    cluster.call("scontrol", "update", f"jobid={job}", "endtime=now")
+
+
+@pytest.mark.parametrize(
+    ("disturb", "arguments", "state"),
+    [
+        (cancel, (), "CANCELLED"),
+        (end_its_time, (), "TIMEOUT"),
+        # 250 MB are too few for torch; the retry gets 4 GB.
+        (None, ("--set-resources", "distill_blocks:mem_mb=attempt ** 4 * 250"), "FAILED"),
+    ],
+    ids=["cancelled", "over its time", "over its memory"],
+)
+def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
+    disturb: Callable | None,
+    arguments: tuple[str, ...],
+    state: str,
+    cluster: slurm.Cluster,
+    copy_of_run: Callable[[], Path],
+    slow_config: dict,
+    undisturbed: Path,
+) -> None:
+    folder = copy_of_run()
+    before = len(cluster.finished())
+    main = start(folder, slow_config, *PROFILE, *arguments, PIECE, environment=cluster.environment)
+    if disturb:
+        disturb(cluster, the_job(cluster, folder))
+    assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+    states = [record["JobState"] for record in cluster.finished()[before:]]
+    assert states == [state, "COMPLETED"], "one retry, and nothing else"
+    log = (folder / "results/tiny/logs/distill_blocks/attention/gqa-1/00-02.log").read_text()
+    assert ("goes on from step" in log) == (disturb is not None)
+    assert_undisturbed(folder, undisturbed)
+
+
+def test_a_dead_node_costs_a_retry_elsewhere_and_its_survivors_harm_nothing(
+    cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
+) -> None:
+    folder = copy_of_run()
+    main = start(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
+    job = the_job(cluster, folder)
+    node = cluster.call("squeue", "-h", "-r", "-j", job, "-o", "%N").strip()
+    (survivor,) = jobs_in(folder, "distill_blocks")
+    os.kill(cluster.pid(f"slurmd-{node}"), signal.SIGKILL)
+    try:
+        assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.wait(timeout=200)  # it wrote the same output, after or before the retry did
+        assert_undisturbed(folder, undisturbed)
+        assert not list((folder / "results").rglob("*.partial"))
+    finally:
+        (cluster.folder / "run" / f"slurmd-{node}.pid").unlink(missing_ok=True)
+        cluster.start_node(node)
+        wait_for(lambda: cluster.nodes()[node] == "idle", 60)
+
+
+def test_a_restart_of_slurmctld_that_a_poll_falls_into_is_outlived(
+    cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
+) -> None:
+    folder = copy_of_run()
+    arguments = (*PROFILE, "--verbose", PIECE)
+    main = start(folder, slow_config, *arguments, environment=cluster.environment)
+    the_job(cluster, folder)
+    controller = cluster.pid("slurmctld")
+    os.kill(controller, signal.SIGTERM)
+    wait_for(lambda: not psutil.pid_exists(controller), 30)
+    wait_for(lambda: "could not check status" in (folder / "printed").read_text(), 120)
+    cluster.start_controller()
+    assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+    assert_undisturbed(folder, undisturbed)
+
+
+def test_a_child_is_finetuned_on_two_nodes_like_in_two_processes_of_one(
+    cluster: slurm.Cluster, undisturbed: Path, slow_config: dict, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    weights = []
+    for name, layout in (("one", {"processes_per_node": 2}), ("two", {"nodes": 2})):
+        folder = tmp_path_factory.mktemp(name) / "run"
+        shutil.copytree(undisturbed, folder, symlinks=True)
+        config = slow_config | {"finetune": slow_config["finetune"] | {"parallel": layout}}
+        if name == "one":
+            done = snakemake(folder, config, "--cores", "2", CURVES)
+            assert done.returncode == 0, done.stderr
+        else:
+            on_slurm(cluster, folder, config, CURVES)
+        weights.append(load_file(folder / "results/tiny/targets/small/0/finetuned/model.safetensors"))
+    record = cluster.finished()[-1]
+    assert record["NodeCnt"] == "2", json.dumps(record)
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_the_cluster_needs_no_more_than_its_script(tmp_path: Path) -> None:
+    script = Path(slurm.__file__)
+    done = subprocess.run(["python3", script, "up", tmp_path / "own"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    exports = dict(re.findall(r"(\w+)=(\S+)", done.stdout))
+    assert Path(exports["SLURM_CONF"]).exists()
+    pids = [int(path.read_text()) for path in (tmp_path / "own" / "run").glob("*.pid")]
+    assert len(pids) == 5
+    subprocess.run(["python3", script, "down", tmp_path / "own"], check=True)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
