@@ -41,6 +41,8 @@ rule all:
     input:
         checkpoint_of(PARENT),
         library_files("safetensors", "parquet", "curves.parquet"),
+        SCORE_FILES,
+        COST_FILES,
         [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
         [child_of(f"{RESULTS}/targets/{target}/{rank}/child") for target, rank in CHILDREN],
         [child_of(f"{RESULTS}/targets/{target}/{rank}/finetuned") for target, rank in CHILDREN],

@@ -42,6 +42,8 @@ def _shards(layers, size):
 
 
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
+SCORE_FILES = [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS]
+COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
 RANKS = {
     name: [*map(str, range(target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
     for name, target in cfg.targets.items()

@@ -41,7 +41,7 @@ rule measure_costs:
 rule collect_costs:
     """Concatenate the costs of all pieces."""
     input:
-        [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED],
+        COST_FILES,
     output:
         "<results>/costs.parquet",
     log:

@@ -45,7 +45,7 @@ rule score_blocks:
 rule collect_scores:
     """Concatenate the scores of all pieces."""
     input:
-        [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS],
+        SCORE_FILES,
     output:
         "<results>/scores.parquet",
     log:

@@ -106,26 +106,32 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after_space
     assert {path.name: path.read_bytes() for path in small.iterdir()} == old
 
 
-@pytest.mark.parametrize("damaged", ["library/attention/gqa-1/00-02.safetensors", "scores.parquet"])
-def test_a_flipped_bit_is_named_with_its_remedy_and_never_used(
-    damaged: str, copy_of_run: Callable[[], Path], run: Run
+@pytest.mark.parametrize(
+    ("damaged", "reader"),
+    [
+        ("library/ffn/linear/00-02.safetensors", "scores/ffn/linear/00-02.parquet"),
+        ("scores/ffn/linear/00-02.parquet", "scores.parquet"),
+        ("parent/model.safetensors", "corpus/score.parquet"),
+    ],
+)
+def test_altered_files_are_named_with_their_remedy_and_never_used(
+    damaged: str, reader: str, copy_of_run: Callable[[], Path], run: Run
 ) -> None:
     folder = copy_of_run()
     path = folder / "results/tiny" / damaged
-    times = path.stat()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    times, altered = path.stat(), bytearray(path.read_bytes())
+    for position in range(len(altered) // 3, len(altered) // 3 + 200, 7):
+        altered[position] ^= 1
+    path.write_bytes(altered)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk does it: nothing shows
-    # Another target reads every table and, as all FFNs may stay, the attention's pieces.
-    targets = {"other": {"constraints": [{"quantity": "kv_bytes_per_token", "max": 0.67}], "solutions": 1}}
-    config = run.config | {"targets": run.config["targets"] | targets}
-    wanted = "results/tiny/targets/other/0/architecture.json"
-    done = snakemake(folder, config, "--cores", "2", wanted)
+    wanted = f"results/tiny/{reader}"
+    (folder / wanted).unlink()
+    done = snakemake(folder, run.config, "--cores", "2", wanted)
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert damaged in errors[0]
     assert "delete it and run again" in errors[0]
     path.unlink()
-    again = snakemake(folder, config, "--cores", "2", wanted)
+    again = snakemake(folder, run.config, "--cores", "2", wanted)
     assert again.returncode == 0, again.stderr
+    assert content(folder / wanted) == content(run.folder / wanted)

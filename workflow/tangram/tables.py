@@ -191,9 +191,9 @@ def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
         raise TangramError(f"{path} is damaged ({error}); {remedy}") from error
     if names != schema.names or types != schema.types:
         raise TangramError(f"{path} has columns {names}, expected {schema.names}; {remedy}")
-    recorded = (table.schema.metadata or {}).get(b"tangram.sha256", b"").decode()
+    recorded = (table.schema.metadata or {}).get(b"tangram.sha256", b"")
     plain = table.replace_schema_metadata(None)
-    if recorded != _checksum(plain.cast(pa.schema([f.remove_metadata() for f in schema]))):
+    if recorded != _checksum(plain.cast(pa.schema([f.remove_metadata() for f in schema]))).encode():
         raise TangramError(f"{path} does not match its own checksum; {remedy}")
     return table
 
