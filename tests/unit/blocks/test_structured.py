@@ -201,8 +201,14 @@ def test_lowered_inference_equals_training_and_follows_the_weights(name):
             torch.testing.assert_close(operator(x), expected, atol=1e-4, rtol=1e-4)
         with torch.inference_mode():
             torch.testing.assert_close(operator(x), trained, atol=1e-4, rtol=1e-4)
+        optimiser = torch.optim.AdamW(operator.parameters(), lr=0.1, fused=True)  # a cached form is now stale
+        trained.sum().backward()
+        optimiser.step()
+        with torch.no_grad():
+            torch.testing.assert_close(operator(x), x @ operator.matrix().T + operator.bias, atol=1e-4, rtol=1e-4)
             for parameter in operator.parameters():
-                parameter.mul_(1.1)  # a cached form would now be stale
+                parameter.mul_(1.1)
+            torch.testing.assert_close(operator(x), x @ operator.matrix().T + operator.bias, atol=1e-4, rtol=1e-4)
 
 
 def test_lowering_picks_the_cheapest_row_of_the_table(monkeypatch):

@@ -385,6 +385,7 @@ class StructuredLinear(nn.Module):
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
         flat = x.reshape(-1, self.in_features)
         if torch.is_grad_enabled():
+            self._made.clear()  # the weights are about to change, and fused optimisers do not say so
             y = self.compute(self.trained, flat, *self.tensors(self.trained))
         else:
             form = self.lower(len(flat), x.device.type)
