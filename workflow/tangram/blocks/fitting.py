@@ -12,7 +12,14 @@ import math
 import torch
 from torch import nn
 
-from tangram.child.structured import ButterflyFactor, ButterflyLinear, LowRankLinear, MonarchLinear, NTKFactorLinear
+from tangram.child.structured import (
+    ButterflyFactor,
+    ButterflyLinear,
+    LowRankLinear,
+    LowRankPlusButterfly,
+    MonarchLinear,
+    NTKFactorLinear,
+)
 
 
 def relative_error(weight: torch.Tensor, approximation: torch.Tensor, moment: torch.Tensor | None = None) -> float:
@@ -158,23 +165,55 @@ def _butterfly_factor(
         stage.copy_(value)
 
 
-def orthogonalise(blocks: torch.Tensor, iterations: int = 3) -> torch.Tensor:
-    """Return the nearest orthogonal matrices, ``(..., r, r)``: the polar factor, by Newton and Schulz's iteration.
+@from_dense.register
+def _hybrid(
+    operator: LowRankPlusButterfly, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
+) -> None:
+    """The best matrix of low rank, then the gadget for the residual."""
+    from_dense(operator.low_rank, weight, moment)
+    from_dense(operator.gadget, weight - operator.low_rank.matrix().detach(), moment, steps)
 
-    Quadratic convergence: three iterations are exact to rounding for blocks within a few per cent of orthogonal ones.
+
+class Turning:
+    """A butterfly factor whose stages turn: each small matrix is its first value times a rotation (Cayley's map).
+
+    Rotations are free parameters, so a descent needs no projection, and the rows of J stay orthonormal.
     """
-    for _ in range(iterations):
-        blocks = 1.5 * blocks - 0.5 * blocks @ blocks.mT @ blocks
-    return blocks
+
+    def __init__(self, factor: ButterflyFactor):
+        self.factor = factor
+        self.begin = [stage.detach().clone() for stage in factor.stages]
+        self.angles = [torch.zeros_like(stage, requires_grad=True) for stage in self.begin]
+        self.eye = torch.eye(factor.features, dtype=self.begin[0].dtype, device=self.begin[0].device)
+
+    def stages(self) -> dict[str, torch.Tensor]:
+        """Return the turned stages by name."""
+        turned = {}
+        for i, (begin, angles) in enumerate(zip(self.begin, self.angles, strict=True)):
+            skew = angles - angles.mT
+            eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
+            turned[f"stages.{i}"] = begin @ torch.linalg.solve(eye + skew, eye - skew)
+        return turned
+
+    def matrix(self) -> torch.Tensor:
+        """Return J, ``(keep, features)``."""
+        turned: torch.Tensor = torch.func.functional_call(self.factor, self.stages(), (self.eye,))
+        return turned.t()
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Put the turned stages into the factor."""
+        for stage, value in zip(self.factor.stages, self.stages().values(), strict=True):
+            stage.copy_(value)
 
 
 def learn_factors(
-    operator: ButterflyLinear, weight: torch.Tensor, moment: torch.Tensor | None, steps: int, rate: float = 0.02
+    operator: ButterflyLinear, weight: torch.Tensor, moment: torch.Tensor | None, steps: int, rate: float = 0.06
 ) -> list[float]:
-    """Turn the stages of both factors, which stay orthogonal, towards the smallest error of the best core; in place.
+    """Turn the stages of both factors towards the smallest error of the best core; in place.
 
-    Variable projection: the core is eliminated, so only angles are learned. What remains of the error is
-    ``1 − tr(A (J1 C J1ᵀ)⁻¹ Aᵀ) / tr(W C Wᵀ)`` with ``A = J2 W C J1ᵀ``.
+    Variable projection: the core is eliminated, so only angles are learned, with Adam. What remains of the error is
+    ``1 − tr(A (J1 C J1ᵀ)⁻¹ Aᵀ) / tr(W C Wᵀ)`` with ``A = J2 W C J1ᵀ``, for factors with orthonormal rows.
 
     Returns:
         The squared relative error before each step.
@@ -182,25 +221,21 @@ def learn_factors(
     weight = weight.detach().float()
     target = weight if moment is None else weight @ moment.float()
     energy = (target * weight).sum()
-    stages = [*operator.j1.stages, *operator.j2.stages]
-    optimiser = torch.optim.Adam(stages, lr=rate)
+    factors = [Turning(operator.j1), Turning(operator.j2)]
+    optimiser = torch.optim.Adam([angles for factor in factors for angles in factor.angles], lr=rate)
     errors = []
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps) ** 0.5
-        j1, j2 = operator.j1.matrix(), operator.j2.matrix()
+        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
+        j1, j2 = (factor.matrix() for factor in factors)
         crossed = j2 @ target @ j1.t()
-        if moment is None:
-            kept = crossed.square().sum()
-        else:
-            gram = j1 @ moment.float() @ j1.t()
-            root = torch.linalg.cholesky(gram)
-            kept = torch.linalg.solve_triangular(root, crossed.t(), upper=False).square().sum()
-        loss = 1 - kept / energy
+        if moment is not None:
+            root = torch.linalg.cholesky(j1 @ moment.float() @ j1.t())
+            crossed = torch.linalg.solve_triangular(root, crossed.t(), upper=False)
+        loss = 1 - crossed.square().sum() / energy
         errors.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        with torch.no_grad():
-            for stage in stages:
-                stage.copy_(orthogonalise(stage))
+    for factor in factors:
+        factor.write()
     return errors

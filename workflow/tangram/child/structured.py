@@ -374,7 +374,13 @@ class StructuredLinear(nn.Module):
         return min((form for form, kernel in self.kernels.items() if kernel == "dense"), key=self.macs)
 
     def _frozen(self, form: str) -> Tensors:
-        """Return a form's tensors, made once and again after the weights have changed."""
+        """Return a form's tensors, made once, and again after the weights have changed.
+
+        Fused optimisers change weights without a trace, but not without gradients: then nothing is kept.
+        """
+        if any(weight.grad is not None for weight in self.parameters()):
+            self._made.clear()
+            return self.tensors(form)
         weights = [*self.parameters(), *self.buffers()]
         state = [(weight.data_ptr(), weight.device, weight.dtype, _version(weight)) for weight in weights]
         if form not in self._made or self._made[form][0] != state:
@@ -385,7 +391,7 @@ class StructuredLinear(nn.Module):
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
         flat = x.reshape(-1, self.in_features)
         if torch.is_grad_enabled():
-            self._made.clear()  # the weights are about to change, and fused optimisers do not say so
+            self._made.clear()  # the weights are about to change
             y = self.compute(self.trained, flat, *self.tensors(self.trained))
         else:
             form = self.lower(len(flat), x.device.type)
@@ -535,6 +541,64 @@ class ButterflyLinear(StructuredLinear):
     def effective_weights(self) -> int:
         """Return the weights on a path from an input to an output."""
         return self.core.numel() + self.j1.effective_weights() + self.j2.effective_weights()
+
+
+class LowRankPlusButterfly(StructuredLinear):
+    """A matrix of low rank, and a butterfly gadget for what it leaves over.
+
+    Args:
+        in_features: columns.
+        out_features: rows.
+        rank: of the first part.
+        k_in: rows of the gadget's J1.
+        k_out: rows of its J2.
+        bias: add a bias.
+        options: of the gadget's factors, see `ButterflyFactor`.
+    """
+
+    kernels = {"dense": "dense", "pair": "dense", "feature": "feature"}  # noqa: RUF012
+    trained = "feature"
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, k_in: int, k_out: int, bias: bool = False, **options: Any
+    ):
+        super().__init__(in_features, out_features, bias)
+        self.low_rank = LowRankLinear(in_features, out_features, rank)
+        self.gadget = ButterflyLinear(in_features, out_features, k_in, k_out, **options)
+
+    def matrix(self) -> torch.Tensor:
+        """Return the sum of both matrices."""
+        return self.low_rank.matrix() + self.gadget.matrix()
+
+    def tensors(self, form: str) -> Tensors:
+        """Return the parts' tensors, or both as one pair, or the whole matrix."""
+        if form == "dense":
+            return (self.matrix(),)
+        parts = (self.low_rank.tensors("pair"), self.gadget.tensors(form))
+        if form == "pair":
+            (down, up), (more_down, more_up) = parts
+            return torch.cat([down, more_down]), torch.cat([up, more_up], dim=1)
+        return (*parts[0], *parts[1])
+
+    def compute(self, form: str, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """Map ``(tokens, in_features)`` to ``(tokens, out_features)`` in one form."""
+        if form in ("dense", "pair"):
+            return super().compute(form, x, *tensors)
+        return _pair(x, *tensors[:2]) + self.gadget.compute(form, x, *tensors[2:])
+
+    def calls(self, form: str) -> int:
+        """Return the kernels of a form."""
+        return super().calls(form) if form in ("dense", "pair") else 2 + self.gadget.calls(form)
+
+    def macs(self, form: str | None = None) -> int:
+        """Return the multiply-adds per token of a form."""
+        if form == "dense":
+            return self.in_features * self.out_features
+        return self.low_rank.macs() + self.gadget.macs(form)
+
+    def effective_weights(self) -> int:
+        """Return the weights on a path from an input to an output."""
+        return self.low_rank.effective_weights() + self.gadget.effective_weights()
 
 
 class MonarchLinear(StructuredLinear):
