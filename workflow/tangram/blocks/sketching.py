@@ -24,8 +24,8 @@ def sketch_size(k: int, epsilon: float, n: int) -> int:
 def sketch_loss(sketch: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
     """Return ``‖X − B_k(X)‖²``: what the best rank-k matrix with rows in the span of BX misses.
 
-    Differentiable without derivatives of singular vectors: rows are orthonormalised by QR, and the sum of the largest
-    eigenvalues is taken.
+    In float64 and from ``X Xᵀ`` alone, with a hint of a ridge: a row of B that is empty or doubled spoils nothing, and
+    gradients need no derivatives of singular vectors.
 
     Args:
         sketch: B, ``(l, n)``, l ≤ d.
@@ -33,13 +33,18 @@ def sketch_loss(sketch: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
         k: rank, at most l.
 
     Returns:
-        ``(...)``.
+        ``(...)``, in the dtype of ``x``.
     """
-    rows = sketch @ x  # (..., l, d)
-    basis, _ = torch.linalg.qr(rows.mT)  # (..., d, l)
-    inside = x @ basis
-    kept = torch.linalg.eigvalsh(inside.mT @ inside)[..., -k:].sum(-1)
-    return x.square().sum((-2, -1)) - kept
+    wide, b = x.double(), sketch.double()
+    gram = wide @ wide.mT
+    crossed = b @ gram  # BX Xᵀ, (..., l, n)
+    own = crossed @ b.mT
+    ridge = 1e-12 * own.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    root = torch.linalg.cholesky(own + ridge * torch.eye(len(b), dtype=own.dtype, device=own.device))
+    inside = torch.linalg.solve_triangular(root, crossed, upper=False)
+    kept = torch.linalg.eigvalsh(inside @ inside.mT)[..., -k:].sum(-1)
+    total: torch.Tensor = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (total - kept).to(x.dtype)
 
 
 def optimal_loss(x: torch.Tensor, k: int) -> torch.Tensor:
@@ -109,24 +114,23 @@ class EncoderDecoderButterfly(nn.Module):
         self.encoder.copy_(encoder / balance)
 
 
-def descend(
-    parameters: list[nn.Parameter], loss: Callable[[int], torch.Tensor], steps: int, rate: float
-) -> list[float]:
+def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> list[float]:
     """Minimise with Adam, its rate falling to a tenth as a cosine; the best weights seen are kept.
 
     Args:
-        parameters: what is trained.
-        loss: from the step to the loss.
+        module: what is trained, in place.
+        loss: returns it.
         steps: of Adam.
         rate: the first one.
 
     Returns:
         The loss before each step, and after the last.
     """
+    parameters = list(module.parameters())
     optimiser = torch.optim.Adam(parameters, lr=rate)
     curve, best, kept = [], math.inf, [p.detach().clone() for p in parameters]
     for step in range(steps + 1):
-        value = loss(step)
+        value = loss()
         curve.append(value.item())
         if curve[-1] < best:
             best, kept = curve[-1], [p.detach().clone() for p in parameters]
@@ -153,7 +157,7 @@ def two_phase_fit(
     model.solve(x, y)
     with torch.no_grad():
         first = model.loss(x, y).item()
-    return first, descend(list(model.parameters()), lambda _: model.loss(x, y), steps, rate)
+    return first, descend(model, lambda: model.loss(x, y), steps, rate)
 
 
 class LearnedSketch(nn.Module):
