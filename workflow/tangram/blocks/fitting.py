@@ -43,11 +43,14 @@ def relative_error(weight: torch.Tensor, approximation: torch.Tensor, moment: to
 def principal_outputs(weight: torch.Tensor, moment: torch.Tensor | None, rank: int) -> torch.Tensor:
     """Return the ``rank`` orthonormal directions that hold most of the outputs ``W x``, ``(out, rank)``.
 
-    ``U Uᵀ W`` is the best matrix of that rank (Eckart and Young, in the metric of C): no root of C is needed.
+    ``U Uᵀ W`` is the best matrix of that rank (Eckart and Young, in the metric of C). The smaller of ``W C Wᵀ`` and
+    ``Lᵀ Wᵀ W L`` is decomposed, with ``C = L Lᵀ``.
     """
-    scaled = weight if moment is None else weight @ moment
-    vectors: torch.Tensor = torch.linalg.eigh(scaled @ weight.t())[1]
-    return vectors[:, -rank:].flip(1)
+    root = weight if moment is None else weight @ torch.linalg.cholesky(moment)
+    if root.shape[0] <= root.shape[1]:
+        return torch.linalg.eigh(root @ root.t())[1][:, -rank:].flip(1)
+    right = torch.linalg.eigh(root.t() @ root)[1][:, -rank:].flip(1)
+    return torch.linalg.qr(root @ right)[0]
 
 
 @functools.singledispatch
@@ -184,26 +187,28 @@ class Turning:
         self.factor = factor
         self.begin = [stage.detach().clone() for stage in factor.stages]
         self.angles = [torch.zeros_like(stage, requires_grad=True) for stage in self.begin]
-        self.eye = torch.eye(factor.features, dtype=self.begin[0].dtype, device=self.begin[0].device)
 
-    def stages(self) -> dict[str, torch.Tensor]:
-        """Return the turned stages by name."""
-        turned = {}
-        for i, (begin, angles) in enumerate(zip(self.begin, self.angles, strict=True)):
+    def stages(self) -> list[torch.Tensor]:
+        """Return the turned stages."""
+        turned = []
+        for begin, angles in zip(self.begin, self.angles, strict=True):
             skew = angles - angles.mT
             eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
-            turned[f"stages.{i}"] = begin @ torch.linalg.solve(eye + skew, eye - skew)
+            if len(eye) == 2:  # the inverse of I + A is (I - A) / (1 + a²)
+                rotation = (eye - skew) @ (eye - skew) / (1 + skew[..., :1, 1:] ** 2)
+            else:
+                rotation = torch.linalg.solve(eye + skew, eye - skew)
+            turned.append(begin @ rotation)
         return turned
 
     def matrix(self) -> torch.Tensor:
         """Return J, ``(keep, features)``."""
-        turned: torch.Tensor = torch.func.functional_call(self.factor, self.stages(), (self.eye,))
-        return turned.t()
+        return self.factor.matrix(self.stages())
 
     @torch.no_grad()
     def write(self) -> None:
         """Put the turned stages into the factor."""
-        for stage, value in zip(self.factor.stages, self.stages().values(), strict=True):
+        for stage, value in zip(self.factor.stages, self.stages(), strict=True):
             stage.copy_(value)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tangram.blocks.calibration import Calibration
 
-LEARNING_STEPS = 60  # of a butterfly's angles, before it is trained like any other piece
+LEARNING_STEPS = 40  # of a butterfly's angles, before it is trained like any other piece
 NAMES = ("butterfly", "lowrank", "ntk", "monarch")
 
 
@@ -29,8 +29,8 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     """
     import torch
 
-    x = inputs.double()
-    moment = x.t() @ (x * (calibration.weights / calibration.weights.sum()).double()[:, None])
+    moment = (inputs.t() @ (inputs * (calibration.weights / calibration.weights.sum())[:, None].to(inputs))).double()
+    moment = (moment + moment.t()) / 2
     strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
     return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 

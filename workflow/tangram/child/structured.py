@@ -26,9 +26,9 @@ Tensors = tuple[torch.Tensor, ...]
 # tests/benchmarks/bench_butterfly.py (float32, two cores). A device without rows is taken to like dense kernels.
 MEASURED: dict[str, dict[str, list[tuple[int, float, float]]]] = {
     "cpu": {
-        "dense": [(1, 4e-6, 6.0e9), (8, 6e-6, 3.0e10), (64, 1e-5, 6.0e10), (1024, 4e-5, 6.5e10)],
-        "feature": [(1, 2.5e-5, 1.0e9), (8, 2.5e-5, 8.0e9), (64, 3e-5, 2.0e10), (1024, 1e-4, 3.0e10)],
-        "token": [(1, 2.5e-5, 3.0e9), (8, 3e-5, 8.0e9), (64, 4e-5, 1.0e10), (1024, 3e-4, 1.0e10)],
+        "dense": [(1, 5.0e-6, 1.2e10), (8, 6.0e-6, 3.0e10), (64, 1.0e-5, 5.5e10), (1024, 4.0e-5, 6.7e10)],
+        "feature": [(1, 1.7e-5, 2.4e9), (8, 2.0e-5, 8.0e9), (64, 3.0e-5, 2.0e10), (1024, 6.0e-5, 3.0e10)],
+        "token": [(1, 1.8e-5, 7.0e9), (8, 2.0e-5, 9.0e9), (64, 4.0e-5, 1.0e10), (1024, 3.0e-4, 1.0e10)],
     }
 }
 
@@ -190,11 +190,15 @@ class ButterflyFactor(nn.Module):
         """Describe the shape."""
         return f"{self.keep} x {self.features}, radices {self.radices}"
 
-    def blocks(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the two fused stages: ``(last, first, first)`` and ``(first, last or rows of it, last)``."""
+    def blocks(self, stages: Sequence[torch.Tensor] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the two fused stages: ``(last, first, first)`` and ``(first, last or rows of it, last)``.
+
+        Args:
+            stages: other weights than the factor's own.
+        """
         low = high = None
         lower = 1
-        for stage in self.stages:
+        for stage in self.stages if stages is None else stages:
             if lower < self.first:
                 low = stage if low is None else fuse(low, stage)
             else:
@@ -208,11 +212,16 @@ class ButterflyFactor(nn.Module):
             last = last.gather(1, index)
         return first, last
 
-    def matrix(self) -> torch.Tensor:
-        """Return J, ``(keep, features)``."""
-        first, last = self.blocks()
-        eye = torch.eye(self.size, self.features, dtype=first.dtype, device=first.device)
-        return self.apply_feature_major(eye, first, last)
+    def matrix(self, stages: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return J, ``(keep, features)``; ``stages`` as in `blocks`.
+
+        Each output of the first fused stage meets each output of the last one once: entries are plain products.
+        """
+        first, last = self.blocks(stages)
+        product = torch.einsum("loh,hli->lohi", last, first).flatten(2)  # (first, last or kept, size)
+        if self.per_block is not None:
+            return product.flatten(0, 1)[:, : self.features]
+        return self._select(product.transpose(0, 1).flatten(0, 1), 0)[:, : self.features]
 
     def _select(self, y: torch.Tensor, axis: int) -> torch.Tensor:
         """Take the kept rows out of all outputs in natural order."""

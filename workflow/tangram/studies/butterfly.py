@@ -59,7 +59,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size((256, 1024), 1024, 192, 150, 4096, 4000, 512, 4, 120, 200, 1024),
+    "small": Size((256, 1024), 1024, 192, 120, 3072, 4000, 512, 4, 120, 150, 1024),
     "full": Size((256, 1024, 4096), 1024, 1024, 3000, 60000, 10000, 1024, 20, 500, 4000, 4096),
 }
 
@@ -432,7 +432,7 @@ def _tasks(images: Images, size: Size) -> dict[str, Task]:
     ]
     y = [torch.from_numpy(a.astype(np.int64)) for a in (images.train_labels[chosen], images.test_labels)]
     tasks = {"Fashion-MNIST": Task(x[0], y[0], x[1][: size.test], y[1][: size.test], size.hidden, size.epochs)}
-    for name, data, epochs in (("digits", load_digits(), 12), ("breast cancer", load_breast_cancer(), 12)):
+    for name, data, epochs in (("digits", load_digits(), 10), ("breast cancer", load_breast_cancer(), 10)):
         order = random.permutation(len(data.data))
         features = (data.data - data.data.mean(0)) / (data.data.std(0) + 1e-6)
         inputs, labels = torch.from_numpy(features[order].astype(np.float32)), torch.from_numpy(data.target[order])
@@ -442,8 +442,11 @@ def _tasks(images: Images, size: Size) -> dict[str, Task]:
 
 
 def _gadget(n: int, m: int, k_in: int, k_out: int, seed: int, frozen: bool = False) -> ButterflyLinear:
-    """The paper's gadget: random truncation, Johnson-Lindenstrauss scale on the way in."""
+    """The paper's gadget: random truncation, powers of two, and Johnson-Lindenstrauss' scale ``sqrt(n / k)``."""
     gadget = ButterflyLinear(n, m, k_in, k_out, bias=True, truncation="random", padding="power-of-2", seed=seed)
+    with torch.no_grad():
+        gadget.j1.stages[-1].mul_(math.sqrt(n / k_in))
+        gadget.j2.stages[-1].mul_(math.sqrt(m / k_out))
     if frozen:
         gadget.j1.requires_grad_(False)
         gadget.j2.requires_grad_(False)

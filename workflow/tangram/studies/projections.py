@@ -193,7 +193,7 @@ def _conclude(
             points_figure(
                 f"pieces-{phase}",
                 f"Pieces between quality and time, {phase}",
-                "Mean replace-1-block KL over the layers, and time over the parent's own subblock; left and low is good.",
+                "Mean replace-1-block KL over the layers; time over the parent's own subblock. Left and low is good.",
                 {name: rows for name, rows in panels.items() if name.endswith(phase)},
                 "time / parent's subblock",
                 "KL(parent ‖ child), nats",
