@@ -74,7 +74,7 @@ def checkpoint_of(folder, *more):
 
 def child_of(folder):
     """Return the files of a child's checkpoint folder; see `checkpoint_of`."""
-    return checkpoint_of(folder, "modeling_tangram.py")
+    return checkpoint_of(folder, "modeling_tangram.py", "structured.py")
 
 
 def _folder_of(files):

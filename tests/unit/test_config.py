@@ -63,6 +63,10 @@ MISTAKES = {
     "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
     "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' is there twice"),
     "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
+    "a misspelt operator": ("library/ffn", ["low-rank-32"], "not a known variant; did you mean 'lowrank-32'?"),
+    "half a rank": ("library/attention", ["butterfly-0.5"], "not a known variant; did you mean 'butterfly-1'?"),
+    "no rank": ("library/attention", ["ntk"], "not a known variant; did you mean 'ntk-64'?"),
+    "a rank of zero": ("library/ffn", ["lowrank-0"], "not a known variant; did you mean 'lowrank-1'?"),
     "unknown headline": ("headline", "speed-12", "headline: 'speed-12' is not a target; did you mean 'speed-1.2'?"),
     "unknown scenario": (
         "targets/speed-1.2/constraints/0/scenario",
@@ -153,3 +157,9 @@ def test_sections_are_immutable() -> None:
 @pytest.mark.parametrize("section", [Corpus, Evaluation, Scenario, Target])
 def test_sections_are_closed(section: type) -> None:
     assert section.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_structured_operators_stand_in_for_both_kinds(kind: str) -> None:
+    names = ("butterfly-64", "monarch", "lowrank-32", "ntk-128")
+    assert getattr(parse(changed(f"library/{kind}", list(names))).library, kind) == names

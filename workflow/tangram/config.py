@@ -6,6 +6,7 @@ reruns exact. Unknown keys fail here, at parse time, with the nearest valid key.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,14 @@ from tangram.errors import TangramError, nearest
 SPLITS = ("distil", "score", "finetune", "heldout")
 LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+
+
+_STRUCTURED = ("butterfly-K", "lowrank-R", "ntk-K", "monarch")  # matrices of fewer weights, for both kinds
+_VARIANT = {
+    "attention": ("gqa-K", *_STRUCTURED, "linear", "no-op"),
+    "ffn": ("width-R", *_STRUCTURED, "linear", "no-op"),
+}
+_CHOICES = {kind: f"`{'`, `'.join(names)}`." for kind, names in _VARIANT.items()}
 
 
 class Section(BaseModel):
@@ -192,9 +201,10 @@ class BlockDistillation(Section):
 class Library(Section):
     """The search space: what may stand in for each subblock. The parent's own subblock is always a choice."""
 
-    attention: tuple[str, ...] = Field(("gqa-1", "linear", "no-op"), description="`gqa-K`, `linear`, `no-op`.")
+    attention: tuple[str, ...] = Field(("gqa-1", "linear", "no-op"), description=_CHOICES["attention"])
     ffn: tuple[str, ...] = Field(
-        ("width-0.75", "width-0.5", "width-0.25", "linear", "no-op"), description="`width-R`, `linear`, `no-op`."
+        ("width-0.75", "width-0.5", "width-0.25", "linear", "no-op"),
+        description=_CHOICES["ffn"],
     )
     layers_per_shard: int = Field(32, gt=0, description="Layers that one distillation or scoring job takes.")
     bld: BlockDistillation = Field(BlockDistillation(), description="How pieces are trained.")
@@ -330,9 +340,6 @@ class Studies(Section):
     seeds: int = Field(5, ge=3, description="Independent repetitions behind every interval.")
 
 
-_VARIANT = {"attention": ("gqa-K", "linear", "no-op"), "ffn": ("width-R", "linear", "no-op")}
-
-
 class Config(Section):
     """Everything a run needs."""
 
@@ -380,7 +387,7 @@ class Config(Section):
 
 
 def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
-    if name in ("linear", "no-op"):
+    if name in ("linear", "no-op", "monarch") or re.fullmatch(r"(butterfly|lowrank|ntk)-[1-9]\d*", name):
         return
     if kind == "attention" and (match := re.fullmatch(r"gqa-(\d+)", name)):
         heads = int(match[1])
@@ -394,6 +401,11 @@ def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
     if kind == "ffn" and (match := re.fullmatch(r"width-(0?\.\d+)", name)) and float(match[1]) > 0:
         return
     number = re.search(r"\d*\.?\d+", name)
+    families = {valid.partition("-")[0]: valid for valid in _STRUCTURED}
+    for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(families), n=1):
+        size = max(1, round(float(number[0]))) if number else 64
+        meant = re.sub("[KR]$", str(size), families[family])
+        raise ValueError(f"{where} is not a known variant; did you mean '{meant}'?")
     guess = list(_VARIANT[kind])
     if kind == "ffn" and number and float(number[0]) > 0:
         value = float(number[0])

@@ -28,15 +28,18 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    """Return the dotted in-package names that a module imports anywhere, function bodies included."""
+def _imports(tree: ast.AST, folder: Path) -> set[str]:
+    """Return the dotted in-package names that a module in a folder imports anywhere, function bodies included."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = (PACKAGE, *folder.relative_to(ROOT).parts)
+            above = parents[: len(parents) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            names.add(module)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
     return {name for name in names if name.split(".")[0] == PACKAGE}
 
 
@@ -57,7 +60,7 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
 def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
-    return digest, frozenset(_imports(tree))
+    return digest, frozenset(_imports(tree, path.parent))
 
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the

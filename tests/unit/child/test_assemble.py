@@ -111,7 +111,7 @@ def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, t
     assert len({path.stat().st_mode for path in (tmp_path / "child").iterdir()}) == 1  # no file for its owner only
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
-    own = {"config.json", "model.safetensors", "modeling_tangram.py", "provenance.json"}
+    own = {"config.json", "model.safetensors", "modeling_tangram.py", "structured.py", "provenance.json"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

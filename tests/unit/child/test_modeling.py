@@ -15,6 +15,7 @@ from tiny_children import (
     MIXED,
     NO_ATTENTION,
     PARENT_ONLY,
+    STRUCTURED,
     VOCABULARY,
     child_of,
     pieces,
@@ -22,7 +23,9 @@ from tiny_children import (
 )
 from torch import nn
 
+from tangram.blocks.structured import NAMES
 from tangram.child.assemble import save_child
+from tangram.child.structured import StructuredLinear, replace_projections
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 
@@ -41,11 +44,25 @@ class Affine(nn.Module):
 
 
 @torch.no_grad()
+def multiply_out(subblock, variant, piece):
+    """Put the whole matrices that operators stand for into a stock subblock."""
+    operators = replace_projections(copy.deepcopy(subblock), variant)
+    operators.load_state_dict(piece)
+    found = {name: module for name, module in operators.named_children() if isinstance(module, StructuredLinear)}
+    assert found
+    for name, operator in found.items():
+        getattr(subblock, name).weight.copy_(operator.matrix())
+
+
+@torch.no_grad()
 def stock_equivalent(parent, architecture):
     """The parent, changed without this package so that it computes what the child must."""
     model, piece = copy.deepcopy(parent), pieces(parent)
     for index, choice in enumerate(architecture):
         layer = model.model.layers[index]
+        for kind, subblock in (("attention", layer.self_attn), ("ffn", layer.mlp)):
+            if (variant := getattr(choice, kind)).partition("-")[0] in NAMES:
+                multiply_out(subblock, variant, piece(kind, variant, index))
         if choice.attention == "no-op":
             for tensor in layer.self_attn.o_proj.parameters():
                 tensor.zero_()
@@ -68,7 +85,7 @@ def stock_equivalent(parent, architecture):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", [MIXED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
 def test_child_computes_what_changed_stock_blocks_compute(parent, architecture, implementation):
     child = child_of(parent, architecture)
     child.set_attn_implementation(implementation)
@@ -83,7 +100,7 @@ def test_child_of_parent_blocks_is_bit_identical_to_the_parent(parent):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, NO_ATTENTION, PARENT_ONLY])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION, PARENT_ONLY])
 def test_generation_with_cache_and_left_padding_equals_recomputing_everything(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
@@ -181,7 +198,10 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     torch.set_num_threads(1)
     padded = nn.functional.pad(TOKENS, (2, 0), value=0)
     mask = (torch.arange(padded.shape[1]) >= 2).long().expand(2, -1).contiguous()
-    children = [(name, MIXED) for name in CONFIGS] + [("llama", NO_ATTENTION), ("llama", PARENT_ONLY)]
+    children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED)] + [
+        ("llama", NO_ATTENTION),
+        ("llama", PARENT_ONLY),
+    ]
     for index, (name, architecture) in enumerate(children):
         child, folder = child_of(random_parent(CONFIGS[name]), architecture), tmp_path / "children" / f"{index}-{name}"
         save_child(child, child.config, tmp_path, folder, {})

@@ -1,11 +1,15 @@
 """Tiny random parents of every family, and a library of pieces made by hand."""
 
+import copy
+
 import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from tangram.blocks.structured import NAMES
 from tangram.child.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config
+from tangram.child.structured import replace_projections
 
 HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, LAYERS, VOCABULARY = 32, 4, 2, 48, 5, 64
 SIZES = {
@@ -35,6 +39,13 @@ MIXED = (
     LayerChoice("parent", "no-op"),
     LayerChoice("parent", "parent"),
 )
+STRUCTURED = (
+    LayerChoice("butterfly-8", "monarch"),
+    LayerChoice("lowrank-5", "butterfly-12"),
+    LayerChoice("monarch", "ntk-6"),
+    LayerChoice("ntk-4", "lowrank-3"),
+    LayerChoice("no-op", "butterfly-7"),
+)
 NO_ATTENTION = (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
 
 
@@ -49,7 +60,7 @@ def random_parent(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def pieces(parent: PreTrainedModel):
-    """A library: GQA keeps the first KV head, a narrow FFN the first channels, a linear map is random."""
+    """A library: GQA keeps the first KV head, a narrow FFN the first channels; linear maps and operators are random."""
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
         stock = parent.model.layers[layer]
@@ -64,6 +75,13 @@ def pieces(parent: PreTrainedModel):
                 f"{name}.weight": torch.randn(HIDDEN, HIDDEN, generator=generator) / 8,
                 f"{name}.bias": torch.randn(HIDDEN, generator=generator) / 8,
             }
+        if variant.partition("-")[0] in NAMES:
+            with torch.random.fork_rng():
+                torch.manual_seed(layer)
+                module = replace_projections(
+                    copy.deepcopy(stock.self_attn if kind == "attention" else stock.mlp), variant
+                )
+                return {n: state[n] if n in state else torch.randn_like(t) / 4 for n, t in module.state_dict().items()}
         if variant == "gqa-1":
             return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj")) else t for n, t in state.items()}
         assert variant == "width-0.5"

@@ -10,7 +10,10 @@ from tangram.families import decoder_layers
 from tangram.tables import COSTS, read_table, write_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-VARIANTS = {"attention": ("parent", "gqa-1", "linear", "no-op"), "ffn": ("parent", "width-0.5", "linear", "no-op")}
+VARIANTS = {
+    "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "no-op"),
+    "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "no-op"),
+}
 MIXED = (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
 
 
@@ -21,15 +24,20 @@ def expected_parameters(family, kind, variant):
         return 0
     if variant == "linear":
         return hidden + hidden * hidden + hidden
+    rank = 4 if variant in ("lowrank-4", "ntk-4") else None
+
+    def matrix(columns, rows):
+        return columns * rows if rank is None else rank * (columns + rows)
+
     if kind == "ffn":
         width = 32 if variant == "width-0.5" else 64
         biases = 2 * width + hidden if family == "llama" else 0
-        return hidden + 3 * hidden * width + biases
+        return hidden + 3 * matrix(hidden, width) + biases
     kv_heads = 1 if variant == "gqa-1" else 2
     q, kv = heads * head_dim, kv_heads * head_dim
     biases = {"llama": q + 2 * kv + hidden, "mistral": 0, "qwen2": q + 2 * kv, "qwen3": 0}[family]
     head_norms = 2 * head_dim if family == "qwen3" else 0
-    return hidden + hidden * (q + 2 * kv) + q * hidden + biases + head_norms
+    return hidden + 2 * matrix(hidden, q) + 2 * matrix(hidden, kv) + biases + head_norms
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ from tangram.blocks.base import PARENT, Block, ParentBlock
 from tangram.blocks.gqa import GroupedQuery
 from tangram.blocks.linear import LinearMap
 from tangram.blocks.noop import NoOp
+from tangram.blocks.structured import NAMES, StructuredProjections
 from tangram.blocks.width import NarrowFFN
 from tangram.errors import TangramError
 
@@ -32,4 +33,6 @@ def get_block(kind: str, variant: str) -> Block:
         return GroupedQuery(kind, variant)
     if kind == "ffn" and variant.startswith("width-"):
         return NarrowFFN(kind, variant)
+    if variant.partition("-")[0] in NAMES:
+        return StructuredProjections(kind, variant)
     raise TangramError(f"'{variant}' is not a variant of {kind}")

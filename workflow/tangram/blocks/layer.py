@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def layer_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the config that one heterogeneous layer is built from."""
     layer = copy.copy(config)
-    layer.skip, layer.linear = [], []
+    layer.skip, layer.linear, layer.structured = [], [], []
     for key, value in overrides.items():
         setattr(layer, key, value)
     return layer

@@ -18,7 +18,7 @@ from torch import nn
 from tangram.blocks.base import PARENT
 from tangram.blocks.layer import read_piece, tensor_name
 from tangram.checkpoint import check_parent
-from tangram.child import modeling
+from tangram.child import modeling, structured
 from tangram.child.architecture import Architecture, per_layer_config
 from tangram.errors import TangramError
 from tangram.families import SUBBLOCK_NAMES, Shape, shape_of
@@ -32,6 +32,7 @@ Library: TypeAlias = Callable[[str, str, int], State]
 """From kind, variant and layer to a piece's tensors by their names inside the subblock."""
 
 MODELING_FILE = "modeling_tangram.py"
+STRUCTURED_FILE = "structured.py"  # the name by which the model's code imports it
 WEIGHTS_FILE = "model.safetensors"
 KEPT_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*_tokens*.json", "chat_template*", "generation_config.json")
 
@@ -74,6 +75,7 @@ def build_config(parent_config: PreTrainedConfig, architecture: Architecture) ->
             "architectures": [class_name],
             "auto_map": {"AutoModelForCausalLM": f"{Path(MODELING_FILE).stem}.{class_name}"},
             "linear": [],  # transformers wants a global default for what a layer may override
+            "structured": [],
             "per_layer_config": per_layer_config(architecture, shape),
         }
     )
@@ -209,6 +211,7 @@ def save_child(
             for path in Path(parent).glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         shutil.copyfile(modeling.__file__, folder / MODELING_FILE)
+        shutil.copyfile(structured.__file__, folder / STRUCTURED_FILE)
         (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         write_tensors(folder / WEIGHTS_FILE, state, provenance)
         made = {**provenance, **(record or {}), "model_safetensors_sha256": sha256_of(folder / WEIGHTS_FILE)}

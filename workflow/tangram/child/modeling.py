@@ -1,9 +1,11 @@
 """A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
 
-This file travels with every child checkpoint (`auto_map`), so it imports nothing but torch and transformers. The
+This file travels with every child checkpoint (`auto_map`), and `structured.py` beside it, so they import nothing but
+torch and transformers. The
 architecture is transformers' own `per_layer_config` in `config.json`; on top of the stock attributes
 (`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's
-subblocks that are one linear map.
+subblocks that are one linear map, and `structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are
+structured operators.
 """
 
 import copy
@@ -23,6 +25,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from .structured import replace_projections
 
 
 class LinearAttention(nn.Module):
@@ -68,6 +72,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
                 self.self_attn = LinearAttention(config.hidden_size)
             if "mlp" in linear:
                 self.mlp = LinearMLP(config.hidden_size)
+            for entry in getattr(config, "structured", []):
+                kind, _, variant = entry.partition("=")
+                replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
             # A skipped subblock takes its norm along; the residual stays.
             if "attention" in skip:
                 self.input_layernorm = self.self_attn = None

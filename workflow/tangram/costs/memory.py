@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from tangram.child.structured import StructuredLinear
+
 
 def parameter_bytes(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters; tied ones count once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    """Return the bytes of a module's weights, factors that stay random included; tied ones count once."""
+    fixed = [buffer for part in module.modules() if isinstance(part, StructuredLinear) for buffer in part.buffers()]
+    return sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *fixed))
 
 
 def kv_bytes_per_token(layer: Any) -> int:
@@ -21,4 +24,4 @@ def kv_bytes_per_token(layer: Any) -> int:
     That is ``2 · KV heads · head_dim · bytes per element``, and nothing where a linear map or a no-op stands in.
     """
     projections = [getattr(layer.self_attn, name, None) for name in ("k_proj", "v_proj")]
-    return sum(p.out_features * p.weight.element_size() for p in projections if p is not None)
+    return sum(p.out_features * next(p.parameters()).element_size() for p in projections if p is not None)

@@ -66,7 +66,7 @@ def random_model(
         vocabulary: tokens; the parent's by default.
     """
     shape, config, layers = shape_of(parent), AutoConfig.from_pretrained(parent), len(architecture)
-    sizes: dict[str, Any] = {"num_hidden_layers": layers, "linear": []}
+    sizes: dict[str, Any] = {"num_hidden_layers": layers, "linear": [], "structured": []}
     if getattr(config, "layer_types", None):
         sizes["layer_types"] = config.layer_types[:1] * layers
     if vocabulary is not None:

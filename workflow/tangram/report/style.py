@@ -26,6 +26,10 @@ CSS_VARIABLES = {
 _FAMILIES = {
     "gqa": ("#c9a6d8", "#7b48a3"),
     "width": ("#a9d0ee", "#1d5ea8"),
+    "butterfly": ("#d9b3a0", "#a8502f"),
+    "lowrank": ("#b5d6a3", "#3b7d2e"),
+    "ntk": ("#d8d29a", "#8a7d1c"),
+    "monarch": ("#c8553d", "#c8553d"),
     "linear": ("#e69f00", "#e69f00"),
     "no": (MUTED, MUTED),
     PARENT: (RULE, RULE),
@@ -115,4 +119,5 @@ def short(variant: str) -> str:
     """Return a variant's name for a small tile: ``g1``, ``.5``, ``lin``, or nothing for the parent's and no-op."""
     family, _, rest = variant.partition("-")
     known = {PARENT: "", "no": "", "linear": "lin", "gqa": f"g{rest}", "width": rest.removeprefix("0")}
+    known |= {"butterfly": f"b{rest}", "lowrank": f"r{rest}", "ntk": f"n{rest}", "monarch": "mon"}
     return known.get(family, family[:3])
