@@ -1,5 +1,6 @@
 """Duelling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_multisbm_plays_every_right_arm_again_on_the_left():
         sum(environment.gaps[np.arange(20), side] for side in sides) for sides in list(zip(*rounds, strict=True))[:2]
     ]
     assert np.abs(gaps[0] - gaps[1]).max() <= 1
-    assert all(np.array_equal(now[0], before[1]) for before, now in zip(rounds, rounds[1:], strict=False))
+    assert all(np.array_equal(now[0], before[1]) for before, now in itertools.pairwise(rounds))
 
 
 def test_doublers_left_arms_cost_twice_what_the_right_ones_did_in_the_phase_before():

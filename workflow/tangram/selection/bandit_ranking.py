@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import ClassVar
 
 import numpy as np
 
 from tangram.selection import plackett_luce
-from tangram.selection.protocol import Stateful
+from tangram.selection.protocol import Names, Stateful
 
 
 def uniform_second_moment(items: int) -> np.ndarray:
@@ -44,7 +45,7 @@ class BanditRank(Stateful):
         gamma: share of uniform rankings.
     """
 
-    STATE = ("losses",)
+    STATE: ClassVar[Names] = ("losses",)
 
     def __init__(self, replications: int, items: int, eta: float, gamma: float):
         self.replications, self.items, self.eta, self.gamma = replications, items, eta, gamma
@@ -99,7 +100,7 @@ class CombBand(Stateful):
         ValueError: too many items: 8! rankings a round are out of reach.
     """
 
-    STATE = ("losses",)
+    STATE: ClassVar[Names] = ("losses",)
 
     def __init__(self, replications: int, items: int, eta: float, gamma: float):
         if items > 7:
@@ -162,7 +163,7 @@ def sample_by_permanents(losses: np.ndarray, eta: float, rng: np.random.Generato
 
 
 def bandit_rank_rates(items: int, rounds: int) -> tuple[float, float]:
-    """Return eta and gamma of BanditRank that minimise `bandit_rank_bound`; the paper's own were not available to us."""
+    """Return eta and gamma of BanditRank that minimise `bandit_rank_bound`; the paper's own were not at hand."""
     eta = math.sqrt(items * math.log(2) / (2 * (math.e - 2) * rounds))
     return eta, min(1.0, eta * math.sqrt(24 / (items + 1)))
 

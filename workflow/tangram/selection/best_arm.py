@@ -1,18 +1,19 @@
 """Which candidate is best, for a fixed budget: successive halving, paired on prompts.
 
 Sequential halving (Karnin, Koren and Somekh 2013): the budget is split evenly over log2(candidates) rounds; after each
-the better half stays. Paired: all that are left see the same prompts, so that the prompts' difficulty cancels. Two kinds
-of budget, for two kinds of cost: cells (a candidate's score on a prompt, cached) and duels (a judge's votes).
+the better half stays. Paired: all that are left see the same prompts, so that the prompts' difficulty cancels. There
+are two kinds of budget, for two kinds of cost: cells (a candidate's score on a prompt, cached) and duels (a judge's
+votes).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from tangram.selection.protocol import Stateful
+from tangram.selection.protocol import Names, Stateful
 
 Look = tuple[np.ndarray, np.ndarray]  # candidates (replications, k), prompts (m,)
 
@@ -34,7 +35,7 @@ class PairedHalving(Stateful):
         ValueError: the budget does not buy one prompt.
     """
 
-    STATE = ("order", "values", "round", "seen", "cells")
+    STATE: ClassVar[Names] = ("order", "values", "round", "seen", "cells")
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class RoundRobinHalving(Stateful):
         ValueError: the budget does not buy one duel of each pair.
     """
 
-    STATE = ("order", "wins", "duels", "round")
+    STATE: ClassVar[Names] = ("order", "wins", "duels", "round")
 
     def __init__(self, replications: int, arms: int, budget: int, rounds: int | None = None):
         self.rounds = max(1, math.ceil(math.log2(arms))) if rounds is None else rounds

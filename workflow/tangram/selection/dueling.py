@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tangram.selection.machines import UCB, Machine, TsallisINF, draw
-from tangram.selection.protocol import Stateful, random_argmax
+from tangram.selection.protocol import Names, Stateful, random_argmax
 
 Pair = tuple[np.ndarray, np.ndarray]
 MakeMachine = Callable[..., Machine]
@@ -27,7 +27,7 @@ class DuelingPolicy(Stateful):
         arms: number of arms.
     """
 
-    STATE = ("plays",)
+    STATE: ClassVar[Names] = ("plays",)
 
     def __init__(self, replications: int, arms: int):
         self.replications, self.arms = replications, arms
@@ -51,7 +51,7 @@ class DuelingPolicy(Stateful):
 class Uniform(DuelingPolicy):
     """Pairs of different arms at random; recommends the arm with the largest share of wins."""
 
-    STATE = ("plays", "wins")
+    STATE: ClassVar[Names] = ("plays", "wins")
 
     def __init__(self, replications: int, arms: int):
         super().__init__(replications, arms)
@@ -79,7 +79,7 @@ class Doubler(DuelingPolicy):
     a multiset: how often each arm was played counts.
     """
 
-    STATE = ("plays", "machine", "reference", "phase", "left_in_phase", "phase_plays")
+    STATE: ClassVar[Names] = ("plays", "machine", "reference", "phase", "left_in_phase", "phase_plays")
 
     def __init__(self, replications: int, arms: int, machine: MakeMachine = UCB):
         super().__init__(replications, arms)
@@ -113,7 +113,7 @@ class Doubler(DuelingPolicy):
 class MultiSBM(DuelingPolicy):
     """MultiSBM: one machine per left arm; the left arm is what was right the round before."""
 
-    STATE = ("plays", "machine", "last")
+    STATE: ClassVar[Names] = ("plays", "machine", "last")
 
     def __init__(self, replications: int, arms: int, machine: MakeMachine = UCB):
         super().__init__(replications, arms)
@@ -134,7 +134,7 @@ class MultiSBM(DuelingPolicy):
 class Sparring(DuelingPolicy):
     """Sparring (DoubleSBM in the arXiv version): two machines, each rewarded for winning. Regret only conjectured."""
 
-    STATE = ("plays", "left", "right")
+    STATE: ClassVar[Names] = ("plays", "left", "right")
 
     def __init__(self, replications: int, arms: int, machine: MakeMachine = UCB):
         super().__init__(replications, arms)
@@ -169,7 +169,7 @@ class InterleavedFilter(DuelingPolicy):
         horizon: rounds that it is meant for.
     """
 
-    STATE = ("plays", "incumbent", "alive", "wins", "counts")
+    STATE: ClassVar[Names] = ("plays", "incumbent", "alive", "wins", "counts")
 
     def __init__(self, replications: int, arms: int, horizon: int):
         super().__init__(replications, arms)
@@ -218,7 +218,7 @@ class BeatTheMean(DuelingPolicy):
         scale: the intervals' constant, 3 gamma^2 in the paper (gamma = 1 under strong transitivity).
     """
 
-    STATE = ("plays", "alive", "wins", "counts")
+    STATE: ClassVar[Names] = ("plays", "alive", "wins", "counts")
 
     def __init__(self, replications: int, arms: int, horizon: int, scale: float = 3.0):
         super().__init__(replications, arms)
@@ -259,7 +259,7 @@ class BeatTheMean(DuelingPolicy):
 class _Confident(DuelingPolicy):
     """Optimistic estimates of every pair: ``wins / n + sqrt(alpha ln t / n)``."""
 
-    STATE = ("plays", "wins", "clock")
+    STATE: ClassVar[Names] = ("plays", "wins", "clock")
 
     def __init__(self, replications: int, arms: int, alpha: float = 0.51):
         super().__init__(replications, arms)
@@ -293,7 +293,7 @@ class _Confident(DuelingPolicy):
 class RUCB(_Confident):
     """Relative upper confidence bounds (Zoghi, Whiteson, Munos and de Rijke 2014, arXiv 1312.3393)."""
 
-    STATE = ("plays", "wins", "clock", "favourite")
+    STATE: ClassVar[Names] = ("plays", "wins", "clock", "favourite")
 
     def __init__(self, replications: int, arms: int, alpha: float = 0.51):
         super().__init__(replications, arms, alpha)
@@ -302,7 +302,7 @@ class RUCB(_Confident):
     def select(self, rng: np.random.Generator) -> Pair:
         """Return an arm that may beat all, and the one that most likely beats it."""
         upper, _ = self._bounds()
-        may_win = (upper >= 0.5).all(2)
+        may_win = np.all(upper >= 0.5, axis=2)
         number = may_win.sum(1)
         kept = (self.favourite >= 0) & may_win[self._rows, self.favourite]
         self.favourite = np.where(kept, self.favourite, -1)

@@ -23,7 +23,7 @@ UTILITIES = {  # the five arm sets of arXiv 1405.3396, section 6
     "arith": (0.8, 0.7, 0.575, 0.45, 0.325, 0.2),
     "geom": (0.8, 0.7, 0.512, 0.374, 0.274, 0.2),
 }
-# Six retrieval functions of arXiv.org (Yue and Joachims 2011), as the library duelingbanditlib has them; row beats column.
+# Six retrieval functions of arXiv.org (Yue and Joachims 2011), as duelingbanditlib has them; the row beats the column.
 ARXIV = np.array(
     [
         [0.50, 0.55, 0.55, 0.54, 0.61, 0.61],

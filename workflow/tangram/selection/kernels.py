@@ -1,4 +1,4 @@
-"""The duelling policies compiled by numba, one replication at a time: the same laws as `dueling.py`, 10 to 50 times faster.
+"""The duelling policies compiled by numba, one replication at a time: the same laws as `dueling.py`, many times faster.
 
 Each kernel plays one replication with its own generator and returns cumulative regret at the checkpoints. They are no
 bit-for-bit copies (they draw in another order); tests hold both to the same distribution.

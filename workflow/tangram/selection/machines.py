@@ -7,9 +7,11 @@ was played. That is what makes it a black box.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from tangram.selection.protocol import Stateful
+from tangram.selection.protocol import Names, Stateful
 
 
 class Machine(Stateful):
@@ -21,7 +23,7 @@ class Machine(Stateful):
         slots: machines per replication.
     """
 
-    STATE = ("counts", "sums")
+    STATE: ClassVar[Names] = ("counts", "sums")
 
     def __init__(self, replications: int, arms: int, slots: int = 1):
         self.replications, self.arms, self.slots = replications, arms, slots
@@ -81,7 +83,7 @@ class TsallisINF(Machine):
     Weights are ``4 / (eta (L - x))^2`` with ``eta = 2 / sqrt(t)``, where x makes them add to 1.
     """
 
-    STATE = ("counts", "sums", "losses", "roots", "probabilities")
+    STATE: ClassVar[Names] = ("counts", "sums", "losses", "roots", "probabilities")
 
     def reset(self) -> None:
         """Forget everything."""

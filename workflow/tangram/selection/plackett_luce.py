@@ -1,7 +1,8 @@
 """The Plackett-Luce law over orders: sampling, and its moments in closed form.
 
 Items carry log-weights. The law is the order of independent exponential clocks whose rates are the weights, so
-``k`` comes before ``i`` with probability ``w_k / (w_k + w_i)``, and disjoint pairs are independent. Positions count from 0.
+``k`` comes before ``i`` with probability ``w_k / (w_k + w_i)``, and disjoint pairs are independent. Positions count
+from 0.
 """
 
 from __future__ import annotations

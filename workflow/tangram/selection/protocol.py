@@ -6,13 +6,14 @@ A policy never sees the truth: environments (`environments.py`) own means, prefe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 Action = TypeVar("Action")
 Feedback = TypeVar("Feedback", contravariant=True)
-State = Mapping[str, np.ndarray]
+State: TypeAlias = Mapping[str, np.ndarray]
+Names: TypeAlias = tuple[str, ...]
 
 
 class Policy(Protocol[Action, Feedback]):
@@ -42,7 +43,7 @@ class Policy(Protocol[Action, Feedback]):
 class Stateful:
     """State as named arrays, numbers, or parts that are `Stateful` themselves; subclasses list their names."""
 
-    STATE: ClassVar[tuple[str, ...]] = ()
+    STATE: ClassVar[Names] = ()
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Return copies of the state by name, parts' names after a dot."""

@@ -11,13 +11,13 @@ expected positions, so that expected losses can be had without the noise of its 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from scipy.special import logsumexp
 
 from tangram.selection import plackett_luce
-from tangram.selection.protocol import Stateful
+from tangram.selection.protocol import Names, Stateful
 
 
 class RankingPolicy(Stateful):
@@ -28,7 +28,7 @@ class RankingPolicy(Stateful):
         items: number of items.
     """
 
-    STATE = ("scores",)
+    STATE: ClassVar[Names] = ("scores",)
 
     def __init__(self, replications: int, items: int):
         self.replications, self.items = replications, items
@@ -142,7 +142,7 @@ class PermELearn(RankingPolicy):
         scale: what a round's loss is divided by.
     """
 
-    STATE = ("scores", "rows", "columns")
+    STATE: ClassVar[Names] = ("scores", "rows", "columns")
 
     def __init__(self, replications: int, items: int, eta: float, scale: float):
         super().__init__(replications, items)
@@ -224,7 +224,7 @@ def round_to_permutation(mean: np.ndarray, rng: np.random.Generator) -> np.ndarr
         low = np.flatnonzero(target - current > 1e-9)
         if not len(low):
             break
-        # Adjacent in the sense that all entries between are settled: the last that must rise, the first after it to fall.
+        # The last that must rise and the first after it that must fall: all between are settled.
         i = low[-1]
         falling = np.flatnonzero(current[i:] - target[i:] > 1e-9)
         if not len(falling):
