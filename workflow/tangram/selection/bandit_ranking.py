@@ -33,15 +33,15 @@ def random_positions(replications: int, items: int, rng: np.random.Generator) ->
     return rng.permuted(np.tile(np.arange(1, items + 1), (replications, 1)), axis=1)
 
 
-class BanditRank(Stateful):
-    """BanditRank: Plackett-Luce rankings by estimated loss, mixed with uniform ones.
+class BanditPolicy(Stateful):
+    """What both share: unbiased estimates from the second moment of what they draw.
 
     An action is positions from 1, ``(replications, items)``; feedback is the loss, ``(replications,)``.
 
     Args:
         replications: independent copies.
         items: number of items.
-        eta: learning rate; see `bandit_rank_rates`.
+        eta: learning rate.
         gamma: share of uniform rankings.
     """
 
@@ -50,22 +50,14 @@ class BanditRank(Stateful):
     def __init__(self, replications: int, items: int, eta: float, gamma: float):
         self.replications, self.items, self.eta, self.gamma = replications, items, eta, gamma
         self.losses = np.zeros((replications, items))
-        self._uniform = uniform_second_moment(items)
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
-        """Return drawn positions: the larger an item's estimated loss, the earlier."""
-        drawn = plackett_luce.sample_positions(self.eta * self.losses, rng) + 1
-        explore = rng.random(self.replications) < self.gamma
-        if explore.any():
-            drawn[explore] = random_positions(int(explore.sum()), self.items, rng)
-        return drawn
+        """Return drawn positions from 1."""
+        raise NotImplementedError
 
     def second_moment(self) -> np.ndarray:
-        """Return ``E[pi pi^T]`` of what `select` draws, ``(replications, items, items)``, in O(n^3)."""
-        logits = self.eta * self.losses
-        mean = plackett_luce.mean_positions(logits) + 1
-        moment = plackett_luce.position_covariance(logits) + mean[:, :, None] * mean[:, None, :]
-        return (1 - self.gamma) * moment + self.gamma * self._uniform
+        """Return ``E[pi pi^T]`` of what `select` draws, ``(replications, items, items)``."""
+        raise NotImplementedError
 
     def estimate(self, action: np.ndarray, feedback: np.ndarray) -> np.ndarray:
         """Return the unbiased estimate of the hidden vector, ``(replications, items)``."""
@@ -81,32 +73,44 @@ class BanditRank(Stateful):
         return plackett_luce.positions_of((-self.losses).argsort(-1, kind="stable")) + 1
 
 
+class BanditRank(BanditPolicy):
+    """BanditRank: Plackett-Luce rankings by estimated loss, mixed with uniform ones; see `bandit_rank_rates`."""
+
+    def select(self, rng: np.random.Generator) -> np.ndarray:
+        """Return drawn positions: the larger an item's estimated loss, the earlier."""
+        drawn = plackett_luce.sample_positions(self.eta * self.losses, rng) + 1
+        explore = rng.random(self.replications) < self.gamma
+        if explore.any():
+            drawn[explore] = random_positions(int(explore.sum()), self.items, rng)
+        return drawn
+
+    def second_moment(self) -> np.ndarray:
+        """Return ``E[pi pi^T]`` of what `select` draws, ``(replications, items, items)``, in O(n^3)."""
+        logits = self.eta * self.losses
+        mean = plackett_luce.mean_positions(logits) + 1
+        moment = plackett_luce.position_covariance(logits) + mean[:, :, None] * mean[:, None, :]
+        return (1 - self.gamma) * moment + self.gamma * uniform_second_moment(self.items)
+
+
 @functools.cache
 def all_rankings(items: int) -> np.ndarray:
     """Return all permutations of ``1 … n``, ``(n!, items)``."""
     return np.array(list(itertools.permutations(range(1, items + 1))))
 
 
-class CombBand(Stateful):
+class CombBand(BanditPolicy):
     """CombBand, exactly, by enumeration: rankings with probability proportional to ``exp(-eta * estimated loss)``.
 
-    Args:
-        replications: independent copies.
-        items: at most 7.
-        eta: learning rate; see `comb_band_rates`.
-        gamma: share of uniform rankings.
+    See `comb_band_rates`.
 
     Raises:
-        ValueError: too many items: 8! rankings a round are out of reach.
+        ValueError: more than 7 items: 8! rankings a round are out of reach.
     """
-
-    STATE: ClassVar[Names] = ("losses",)
 
     def __init__(self, replications: int, items: int, eta: float, gamma: float):
         if items > 7:
             raise ValueError(f"{items} items have {math.factorial(items)} rankings; exact CombBand ends at 7")
-        self.replications, self.items, self.eta, self.gamma = replications, items, eta, gamma
-        self.losses = np.zeros((replications, items))
+        super().__init__(replications, items, eta, gamma)
         self._rankings = all_rankings(items)
 
     def probabilities(self) -> np.ndarray:
@@ -126,10 +130,6 @@ class CombBand(Stateful):
         """Return ``E[pi pi^T]`` of what `select` draws, ``(replications, items, items)``."""
         law = self.probabilities()
         return np.einsum("rp,pi,pj->rij", law, self._rankings, self._rankings, optimize=True)
-
-    estimate = BanditRank.estimate
-    update = BanditRank.update
-    recommend = BanditRank.recommend
 
 
 def permanent(matrix: np.ndarray) -> float:
