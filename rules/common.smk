@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import CANDIDATE, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import parse as parse_config
 from tangram.errors import TangramError
 from tangram.files import sha256_of
@@ -43,7 +43,7 @@ def _shards(layers, size):
 
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
 RANKS = {
-    name: [*map(str, range(target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
+    name: [*map(str, range(1 if target.selection else target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
     for name, target in cfg.targets.items()
 }
 CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
@@ -60,7 +60,7 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    rank=rf"\d+|{LAYERS_DROPPED}",
+    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATE}\d+",
     split="|".join(SPLITS),
 
 
@@ -138,8 +138,8 @@ def text_evaluation():
 
 
 def search_settings(wildcards):
-    """Return what the solver depends on: not whether a baseline stands beside it."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped"})
+    """Return what the solver depends on: not whether a baseline stands beside it, nor what follows."""
+    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped", "selection"})
     return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
 
 
@@ -150,15 +150,35 @@ def baseline_settings(wildcards):
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
+def selection_settings(wildcards):
+    """Return how a target's candidates are compared."""
+    return slice_of(cfg.targets[wildcards.target].selection)
+
+
+def candidates_of(wildcards):
+    """Return the architectures that a target's child is selected from, once they are picked; see `pick_pieces`."""
+    ranks = [f"{CANDIDATE}{rank}" for rank in range(cfg.targets[wildcards.target].solutions)]
+    return [checkpoints.pick_pieces.get(target=wildcards.target, rank=rank).output[0] for rank in ranks]
+
+
+def _is_selected(wildcards):
+    return wildcards.rank == "0" and cfg.targets[wildcards.target].selection is not None
+
+
 def solution_of(wildcards):
-    """Return the file of the answer that a rank stands for: the solver's, or the plain baseline's."""
+    """Return the file of the answer that a rank stands for: the plain baseline's, the selected one, or the solver's."""
+    folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.rank == LAYERS_DROPPED:
-        return f"{RESULTS}/targets/{wildcards.target}/{LAYERS_DROPPED}/solution.json"
-    return f"{RESULTS}/targets/{wildcards.target}/solutions/{wildcards.rank}/architecture.json"
+        return f"{folder}/{LAYERS_DROPPED}/solution.json"
+    if _is_selected(wildcards):
+        return f"{folder}/selection/architecture.json"
+    return f"{folder}/solutions/{wildcards.rank.removeprefix(CANDIDATE)}/architecture.json"
 
 
 def solved(wildcards):
     """Return the output that holds it: the solver's is a folder with a file for each rank."""
+    if _is_selected(wildcards):
+        return rules.select_child.output.architecture
     return rules.drop_layers.output.architecture if wildcards.rank == LAYERS_DROPPED else rules.solve_mip.output.solved
 
 

@@ -149,7 +149,7 @@ def _lemma(study: Study, rng: np.random.Generator, laws: int) -> None:
             "covariance-lemma",
             "Cov(pi) >= sum over pairs of q_uv q_vu (e_u - e_v)(e_u - e_v)^T",
             "main lemma",
-            f"smallest eigenvalue of the difference {number(least)} of the trace; {checked:,} random laws of 3 to 8 items",
+            f"smallest eigenvalue of the difference: {number(least)} of the trace; {checked:,} laws of 3 to 8 items",
             "supported" if least > -EXACT else "refuted",
             checked,
             paper_value="at least 0",

@@ -191,7 +191,7 @@ def _bounds(study: Study, seed: int, replications: int, few: int) -> None:
             paper_value="-",
             estimate=float(np.median(gains)),
             unit="ratio of regrets, median",
-            note=f"a question of ours; the bounds' ratio is {number(bounds)} for n = 40; it needs O(n^2) to draw a ranking",
+            note=f"ours; the bounds' ratio is {number(bounds)} for n = 40; a ranking takes O(n^2) to draw",
         )
     )
     columns = ["n", "k", "T", "sequence", "upper bound", "lower bound", "OnlineRank", "gradient", "perturbed", "leader"]
