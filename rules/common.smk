@@ -43,7 +43,10 @@ def _shards(layers, size):
 
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
 RANKS = {
-    name: [*map(str, range(1 if target.selection else target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
+    name: [
+        *map(str, range(1 if target.selection else target.solutions)),
+        *[LAYERS_DROPPED] * target.compare_layers_dropped,
+    ]
     for name, target in cfg.targets.items()
 }
 CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]

@@ -47,7 +47,7 @@ def select_child(
     made_by = provenance("tangram.commands.select_child", settings, device)
     architectures = [load_architecture(path) for path in candidates]
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
-    origin = [sha256_of(path) for path in (Path(parent) / WEIGHTS_FILE, corpus, *candidates)]
+    origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, *candidates)]
     # Not the policy: scores hold for all of them.
     what = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), dtype, *origin]
     identity = hashlib.sha256("".join(what).encode()).hexdigest()
@@ -75,6 +75,7 @@ def select_child(
         }
         for arm, prompt in np.argwhere(known)
     ]
+    pairs = list(zip(scores.values, known, strict=True))
     content = {
         "selected": selected,
         "policy": section.policy,

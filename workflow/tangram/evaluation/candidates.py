@@ -1,7 +1,7 @@
 """Scores of many children on many prompts, computed when they are first asked for and kept.
 
 Children of one parent have layers in common. Those that agree on all layers up to some depth have the same hidden
-states there, so a batch of prompts runs through the tree of their layers, the parent's own path among them: a layer that
+states there, so a batch of prompts runs through the tree of their layers, the parent's own path among them, and what
 several children share from the bottom up is run once.
 """
 
@@ -50,7 +50,7 @@ def cut_prompts(input_ids: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def build_choice(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
-    """Return the parent's layer ``index`` with both subblocks as chosen; the parent's own layer where nothing changes."""
+    """Return the parent's layer ``index`` with both subblocks as chosen; its own where nothing changes."""
     parent_layer = decoder_layers(model)[index]
     if choice == LayerChoice():
         return parent_layer
@@ -100,7 +100,7 @@ class CandidateScores:
         self.values = np.full((self.arms, self.prompts), np.nan)
         self.layers_run = self.layers_asked = 0  # layer passes made, and those that children one by one would have made
         self._model, self._tokens, self._metric, self._batch_size = model, prompts, METRICS[metric], batch_size
-        self._architectures = {arm: architecture for arm, architecture in enumerate(architectures)}
+        self._architectures = dict(enumerate(architectures))
         self._library, self._layers = library, dict[tuple[int, LayerChoice], Any]()
         self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
         self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
@@ -153,7 +153,7 @@ class CandidateScores:
         groups: dict[LayerChoice, dict[int, Architecture]] = {}
         for arm, architecture in paths.items():
             groups.setdefault(architecture[depth], {})[arm] = architecture
-        finals = {}
+        finals = dict[int, torch.Tensor]()
         for choice, group in groups.items():
             if (depth, choice) not in self._layers:
                 self._layers[depth, choice] = build_choice(self._model, depth, choice, self._library)

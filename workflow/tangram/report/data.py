@@ -233,6 +233,19 @@ def _rank_folders(folder: Path) -> list[tuple[str, str, Path]]:
     return [(path.parent.name, path.name, path) for path in sorted(ranks)]
 
 
+def _selected_first(folder: Path, target: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return a target's solutions with the selected one as rank 0, where one was selected and is not the solver's."""
+    chosen = folder / "targets" / target / BEST / "architecture.json"
+    for entry in content.get("solutions", []):
+        found = folder / "targets" / target / "solutions" / str(entry["rank"]) / "architecture.json"
+        if not (chosen.exists() and found.exists()):
+            continue
+        if load_architecture(chosen) == load_architecture(found):
+            others = [other for other in content["solutions"] if other is not entry and str(other["rank"]) != BEST]
+            return {**content, "solutions": [{**entry, "rank": int(BEST)}, *others]}
+    return content
+
+
 def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the distinct records of parquet metadata and JSON: by command, code, settings, versions and device."""
     metadata = [pq.read_schema(path).metadata or {} for path in tables]
@@ -300,6 +313,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
     solutions = {path.parent.name: _json(path) for path in sorted(folder.glob("targets/*/solutions.json"))}
+    solutions = {target: _selected_first(folder, target, content) for target, content in solutions.items()}
     dropped = {path: _json(path / "summary.json") for path in sorted(folder.glob(f"targets/*/{LAYERS_DROPPED}"))}
     parent = _json(folder / "parent" / "provenance.json")
     made_by = [found.get("provenance", {}) for found in [*solutions.values(), *dropped.values()]]

@@ -9,6 +9,11 @@ import numpy as np
 from tangram.selection.best_arm import PairedHalving
 from tangram.selection.dueling import make_dueling
 
+HALVING: dict[str, dict[str, Any]] = {
+    "paired-halving": {},
+    "sign-halving": {"judge": "signs"},
+    "uniform": {"rounds": 1},
+}
 PATIENCE = 4  # duels per cell of the table, after which a policy that has settled is stopped
 
 
@@ -35,8 +40,8 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
     decides as before in no time, and goes on.
 
     Args:
-        name: ``'paired-halving'``, ``'sign-halving'``, ``'uniform'``, or one of `dueling.DUELING`, whose duels are won by
-            the lower score on the pair's next prompt.
+        name: ``'paired-halving'``, ``'sign-halving'``, ``'uniform'``, or one of `dueling.DUELING`, whose duels
+            are won by the lower score on the pair's next prompt.
         scores: the table.
         budget: cells, at least one per candidate.
         rng: shuffles prompts, and is the policy's.
@@ -45,13 +50,8 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
         ValueError: an unknown policy, or a budget that buys nothing.
     """
     order = rng.permutation(scores.prompts)
-    halving: dict[str, dict[str, Any]] = {
-        "paired-halving": {},
-        "sign-halving": {"judge": "signs"},
-        "uniform": {"rounds": 1},
-    }
-    if name in halving:
-        policy = PairedHalving(1, scores.arms, scores.prompts, budget, **halving[name])
+    if name in HALVING:
+        policy = PairedHalving(1, scores.arms, scores.prompts, budget, **HALVING[name])
         while not policy.done:
             arms, prompts = policy.select(rng)
             policy.update((arms, prompts), scores.look(arms[0], order[prompts])[None])
