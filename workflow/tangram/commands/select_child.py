@@ -75,7 +75,7 @@ def select_child(
         }
         for arm, prompt in np.argwhere(known)
     ]
-    pairs = list(zip(scores.values, known, strict=True))
+    means = [row[np.isfinite(row)].mean() if np.isfinite(row).any() else None for row in scores.values]
     content = {
         "selected": selected,
         "policy": section.policy,
@@ -85,9 +85,7 @@ def select_child(
         "share": float(known.mean()),
         "tokens": int(known.sum()) * prompts.shape[1],
         "prompts_seen": known.sum(1).tolist(),
-        "mean": [
-            float(row[seen].mean()) if seen.any() else None for row, seen in zip(scores.values, known, strict=True)
-        ],
+        "mean": means,
         "layers_shared": 1 - scores.layers_run / scores.layers_asked if scores.layers_asked else 0.0,
     }
     print(

@@ -175,3 +175,21 @@ class CandidateScores:
                     self.values = kept["values"].copy()
         except (OSError, ValueError, KeyError) as error:
             raise TangramError(f"{cache} is damaged ({error}); delete it to select from the beginning") from error
+
+
+@torch.inference_mode()
+def block_influence(model: PreTrainedModel, prompts: torch.Tensor, batch_size: int) -> np.ndarray:
+    """Return how much each layer turns its input, ``(prompts, layers)``: 1 less the mean cosine of input and output.
+
+    Block influence of ShortGPT (arXiv 2403.03853, section 3): one pass of the parent tells it for all layers.
+    """
+    found = []
+    for ids in prompts.split(batch_size):
+        hidden = model.model.embed_tokens(ids.to(model.device))
+        context, row = layer_context(model, hidden), []
+        for layer in decoder_layers(model):
+            before, hidden = hidden, layer(hidden, **context)
+            cosine = torch.nn.functional.cosine_similarity(before.float(), hidden.float(), dim=-1)
+            row.append(1 - cosine.mean(1))
+        found.append(torch.stack(row, 1).cpu())
+    return torch.cat(found).double().numpy()
