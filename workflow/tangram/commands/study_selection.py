@@ -24,9 +24,7 @@ REPORTED = 64  # prompts of each of the splits that are only reported
 
 
 def study_selection(
-    settings: Annotated[
-        str, typer.Option(help="config sections `studies`, `search`, `scenarios` and a target as JSON")
-    ],
+    settings: Annotated[str, typer.Option(help="config: `studies`, `search`, `scenarios` and a target, as JSON")],
     parent: Annotated[str, typer.Option(help="parent's folder")],
     heldout: Annotated[str, typer.Option(help="held-out split, for reporting")],
     scores: Annotated[str, typer.Option(help="SCORES table")],

@@ -1,9 +1,9 @@
 """Which child is best after all? Policies replayed on a full table of children and prompts; layers ranked online.
 
-No paper's claims: questions of ours about what duelling bandits (arXiv 1405.3396) and online ranking (arXiv 1308.6797) are
-worth inside the pipeline. Every child is scored on every prompt once; then each policy chooses by replay, in many orders
-of the prompts, and its choice is judged by the full table. Two kinds of cost, never mixed: tokens (a score once computed
-is kept, so that a second look is free), and votes of a judge.
+No paper's claims: questions of ours about what duelling bandits (arXiv 1405.3396) and online ranking (arXiv 1308.6797)
+are worth inside the pipeline. Every child is scored on every prompt once; then each policy chooses by replay, in many
+orders of the prompts, and its choice is judged by the full table. Two kinds of cost, never mixed: tokens (a score once
+computed is kept, so that a second look is free), and votes of a judge.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def run_study(evidence: Evidence, replications: int, seed: int) -> Study:
     study.notes += [
         f"{arms} diverse solutions of one target, {prompts} prompts of {evidence.prompt_tokens} tokens that the parent "
         f"wrote, {replications} orders of them; KL(parent ‖ child) per token, before finetuning.",
-        "Regret is how much larger the chosen child's KL is than the best one's, on the full table; eps-best: within one "
-        "standard error of the paired difference of the best two.",
+        "Regret is how much larger the chosen child's KL is than the best one's, on the full table; eps-best: within "
+        "one standard error of the paired difference of the best two.",
         "A pair's k-th duel is on the k-th prompt of the order, so cells are shared between pairs.",
-        f"Candidates agree on their first layers: {evidence.shared:.0%} of the layer passes were saved by running shared "
-        "ones once. Counted tokens do not know of it.",
+        f"Candidates agree on their first layers: {evidence.shared:.0%} of the layer passes were saved by running "
+        "shared ones once. Counted tokens do not know of it.",
         f"The judge is simulated: the lower KL on a prompt wins, and one vote in {1 / FLIP:.0f} is wrong.",
     ]
     study.not_reproduced.append(
@@ -132,7 +132,7 @@ def _table(study: Study, evidence: Evidence) -> None:
             "sum-of-scores",
             "the solver's order of its solutions is the order of their KL",
             "the pipeline, without selection",
-            f"Kendall's tau {number(order)} [{number(low)}, {number(high)}]; selection's against reported prompts' order "
+            f"Kendall's tau {number(order)} [{number(low)}, {number(high)}]; selection's order against reported prompts' "
             f"{number(across)}; the best is solution {means.argmin()}",
             "supported" if low > 0.8 else "refuted" if high < 0.8 else "inconclusive",
             400,
@@ -178,9 +178,9 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
         own = rng.permuted(np.tile(evidence.scores, (replications, 1, 1)), axis=2)[:, :, :each]
         chosen[UNPAIRED, share] = own.mean(2).argmin(1)
     for name in DUELS:
-        policy = make_dueling(name, replications, arms, arms * prompts)
+        dueling = make_dueling(name, replications, arms, arms * prompts)
         replay = table()
-        found = replay_duels(policy, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
+        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
         for share, choice in zip(SHARES, found, strict=False):
             chosen[name, share] = choice
         study.record(
@@ -237,7 +237,7 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
         study.claims.append(
             Claim(
                 f"values-at-{share:.0%}".replace("%", "-percent"),
-                f"where scores can be had, paired halving on values beats signs and every duelling bandit at {share:.0%}",
+                f"where scores can be had, paired halving on values beats signs and duelling bandits at {share:.0%}",
                 "a question of ours",
                 f"better beyond doubt than {len(wins)} of {len(gains)}, worse than {len(losses)}; nearest: {best[0]}, "
                 f"{best[1]} nats more regret",
@@ -273,8 +273,8 @@ def _reported(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], 
             claim="worth-it",
             statement="on other splits, the selected child is better than the solver's first solution",
             where="a question of ours",
-            measured=f"KL {number(evidence.reported[0].mean())} to {number(float((picked @ evidence.reported).mean()))}: "
-            f"{gain} less; best possible {number(evidence.reported.mean(1).min())}",
+            measured=f"KL {number(evidence.reported[0].mean())} to {number(float((picked @ evidence.reported).mean()))}"
+            f": {gain} less; best possible {number(evidence.reported.mean(1).min())}",
             seeds=evidence.reported.shape[1],
             unit="nats per token, paired over reported prompts",
             note="paired halving at 30 %, averaged over orders; before finetuning",
@@ -296,8 +296,8 @@ def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> No
             choice = replay_halving(policy, table(), rng)
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     for name in DUELS:
-        policy = make_dueling(name, replications, arms, VOTES[-1])
-        found = replay_duels(policy, table(), VOTES, rng, "duels", most_duels=VOTES[-1])
+        dueling = make_dueling(name, replications, arms, VOTES[-1])
+        found = replay_duels(dueling, table(), VOTES, rng, "duels", most_duels=VOTES[-1])
         for budget, choice in zip(VOTES, found, strict=True):
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     names = list(dict.fromkeys(name for name, _ in regrets))
@@ -402,7 +402,7 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, roun
         )
     columns = ["batches", *policies, "OnlineRank's bound", "tau"]
     caption = (
-        "Regret of the ranking shown, against the best fixed one; tau: the final order against that of the mean importance. "
+        "Regret of the ranking shown, against the best fixed one; tau: the final order against the mean importance's. "
         "The final order is the same for all: summed votes."
     )
     study.figures.append(Table(columns, rows, title="Layers ranked online", caption=caption))
