@@ -132,7 +132,7 @@ def _table(study: Study, evidence: Evidence) -> None:
             "sum-of-scores",
             "the solver's order of its solutions is the order of their KL",
             "the pipeline, without selection",
-            f"Kendall's tau {number(order)} [{number(low)}, {number(high)}]; selection's order against reported prompts' "
+            f"Kendall's tau {number(order)} [{number(low)}, {number(high)}]; on selection against reported prompts "
             f"{number(across)}; the best is solution {means.argmin()}",
             "supported" if low > 0.8 else "refuted" if high < 0.8 else "inconclusive",
             400,
