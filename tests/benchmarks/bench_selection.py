@@ -60,11 +60,11 @@ def duelpys(name: str) -> float | None:
     kind = {"rucb": "RelativeUCB", "double-thompson": "DoubleThompsonSampling"}[name]
 
     class Signed(MatrixFeedback):
-        """Feedback that RUCB reads: -1 for a win of the first arm."""
+        """Feedback that RUCB reads: negative where the second arm wins."""
 
         def duel(self, *arms: int) -> object:
             won = super().duel(*arms)
-            return (-1 if won else 1) if name == "rucb" else won
+            return (1 if won else -1) if name == "rucb" else won
 
     def play() -> None:
         feedback = Signed(duels.preferences[0], random_state=np.random.RandomState(0))

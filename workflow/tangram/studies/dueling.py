@@ -24,6 +24,9 @@ from tangram.studies.study import Claim, Interval, NotReproduced, Study, Verdict
 ROUNDS = 32_000
 CHECKPOINTS = [2**power for power in range(6, 15)] + [ROUNDS]
 ALPHA = 3.0
+REPLICATIONS = {"small": (100, 20, 24), "full": (400, 100, 50)}  # of the paper's and older, modern ones, growth
+GROWTH_POWERS = (20, 17)  # rounds to follow growth, as a power of 2: compiled, and not
+TAIL = (0.4, 10_000, 4000)  # gap, rounds, replications
 PAPER = ("sparring", "multisbm", "doubler")
 OLDER = ("interleaved-filter", "beat-the-mean")
 MODERN = ("double-thompson", "rucb", "versatile-db")
@@ -79,9 +82,9 @@ class _Grid:
             curves = simulate_duels(name, environment, ROUNDS, CHECKPOINTS, child, threads=threads)
             self.found[name] = curves.reshape(len(CHECKPOINTS), len(ALL_PANELS), count)
 
-    def final(self, name: str, panel: str, rounds: int = ROUNDS) -> np.ndarray:
-        """Return regret after ``rounds``, ``(replications,)``."""
-        return self.found[name][CHECKPOINTS.index(rounds), ALL_PANELS.index(panel)]
+    def final(self, name: str, panel: str, checkpoint: int = -1) -> np.ndarray:
+        """Return regret at a checkpoint, the last one without, ``(replications,)``."""
+        return self.found[name][checkpoint, ALL_PANELS.index(panel)]
 
     def difference(self, worse: str, better: str, panel: str) -> Interval:
         """Return how much more regret one policy has, by Welch's interval: replications are independent."""
@@ -106,14 +109,13 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
         seed: every random number follows from it.
         threads: replications at once, where they are compiled.
     """
-    full = settings.scale == "full"
-    replications, few = (400, 100) if full else (100, 20)
+    replications, few, longest = REPLICATIONS[settings.scale]
     study = Study("dueling", "Reducing duelling bandits to cardinal bandits", "1405.3396")
     sequences = np.random.SeedSequence(seed).spawn(4)
     grid = _Grid(sequences[0], replications, few, threads)
     _panels(study, grid, replications)
     _alpha(study, sequences[1], replications, threads)
-    _growth(study, sequences[2], 50 if full else 24, threads)
+    _growth(study, sequences[2], longest, threads)
     _tail(study, sequences[3])
     _modern(study, grid, few)
     study.notes += [
@@ -143,10 +145,10 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
 def _panels(study: Study, grid: _Grid, replications: int) -> None:
     for panel in ALL_PANELS:
         for name in NAMES:
-            for rounds in (4096, ROUNDS):
-                if rounds in CHECKPOINTS:
-                    for replication, value in enumerate(grid.final(name, panel, rounds)):
-                        study.record(panel, NAMES[name], replication, "regret", value, rounds)
+            for checkpoint, rounds in enumerate(CHECKPOINTS):
+                study.record(panel, NAMES[name], 0, "mean regret", grid.final(name, panel, checkpoint).mean(), rounds)
+            for replication, value in enumerate(grid.final(name, panel)):
+                study.record(panel, NAMES[name], replication, "regret", value, ROUNDS)
     synthetic = ALL_PANELS[:-1]
     first = {panel: grid.difference("multisbm", "sparring", panel) for panel in synthetic}
     second = {panel: grid.difference("doubler", "multisbm", panel) for panel in synthetic}
@@ -248,8 +250,8 @@ def _alpha(study: Study, seed: np.random.SeedSequence, replications: int, thread
 
 def _growth(study: Study, seed: np.random.SeedSequence, replications: int, threads: int) -> None:
     """Compare how much regret grows over two equal factors of 8: 1 for ln T, 1.19 for its square, more beyond."""
-    last = 20 if numba_is_there() else 17
-    powers = list(range(8, last + 1))
+    last = GROWTH_POWERS[not numba_is_there()]
+    powers = list(range(max(1, last - 12), last + 1))
     spread = (last - 6, last - 3, last)
     expected = {
         power: (spread[2] ** power - spread[1] ** power) / (spread[1] ** power - spread[0] ** power)
@@ -304,7 +306,7 @@ def jackknife_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Interval:
 
 def _tail(study: Study, seed: np.random.SeedSequence) -> None:
     """Count how often UCB plays a suboptimal arm too often (definition of alpha-robust)."""
-    gap, horizon, copies = 0.4, 10_000, 4000
+    gap, horizon, copies = TAIL
     rows: list[list[str]] = []
     for alpha, child in zip((1.0, 2.0, 3.0), seed.spawn(3), strict=True):
         rng, machine = np.random.default_rng(child), UCB(copies, 2, alpha=alpha)
@@ -341,7 +343,7 @@ def _tail(study: Study, seed: np.random.SeedSequence) -> None:
             )
     columns = ["alpha", "s", "most plays", "above s", "bound"]
     study.figures.append(
-        Table(columns, rows, title="How often UCB exceeds the limit", caption="gap 0.4, 10,000 rounds")
+        Table(columns, rows, title="How often UCB exceeds the limit", caption=f"Gap {gap:g}, {horizon:,} rounds.")
     )
 
 
