@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from tangram.config import CANDIDATE, LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import parse as parse_config
 from tangram.errors import TangramError
 from tangram.files import sha256_of
@@ -63,7 +63,7 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATE}\d+",
+    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATES}",
     split="|".join(SPLITS),
 
 
@@ -160,8 +160,7 @@ def selection_settings(wildcards):
 
 def candidates_of(wildcards):
     """Return the architectures that a target's child is selected from, once they are picked; see `pick_pieces`."""
-    ranks = [f"{CANDIDATE}{rank}" for rank in range(cfg.targets[wildcards.target].solutions)]
-    return [checkpoints.pick_pieces.get(target=wildcards.target, rank=rank).output[0] for rank in ranks]
+    return checkpoints.pick_pieces.get(target=wildcards.target, rank=CANDIDATES).output[0]
 
 
 def _is_selected(wildcards):
@@ -169,13 +168,13 @@ def _is_selected(wildcards):
 
 
 def solution_of(wildcards):
-    """Return the file of the answer that a rank stands for: the plain baseline's, the selected one, or the solver's."""
+    """Return what a rank stands for: the plain baseline, the selected answer, or the solver's (a folder with all)."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.rank == LAYERS_DROPPED:
         return f"{folder}/{LAYERS_DROPPED}/solution.json"
     if _is_selected(wildcards):
         return f"{folder}/selection/architecture.json"
-    return f"{folder}/solutions/{wildcards.rank.removeprefix(CANDIDATE)}/architecture.json"
+    return f"{folder}/solutions" + (f"/{wildcards.rank}/architecture.json" if wildcards.rank != CANDIDATES else "")
 
 
 def solved(wildcards):

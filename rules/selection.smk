@@ -1,6 +1,6 @@
 """The selection: of a target's diverse solutions the one that does best on prompts, before anything is finetuned.
 
-- Input: the parent, the score split, the library, `targets/{target}/candidate-{k}/architecture.json` of each solution.
+- Input: the parent, the score split, the library, `targets/{target}/candidates/architecture.json`.
 - Output: `targets/{target}/selection/`: `architecture.json`, `scores.parquet` and `summary.json`.
 - Steps: evaluate candidates on prompts, few at first and fewer candidates on more; a killed job goes on from the scores
   in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have candidates; the winner is their rank 0.
@@ -12,7 +12,7 @@ rule select_child:
     input:
         parent=checkpoint_of(PARENT),
         corpus="<results>/corpus/score.parquet",
-        candidates=candidates_of,  # stand for the library, too: they hold the checksums of the pieces
+        candidates=candidates_of,  # stands for the library, too: it holds the checksums of the pieces
     output:
         architecture="<results>/targets/{target}/selection/architecture.json",
         table="<results>/targets/{target}/selection/scores.parquet",
@@ -41,5 +41,5 @@ rule select_child:
         "python -m tangram.commands.select_child --settings {params.settings:q} --parent {params.parent:q}"
         " --corpus {input.corpus:q} --library {params.library:q} --shards {params.shards:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --cache {params.cache:q} --architecture {output.architecture:q} --table {output.table:q}"
-        " --summary {output.summary:q} {input.candidates:q} 2> >(tee {log:q} >&2)"
+        " --candidates {input.candidates:q} --cache {params.cache:q} --architecture {output.architecture:q}"
+        " --table {output.table:q} --summary {output.summary:q} 2> >(tee {log:q} >&2)"

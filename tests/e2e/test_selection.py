@@ -27,7 +27,9 @@ def test_the_winner_is_what_is_finetuned(selected: Run) -> None:
     summary = json.loads((target / "selection" / "summary.json").read_text())
     scores = read_table(target / "selection" / "scores.parquet", SELECTION)
     assert len(scores) == summary["evaluated"] < summary["candidates"] * summary["prompts"]
-    winner = json.loads((target / f"candidate-{summary['selected']}" / "architecture.json").read_text())
+    candidates = json.loads((target / "candidates" / "architecture.json").read_text())["candidates"]
+    assert len(candidates) == 3
+    winner = candidates[summary["selected"]]
     assert json.loads((target / "0" / "architecture.json").read_text()) == winner
     assert (target / "0" / "finetuned" / "model.safetensors").exists()
     assert not (target / "1").exists()

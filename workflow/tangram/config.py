@@ -17,7 +17,7 @@ from tangram.errors import TangramError, nearest
 
 SPLITS = ("distil", "score", "finetune", "heldout")
 LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
-CANDIDATE = "candidate-"  # and its solutions where only one of them, rank 0, is finetuned
+CANDIDATES = "candidates"  # and all of a target's solutions, where rank 0 is selected from them
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 

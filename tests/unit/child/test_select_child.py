@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
 
 from tangram.child.architecture import LayerChoice, load_architecture, save_architecture
+from tangram.commands.pick_pieces import pick_pieces
 from tangram.commands.select_child import select_child
 from tangram.config import Selection, Target, slice_of
 from tangram.tables import CORPUS, SELECTION, read_table, write_table
@@ -38,10 +39,10 @@ def select(llama, tmp_path):
         for i, row in enumerate(tokens)
     ]
     write_table(rows, CORPUS, tmp_path / "score.parquet")
-    candidates = []
-    for index, architecture in enumerate((MIXED, NO_ATTENTION, MILD)):
-        candidates.append(str(tmp_path / f"candidate-{index}.json"))
-        save_architecture(architecture, candidates[-1])
+    for rank, architecture in enumerate((MIXED, NO_ATTENTION, MILD)):
+        save_architecture(architecture, tmp_path / "solutions" / str(rank) / "architecture.json")
+    shards, candidates = f"0-{LAYERS - 1}", str(tmp_path / "candidates.json")
+    pick_pieces(str(tmp_path / "solutions"), str(tmp_path / "library"), shards, candidates)
 
     def select(**options) -> dict:
         section = Selection(prompt_tokens=8, batch_size=4, **options)
@@ -50,7 +51,7 @@ def select(llama, tmp_path):
             str(tmp_path / "parent"),
             str(tmp_path / "score.parquet"),
             str(tmp_path / "library"),
-            f"0-{LAYERS - 1}",
+            shards,
             candidates,
             str(tmp_path / "checkpoints" / "selection.npz"),
             str(tmp_path / "architecture.json"),

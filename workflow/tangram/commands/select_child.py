@@ -14,7 +14,7 @@ def select_child(
     corpus: Annotated[str, typer.Option(help="score split, which prompts are cut from")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    candidates: Annotated[list[str], typer.Argument(help="architecture.json of every candidate, in their order")],
+    candidates: Annotated[str, typer.Option(help="the candidates' architectures, as `pick_pieces` wrote them")],
     cache: Annotated[str, typer.Option(help="file of the scores that a killed job goes on from")],
     architecture: Annotated[str, typer.Option(help="the selected architecture to write")],
     table: Annotated[str, typer.Option(help="SELECTION table to write")],
@@ -34,7 +34,7 @@ def select_child(
     import numpy as np
 
     from tangram.checkpoint import load_model
-    from tangram.child.architecture import load_architecture, save_architecture
+    from tangram.child.architecture import LayerChoice, save_architecture
     from tangram.child.assemble import WEIGHTS_FILE, read_library
     from tangram.corpus import read_tokens
     from tangram.evaluation.candidates import CandidateScores, cut_prompts
@@ -45,9 +45,12 @@ def select_child(
 
     section = Selection.model_validate_json(settings)
     made_by = provenance("tangram.commands.select_child", settings, device)
-    architectures = [load_architecture(path) for path in candidates]
+    architectures = [
+        tuple(LayerChoice(**layer) for layer in entry["layers"])
+        for entry in json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
+    ]
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
-    origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, *candidates)]
+    origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
     # Not the policy: scores hold for all of them.
     what = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), dtype, *origin]
     identity = hashlib.sha256("".join(what).encode()).hexdigest()
