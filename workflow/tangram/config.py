@@ -231,9 +231,16 @@ class Selection(Section):
     """How a target's solutions are compared on the score split before one of them is finetuned."""
 
     policy: Literal[
-        "paired-halving", "sign-halving", "uniform", "double-thompson", "rucb", "sparring", "multisbm", "doubler",
-        "versatile-db", "interleaved-filter", "beat-the-mean",
-    ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")  # fmt: skip
+        "paired-halving",
+        "sign-halving",
+        "uniform",
+        "double-thompson",
+        "rucb",
+        "versatile-db",
+        "sparring",
+        "multisbm",
+        "doubler",
+    ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")
     metric: Literal["kl", "lm_loss"] = Field("kl", description="Less of it is better, prompt by prompt (nats/token).")
     budget: float = Field(0.3, gt=0, le=1, description="Share of all pairs of candidate and prompt to evaluate.")
     prompt_tokens: int = Field(64, ge=2, description="Sequences of the score split are cut to prompts of this length.")
