@@ -1,7 +1,7 @@
 """The study of selection: which policy finds the best of many children, on this run's own library.
 
 - Input: the parent, the held-out split, the library, `scores.parquet`, `costs.parquet`, `calibration.parquet`.
-- Output: `studies/selection/claims.parquet`, `measurements.parquet` and `report.html`.
+- Output: `studies/selection/claims.parquet`, `measurements.parquet`, `report.html`, and `evidence.npz` with the table.
 - Steps: solve the headline's target for many diverse solutions; score every one on every prompt; replay every policy in
   many orders of the prompts; rank layers online. A killed job goes on from `checkpoints/study_selection.npz`.
 """
@@ -17,6 +17,7 @@ rule study_selection:
         calibration="<results>/calibration.parquet",
         library=library_files("safetensors"),
     output:
+        evidence="<results>/studies/selection/evidence.npz",
         claims="<results>/studies/selection/claims.parquet",
         measurements="<results>/studies/selection/measurements.parquet",
         page="<results>/studies/selection/report.html",

@@ -33,7 +33,7 @@ def study_selection(
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     cache: Annotated[str, typer.Option(help="file of the scores that a killed job goes on from")],
-    output: Annotated[str, typer.Option(help="folder for claims.parquet, measurements.parquet and report.html")],
+    output: Annotated[str, typer.Option(help="folder for the study's tables and page, and for evidence.npz")],
     device: str = "cpu",
     dtype: str = "float32",
     seed: int = 0,
@@ -60,7 +60,7 @@ def study_selection(
     from tangram.search.mip import solve
     from tangram.search.problem import Settings as ProblemSettings
     from tangram.search.problem import load_problem
-    from tangram.studies.selection import Evidence, run_study
+    from tangram.studies.selection import Evidence, run_study, save_evidence
     from tangram.studies.study import write_study
 
     section = Settings.model_validate_json(settings)
@@ -106,6 +106,7 @@ def study_selection(
         domains=np.repeat(list(domains), [len(part) for part in domains.values()]),
         shared=1 - table.layers_run / max(1, table.layers_asked),
     )
+    save_evidence(evidence, Path(output) / "evidence.npz")
     study = run_study(evidence, replications, seed)
     write_study(study, output, f"scale {section.studies.scale}", made_by)
     Path(cache).unlink(missing_ok=True)

@@ -25,12 +25,13 @@ from tangram.child.modeling import heterogeneous
 from tangram.errors import TangramError
 from tangram.families import SUBBLOCK_NAMES, Shape, decoder_layers
 from tangram.files import atomic_path
-from tangram.scoring.metrics import compare_in_chunks
+from tangram.scoring.metrics import compare
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+CHUNK = 256  # positions whose logits exist at a time
 METRICS = {"kl": "kl", "lm_loss": "loss"}  # names here and in `metrics.compare`
 
 
@@ -135,11 +136,14 @@ class CandidateScores:
         paths = {-1: parent, **{int(arm): self._architectures[int(arm)] for arm in arms}}
         finals = self._final_states(self._model.model.embed_tokens(ids), 0, paths)
         norm, head = self._model.model.norm, self._model.lm_head
-        parent_hidden = norm(finals.pop(-1)[:, :-1]).flatten(0, 1)
-        for arm, hidden in finals.items():
-            child_hidden = norm(hidden[:, :-1]).flatten(0, 1)
-            found = compare_in_chunks(child_hidden, parent_hidden, head, head, ids[:, 1:].flatten())
-            values = found[self._metric].unflatten(0, (len(ids), -1)).double().mean(1).cpu().numpy()
+        hidden = {arm: norm(final[:, :-1]).flatten(0, 1).split(CHUNK) for arm, final in finals.items()}
+        found: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
+        for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
+            parent_logits = head(hidden[-1][index])
+            for arm, parts in found.items():
+                parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[self._metric])
+        for arm, parts in found.items():
+            values = torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1).cpu().numpy()
             if not np.isfinite(values).all():
                 raise TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
             self.values[arm, prompts] = values

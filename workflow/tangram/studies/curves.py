@@ -66,15 +66,20 @@ def line_grid(
                     axis.fill_between(x, y - line.band, y + line.band, color=line.colour, alpha=0.15, lw=0)
             if "x" in log:
                 axis.set_xscale("log", base=2 if max(max(line.x) for line in lines.values()) > 1024 else 10)
+                axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+                axis.xaxis.set_minor_formatter(lambda value, _: "")
             if "y" in log:
                 axis.set_yscale("log")
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+                axis.yaxis.set_minor_formatter(lambda value, _: "")
             axis.set_title(title)
             if index >= len(panels) - columns:
                 axis.set_xlabel(xlabel)
             if index % columns == 0:
                 axis.set_ylabel(ylabel)
             if labelled is None or title in labelled:
-                ends = [(float(line.x[-1]), float(line.y[-1]), label, line.colour) for label, line in lines.items()]
+                right = max(float(line.x[-1]) for line in lines.values())
+                ends = [(right, float(line.y[-1]), label, line.colour) for label, line in lines.items()]
                 label_ends(axis, ends, size=8.5)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)

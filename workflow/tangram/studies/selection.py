@@ -9,10 +9,13 @@ computed is kept, so that a second look is free), and votes of a judge.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
+from tangram.files import atomic_path
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram.selection import ranking
@@ -60,6 +63,20 @@ class Evidence:
     importance: np.ndarray
     domains: np.ndarray
     shared: float
+
+
+def save_evidence(evidence: Evidence, path: str | Path) -> None:
+    """Write what was measured as ``.npz``: whoever has a policy of their own can replay it."""
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(evidence).items()}
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def load_evidence(path: str | Path) -> Evidence:
+    """Read back what `save_evidence` wrote."""
+    with np.load(path) as kept:
+        arrays = {name: kept[name] for name in kept.files}
+    return Evidence(**{name: array if array.ndim else array.item() for name, array in arrays.items()})
 
 
 def run_study(evidence: Evidence, replications: int, seed: int) -> Study:
