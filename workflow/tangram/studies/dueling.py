@@ -128,7 +128,7 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
         "baselines; every replication has its own labels of the arms.",
         f"UCB's alpha in the paper's figures was not found: {ALPHA:g} here, as in both public C++ replications; the "
         "sensitivity is shown.",
-        "Interleaved filter and beat the mean are shown with the intervals of their proofs (4 ln(T K^2) under the root; "
+        "Interleaved filter and beat the mean are shown with the intervals of their proofs (4 ln(T K^2) under a root; "
         "3 gamma^2 with gamma = 1) and with narrow ones (both constants 1), which serve them better; which ones the "
         "paper's figures have was not found.",
         "The increments of Doubler still grow faster than its law: UCB's bonus for the best arm still shrinks there.",
