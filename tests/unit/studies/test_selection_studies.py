@@ -27,19 +27,24 @@ PANELS = dueling.all_panels
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dueling, "REPLICATIONS", {"small": (3, 3, 3)})
     shrink_dueling(monkeypatch)
-    monkeypatch.setattr(online_ranking, "SETTINGS", ((10, 1, 60), (12, 2, 60)))
+    monkeypatch.setattr(online_ranking, "SETTINGS", ((10, 1, 30), (12, 2, 30)))
+    monkeypatch.setattr(online_ranking, "SIZES", {"small": online_ranking.Size(4, 2, 4, 8, 4, 2)})
+    monkeypatch.setattr(online_ranking, "LESS_ROUNDS", {"chosen": 40, "samplers": 20, "small loss": 50})
+    monkeypatch.setattr(bandit_ranking, "LAWS", {"small": 60})
     monkeypatch.setattr(
         online_ranking, "seconds_per_round", lambda policy, repeats: np.full(repeats, 1e-6) * policy.items
     )
     monkeypatch.setattr(
         bandit_ranking, "seconds_per_step", lambda policy, repeats: np.full(repeats, 1e-6) * policy.items**3
     )
-    monkeypatch.setattr(bandit_ranking, "HORIZONS", (50, 200, 200))
+    monkeypatch.setattr(bandit_ranking, "HORIZONS", (20, 80, 80))
 
 
 @pytest.mark.parametrize("module", [dueling, online_ranking, bandit_ranking], ids=lambda module: module.__name__[16:])
-def test_a_study_gives_the_same_claims_twice_and_a_page(module, small):
-    first, second = (module.run_study(Studies(), 1) for _ in range(2))
+def test_a_study_gives_the_same_claims_twice_and_a_page(module, small, monkeypatch):
+    first = module.run_study(Studies(), 1)
+    monkeypatch.setattr(module, "line_grid", lambda *_: "")  # drawing takes most of the time
+    second = module.run_study(Studies(), 1)
     assert first.claims == second.claims
     assert first.measurements == second.measurements
     assert len({claim.claim for claim in first.claims}) == len(first.claims)
@@ -60,8 +65,10 @@ def evidence(best: int = 2) -> selection.Evidence:
 
 
 def test_the_study_of_selection_judges_by_the_full_table(monkeypatch):
-    monkeypatch.setattr(selection, "VOTES", (60, 1000))
-    study = selection.run_study(evidence(), 8, 0)
+    monkeypatch.setattr(selection, "VOTES", (60, 300))
+    monkeypatch.setattr(selection, "VOTES_CLAIMED", 300)
+    monkeypatch.setattr(selection, "LAYER_ROUNDS", 60)
+    study = selection.run_study(evidence(), 4, 0)
     claims = {claim.claim: claim for claim in study.claims}
     assert claims["fraction"].verdict == "supported"  # gaps of 0.1 against noise of 0.1
     assert claims["worth-it"].verdict == "supported"

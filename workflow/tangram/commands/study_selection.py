@@ -18,7 +18,6 @@ class Settings(Section):
     scenarios: dict[str, Scenario]
 
 
-PROMPT_TOKENS = 32
 BATCH = 32
 REPORTED = 64  # prompts of each of the splits that are only reported
 
@@ -66,7 +65,7 @@ def study_selection(
     section = Settings.model_validate_json(settings)
     made_by = provenance("tangram.commands.study_selection", settings, device)
     full = section.studies.scale == "full"
-    candidates, count, replications = (32, 2048, 1000) if full else (16, 512, 200)
+    candidates, count, length, replications = (32, 2048, 64, 1000) if full else (16, 512, 16, 200)
     target = section.target.model_copy(update={"solutions": candidates, "selection": None})
     wanted = ProblemSettings(target=target, search=section.search, scenarios=section.scenarios)
     found = solve(load_problem(wanted, Path(scores), Path(costs), Path(calibration), Path(parent)), section.search)
@@ -75,14 +74,14 @@ def study_selection(
     model, tokenizer = load_model(parent, dtype, device), load_tokenizer(parent)
 
     def packed(texts: Iterable[str], number: int) -> torch.Tensor:
-        sequences = pack(texts, tokenizer, PROMPT_TOKENS, False)
+        sequences = pack(texts, tokenizer, length, False)
         return torch.tensor([sequence.input_ids for sequence, _ in zip(sequences, range(number), strict=False)])
 
     source = ParentSamples(type="parent-samples", batch_size=128)
-    written = parent_samples(source, model, tokenizer, "score", count, PROMPT_TOKENS, seed)
+    written = parent_samples(source, model, tokenizer, "score", count, length, seed)
     own = torch.tensor([sequence.input_ids for sequence in written])
     docs = packed(documents(PythonDocs(type="python-docs"), "heldout", seed), REPORTED)
-    passages = cut_prompts(read_tokens(heldout), PROMPT_TOKENS)[:REPORTED]
+    passages = cut_prompts(read_tokens(heldout), length)[:REPORTED]
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     code = packed((path.read_text(encoding="utf-8", errors="replace") for path in modules), REPORTED)
 
@@ -101,7 +100,7 @@ def study_selection(
         scores=table.values[:, : len(own)],
         reported=table.values[:, len(own) :],
         objectives=np.array([solution.objective for solution in found]),
-        prompt_tokens=PROMPT_TOKENS,
+        prompt_tokens=length,
         importance=block_influence(model, torch.cat(list(domains.values())), BATCH),
         domains=np.repeat(list(domains), [len(part) for part in domains.values()]),
         shared=1 - table.layers_run / max(1, table.layers_asked),

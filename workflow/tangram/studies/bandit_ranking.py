@@ -33,6 +33,7 @@ from tangram.studies.curves import PALETTE, Line, line_grid
 from tangram.studies.study import Claim, NotReproduced, Study, interval
 
 EXACT = 1e-9
+LAWS = {"small": 21_000, "full": 100_000}  # of the lemma
 HORIZONS = (1000, 4000, 16_000, 64_000)  # the last one at full scale only
 KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, float]], Callable[[int, int], float]]] = {
     "BanditRank": (BanditRank, bandit_rank_rates, bandit_rank_bound),
@@ -53,7 +54,7 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
     study = Study("bandit_ranking", "Bandit online optimization over the permutahedron", "1312.1530")
     rng = np.random.default_rng(seed)
     _identities(study, rng)
-    _lemma(study, rng, 100_000 if full else 21_000)
+    _lemma(study, rng, LAWS[settings.scale])
     _regret(study, seed, HORIZONS if full else HORIZONS[:-1], 100 if full else 40)
     _speed(study, 5)
     study.notes += [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +22,22 @@ from tangram.studies.curves import PALETTE, Line, line_grid
 from tangram.studies.study import Claim, Interval, NotReproduced, Study, Verdict, interval
 
 SETTINGS = ((10, 1, 2000), (20, 1, 2000), (20, 4, 2000), (40, 1, 4000))  # items, chosen, rounds
+LESS_ROUNDS = {"chosen": 1000, "samplers": 300, "small loss": 2000}  # of the other experiments
+
+
+@dataclass(frozen=True)
+class Size:
+    """Replications of each experiment; the slow policies get ``few``."""
+
+    bounds: int
+    few: int
+    chosen: int
+    samplers: int
+    small_loss: int
+    repeats: int
+
+
+SIZES = {"small": Size(40, 5, 30, 100, 40, 3), "full": Size(200, 40, 100, 400, 100, 5)}
 SEQUENCES = ("iid", "zipf", "drift", "round-robin")
 ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN = (
     "OnlineRank",
@@ -71,15 +88,15 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
         seed: every random number follows from it.
         threads: not used: NumPy's own suffice.
     """
-    full = settings.scale == "full"
+    size = SIZES[settings.scale]
     study = Study(
         "online_ranking", "Online ranking: discrete choice, Spearman correlation and other feedback", "1308.6797"
     )
-    _bounds(study, seed, 200 if full else 40, 40 if full else max(5, settings.seeds))
-    _chosen(study, seed, 100 if full else 30)
-    _samplers(study, seed, 400 if full else 100)
-    _small_loss(study, seed, 100 if full else 40)
-    _rounds_per_second(study, 5 if full else 3)
+    _bounds(study, seed, size.bounds, size.few)
+    _chosen(study, seed, size.chosen)
+    _samplers(study, seed, size.samplers)
+    _small_loss(study, seed, size.small_loss)
+    _rounds_per_second(study, size.repeats)
     study.notes += [
         "Losses are expected ones: each round's positions enter with their mean, which is known exactly, so that only "
         "the sequences are random. The samplers themselves are compared on their own.",
@@ -201,7 +218,7 @@ def _bounds(study: Study, seed: int, replications: int, few: int) -> None:
 
 def _chosen(study: Study, seed: int, replications: int) -> None:
     """Regret over the number of chosen items: what sqrt(k) the paper saves over Kalai and Vempala's analysis."""
-    items, rounds, counts = 20, 1000, (1, 2, 4, 8)
+    items, rounds, counts = 20, LESS_ROUNDS["chosen"], (1, 2, 4, 8)
     lines: dict[str, Line] = {}
     means = {}
     for name in (ONLINE_RANK, PERTURBED):
@@ -227,7 +244,7 @@ def _chosen(study: Study, seed: int, replications: int) -> None:
             low=growth.low,
             high=growth.high,
             unit="exponent of k from 1 to 8",
-            note="n = 20, T = 1,000, zipf choices",
+            note=f"n = {items}, T = {rounds:,}, zipf choices",
         )
     )
     svg = line_grid(
@@ -238,7 +255,7 @@ def _chosen(study: Study, seed: int, replications: int) -> None:
 
 def _samplers(study: Study, seed: int, replications: int) -> None:
     """Draw rankings by both samplers: their losses must agree with the expected ones."""
-    items, rounds = 10, 300
+    items, rounds = 10, LESS_ROUNDS["samplers"]
     losses = {}
     for sampler in ("gumbel", "quicksort"):
         policy = ranking.OnlineRank(replications, items, ranking.optimal_eta(items, 1, rounds), sampler)
@@ -271,7 +288,7 @@ def _samplers(study: Study, seed: int, replications: int) -> None:
 
 def _small_loss(study: Study, seed: int, replications: int) -> None:
     """Regret where a good ranking exists: the first item is chosen but for a share of the rounds."""
-    items, rounds = 20, 2000
+    items, rounds = 20, LESS_ROUNDS["small loss"]
     shares, best_losses, regrets, within = (0.02, 0.05, 0.1, 0.2, 0.5), [], [], []
     for index, share in enumerate(shares):
         rng = np.random.default_rng([seed, index])
@@ -308,7 +325,7 @@ def _small_loss(study: Study, seed: int, replications: int) -> None:
             low=closest.low,
             high=closest.high,
             unit="regret below the bound, the closest",
-            note="n = 20, T = 2,000; the rate knows OPT; constants are ours",
+            note=f"n = {items}, T = {rounds:,}; the rate knows OPT; constants are ours",
         )
     )
     lines = {
@@ -320,7 +337,9 @@ def _small_loss(study: Study, seed: int, replications: int) -> None:
             best_losses, [ranking.upper_bound(items, 1, rounds)] * len(shares), None, PALETTE[1], True
         ),
     }
-    svg = line_grid("small-loss", "regret over OPT", {"n = 20, T = 2,000": lines}, "OPT", "regret", 1, "xy", (7.5, 3.4))
+    svg = line_grid(
+        "small-loss", "regret over OPT", {f"n = {items}, T = {rounds:,}": lines}, "OPT", "regret", 1, "xy", (7.5, 3.4)
+    )
     study.figures.append(Figure(svg, "The better the best ranking, the smaller the regret."))
 
 

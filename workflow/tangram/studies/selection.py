@@ -28,6 +28,8 @@ from tangram.studies.study import Claim, NotReproduced, Study, Verdict, interval
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
 VOTES = (250, 500, 1000, 2000, 4000)
+VOTES_CLAIMED = 1000  # the budget that a claim is made of
+LAYER_ROUNDS = 400  # calibration batches
 FLIP = 0.1  # how often the simulated judge errs
 VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
     "paired halving, values",
@@ -325,7 +327,7 @@ def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> No
     panels = {"mean simple regret, nats per token": lines}
     svg = line_grid("votes", "regret over votes", panels, "votes", "", 1, "x", (8.5, 4.4))
     study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: duelling bandits."))
-    budget = 1000
+    budget = VOTES_CLAIMED
     gains = {name: interval(regrets[name, budget] - regrets[VOTED, budget]) for name in DUELS}
     nearest = min(gains.items(), key=lambda entry: entry[1].estimate)
     wins, losses = sum(g.low > 0 for g in gains.values()), [n for n, g in gains.items() if g.high < 0]
@@ -373,8 +375,8 @@ def calibration_batches(
     return found
 
 
-def _layers(study: Study, evidence: Evidence, replications: int, seed: int, rounds: int = 400, chosen: int = 3) -> None:
-    layers = evidence.importance.shape[1]
+def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chosen: int = 3) -> None:
+    rounds, layers = LAYER_ROUNDS, evidence.importance.shape[1]
     copies = min(replications, 30)
     truth = evidence.importance.mean(0)
     rows: list[list[str]] = []
