@@ -199,7 +199,7 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
     for name in DUELS:
         dueling = make_dueling(name, replications, arms, arms * prompts)
         replay = table()
-        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
+        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts // 2)
         for share, choice in zip(SHARES, found, strict=False):
             chosen[name, share] = choice
         study.record(
