@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tangram.activations import layer_context
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.blocks.layer import layer_config
 from tangram.child.architecture import Architecture, LayerChoice, per_layer_config
 from tangram.child.assemble import Library

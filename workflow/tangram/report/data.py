@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +84,7 @@ class Results:
     parent: dict[str, Any]
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
+    selections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return what was measured of one model, or None."""
@@ -233,6 +234,16 @@ def _rank_folders(folder: Path) -> list[tuple[str, str, Path]]:
     return [(path.parent.name, path.name, path) for path in sorted(ranks)]
 
 
+def _selections(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return by target how its rank 0 was selected, where it was; one of another config does not count."""
+    found = {}
+    for path in sorted(folder.glob("targets/*/selection/summary.json")):
+        chosen, selected = path.parents[1] / BEST / "architecture.json", path.with_name("architecture.json")
+        if chosen.exists() and load_architecture(chosen) == load_architecture(selected):
+            found[path.parents[1].name] = _json(path)
+    return found
+
+
 def _selected_first(folder: Path, target: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return a target's solutions with the selected one as rank 0, where one was selected and is not the solver's."""
     chosen = folder / "targets" / target / BEST / "architecture.json"
@@ -337,4 +348,5 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         parent=parent,
         provenance=_provenance(sorted(shown), made_by),
         benchmarks=_benchmarks(folder),
+        selections=_selections(folder),
     )
