@@ -10,7 +10,7 @@ min_version("9.27")
 # `--configfile other.yaml` replaces the default; without this condition Snakemake would merge the two.
 if not workflow.configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -24,6 +24,7 @@ include: "rules/library.smk"
 include: "rules/scores.smk"
 include: "rules/costs.smk"
 include: "rules/search.smk"
+include: "rules/selection.smk"
 include: "rules/child.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluation.smk"

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import parse as parse_config
 from tangram.errors import TangramError
 from tangram.files import sha256_of
@@ -45,7 +45,10 @@ SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
 SCORE_FILES = [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS]
 COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
 RANKS = {
-    name: [*map(str, range(target.solutions)), *[LAYERS_DROPPED] * target.compare_layers_dropped]
+    name: [
+        *map(str, range(1 if target.selection else target.solutions)),
+        *[LAYERS_DROPPED] * target.compare_layers_dropped,
+    ]
     for name, target in cfg.targets.items()
 }
 CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
@@ -62,7 +65,7 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    rank=rf"\d+|{LAYERS_DROPPED}",
+    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATES}",
     split="|".join(SPLITS),
 
 
@@ -145,8 +148,8 @@ def text_evaluation():
 
 
 def search_settings(wildcards):
-    """Return what the solver depends on: not whether a baseline stands beside it."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped"})
+    """Return what the solver depends on: not whether a baseline stands beside it, nor what follows."""
+    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped", "selection"})
     return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
 
 
@@ -157,15 +160,34 @@ def baseline_settings(wildcards):
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
+def selection_settings(wildcards):
+    """Return how a target's candidates are compared."""
+    return slice_of(cfg.targets[wildcards.target].selection)
+
+
+def candidates_of(wildcards):
+    """Return the architectures that a target's child is selected from, once they are picked; see `pick_pieces`."""
+    return checkpoints.pick_pieces.get(target=wildcards.target, rank=CANDIDATES).output[0]
+
+
+def _is_selected(wildcards):
+    return wildcards.rank == "0" and cfg.targets[wildcards.target].selection is not None
+
+
 def solution_of(wildcards):
-    """Return the file of the answer that a rank stands for: the solver's, or the plain baseline's."""
+    """Return what a rank stands for: the plain baseline, the selected answer, or the solver's (a folder with all)."""
+    folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.rank == LAYERS_DROPPED:
-        return f"{RESULTS}/targets/{wildcards.target}/{LAYERS_DROPPED}/solution.json"
-    return f"{RESULTS}/targets/{wildcards.target}/solutions/{wildcards.rank}/architecture.json"
+        return f"{folder}/{LAYERS_DROPPED}/solution.json"
+    if _is_selected(wildcards):
+        return f"{folder}/selection/architecture.json"
+    return f"{folder}/solutions" + (f"/{wildcards.rank}/architecture.json" if wildcards.rank != CANDIDATES else "")
 
 
 def solved(wildcards):
     """Return the output that holds it: the solver's is a folder with a file for each rank."""
+    if _is_selected(wildcards):
+        return rules.select_child.output.architecture
     return rules.drop_layers.output.architecture if wildcards.rank == LAYERS_DROPPED else rules.solve_mip.output.solved
 
 

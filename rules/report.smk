@@ -18,6 +18,9 @@ rule build_report:
         solutions=[
             f"{RESULTS}/targets/{target}/solutions.{suffix}" for target in RANKS for suffix in ("parquet", "json")
         ],
+        selections=[
+            f"{RESULTS}/targets/{target}/selection/summary.json" for target in RANKS if cfg.targets[target].selection
+        ],
         dropped=[
             f"{RESULTS}/targets/{target}/{LAYERS_DROPPED}/summary.json"
             for target in RANKS

@@ -44,3 +44,14 @@ def test_a_retrained_piece_and_another_choice_do(pick: Callable) -> None:
     same = pick()
     assert pick(first=1.0000001) != same
     assert pick(choices=(LayerChoice("parent", "parent"), CHOICES[1])) != same
+
+
+def test_all_answers_are_picked_in_the_order_of_their_ranks(pick: Callable, tmp_path: Path) -> None:
+    pick()
+    for rank in range(11):  # as text, 10 would come before 2
+        choices = CHOICES if rank == 10 else (LayerChoice("parent", "parent"), CHOICES[1])
+        save_architecture(choices, tmp_path / "solutions" / str(rank) / "architecture.json")
+    pick_pieces(str(tmp_path / "solutions"), str(tmp_path), "00-01", str(tmp_path / "candidates.json"))
+    candidates = json.loads((tmp_path / "candidates.json").read_text())["candidates"]
+    assert [bool(entry["layers"][0]["attention"] == "linear") for entry in candidates] == [False] * 10 + [True]
+    assert candidates[10] == json.loads((tmp_path / "architecture.json").read_text())

@@ -18,6 +18,7 @@ from tangram.errors import TangramError, nearest
 
 SPLITS = ("distil", "score", "finetune", "heldout")
 LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
+CANDIDATES = "candidates"  # and all of a target's solutions, where rank 0 is selected from them
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
@@ -257,6 +258,27 @@ class Constraint(Section):
         return self
 
 
+class Selection(Section):
+    """How a target's solutions are compared on the score split before one of them is finetuned."""
+
+    policy: Literal[
+        "paired-halving",
+        "sign-halving",
+        "uniform",
+        "double-thompson",
+        "rucb",
+        "versatile-db",
+        "sparring",
+        "multisbm",
+        "doubler",
+    ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")
+    metric: Literal["kl", "lm_loss"] = Field("kl", description="Less of it is better, prompt by prompt (nats/token).")
+    budget: float = Field(0.3, gt=0, le=1, description="Share of all pairs of candidate and prompt to evaluate.")
+    prompt_tokens: int = Field(64, ge=2, description="Sequences of the score split are cut to prompts of this length.")
+    batch_size: int = Field(16, gt=0, description="Prompts per forward pass.")
+    checkpoint_seconds: float = Field(60, gt=0, description="Time between saves of the scores; a killed job goes on.")
+
+
 class Target(Section):
     """What a child must reach; the mixed-integer program finds the least loss of quality that does."""
 
@@ -265,9 +287,18 @@ class Target(Section):
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Share of layers that two solutions may have alike (alpha of Puzzle, appendix B)."
     )
+    selection: Selection | None = Field(
+        None, description="Compare the solutions first and finetune only the best; all are finetuned without."
+    )
     compare_layers_dropped: bool = Field(
         True, description="Also drop whole layers for the same speed: the plain alternative, trained alike."
     )
+
+    @model_validator(mode="after")
+    def _something_to_select_from(self) -> Target:
+        if self.selection is not None and self.solutions < 2:
+            raise ValueError("selection needs 'solutions' of at least 2: there is nothing to choose from")
+        return self
 
 
 class Search(Section):

@@ -114,6 +114,15 @@ EVALUATION = pa.schema(
         _field("n", _INT, "tokens, questions or repetitions"),
     ]
 )
+SELECTION = pa.schema(
+    [
+        _field("candidate", _INT, "rank of the solution"),
+        _field("prompt", _INT, "index, in the order of the score split"),
+        _field("metric", _TEXT, "'kl' or 'lm_loss', nats per token"),
+        _field("value", _REAL, "as the metric says, mean over the prompt's tokens"),
+        _field("tokens", _INT, "tokens of the prompt"),
+    ]
+)
 CLAIMS = pa.schema(
     [
         _field("claim", _TEXT, "short name, unique in its study"),

@@ -1,8 +1,9 @@
-"""Write an answer's architecture, with the checksum of each piece that it takes from the block library."""
+"""Write an answer's architecture, or all answers', with the checksum of each piece taken from the block library."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +25,9 @@ def _checksum(piece: Mapping[str, "torch.Tensor"]) -> str:
 
 
 def pick_pieces(
-    solution: Annotated[str, typer.Option(help="architecture that a search found")],
+    solution: Annotated[
+        str, typer.Option(help="architecture that a search found, or a folder of {rank}/architecture.json")
+    ],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     output: Annotated[str, typer.Option(help="architecture.json to write")],
@@ -32,21 +35,35 @@ def pick_pieces(
     """Write what a child is made of: the same choices of the same weights give the same bytes."""
     import dataclasses
     import json
+    from pathlib import Path
 
     from tangram.blocks.base import PARENT
     from tangram.child.architecture import load_architecture
     from tangram.child.assemble import read_library
     from tangram.files import write_text
 
-    choices = [dataclasses.asdict(choice) for choice in load_architecture(solution)]
     piece = read_library(library, tuple(shards.split(",")))
-    pieces = {
-        f"{layer:03} {kind} {variant}": _checksum(piece(kind, variant, layer))
-        for layer, choice in enumerate(choices)
-        for kind, variant in choice.items()
-        if variant != PARENT
-    }
-    write_text(output, json.dumps({"layers": choices, "sha256": pieces}, indent=1, sort_keys=True) + "\n")
+
+    @functools.cache  # answers share pieces
+    def checksum(kind: str, variant: str, layer: int) -> str:
+        return _checksum(piece(kind, variant, layer))
+
+    def content(path: str | Path) -> dict[str, Any]:
+        choices = [dataclasses.asdict(choice) for choice in load_architecture(path)]
+        pieces = {
+            f"{layer:03} {kind} {variant}": checksum(kind, variant, layer)
+            for layer, choice in enumerate(choices)
+            for kind, variant in choice.items()
+            if variant != PARENT
+        }
+        return {"layers": choices, "sha256": pieces}
+
+    if Path(solution).is_dir():
+        ranks = sorted(Path(solution).glob("*/architecture.json"), key=lambda path: int(path.parent.name))
+        picked: dict[str, Any] = {"candidates": [content(path) for path in ranks]}
+    else:
+        picked = content(solution)
+    write_text(output, json.dumps(picked, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +84,7 @@ class Results:
     parent: dict[str, Any]
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
+    selections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return what was measured of one model, or None."""
@@ -233,6 +234,29 @@ def _rank_folders(folder: Path) -> list[tuple[str, str, Path]]:
     return [(path.parent.name, path.name, path) for path in sorted(ranks)]
 
 
+def _selections(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return by target how its rank 0 was selected, where it was; one of another config does not count."""
+    found = {}
+    for path in sorted(folder.glob("targets/*/selection/summary.json")):
+        chosen, selected = path.parents[1] / BEST / "architecture.json", path.with_name("architecture.json")
+        if chosen.exists() and load_architecture(chosen) == load_architecture(selected):
+            found[path.parents[1].name] = _json(path)
+    return found
+
+
+def _selected_first(folder: Path, target: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return a target's solutions with the selected one as rank 0, where one was selected and is not the solver's."""
+    chosen = folder / "targets" / target / BEST / "architecture.json"
+    for entry in content.get("solutions", []):
+        found = folder / "targets" / target / "solutions" / str(entry["rank"]) / "architecture.json"
+        if not (chosen.exists() and found.exists()):
+            continue
+        if load_architecture(chosen) == load_architecture(found):
+            others = [other for other in content["solutions"] if other is not entry and str(other["rank"]) != BEST]
+            return {**content, "solutions": [{**entry, "rank": int(BEST)}, *others]}
+    return content
+
+
 def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the distinct records of parquet metadata and JSON: by command, code, settings, versions and device."""
     metadata = [pq.read_schema(path).metadata or {} for path in tables]
@@ -300,6 +324,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
     solutions = {path.parent.name: _json(path) for path in sorted(folder.glob("targets/*/solutions.json"))}
+    solutions = {target: _selected_first(folder, target, content) for target, content in solutions.items()}
     dropped = {path: _json(path / "summary.json") for path in sorted(folder.glob(f"targets/*/{LAYERS_DROPPED}"))}
     parent = _json(folder / "parent" / "provenance.json")
     made_by = [found.get("provenance", {}) for found in [*solutions.values(), *dropped.values()]]
@@ -323,4 +348,5 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         parent=parent,
         provenance=_provenance(sorted(shown), made_by),
         benchmarks=_benchmarks(folder),
+        selections=_selections(folder),
     )

@@ -433,6 +433,24 @@ def _solver(results: Results) -> Section:
                 "what is left between the two.",
             )
         )
+    selected = [
+        [
+            target,
+            found["policy"],
+            str(found["candidates"]),
+            str(found["selected"]),
+            number(found["mean"][found["selected"]]),
+            f"{found['evaluated']:,} of {found['candidates'] * found['prompts']:,}",
+            f"{found['tokens']:,}",
+        ]
+        for target, found in results.selections.items()
+    ]
+    if selected:
+        columns = ["target", "policy", "candidates", "selected", "its score", "evaluations", "tokens"]
+        caption = (
+            "One of the solver’s solutions was selected on prompts of the score split before anything was finetuned."
+        )
+        section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
     children = scored_children(results)
     drawn = figures.score_against_truth(children)
     if drawn:

@@ -99,7 +99,7 @@ class Study:
         paper: its arXiv number.
         claims: the paper's statements with verdicts.
         measurements: rows of `tables.MEASUREMENTS`.
-        figures: what the page shows.
+        figures: what the page shows, tables among them.
         not_reproduced: what is not tried here.
         notes: what a reader must know: scale, deviations, surprises.
     """
@@ -109,7 +109,7 @@ class Study:
     paper: str
     claims: list[Claim] = field(default_factory=list)
     measurements: list[dict[str, Any]] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[Figure | Table] = field(default_factory=list)
     not_reproduced: list[NotReproduced] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -165,7 +165,7 @@ def render_study(study: Study, settings: str) -> str:
     facts = [Fact(str(count), "", verdict, f"of {len(study.claims)} claims") for verdict, count in counts.items()]
     sections = [
         Section("claims", "Claims", "What the paper says, and what was found.", [_claims_table(study.claims)]),
-        Section("figures", "Figures", "", list(study.figures)),
+        Section("figures", "Figures", "", [*study.figures]),
         Section("notes", "Notes", "", [Note(text) for text in study.notes]),
     ]
     if study.not_reproduced:

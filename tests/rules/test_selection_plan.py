@@ -1,0 +1,38 @@
+"""What selection makes of the plan: candidates are picked and compared, and one child is assembled and finetuned."""
+
+import copy
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+pytestmark = pytest.mark.slow
+
+
+def plan(config: dict, folder: Path) -> Counter[str]:
+    """Return the number of jobs by rule, on an empty folder."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "-n"]
+    options = ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
+    done = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", done.stdout + done.stderr, re.MULTILINE))
+
+
+def test_one_child_of_many_candidates_is_finetuned(tmp_path: Path) -> None:
+    config = copy.deepcopy(DEFAULT)
+    config["targets"] = {"speed-1.2": config["targets"]["speed-1.2"] | {"solutions": 6, "selection": {}}}
+    jobs = plan(config, tmp_path)
+    assert jobs["select_child"] == 1
+    assert jobs["pick_pieces"] == 1 + 2  # all candidates; the winner and the plain baseline
+    assert jobs["assemble_child"] == jobs["finetune_child"] == jobs["evaluate_model"] == 2
+
+
+def test_without_a_selection_nothing_is_selected(tmp_path: Path) -> None:
+    assert plan(DEFAULT, tmp_path)["select_child"] == 0

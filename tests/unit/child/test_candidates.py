@@ -1,0 +1,117 @@
+"""Scores of many children through the tree of their layers: equal to every child's own, kept, and shared."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
+
+from tangram.child.architecture import LayerChoice
+from tangram.config import Selection
+from tangram.errors import TangramError
+from tangram.evaluation.candidates import CandidateScores, block_influence, cut_prompts
+from tangram.scoring.metrics import compare
+from tangram.selection.choose import choose
+
+LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
+CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]
+PROMPTS = torch.randint(2, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(3))
+
+
+def table(parent, **options) -> CandidateScores:
+    settings = {"metric": "kl", "batch_size": 4} | options
+    return CandidateScores(parent, PROMPTS, CHILDREN, pieces(parent), **settings)
+
+
+@pytest.mark.parametrize("metric", ["kl", "lm_loss"])
+@torch.no_grad()
+def test_scores_are_those_of_the_assembled_children(parent, metric):
+    found = table(parent, metric=metric).look(np.arange(4), np.arange(10))
+    teacher = parent(PROMPTS).logits[:, :-1]
+    for child, row in zip(CHILDREN, found, strict=True):
+        logits = child_of(parent, child)(PROMPTS).logits[:, :-1]
+        expected = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())
+        values = expected["kl" if metric == "kl" else "loss"].unflatten(0, (10, -1)).mean(1)
+        assert row == pytest.approx(values.numpy(), rel=1e-4, abs=1e-5)
+
+
+def test_the_parents_own_layers_and_those_that_children_share_are_run_once(llama):
+    scores = table(llama, batch_size=10)
+    scores.look(np.arange(4), np.arange(10))
+    assert scores.layers_asked == 5 * LAYERS  # four children and the parent
+    # The parent and its copy share all, LATE three layers with them; MIXED and NO_ATTENTION their first.
+    assert scores.layers_run == LAYERS + (LAYERS - 3) + 1 + 2 * (LAYERS - 1)
+
+
+def test_a_second_look_computes_nothing(llama):
+    scores = table(llama)
+    first = scores.look(np.array([0, 2]), np.array([1, 7]))
+    assert scores.cells == 4
+    run = scores.layers_run
+    assert np.array_equal(scores.look(np.array([2, 0]), np.array([7, 1])), first[::-1, ::-1])
+    assert scores.layers_run == run
+
+
+def test_scores_outlive_a_kill_and_only_their_own(llama, tmp_path):
+    cache = tmp_path / "scores.npz"
+    killed = table(llama, cache=cache, identity="one", checkpoint_seconds=0)
+    values = killed.look(np.arange(4), np.arange(6))
+    resumed = table(llama, cache=cache, identity="one")
+    assert resumed.cells == 24
+    assert np.array_equal(resumed.look(np.arange(4), np.arange(6)), values)
+    assert resumed.layers_run == 0
+    assert table(llama, cache=cache, identity="another").cells == 0
+    cache.write_bytes(b"damaged")
+    with pytest.raises(TangramError, match=r"damaged.*delete it"):
+        table(llama, cache=cache, identity="one")
+
+
+@pytest.mark.parametrize("policy", get_args(Selection.model_fields["policy"].annotation))
+def test_every_policy_finds_the_parents_own_copy_within_its_budget(llama, policy):
+    scores = table(llama)
+    assert choose(policy, scores, 32, np.random.default_rng(0)) == 3
+    assert scores.cells <= 32 + 1  # a duel looks at two
+
+
+def test_after_a_kill_the_same_decisions_are_made(llama, tmp_path):
+    options = {"cache": tmp_path / "scores.npz", "identity": "one", "checkpoint_seconds": 0}
+    whole = table(llama)
+    expected = choose("sparring", whole, 30, np.random.default_rng(5))
+    killed = table(llama, **options)
+    choose("sparring", killed, 12, np.random.default_rng(5))
+    killed.save()
+    resumed = table(llama, **options)
+    assert choose("sparring", resumed, 30, np.random.default_rng(5)) == expected
+    assert np.array_equal(np.isnan(resumed.values), np.isnan(whole.values))
+
+
+def test_prompts_are_cut_from_sequences():
+    assert cut_prompts(torch.arange(20).view(2, 10), 4).tolist()[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert cut_prompts(torch.arange(20).view(2, 10), 4).shape == (4, 4)
+    with pytest.raises(TangramError, match="prompt_tokens"):
+        cut_prompts(torch.zeros(2, 3), 4)
+
+
+def test_a_broken_candidate_is_named(llama):
+    def broken(kind, variant, layer):
+        return {
+            name: torch.full_like(tensor, torch.nan) for name, tensor in pieces(llama)(kind, variant, layer).items()
+        }
+
+    scores = CandidateScores(llama, PROMPTS, CHILDREN, broken, "kl", 4)
+    with pytest.raises(TangramError, match=r"candidate \d: its outputs are not finite"):
+        scores.look(np.arange(4), np.arange(2))
+
+
+@torch.no_grad()
+def test_block_influence_is_zero_where_a_layer_changes_nothing(llama):
+    before = block_influence(llama, PROMPTS, 4)
+    assert before.shape == (10, LAYERS)
+    assert (before > 0).all()
+    for module in (llama.model.layers[2].self_attn.o_proj, llama.model.layers[2].mlp.down_proj):
+        for parameter in module.parameters():
+            parameter.zero_()
+    after = block_influence(llama, PROMPTS, 4)
+    assert after[:, 2] == pytest.approx(0, abs=1e-6)
+    assert after[:, :2] == pytest.approx(before[:, :2], abs=1e-6)

@@ -1,0 +1,87 @@
+"""The command: the winner's architecture, the scores that decided, and what they cost."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
+
+from tangram.child.architecture import LayerChoice, load_architecture, save_architecture
+from tangram.commands.pick_pieces import pick_pieces
+from tangram.commands.select_child import select_child
+from tangram.config import Selection, Target, slice_of
+from tangram.tables import CORPUS, SELECTION, read_table, write_table
+
+MILD = (*PARENT_ONLY[:4], LayerChoice("parent", "width-0.5"))
+
+
+@pytest.fixture
+def select(llama, tmp_path):
+    llama.save_pretrained(tmp_path / "parent")
+    piece = pieces(llama)
+    for kind, module, variants in (
+        ("attention", "self_attn", ("gqa-1", "linear", "no-op")),
+        ("ffn", "mlp", ("width-0.5", "linear", "no-op")),
+    ):
+        for variant in variants:
+            path = tmp_path / "library" / kind / variant / f"0-{LAYERS - 1}.safetensors"
+            path.parent.mkdir(parents=True)
+            tensors = {
+                f"model.layers.{layer}.{module}.{name}": tensor.clone().contiguous()
+                for layer in range(LAYERS)
+                for name, tensor in piece(kind, variant, layer).items()
+            }
+            save_file(tensors, path)
+    tokens = torch.randint(2, VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(0))
+    rows = [
+        {"sequence_id": i, "source": "test", "input_ids": row.tolist(), "documents": ["x"], "document_starts": [0]}
+        for i, row in enumerate(tokens)
+    ]
+    write_table(rows, CORPUS, tmp_path / "score.parquet")
+    for rank, architecture in enumerate((MIXED, NO_ATTENTION, MILD)):
+        save_architecture(architecture, tmp_path / "solutions" / str(rank) / "architecture.json")
+    shards, candidates = f"0-{LAYERS - 1}", str(tmp_path / "candidates.json")
+    pick_pieces(str(tmp_path / "solutions"), str(tmp_path / "library"), shards, candidates)
+
+    def select(**options) -> dict:
+        section = Selection(prompt_tokens=8, batch_size=4, **options)
+        select_child(
+            slice_of(section),
+            str(tmp_path / "parent"),
+            str(tmp_path / "score.parquet"),
+            str(tmp_path / "library"),
+            shards,
+            candidates,
+            str(tmp_path / "checkpoints" / "selection.npz"),
+            str(tmp_path / "architecture.json"),
+            str(tmp_path / "scores.parquet"),
+            str(tmp_path / "summary.json"),
+        )
+        return json.loads((tmp_path / "summary.json").read_text())
+
+    return select
+
+
+def test_the_best_candidate_is_selected_for_a_part_of_the_cost(select, tmp_path):
+    summary = select(budget=0.5)
+    assert summary["selected"] == 2
+    assert load_architecture(tmp_path / "architecture.json") == MILD
+    scores = read_table(tmp_path / "scores.parquet", SELECTION)
+    assert len(scores) == summary["evaluated"] <= 0.5 * 3 * 16
+    assert summary["tokens"] == scores["tokens"].sum()
+    assert scores["candidate"].value_counts()[2] == max(summary["prompts_seen"])
+    assert not (tmp_path / "checkpoints" / "selection.npz").exists()
+
+
+def test_the_same_seed_selects_alike_and_the_full_budget_sees_all(select, tmp_path):
+    first = select(budget=0.4, policy="double-thompson")
+    assert select(budget=0.4, policy="double-thompson") == first
+    assert select(budget=1.0, policy="uniform", metric="lm_loss")["share"] == 1
+
+
+def test_a_selection_from_one_solution_is_refused():
+    constraint = {"quantity": "parameters", "max": 0.9}
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        Target(constraints=[constraint], selection={})
+    assert Target(constraints=[constraint], solutions=2, selection={}).selection == Selection()

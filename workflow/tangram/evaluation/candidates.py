@@ -1,0 +1,199 @@
+"""Scores of many children on many prompts, computed when they are first asked for and kept.
+
+Children of one parent have layers in common. Those that agree on all layers up to some depth have the same hidden
+states there, so a batch of prompts runs through the tree of their layers, the parent's own path among them, and what
+several children share from the bottom up is run once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tangram.activations import layer_context
+from tangram.blocks.base import PARENT
+from tangram.blocks.layer import layer_config
+from tangram.child.architecture import Architecture, LayerChoice, per_layer_config
+from tangram.child.assemble import Library
+from tangram.child.modeling import heterogeneous
+from tangram.errors import TangramError
+from tangram.families import SUBBLOCK_NAMES, Shape, decoder_layers
+from tangram.files import atomic_path
+from tangram.scoring.metrics import compare
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+CHUNK = 256  # positions whose logits exist at a time
+METRICS = {"kl": "kl", "lm_loss": "loss"}  # names here and in `metrics.compare`
+
+
+def cut_prompts(input_ids: torch.Tensor, length: int) -> torch.Tensor:
+    """Cut sequences ``(sequences, tokens)`` into prompts ``(prompts, length)``; what does not fill one is dropped.
+
+    Raises:
+        TangramError: sequences are shorter than a prompt.
+    """
+    per_sequence = input_ids.shape[1] // length
+    if not per_sequence:
+        raise TangramError(
+            f"prompts of {length} tokens do not fit into sequences of {input_ids.shape[1]}; "
+            "lower the target's selection.prompt_tokens"
+        )
+    return input_ids[:, : per_sequence * length].reshape(-1, length)
+
+
+def build_choice(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
+    """Return the parent's layer ``index`` with both subblocks as chosen; its own where nothing changes."""
+    parent_layer = decoder_layers(model)[index]
+    if choice == LayerChoice():
+        return parent_layer
+    shape = Shape.of(model.config)
+    overrides = per_layer_config((choice,), shape).get(0, {})
+    with torch.device(model.device):
+        layer = heterogeneous(type(parent_layer))(layer_config(model.config, overrides), index).to(model.dtype)
+    expected = layer.state_dict()
+    state = {name: tensor for name, tensor in parent_layer.state_dict().items() if name in expected}
+    for kind, variant in asdict(choice).items():
+        if variant != PARENT:
+            prefix = f"{SUBBLOCK_NAMES[kind][0]}."
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+            state |= {f"{prefix}{name}": tensor for name, tensor in library(kind, variant, index).items()}
+    layer.load_state_dict(state)
+    return layer.eval().requires_grad_(False)
+
+
+class CandidateScores:
+    """A table of candidates and prompts, filled where it is looked at; `selection.choose.Scores` says how it is used.
+
+    Args:
+        model: the parent.
+        prompts: their tokens, ``(prompts, length)``.
+        architectures: the candidates.
+        library: where their pieces come from.
+        metric: one of `METRICS`; the mean over a prompt's tokens.
+        batch_size: prompts per forward pass.
+        cache: file to keep scores in, beyond a kill; none without.
+        identity: what the scores are a function of; a cache of another identity is not read.
+        checkpoint_seconds: time between two saves.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: torch.Tensor,
+        architectures: Sequence[Architecture],
+        library: Library,
+        metric: str,
+        batch_size: int,
+        cache: Path | None = None,
+        identity: str = "",
+        checkpoint_seconds: float = 60.0,
+    ):
+        self.arms, self.prompts = len(architectures), len(prompts)
+        self.values = np.full((self.arms, self.prompts), np.nan)
+        self.layers_run = self.layers_asked = 0  # layer passes made, and those that children one by one would have made
+        self._model, self._tokens, self._metric, self._batch_size = model, prompts, METRICS[metric], batch_size
+        self._architectures = dict(enumerate(architectures))
+        self._library, self._layers = library, dict[tuple[int, LayerChoice], Any]()
+        self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
+        self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
+        self._saved = time.monotonic()
+        if cache is not None and cache.exists():
+            self._restore(cache)
+
+    @property
+    def cells(self) -> int:
+        """Scores known so far."""
+        return int(np.isfinite(self.values).sum())
+
+    def look(self, arms: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+        """Return the scores of ``arms`` ``(k,)`` on ``prompts`` ``(m,)``, ``(k, m)``, computing those not known.
+
+        Raises:
+            TangramError: a candidate's outputs are not finite.
+        """
+        for start in range(0, len(prompts), self._batch_size):
+            batch = prompts[start : start + self._batch_size]
+            unknown = np.isnan(self.values[np.ix_(arms, batch)])
+            if unknown.any():
+                self._fill(arms[unknown.any(1)], batch[unknown.any(0)])
+            if self._cache is not None and time.monotonic() - self._saved > self._seconds:
+                self.save()
+        return self.values[np.ix_(arms, prompts)]
+
+    @torch.inference_mode()
+    def _fill(self, arms: np.ndarray, prompts: np.ndarray) -> None:
+        ids = self._tokens[torch.from_numpy(prompts)].to(self._model.device)
+        parent = (LayerChoice(),) * len(decoder_layers(self._model))
+        paths = {-1: parent, **{int(arm): self._architectures[int(arm)] for arm in arms}}
+        finals = self._final_states(self._model.model.embed_tokens(ids), 0, paths)
+        norm, head = self._model.model.norm, self._model.lm_head
+        hidden = {arm: norm(final[:, :-1]).flatten(0, 1).split(CHUNK) for arm, final in finals.items()}
+        found: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
+        for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
+            parent_logits = head(hidden[-1][index])
+            for arm, parts in found.items():
+                parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[self._metric])
+        for arm, parts in found.items():
+            values = torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1).cpu().numpy()
+            if not np.isfinite(values).all():
+                raise TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
+            self.values[arm, prompts] = values
+
+    def _final_states(
+        self, hidden: torch.Tensor, depth: int, paths: Mapping[int, Architecture]
+    ) -> dict[int, torch.Tensor]:
+        """Return the last hidden states of all paths, which share all layers below ``depth``."""
+        if depth == len(decoder_layers(self._model)):
+            return dict.fromkeys(paths, hidden)
+        groups: dict[LayerChoice, dict[int, Architecture]] = {}
+        for arm, architecture in paths.items():
+            groups.setdefault(architecture[depth], {})[arm] = architecture
+        finals = dict[int, torch.Tensor]()
+        for choice, group in groups.items():
+            if (depth, choice) not in self._layers:
+                self._layers[depth, choice] = build_choice(self._model, depth, choice, self._library)
+            self.layers_run, self.layers_asked = self.layers_run + 1, self.layers_asked + len(group)
+            finals |= self._final_states(self._layers[depth, choice](hidden, **self._context), depth + 1, group)
+        return finals
+
+    def save(self) -> None:
+        """Write the scores to the cache."""
+        if self._cache is not None:
+            with atomic_path(self._cache) as temporary, open(temporary, "wb") as stream:
+                np.savez(stream, values=self.values, identity=np.array(self._identity))
+            self._saved = time.monotonic()
+
+    def _restore(self, cache: Path) -> None:
+        try:
+            with np.load(cache) as kept:
+                if str(kept["identity"]) == self._identity and kept["values"].shape == self.values.shape:
+                    self.values = kept["values"].copy()
+        except (OSError, ValueError, KeyError) as error:
+            raise TangramError(f"{cache} is damaged ({error}); delete it to select from the beginning") from error
+
+
+@torch.inference_mode()
+def block_influence(model: PreTrainedModel, prompts: torch.Tensor, batch_size: int) -> np.ndarray:
+    """Return how much each layer turns its input, ``(prompts, layers)``: 1 less the mean cosine of input and output.
+
+    Block influence of ShortGPT (arXiv 2403.03853, section 3): one pass of the parent tells it for all layers.
+    """
+    found = []
+    for ids in prompts.split(batch_size):
+        hidden = model.model.embed_tokens(ids.to(model.device))
+        context, row = layer_context(model, hidden), []
+        for layer in decoder_layers(model):
+            before, hidden = hidden, layer(hidden, **context)
+            cosine = torch.nn.functional.cosine_similarity(before.float(), hidden.float(), dim=-1)
+            row.append(1 - cosine.mean(1))
+        found.append(torch.stack(row, 1).cpu())
+    return torch.cat(found).double().numpy()

@@ -1,0 +1,165 @@
+"""Which candidate is best, for a fixed budget: successive halving, paired on prompts.
+
+Sequential halving (Karnin, Koren and Somekh 2013): the budget is split evenly over log2(candidates) rounds; after each
+the better half stays. Paired: all that are left see the same prompts, so that the prompts' difficulty cancels. There
+are two kinds of budget, for two kinds of cost: cells (a candidate's score on a prompt, cached) and duels (a judge's
+votes).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from tangram.selection.protocol import Names, Stateful
+
+Look = tuple[np.ndarray, np.ndarray]  # candidates (replications, k), prompts (m,)
+
+
+class PairedHalving(Stateful):
+    """Successive halving on scores of the same prompts; an action is which candidates to look at on which prompts.
+
+    Feedback is ``(replications, k, m)``, less is better. With one round it is the uniform allocation.
+
+    Args:
+        replications: independent copies.
+        arms: candidates.
+        prompts: how many there are; they are taken in their order.
+        budget: cells, at most ``arms * prompts``.
+        judge: ``'values'``: means decide; ``'signs'``: the number of pairwise wins on single prompts does.
+        rounds: of halving; by default as many as leave one candidate.
+
+    Raises:
+        ValueError: the budget does not buy one prompt.
+    """
+
+    STATE: ClassVar[Names] = ("order", "values", "round", "seen", "cells")
+
+    def __init__(
+        self,
+        replications: int,
+        arms: int,
+        prompts: int,
+        budget: int,
+        judge: Literal["values", "signs"] = "values",
+        rounds: int | None = None,
+    ):
+        self.rounds = max(1, math.ceil(math.log2(arms))) if rounds is None else rounds
+        if budget < arms:
+            raise ValueError(f"a budget of {budget} cells does not buy one prompt for {arms} candidates")
+        self.replications, self.arms, self.prompts, self.judge = replications, arms, prompts, judge
+        self.budget = min(budget, arms * prompts)
+        self._rows = np.arange(replications)[:, None]
+        self.order = np.tile(np.arange(arms), (replications, 1))  # best first
+        self.values = np.full((replications, arms, prompts), np.nan)
+        self.round = self.seen = self.cells = 0
+
+    @property
+    def active(self) -> np.ndarray:
+        """The candidates that are left, ``(replications, k)``, best first."""
+        return self.order[:, : math.ceil(self.arms / 2**self.round)].copy()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last round is over."""
+        return self.round == self.rounds
+
+    def select(self, rng: np.random.Generator) -> Look:
+        """Return the candidates that are left and their next prompts; none once `done`."""
+        if self.done:
+            return self.active, np.arange(0)
+        share = (self.budget - self.cells) / (self.rounds - self.round)  # what earlier rounds left over counts, too
+        more = min(max(int(share // self.active.shape[1]), 1), self.prompts - self.seen)
+        return self.active, np.arange(self.seen, self.seen + more)
+
+    def update(self, action: Look, feedback: np.ndarray) -> None:
+        """Take the scores and keep the better half."""
+        arms, prompts = action
+        if self.done:
+            return
+        self.values[self._rows[:, :, None], arms[:, :, None], prompts[None, None, :]] = feedback
+        self.seen += len(prompts)
+        self.cells += arms.shape[1] * len(prompts)
+        better = self._scores(arms).argsort(1, kind="stable")
+        self.order[:, : arms.shape[1]] = np.take_along_axis(arms, better, axis=1)
+        self.round += 1
+
+    def _scores(self, arms: np.ndarray) -> np.ndarray:
+        """Return what candidates are ordered by, ``(replications, k)``; less is better."""
+        values = self.values[self._rows[:, :, None], arms[:, :, None], np.arange(self.seen)]
+        if self.judge == "values":
+            return values.mean(2)
+        losses = np.zeros(values.shape[:2])
+        for arm in range(values.shape[1]):  # against all others at once: (replications, k, prompts)
+            difference = values[:, arm : arm + 1] - values
+            losses[:, arm] = np.sign(difference).sum((1, 2))
+        return losses
+
+    def recommend(self) -> np.ndarray:
+        """Return the best candidate so far, ``(replications,)``."""
+        return self.order[:, 0].copy()
+
+
+class RoundRobinHalving(Stateful):
+    """Successive halving on votes; an action is the duels of a round, each pair that is left equally often.
+
+    Actions are ``(left, right)``, each ``(replications, duels)``; feedback is whether the right one won.
+
+    Args:
+        replications: independent copies.
+        arms: candidates.
+        budget: duels.
+        rounds: of halving; with 1 all pairs duel equally often: the uniform allocation.
+
+    Raises:
+        ValueError: the budget does not buy one duel of each pair.
+    """
+
+    STATE: ClassVar[Names] = ("order", "wins", "duels", "round")
+
+    def __init__(self, replications: int, arms: int, budget: int, rounds: int | None = None):
+        self.rounds = max(1, math.ceil(math.log2(arms))) if rounds is None else rounds
+        if budget < arms * (arms - 1) // 2:
+            raise ValueError(f"a budget of {budget} duels does not buy one of each pair of {arms} candidates")
+        self.replications, self.arms, self.budget = replications, arms, budget
+        self._rows = np.arange(replications)[:, None]
+        self.order = np.tile(np.arange(arms), (replications, 1))  # best first
+        self.wins = np.zeros((replications, arms, arms))
+        self.duels = self.round = 0
+
+    @property
+    def active(self) -> np.ndarray:
+        """The candidates that are left, ``(replications, k)``, best first."""
+        return self.order[:, : math.ceil(self.arms / 2**self.round)].copy()
+
+    @property
+    def done(self) -> bool:
+        """Whether the last round is over."""
+        return self.round == self.rounds
+
+    def select(self, rng: np.random.Generator) -> Look:
+        """Return the duels of the next round; none once `done`."""
+        left, right = np.triu_indices(self.active.shape[1], 1)
+        share = (self.budget - self.duels) / max(1, self.rounds - self.round)
+        repeats = 0 if self.done else max(1, int(share // max(1, len(left))))
+        return np.tile(self.active[:, left], repeats), np.tile(self.active[:, right], repeats)
+
+    def update(self, action: Look, feedback: np.ndarray) -> None:
+        """Count the votes and keep the better half."""
+        if self.done:
+            return
+        left, right = action
+        winner, loser = np.where(feedback, right, left), np.where(feedback, left, right)
+        np.add.at(self.wins, (self._rows, winner, loser), 1)
+        self.duels += left.shape[1]
+        arms = self.active
+        among = self.wins[self._rows[:, :, None], arms[:, :, None], arms[:, None, :]]
+        better = (-among.sum(2)).argsort(1, kind="stable")
+        self.order[:, : arms.shape[1]] = np.take_along_axis(arms, better, axis=1)
+        self.round += 1
+
+    def recommend(self) -> np.ndarray:
+        """Return the best candidate so far, ``(replications,)``."""
+        return self.order[:, 0].copy()
