@@ -38,7 +38,9 @@ def nearest_neighbour_accuracy(
     from sklearn.neighbors import KNeighborsClassifier
 
     if normalise:
-        references, queries = (torch.nn.functional.normalize(values.float(), dim=-1) for values in (references, queries))
+        references, queries = (
+            torch.nn.functional.normalize(values.float(), dim=-1) for values in (references, queries)
+        )
     known, asked = _centred(references, queries)
     classifier = KNeighborsClassifier(n_neighbors=min(k, len(known)), algorithm="brute").fit(known, labels.numpy())
     return float((classifier.predict(asked) == truth.numpy()).mean())

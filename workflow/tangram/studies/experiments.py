@@ -143,8 +143,11 @@ def workers(count: int) -> Iterator[Map]:
 
     Every job seeds itself, so what comes out does not depend on ``count``.
     """
+    from threadpoolctl import threadpool_limits
+
     if count <= 1:
-        yield lambda function, jobs, label: [function(job) for job in tqdm(jobs, desc=label, mininterval=5)]
+        with threadpool_limits(1):
+            yield lambda function, jobs, label: [function(job) for job in tqdm(jobs, desc=label, mininterval=5)]
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, initializer=_start_worker) as pool:
@@ -156,6 +159,11 @@ def workers(count: int) -> Iterator[Map]:
 def grid(**axes: Sequence[float]) -> list[Setting]:
     """Return every combination of the axes' values."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def words(setting: Setting) -> str:
+    """Return a setting as it is told to people."""
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 @dataclass

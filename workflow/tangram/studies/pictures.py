@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 # Apart for every common colour blindness; the first is the paper's method.
 ARM_COLOURS = (CHILD, BASELINE, "#e69f00", "#1d5ea8", "#7fb8a4", "#c8553d", MUTED, INK)
-CLASS_COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e")
+CLASS_COLOURS = (
+    "#4e79a7",
+    "#f28e2b",
+    "#59a14f",
+    "#e15759",
+    "#76b7b2",
+    "#b6992d",
+    "#b07aa1",
+    "#d37295",
+    "#9c755f",
+    "#79706e",
+)
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
@@ -109,7 +120,9 @@ def draw_maps(name: str, alt: str, maps: Mapping[str, tuple[np.ndarray, np.ndarr
             axis.set(title=arm, xticks=[], yticks=[])
             axis.grid(visible=False)
         key = [
-            Line2D([], [], marker="o", linestyle="", markersize=5, color=CLASS_COLOURS[i % len(CLASS_COLOURS)], label=text)
+            Line2D(
+                [], [], marker="o", linestyle="", markersize=5, color=CLASS_COLOURS[i % len(CLASS_COLOURS)], label=text
+            )
             for i, text in enumerate(classes)
         ]
         figure.legend(handles=key, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
@@ -142,5 +155,3 @@ def draw_filters(name: str, alt: str, filters: Mapping[str, np.ndarray], columns
         return figure
 
     return render(name, alt, draw)
-
-

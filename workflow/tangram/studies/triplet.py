@@ -27,6 +27,7 @@ from tangram.studies.experiments import (
     load_splits,
     stopwatch,
     tune_and_repeat,
+    words,
     workers,
 )
 from tangram.studies.pictures import draw_arms, draw_filters, draw_lines, draw_maps, flat
@@ -71,9 +72,7 @@ ARMS = {  # six settings each
 }
 
 
-def _step_loss(
-    run: Run, net: ConvNet, classifier: nn.Linear, data: Split, images_per_step: int
-) -> StepLoss:
+def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, images_per_step: int) -> StepLoss:
     """Return an arm's loss of a step: 64 triplets, 96 pairs or 192 single images."""
     pool = LabelledPool(data.labels)
     labels = data.labels.to(data.images.device)
@@ -168,7 +167,7 @@ def _record(study: Study, results: Results, seeds: int) -> None:
         for step, value in outcome.curve:
             study.record("curve", arm, seed, "knn accuracy on the validation split (%)", 100 * value, x=step)
     for run, value in results.tuning:
-        name = f"{run.arm} " + " ".join(f"{key}={setting:g}" for key, setting in run.setting.items())
+        name = f"{run.arm}: {words(run.setting)}"
         study.record("tuning", name, run.seed, "mean of both readouts on the validation split (%)", 100 * value)
 
 
@@ -246,8 +245,11 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
     against = {
         arm: study.paired("embedding", "knn accuracy (%)", TRIPLET, arm) for arm in (SUPCON, MARGIN, CROSS_ENTROPY)
     }
-    chosen = "; ".join(f"{arm}: {_words(setting)}" for arm, setting in results.chosen.items() if arm in against or
-                       arm in (TRIPLET, SIAMESE, LOG_FORM))
+    chosen = "; ".join(
+        f"{arm}: {words(setting)}"
+        for arm, setting in results.chosen.items()
+        if arm in against or arm in (TRIPLET, SIAMESE, LOG_FORM)
+    )
     study.notes = [
         f"{source}, {scale.train:,} training images drawn anew by every seed, the same net, {scale.steps:,} steps of "
         f"{scale.images_per_step} images for every loss: as {scale.images_per_step // 3} triplets, "
@@ -274,10 +276,6 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
         ),
     ]
     return study
-
-
-def _words(setting: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 def experiment(
@@ -338,5 +336,3 @@ def _figures(study: Study, results: Results, arms: list[str], named: bool) -> li
             "First-layer filters",
         ),
     ]
-
-
