@@ -153,6 +153,22 @@ class Activations(Section):
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
 
 
+class SpanContrast(Section):
+    """A term in distillation: a span's hidden state must be nearer the parent's of that span than of other spans."""
+
+    weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
+    projection: int = Field(
+        0, ge=0, description="Dimensions of a learned head in which spans are compared; 0 compares hidden states as such."
+    )
+    temperature: float = Field(0.1, gt=0, description="Divides the cosines.")
+    spans: int = Field(16, gt=1, description="Spans drawn from each sequence.")
+    shortest: int = Field(4, gt=0, description="Tokens of a span at least.")
+    longest: int = Field(32, gt=0, description="Tokens of a span at most.")
+    depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.34, 0.67, 1.0), min_length=1, description="Where the whole child is compared; 1 is its last layer's output."
+    )
+
+
 class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
@@ -166,6 +182,7 @@ class BlockDistillation(Section):
     )
     ridge: float = Field(1e-3, ge=0, description="Ridge strength, relative to the mean squared activation.")
     holdout_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the split that only measures the loss.")
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the block's own loss.")
 
 
 class Library(Section):
@@ -260,14 +277,15 @@ class Finetune(Section):
     kl_weight: float = Field(1.0, ge=0, description="Weight of KL(parent || child).")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state cosine loss, mean over layers.")
     lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the other losses.")
     checkpoint_seconds: float = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
 
     @model_validator(mode="after")
     def _check(self) -> Finetune:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
-        if self.kl_weight + self.cosine_weight + self.lm_weight == 0:
-            raise ValueError("at least one of kl_weight, cosine_weight, lm_weight must be positive")
+        if self.kl_weight + self.cosine_weight + self.lm_weight + self.span_contrast.weight == 0:
+            raise ValueError("at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive")
         return self
 
 

@@ -48,7 +48,7 @@ def distill_blocks(
     outputs = states.hidden(first)
     for layer in tqdm(range(first, last + 1), desc=f"distill_blocks {kind} {variant}", mininterval=5):
         inputs, outputs = outputs, states.hidden(layer + 1)
-        problem = LocalProblem(model, layer, inputs, outputs, section)
+        problem = LocalProblem(model, layer, inputs, outputs, section, input_ids)
         piece = problem.distil(kind, variant, seed)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
         rows.append(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from tangram.activations import Activations, layer_context
@@ -17,6 +18,7 @@ from tangram.config import Finetune
 from tangram.distill.losses import cosine_distance, kl_divergence
 from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.families import decoder_layers
+from tangram.metric_learning.spans import SpanTerm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +30,7 @@ def batch_loss(
     activations: Activations,
     input_ids: torch.Tensor,
     settings: Finetune,
+    spans: nn.ModuleDict | None = None,
 ) -> Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]:
     """Return the loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
 
@@ -37,26 +40,34 @@ def batch_loss(
         activations: the teacher's hidden states of ``input_ids``.
         input_ids: ``(sequences, length)``.
         settings: the weights of the losses.
+        spans: what `span_terms` returns, where spans are contrasted.
     """
     layers = decoder_layers(child)
-    targets = [activations.hidden(index + 1) for index in range(len(layers))] if settings.cosine_weight else []
+    terms = {int(index): term for index, term in (spans or {}).items()}
+    compared = range(len(layers)) if settings.cosine_weight else sorted(terms)
+    targets = {index: activations.hidden(index + 1) for index in compared}
     final = activations.hidden(len(layers))
 
     def loss(sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         tokens = input_ids[sequences].to(child.device)
         hidden = child.model.embed_tokens(tokens)
         context = layer_context(child, hidden)
-        cosines = []
+        cosines, contrasts = [], []
         for index, layer in enumerate(layers):
             hidden = layer(hidden, **context)
             if settings.cosine_weight:
                 cosines.append(cosine_distance(hidden, targets[index][sequences]))
+            if index in terms:
+                contrasts.append(terms[index](hidden, targets[index][sequences], sequences))
         logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
         total = torch.zeros((), device=child.device)
         metrics: dict[str, float] = {}
         if settings.cosine_weight:
             cosine = torch.stack(cosines).mean()
             total, metrics["cosine"] = total + settings.cosine_weight * cosine, cosine.item()
+        if contrasts:
+            contrast = torch.stack(contrasts).mean()
+            total, metrics["span_contrast"] = total + settings.span_contrast.weight * contrast, contrast.item()
         if settings.kl_weight:
             with torch.no_grad():
                 teacher = parent.lm_head(parent.model.norm(final[sequences])).flatten(0, 1)
@@ -69,6 +80,21 @@ def batch_loss(
         return total, metrics
 
     return loss
+
+
+def span_terms(
+    layers: int, activations: Activations, input_ids: torch.Tensor, settings: Finetune, seed: int
+) -> nn.ModuleDict | None:
+    """Return the span-contrastive terms by the index of their layer; None where the weight is 0."""
+    if not settings.span_contrast.weight:
+        return None
+    chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
+    return nn.ModuleDict(
+        {
+            str(index): SpanTerm(settings.span_contrast, activations.hidden(index + 1), input_ids, seed)
+            for index in chosen
+        }
+    )
 
 
 def finetune(
@@ -95,5 +121,7 @@ def finetune(
     )
     child.requires_grad_(True)
     parent.requires_grad_(False)
-    loss = batch_loss(child, parent, activations, input_ids, settings)
-    return train(child, loss, plan, label, checkpointing)
+    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
+    loss = batch_loss(child, parent, activations, input_ids, settings, spans)
+    module = child if spans is None else nn.ModuleList([child, spans])
+    return train(module, loss, plan, label, checkpointing)
