@@ -1,4 +1,4 @@
-"""Natural images and digits out of BIG-bench's sdist, for studies only: its canary forbids training models of text on it.
+"""Natural images and digits out of BIG-bench's sdist, for studies only: its canary forbids to train text models on it.
 
 CIFAR-10's 10,000 test images (task `cifar10_classification`) are divided anew into 8,000 to learn from and 2,000 to
 test on, so no accuracy on them may stand beside a published one. Of `mnist_ascii` the 35,038 digits that are whole and

@@ -158,7 +158,9 @@ class SpanContrast(Section):
 
     weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
     projection: int = Field(
-        0, ge=0, description="Dimensions of a learned head in which spans are compared; 0 compares hidden states as such."
+        0,
+        ge=0,
+        description="Dimensions of a learned head in which spans are compared; 0 compares hidden states as such.",
     )
     temperature: float = Field(0.1, gt=0, description="Divides the cosines.")
     spans: int = Field(16, gt=1, description="Spans drawn from each sequence.")
@@ -285,8 +287,24 @@ class Finetune(Section):
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
         if self.kl_weight + self.cosine_weight + self.lm_weight + self.span_contrast.weight == 0:
-            raise ValueError("at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive")
+            raise ValueError(
+                "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive"
+            )
         return self
+
+
+class Readout(Section):
+    """What is left of the parent's representation: classes of texts, read from hidden states with a few labels."""
+
+    task: str | None = Field(
+        None,
+        description="BIG-bench task of `task_archive` whose questions all have the same choices, such as "
+        "`intent_recognition`; none without.",
+    )
+    labels: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 5, 20), min_length=1, description="Labels per class.")
+    draws: int = Field(10, ge=2, description="Draws of labels, the same for all models.")
+    depth: float = Field(1.0, gt=0, le=1, description="After which share of the layers; 1 is the last one's output.")
+    batch_size: int = Field(32, gt=0, description="Texts per forward pass.")
 
 
 class Evaluation(Section):
@@ -299,11 +317,12 @@ class Evaluation(Section):
     task_archive: PackageFile | None = Field(None, description="The package whose archive holds the tasks.")
     task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
     throughput_repeats: int = Field(3, ge=3, description="Interleaved measurements of parent and child.")
+    readout: Readout = Field(Readout(), description="Few-label readout of hidden states.")
 
     @model_validator(mode="after")
     def _archive(self) -> Evaluation:
-        if self.tasks and self.task_archive is None:
-            raise ValueError("tasks need a task_archive to be read from")
+        if (self.tasks or self.readout.task) and self.task_archive is None:
+            raise ValueError("tasks and readout need a task_archive to be read from")
         return self
 
 

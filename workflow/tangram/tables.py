@@ -107,11 +107,11 @@ SOLUTIONS = pa.schema(
 EVALUATION = pa.schema(
     [
         _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
-        _field("task", _TEXT, "'heldout', an lm-eval task, or a scenario"),
+        _field("task", _TEXT, "'heldout', an lm-eval task, a scenario, or a readout and its labels per class"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says", nullable=True),
-        _field("n", _INT, "tokens, questions or repetitions"),
+        _field("n", _INT, "tokens, questions, repetitions or draws"),
     ]
 )
 CLAIMS = pa.schema(

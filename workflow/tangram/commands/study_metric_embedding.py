@@ -18,8 +18,8 @@ def study_metric_embedding(
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
     use_threads(1)
     from tangram.provenance import provenance
-    from tangram.studies.study import write_study
     from tangram.studies.metric_embedding import metric_embedding
+    from tangram.studies.study import write_study
 
     section = Studies.model_validate_json(settings)
     study = metric_embedding(section, images, device, threads)

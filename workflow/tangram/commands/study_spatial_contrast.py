@@ -19,8 +19,8 @@ def study_spatial_contrast(
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
     use_threads(1)
     from tangram.provenance import provenance
-    from tangram.studies.study import write_study
     from tangram.studies.spatial_contrast import spatial_contrast
+    from tangram.studies.study import write_study
 
     section = Studies.model_validate_json(settings)
     study = spatial_contrast(section, images, digits, device, threads)

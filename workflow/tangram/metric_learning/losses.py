@@ -28,7 +28,7 @@ def paired_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def pairwise_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean distances of every row of ``one`` ``(n, d)`` to every row of ``other`` ``(m, d)``, ``(n, m)``.
+    """Return Euclidean distances of each row of ``one`` ``(n, d)`` to each of ``other`` ``(m, d)``: ``(n, m)``.
 
     By differences: the matrix product ``|a|² + |b|² - 2ab`` loses every digit where a common mean is large.
     """
@@ -128,7 +128,7 @@ def metric_log_probabilities(
 
 
 def entropy(log_probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy of each row of ``(n, classes)`` in nats, ``(n,)``; a probability that underflows adds nothing."""
+    """Return the entropy of each row of ``(n, classes)`` in nats, ``(n,)``; what underflows adds nothing."""
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
@@ -143,7 +143,7 @@ def metric_embedding_loss(
 ) -> torch.Tensor:
     """Return the semi-supervised metric embedding loss (arXiv 1611.01449, section 3), in nats.
 
-    The labelled examples' negative log-likelihood plus the mean entropy of the unlabelled ones, each a mean over its own.
+    The labelled examples' negative log-likelihood plus the entropy of the unlabelled ones, each a mean over its own.
 
     Args:
         labelled: ``(n, d)``, none of them among the references: an example's distance to itself teaches nothing.

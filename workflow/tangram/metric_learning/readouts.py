@@ -7,6 +7,10 @@ import warnings
 import numpy as np
 import torch
 
+from tangram.metric_learning.losses import entropy, metric_embedding_loss, metric_log_probabilities
+from tangram.metric_learning.samplers import LabelledPool
+from tangram.metric_learning.training import fit
+
 
 def _centred(references: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return both without the references' mean: distances stay, and no digits are lost to a large common mean."""
@@ -77,3 +81,58 @@ def linear_accuracy(
         warnings.simplefilter("ignore", ConvergenceWarning)
         classifier.fit(references.float().numpy(), labels.numpy())
     return float((classifier.predict(queries.float().numpy()) == truth.numpy()).mean())
+
+
+def metric_embedding_accuracy(
+    references: torch.Tensor,
+    labels: torch.Tensor,
+    queries: torch.Tensor,
+    truth: torch.Tensor,
+    unlabelled: torch.Tensor,
+    dimensions: int = 32,
+    steps: int = 100,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> float:
+    """Return the share of queries whose nearest reference is right in a linear metric embedding (arXiv 1611.01449).
+
+    The embedding begins as the unlabelled examples' principal components, all scaled alike so that distances are about
+    1, and learns from labelled pairs and the entropy of the unlabelled. A lone labelled example of a class has no pair:
+    with one label per class only the entropy teaches.
+
+    Args:
+        references: labelled, standardised embeddings, ``(n, d)``.
+        labels: theirs, ``(n,)``.
+        queries: ``(m, d)``, not among the others.
+        truth: the queries' labels, ``(m,)``.
+        unlabelled: ``(u, d)``.
+        dimensions: of the embedding; capped by what the unlabelled examples span.
+        steps: of training.
+        learning_rate: its peak.
+        seed: of what is drawn.
+
+    Raises:
+        TangramError: the labels are of one class.
+    """
+    pool = LabelledPool(labels)
+    spread = torch.linalg.svd((unlabelled - unlabelled.mean(0)).float(), full_matrices=False)
+    axes = spread.Vh[:dimensions]
+    projection = torch.nn.Linear(references.shape[1], len(axes), bias=False)
+    with torch.no_grad():
+        projection.weight.copy_(axes / ((unlabelled - unlabelled.mean(0)) @ axes.T).norm(dim=1).mean())
+    paired = bool((pool.counts > 1).all())
+
+    def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        anchors = pool.anchors(generator)
+        others = projection(unlabelled[tickets % len(unlabelled)])
+        if not paired:
+            return entropy(metric_log_probabilities(others, projection(references[anchors]))).mean(), {}
+        asked = pool.another(anchors, generator)
+        return metric_embedding_loss(
+            projection(references[asked]), labels[asked], projection(references[anchors]), others
+        ), {}
+
+    fit(projection, loss, steps, 64, learning_rate, seed, weight_decay=0.0)
+    with torch.inference_mode():
+        known, asked = projection(references), projection(queries)
+    return nearest_neighbour_accuracy(known, labels, asked, truth)

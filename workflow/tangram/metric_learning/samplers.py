@@ -16,6 +16,22 @@ def _uniform(limits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (draws * limits).long().minimum(limits - 1)
 
 
+def draw_per_class(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
+    """Return indices of ``per_class`` examples of every class, drawn by ``seed``, class by class.
+
+    Raises:
+        TangramError: a class has fewer.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    parts = []
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        if len(of_class) < per_class:
+            raise TangramError(f"class {int(label)} has {len(of_class)} examples to label, {per_class} wanted")
+        parts.append(of_class[:per_class])
+    return torch.cat(parts)
+
+
 class LabelledPool:
     """Labelled examples, to draw others of the same class and of other classes from.
 

@@ -72,8 +72,8 @@ class SpanTerm(nn.Module):
     """The term at one layer.
 
     Hidden states are standardised per dimension by the parent's own mean and deviation before anything else: without
-    that, a few massive dimensions make all spans look alike. With ``settings.projection``, the child's go through a head
-    that learns, the parent's through a fixed random one; the head starts as that, and nobody keeps it.
+    that, a few massive dimensions make all spans look alike. With ``settings.projection``, the child's go through a
+    head that learns, the parent's through a fixed random one; the head starts as that, and nobody keeps it.
 
     Args:
         settings: config section `span_contrast`.

@@ -75,22 +75,6 @@ def load_splits(path: str, device: str, validation: int, test: int) -> tuple[Spl
     return training, tuning, split(found.test_images[:test], found.test_labels[:test])
 
 
-def draw(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
-    """Return indices of ``per_class`` examples of every class, drawn by ``seed``.
-
-    Raises:
-        TangramError: a class has fewer.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    parts = []
-    for label in labels.unique():
-        of_class = order[labels[order] == label]
-        if len(of_class) < per_class:
-            raise TangramError(f"class {int(label)} has {len(of_class)} examples, {per_class} wanted")
-        parts.append(of_class[:per_class])
-    return torch.cat(parts)
-
-
 # --- many trainings -------------------------------------------------------------------------------------------------
 
 

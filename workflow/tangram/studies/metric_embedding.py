@@ -14,7 +14,7 @@ from tangram.metric_learning import baselines
 from tangram.metric_learning.losses import entropy, metric_embedding_loss
 from tangram.metric_learning.networks import ConvNet, metric_layers
 from tangram.metric_learning.readouts import linear_accuracy, nearest_neighbour_accuracy
-from tangram.metric_learning.samplers import LabelledPool, shift_and_mirror
+from tangram.metric_learning.samplers import LabelledPool, draw_per_class, shift_and_mirror
 from tangram.metric_learning.training import StepLoss, embed, fit
 from tangram.report.document import Figure
 from tangram.studies.experiments import (
@@ -23,7 +23,6 @@ from tangram.studies.experiments import (
     Results,
     Run,
     Split,
-    draw,
     grid,
     load_splits,
     stopwatch,
@@ -140,7 +139,7 @@ def perform(run: Run, path: str, scale: Scale, device: str, all_labels: bool) ->
         labelled, unlabelled = everything, everything.images[:0]
         k, known = 5, everything.take(torch.arange(min(scale.known, len(everything))))
     else:
-        labelled = everything.take(draw(everything.labels, PER_CLASS, run.seed))
+        labelled = everything.take(draw_per_class(everything.labels, PER_CLASS, run.seed))
         k, known = 1, labelled
         unlabelled = everything.images  # the labelled are among them, as in the authors' code
     torch.manual_seed(run.seed)
@@ -212,65 +211,58 @@ def _claims(study: Study, seeds: int, digits: str) -> list[Claim]:
     def difference(metric: str, one: str, other: str, experiment: str = few) -> Interval:
         return study.paired(experiment, f"{metric} accuracy (%)", one, other)
 
-    common = {"unit": "points", "seeds": seeds}
+    decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
     claims = []
     for metric, title in READOUTS.items():
         claims.append(
-            Claim.from_interval(
+            decide(
                 difference(metric, METRIC, LABELS_ONLY),
                 claim=f"unlabelled images help, {title}",
                 statement="metric embedding with the entropy of unlabelled images beats learning from 100 labels only",
                 where="sections 3 and 4",
                 note=f"{digits}, {PER_CLASS} labels a class drawn anew by every seed; the labels-only arm sees as many "
                 "images a step",
-                **common,
             )
         )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("nearest", METRIC, NORM_ONLY),
             claim="the entropy term, not batch normalisation",
             statement="it is the entropy that helps, not that unlabelled images are in the batch normalisation",
             where="implied: the authors' code has both in one batch",
             note="the control has the same batch and no entropy term",
-            **common,
         )
     )
-    heads = study.frame(few)
-    heads = heads[(heads["arm"] == CROSS_ENTROPY) & (heads["metric"] == "head accuracy (%)")].set_index("seed")["value"]
-    ours = study.frame(few)
-    ours = ours[(ours["arm"] == METRIC) & (ours["metric"] == "nearest accuracy (%)")].set_index("seed")["value"]
+    rows = study.frame(few)
+    heads = rows[(rows["arm"] == CROSS_ENTROPY) & (rows["metric"] == "head accuracy (%)")].set_index("seed")["value"]
+    ours = rows[(rows["arm"] == METRIC) & (rows["metric"] == "nearest accuracy (%)")].set_index("seed")["value"]
     claims.append(
-        Claim.from_interval(
+        decide(
             interval((ours - heads).to_numpy()),
             claim="nearest neighbour over a classifier with 100 labels",
             statement="read out by the nearest of 100 labelled images, it beats a net that classifies, same labels",
             where="section 4, table 1",
             paper_value="MNIST, 100 labels: 0.92 ± 0.1 % error; EmbedCNN 7.75, ladder 0.89, Conv-CatGAN 1.39",
-            note=f"error here {interval((100 - ours).to_numpy())} % after {SCALES['small'].steps} steps of a narrow net on "
-            "binarised digits",
-            **common,
+            note=f"error here {interval((100 - ours).to_numpy())} % with short training of a narrow net",
         )
     )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("nearest", METRIC, CE_ENTROPY),
             claim="metric over cross-entropy, both with entropy",
             statement="the metric form uses unlabelled images better than a classifier with the same entropy term",
             where="not in the paper: Grandvalet and Bengio (2004) as a control",
             note="both read out by the nearest neighbour",
-            **common,
         )
     )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("nearest", METRIC, CROSS_ENTROPY, every),
             above=-1,
             claim="all labels, nearest neighbours near a classifying net",
-            statement="with all labels, the embedding is as good as a plain cross-entropy net of equal cost (within 1 point)",
+            statement="with all labels, the embedding equals a cross-entropy net of equal cost (within 1 point)",
             where="section 4",
             note="5 nearest of the same labelled images for both nets; a margin of 1 point is ours",
-            **common,
         )
     )
     return claims
@@ -295,13 +287,13 @@ def metric_embedding(settings: Studies, images: str, device: str, processes: int
     study.figures = _figures(study, few)
     modern = study.paired("100 labels", "nearest accuracy (%)", METRIC, MODERN)
     study.notes = [
-        f"{source}; {scale.steps:,} steps of {scale.queries + scale.unlabelled} images and a reference of each class for "
-        f"every arm, a net in the style of the authors' code; {scale.test:,} test images at most.",
-        "Deviations: AdamW with the pipeline's schedule in place of SGD, no checkpoint chosen on test images (the authors' "
-        "code does), plain or squared distance chosen on the validation split (the paper writes squared, its code plain), "
-        "and a query is never its own reference.",
-        f"The {scale.validation:,} validation images that choose the settings of every arm are more than the labels that "
-        "they learn from: the comparison is fair, the accuracies are a little high.",
+        f"{source}; {scale.steps:,} steps of {scale.queries + scale.unlabelled} images and a reference of each class "
+        f"for every arm, a net in the style of the authors' code; {scale.test:,} test images at most.",
+        "Deviations: AdamW with the pipeline's schedule in place of SGD, no checkpoint chosen on test images (the "
+        "authors' code does), plain or squared distance chosen on the validation split (the paper writes squared, its "
+        "code plain), and a query is never its own reference.",
+        f"The {scale.validation:,} validation images that choose the settings of every arm are more than the labels "
+        "that they learn from: the comparison is fair, the accuracies are a little high.",
         f"Against {MODERN} (pytorch-metric-learning, shifted views, same images per step), nearest neighbour: "
         f"{modern} points.",
         f"Chosen: {'; '.join(f'{arm}: {words(setting)}' for arm, setting in few.chosen.items() if len(FEW[arm]) > 1)}.",
@@ -373,7 +365,7 @@ def _figures(study: Study, results: Results) -> list[Figure]:
         ),
         Figure(
             draw_maps("metric-maps", "Test images on two principal axes of each embedding.", maps, names),
-            f"{MAPPED} test images and the labelled ones on the two principal axes of each embedding, seed 0, by digit.",
+            f"{MAPPED} test images and the labelled ones on two principal axes of each embedding, seed 0, by digit.",
             "Embeddings in the plane",
         ),
         Figure(

@@ -15,10 +15,10 @@ from tangram.metric_learning import baselines
 from tangram.metric_learning.losses import spatial_contrasting_loss
 from tangram.metric_learning.networks import ConvNet, spatial_layers
 from tangram.metric_learning.readouts import linear_accuracy, nearest_neighbour_accuracy
-from tangram.metric_learning.samplers import sample_regions, shift_and_mirror
+from tangram.metric_learning.samplers import draw_per_class, sample_regions, shift_and_mirror
 from tangram.metric_learning.training import StepLoss, embed, fit
 from tangram.report.document import Figure
-from tangram.studies.experiments import Map, Outcome, Run, Setting, Split, draw, grid, load_splits, stopwatch, workers
+from tangram.studies.experiments import Map, Outcome, Run, Setting, Split, grid, load_splits, stopwatch, workers
 from tangram.studies.pictures import draw_filters, draw_lines, draw_maps, flat
 from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
 
@@ -110,7 +110,7 @@ def _labelled(data: Split, labels: int, seed: int) -> Split:
     """Return so many labelled examples, as many of every class; all of them where there are no more."""
     if labels >= len(data):
         return data
-    return data.take(draw(data.labels, labels // len(data.labels.unique()), seed))
+    return data.take(draw_per_class(data.labels, labels // len(data.labels.unique()), seed))
 
 
 def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates: Chosen) -> Outcome:
@@ -234,69 +234,64 @@ def experiment(
 
 
 def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) -> list[Claim]:
-    natural, common = "natural images", {"unit": "points", "seeds": seeds}
-    values = study.frame(natural)
-    values = values[values["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"]
+    natural = "natural images"
+    decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
+    rows = study.frame(natural)
+    values = rows[rows["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"]
     few, many = min(scale.labels), max(scale.labels)
     papers = {few: "-", many: "STL-10, 5,000 labels: 81.34 against 72.6 %; CIFAR-10, 4,000 labels: 79.2 against 72.4 %"}
     claims = [
-        Claim.from_interval(
+        decide(
             study.paired(natural, "finetuned accuracy (%)", WINDOWS, SCRATCH, count),
             claim=f"spatial contrasting before supervised training, {count:,} labels",
             statement="a net pretrained by spatial contrasting, then finetuned, beats the same net from scratch",
             where="section 5, tables 1 and 2",
             paper_value=papers.get(count, "-"),
             note=f"{source}; both arms with their own rate for this number of labels",
-            **common,
         )
         for count in scale.labels
     ]
     gain = {count: values[WINDOWS, count] - values[SCRATCH, count] for count in (few, many)}
     claims.append(
-        Claim.from_interval(
+        decide(
             interval((gain[few] - gain[many]).to_numpy()),
             claim="the gain falls with labels",
             statement=f"pretraining is worth more with few labels ({few:,}) than with many ({many:,})",
             where="section 1",
             note="difference of the two gains, paired by seed",
-            **common,
         )
     )
     middle = scale.labels[len(scale.labels) // 2]
     claims += [
-        Claim.from_interval(
+        decide(
             study.paired(natural, "finetuned accuracy (%)", WINDOWS, CROPS, middle),
             above=-1,
             claim="windows of the map suffice",
             statement="sampling windows of the feature map is as good as cropping patches (within 1 point)",
             where="section 4.2, algorithm 1",
             note=f"{middle:,} labels; a margin of 1 point is ours",
-            **common,
         ),
-        Claim.from_interval(
+        decide(
             study.paired(natural, "frozen linear accuracy (%)", WINDOWS, SCRATCH, middle),
             claim="frozen features over an untrained net's",
             statement="what spatial contrasting learns is in the features themselves",
             where="implied",
             note=f"linear readout of frozen features with {middle:,} labels; the other arm's net is untrained",
-            **common,
         ),
-        Claim.from_interval(
+        decide(
             study.paired(natural, "finetuned accuracy (%)", WINDOWS, MODERN, middle),
             claim="spatial contrasting over a modern contrast",
             statement="it still is the better start beside NT-Xent of two views, at equal images",
             where="not in the paper: arXiv 2002.05709 as a control",
             note=f"{middle:,} labels; pytorch-metric-learning's loss, regions of 24 pixels, mirrored, contrast changed",
-            **common,
         ),
-        Claim.from_interval(
+        decide(
             study.paired("digits", "finetuned accuracy (%)", WINDOWS, SCRATCH, max(digits.labels)),
             claim="spatial contrasting on digits with all labels",
             statement="it helps even where every image has a label",
             where="section 5, table 3",
             paper_value="MNIST: 0.34 ± 0.02 against 0.63 ± 0.02 % error",
             note="binarised MNIST; the paper itself says that digits suit the method badly",
-            **common,
         ),
     ]
     return claims
@@ -323,15 +318,15 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
     study.claims = _claims(study, scale, on_digits, seeds, source)
     study.figures = _figures(study, scale, outcomes, settings.image_file is None)
     study.notes = [
-        f"{source}: never to be put beside published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} steps "
-        f"of {scale.pretraining_batch} images without labels; finetuning: {scale.finetuning_steps:,} steps of "
+        f"{source}: never to be put beside published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} "
+        f"steps of {scale.pretraining_batch} images without labels; finetuning: {scale.finetuning_steps:,} steps of "
         f"{scale.finetuning_batch} images, translated by up to 2 pixels and mirrored; 3 convolutions of "
         f"{scale.width}, {2 * scale.width} and {4 * scale.width} channels with batch normalisation.",
-        "The paper gives its pretrained net a rate of 0.01 and does not say what the net from scratch had; here every arm "
-        "has its own grid of rates for every number of labels, because a baseline at too high a rate fakes a gain.",
-        "Deviations: AdamW with the pipeline's schedule, a fixed number of steps in place of convergence; the paper's layer "
-        "tables stand in an appendix that we could not read. Regions are means over a 3 × 3 window of the last map, or "
-        "16 × 16 pixels.",
+        "The paper gives its pretrained net a rate of 0.01 and does not say what the net from scratch had; here every "
+        "arm has its own grid of rates for every number of labels, because a baseline at too high a rate fakes a gain.",
+        "Deviations: AdamW with the pipeline's schedule, a fixed number of steps in place of convergence; the paper's "
+        "layer tables stand in an appendix that we could not read. Regions are means over windows of 3 by 3 of the "
+        "last map, or over what patches of 16 by 16 pixels become.",
         "Rates of pretraining chosen on the validation split: "
         + "; ".join(f"{arm}: {chosen[arm]['rate']:g}" for arm in ARMS if arm != SCRATCH)
         + ".",
@@ -339,7 +334,7 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
     study.not_reproduced = [
         NotReproduced(
             "STL-10 with 105,000 unlabelled images (81.34 %)",
-            "96 × 96 pixels and training to convergence: days of these cores",
+            "96 by 96 pixels and training to convergence: days of these cores",
             "an npz of the set at studies.image_file, studies.scale: full, device: cuda",
         ),
         NotReproduced(
@@ -420,7 +415,7 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
         ),
         Figure(
             draw_lines("spatial-curves", "Pretraining losses.", curves, "pretraining step", "loss, nats"),
-            f"Losses of pretraining, seed 0; chance is {chance:.2f} for spatial contrasting. The losses are different ones.",
+            f"Losses of pretraining, seed 0; chance is {chance:.2f} for spatial contrasting. The losses differ.",
             "Learning curves",
         ),
         Figure(

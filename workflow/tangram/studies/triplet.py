@@ -31,7 +31,7 @@ from tangram.studies.experiments import (
     workers,
 )
 from tangram.studies.pictures import draw_arms, draw_filters, draw_lines, draw_maps, flat
-from tangram.studies.study import Claim, NotReproduced, Study, interval
+from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
 
 TRIPLET, SIAMESE, LOG_FORM = "triplet, squared ratio", "Siamese, contrastive", "triplet, -log ratio"
 SUPCON, MARGIN, CROSS_ENTROPY = "SupCon", "triplet, margin", "cross-entropy"
@@ -172,55 +172,48 @@ def _record(study: Study, results: Results, seeds: int) -> None:
 
 
 def _claims(study: Study, seeds: int, images: str) -> list[Claim]:
-    def difference(metric: str, one: str, other: str):  # noqa: ANN202
+    def difference(metric: str, one: str, other: str) -> Interval:
         return study.paired("embedding", f"{metric} accuracy (%)", one, other)
 
+    decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
     claims = []
     for metric, title in READOUTS.items():
         claims.append(
-            Claim.from_interval(
+            decide(
                 difference(metric, TRIPLET, SIAMESE),
                 claim=f"triplet over Siamese, {title}",
                 statement="a triplet network learns a better embedding than a Siamese one",
                 where="section 4, table 1",
                 paper_value="MNIST 99.54 against 97.9 %; CIFAR-10 87.1 %, SVHN 95.37 %, STL-10 70.67 %, Siamese failed",
-                unit="points",
-                seeds=seeds,
                 note=f"{images}; margin and rate of the Siamese net tuned on as many settings as the triplet's rate",
             )
         )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("linear", TRIPLET, CROSS_ENTROPY),
             above=-2,
             claim="triplet near direct classification",
-            statement="read out linearly, the embedding is competitive with a net trained to classify (within 2 points)",
+            statement="read out linearly, the embedding rivals a net trained to classify (within 2 points)",
             where="section 4, table 1",
             paper_value="CIFAR-10 87.1 against 90.22 % (best then)",
-            unit="points",
-            seeds=seeds,
             note="the same net, images, steps and size of grid; a margin of 2 points is ours",
         )
     )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("knn", TRIPLET, LOG_FORM),
             claim="squared ratio over its logarithm",
             statement="the squared form of the ratio is the better loss",
             where="section 2",
-            unit="points",
-            seeds=seeds,
             note="the paper states its form without a comparison; later ones and libraries have the logarithm",
         )
     )
     claims.append(
-        Claim.from_interval(
+        decide(
             difference("knn", TRIPLET, UNTRAINED),
             claim="triplet over an untrained net",
             statement="what is learned is in the training, not in the architecture",
             where="implied",
-            unit="points",
-            seeds=seeds,
         )
     )
     return claims
@@ -297,7 +290,7 @@ def experiment(
 def _figures(study: Study, results: Results, arms: list[str], named: bool) -> list[Figure]:
     rows = study.frame("embedding")
 
-    def found(metric: str) -> dict:
+    def found(metric: str) -> dict[str, Interval]:
         frame = rows[rows["metric"] == f"{metric} accuracy (%)"]
         return {arm: interval(frame[frame["arm"] == arm]["value"].to_numpy()) for arm in arms}
 
