@@ -47,23 +47,22 @@ def test_linear_readout_reads_what_is_linear():
     assert linear_accuracy(known, labels, asked, truth) == 1
 
 
-@pytest.mark.parametrize("per_class", [1, 4])
-def test_a_metric_embedding_finds_the_dimensions_that_matter(per_class):
-    """Classes in three dimensions, and louder noise in thirty others that nearest neighbours drown in."""
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("per_class", "gain"), [(1, -0.15), (10, 0.2)])
+def test_a_metric_embedding_finds_the_dimensions_that_matter(per_class, gain):
+    """Classes in three dimensions, and louder noise in thirty others that nearest neighbours drown in.
+
+    With one label a class nothing can be learned, and nothing must collapse: chance is a third.
+    """
 
     def drowned(count, seed):
         signal, labels = clusters(count, seed, dimensions=3, noise=0.4)
-        return torch.cat([signal, 2 * torch.randn(len(labels), 30, generator=generator)], 1), labels
+        return torch.cat([signal, 2 * torch.randn(len(labels), 30, generator=torch.manual_seed(seed))], 1), labels
 
     known, labels = drowned(per_class, 1)
     asked, truth = drowned(60, 2)
     unlabelled, _ = drowned(60, 3)
     plain = nearest_neighbour_accuracy(known, labels, asked, truth)
-    found = metric_embedding_accuracy(known, labels, asked, truth, unlabelled, steps=150, learning_rate=1e-2)
-    assert found > plain - 0.1  # one label a class: only entropy, no promise
-    if per_class > 1:
-        assert found > plain + 0.1
+    assert metric_embedding_accuracy(known, labels, asked, truth, unlabelled) > max(plain + gain, 0.34)
 
 
 def test_one_class_is_refused():

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 
-from tangram.metric_learning.losses import entropy, metric_embedding_loss, metric_log_probabilities
+from tangram.metric_learning.losses import metric_embedding_loss
 from tangram.metric_learning.samplers import LabelledPool
 from tangram.metric_learning.training import fit
 
@@ -91,14 +91,14 @@ def metric_embedding_accuracy(
     unlabelled: torch.Tensor,
     dimensions: int = 32,
     steps: int = 100,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> float:
     """Return the share of queries whose nearest reference is right in a linear metric embedding (arXiv 1611.01449).
 
     The embedding begins as the unlabelled examples' principal components, all scaled alike so that distances are about
-    1, and learns from labelled pairs and the entropy of the unlabelled. A lone labelled example of a class has no pair:
-    with one label per class only the entropy teaches.
+    1, and learns from labelled pairs and the entropy of the unlabelled. Where a class has one labelled example there is
+    no pair, and it stays as it began: the entropy alone would send everything to one class.
 
     Args:
         references: labelled, standardised embeddings, ``(n, d)``.
@@ -120,19 +120,17 @@ def metric_embedding_accuracy(
     projection = torch.nn.Linear(references.shape[1], len(axes), bias=False)
     with torch.no_grad():
         projection.weight.copy_(axes / ((unlabelled - unlabelled.mean(0)) @ axes.T).norm(dim=1).mean())
-    paired = bool((pool.counts > 1).all())
 
     def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         anchors = pool.anchors(generator)
         others = projection(unlabelled[tickets % len(unlabelled)])
-        if not paired:
-            return entropy(metric_log_probabilities(others, projection(references[anchors]))).mean(), {}
         asked = pool.another(anchors, generator)
         return metric_embedding_loss(
             projection(references[asked]), labels[asked], projection(references[anchors]), others
         ), {}
 
-    fit(projection, loss, steps, 64, learning_rate, seed, weight_decay=0.0)
+    if (pool.counts > 1).all():
+        fit(projection, loss, steps, 64, learning_rate, seed, weight_decay=0.0)
     with torch.inference_mode():
         known, asked = projection(references), projection(queries)
     return nearest_neighbour_accuracy(known, labels, asked, truth)
