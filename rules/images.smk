@@ -27,8 +27,8 @@ rule fetch_fashion_mnist:
 rule fetch_bigbench_images:
     """Write CIFAR-10's test images, divided anew, and binarised MNIST as arrays."""
     output:
-        cifar10="<results>/images/cifar10-test.npz",
-        mnist="<results>/images/mnist-binarised.npz",
+        pictures="<results>/images/cifar10-test.npz",
+        digits="<results>/images/mnist-binarised.npz",
     log:
         "<logs>/fetch_bigbench_images/images.log",
     benchmark:
@@ -42,4 +42,4 @@ rule fetch_bigbench_images:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.fetch_bigbench_images --archive {params.archive:q}"
-        " --cifar10 {output.cifar10:q} --mnist {output.mnist:q} 2> >(tee {log:q} >&2)"
+        " --pictures {output.pictures:q} --digits {output.digits:q} 2> >(tee {log:q} >&2)"

@@ -321,8 +321,10 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _archive(self) -> Evaluation:
-        if (self.tasks or self.readout.task) and self.task_archive is None:
-            raise ValueError("tasks and readout need a task_archive to be read from")
+        if self.tasks and self.task_archive is None:
+            raise ValueError("tasks need a task_archive to be read from")
+        if self.readout.task and self.task_archive is None:
+            raise ValueError("readout.task needs a task_archive to be read from")
         return self
 
 

@@ -10,8 +10,8 @@ from tangram.config import PackageFile
 
 def fetch_bigbench_images(
     archive: Annotated[str, typer.Option(help="config entry `studies.image_archive` as JSON")],
-    cifar10: Annotated[str, typer.Option(help="natural images to write (npz)")],
-    mnist: Annotated[str, typer.Option(help="digits to write (npz)")],
+    pictures: Annotated[str, typer.Option(help="natural images to write (npz)")],
+    digits: Annotated[str, typer.Option(help="digits to write (npz)")],
 ) -> None:
     """Write train_images, train_labels, test_images and test_labels of both, unsigned bytes."""
     from tangram.bigbench_images import unpack
@@ -19,10 +19,12 @@ def fetch_bigbench_images(
     from tangram.packages import fetch_archive
     from tangram.provenance import provenance
 
-    for output in (cifar10, mnist):
+    for output in (pictures, digits):
         check_writable(output)
     source = fetch_archive(PackageFile.model_validate_json(archive))
-    unpack(source, {"cifar10": cifar10, "mnist": mnist}, provenance("tangram.commands.fetch_bigbench_images", archive))
+    unpack(
+        source, {"cifar10": pictures, "mnist": digits}, provenance("tangram.commands.fetch_bigbench_images", archive)
+    )
 
 
 if __name__ == "__main__":
