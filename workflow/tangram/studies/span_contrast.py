@@ -136,7 +136,7 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     outcome.scores["objective"] = -outcome.scores["kl"]
     outcome.curve = [(row["step"], row["value"]) for row in curve if row["metric"] == "kl"]
     if texts is not None and not run.tuning:
-        readout = Readout(labels=(labels,), draws=10)
+        readout = Readout(labels=(labels,), draws=5)
         embeddings = embed_texts(child, loaded.tokenizer, texts.texts, 1.0, 32, run.arm)
         read = read_out(embeddings, texts.labels, readout, seed=0)
         for metric in ("nearest", "linear"):
@@ -255,7 +255,7 @@ def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts 
     lines = {
         arm: [
             (step, interval(curves[(curves["arm"] == arm) & (curves["x"] == step)]["value"].to_numpy()))
-            for step in sorted(set(curves["x"]))
+            for step in sorted(set(curves[curves["arm"] == arm]["x"]))
         ]
         for arm in (PLAIN, FREE, PROJECTED)
     }
