@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangram.metric_learning import losses
+from tangram.metric_learning import baselines, losses
 
 
 def embeddings(count, seed, dimensions=5):
@@ -155,6 +155,13 @@ class TestAgainstPytorchMetricLearning:
         plain = NTXentLoss(temperature=1, distance=LpDistance(normalize_embeddings=False))
         theirs = SelfSupervisedLoss(plain, symmetric=False)(first, second)
         assert losses.spatial_contrasting_loss(first, second).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+    def test_nt_xent_is_the_librarys_own(self):
+        from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+        first, second = embeddings(6, 0), embeddings(6, 1)
+        theirs = SelfSupervisedLoss(NTXentLoss(temperature=0.5))(first, second)
+        assert baselines.nt_xent(first, second, 0.5).item() == pytest.approx(theirs.item(), rel=1e-5)
 
     def test_triplet_log_form(self):
         from pytorch_metric_learning.distances import LpDistance

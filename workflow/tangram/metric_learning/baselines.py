@@ -36,6 +36,10 @@ def supervised_contrastive(temperature: float = 0.1) -> nn.Module:
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Return SimCLR's loss (arXiv 2002.05709) of two views of the same images, each ``(n, d)``."""
+    """Return SimCLR's loss (arXiv 2002.05709) of two views of the same images, each ``(n, d)``.
+
+    By the library's SupCon, which with one positive is NT-Xent: its `NTXentLoss` pairs every positive with every
+    negative of the batch, and takes half a second a step.
+    """
     losses = _losses()
-    return losses.SelfSupervisedLoss(losses.NTXentLoss(temperature=temperature))(first, second)
+    return losses.SelfSupervisedLoss(losses.SupConLoss(temperature=temperature))(first, second)

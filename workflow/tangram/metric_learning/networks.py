@@ -28,12 +28,14 @@ def spatial_layers(width: int) -> list[Convolution]:
 
 
 def metric_layers(width: int) -> list[Convolution]:
-    """Return the metric embedding's layers for MNIST (arXiv 1611.01449's authors' code, where width is 16)."""
+    """Return layers in the style of the metric embedding's for MNIST (arXiv 1611.01449's authors' code: width 16).
+
+    Theirs pool after the fourth convolution, not after the second, and have one more of four times the width.
+    """
     return [
         Convolution(5, width, True),
-        Convolution(3, 2 * width),
+        Convolution(3, 2 * width, True),
         Convolution(3, 4 * width),
-        Convolution(3, 4 * width, True),
         Convolution(3, 8 * width),
     ]
 
@@ -61,6 +63,7 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*stack)
         self.pool = nn.AdaptiveMaxPool2d(grid) if grid else nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels * max(1, grid) ** 2, dimensions)
+        self.to(memory_format=torch.channels_last)  # a third faster on CPUs
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the linear layer sees, ``(n, channels · grid²)``."""

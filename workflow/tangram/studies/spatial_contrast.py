@@ -46,16 +46,16 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale(1_000, 2_000, 500, 128, 250, 64, 16, (100, 500, 2_000)),
+    "small": Scale(1_000, 2_000, 300, 128, 150, 64, 8, (100, 500, 2_000)),
     "full": Scale(2_000, 10_000, 30_000, 256, 20_000, 128, 96, (100, 500, 2_000, 4_000)),
 }
 PRETRAINING = {
-    WINDOWS: grid(rate=(1e-3, 3e-3, 1e-2)),
-    CROPS: grid(rate=(1e-3, 3e-3, 1e-2)),
-    MODERN: grid(rate=(1e-3, 3e-3, 1e-2)),
+    WINDOWS: grid(rate=(1e-3, 5e-3)),
+    CROPS: grid(rate=(1e-3, 5e-3)),
+    MODERN: grid(rate=(1e-3, 5e-3)),
     SCRATCH: grid(rate=(0.0,)),
 }
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of finetuning, for every arm and number of labels
+RATES = (1e-3, 3e-3, 1e-2)  # of finetuning, for every arm and number of labels
 Chosen = Mapping[str, Mapping[int, tuple[float, ...]]]
 
 
