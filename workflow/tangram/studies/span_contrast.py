@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PLAIN, FREE, PROJECTED, LONGER = "cosine + KL", "+ spans", "+ spans, projected", "cosine + KL, as long"
 PROJECTION = 128
-RATES, WEIGHTS = (5e-5, 1e-4, 2e-4), (0.03, 0.1, 0.3)
+RATES, WEIGHTS = (1e-4, 3e-4), (0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scale:
     texts: int
 
 
-SCALES = {"small": Scale(20, 10, 280), "full": Scale(4_000, 1_000, 10_000)}
+SCALES = {"small": Scale(16, 6, 280), "full": Scale(4_000, 1_000, 10_000)}
 
 
 @dataclass(frozen=True)
