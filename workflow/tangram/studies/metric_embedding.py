@@ -294,6 +294,7 @@ def metric_embedding(settings: Studies, images: str, device: str, processes: int
         "code plain), and a query is never its own reference.",
         f"The {scale.validation:,} validation images that choose the settings of every arm are more than the labels "
         "that they learn from: the comparison is fair, the accuracies are a little high.",
+        "The paper's figures are quoted from notes that could not be checked against its PDF.",
         f"Against {MODERN} (pytorch-metric-learning, shifted views, same images per step), nearest neighbour: "
         f"{modern} points.",
         f"Chosen: {'; '.join(f'{arm}: {words(setting)}' for arm, setting in few.chosen.items() if len(FEW[arm]) > 1)}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -308,7 +309,8 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
         processes: trainings side by side.
     """
     scale = SCALES[settings.scale]
-    on_digits = Scale(**{**vars(scale), "labels": (10**9,)})  # all there are
+    training, _, _ = load_splits(digits, "cpu", scale.validation, scale.test)
+    on_digits = dataclasses.replace(scale, labels=(len(training),))
     study = Study("spatial_contrast", "Deep unsupervised learning through spatial contrasting", "1610.00243")
     seeds = settings.seeds
     with workers(processes) as mapped:
