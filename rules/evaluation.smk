@@ -1,8 +1,9 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
 - Input: the models, the held-out split and its activations; the archive of tasks.
-- Output: `parent_evaluation.parquet`, `targets/{target}/{rank}/evaluation.parquet`; for the headline `tasks.parquet`.
-- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks.
+- Output: `parent_evaluation.parquet`, `targets/{target}/{rank}/evaluation.parquet`; for the headline `tasks.parquet` and
+  `readout.parquet`.
+- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
 
 The jobs that measure throughput take every core: nothing else may run while they do.
 """
@@ -119,3 +120,40 @@ rule evaluate_tasks:
         " --models finetuned={params.finetuned:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --work {params.work:q} --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule evaluate_readout:
+    """Read classes of texts from hidden states of the parent, the headline's best child, and the same finetuned."""
+    input:
+        parent=checkpoint_of(PARENT),
+        child=child_of(f"{CHILD}/child"),
+        finetuned=child_of(f"{CHILD}/finetuned"),
+        architecture=architecture_of,
+    output:
+        "<results>/targets/{target}/{rank}/readout.parquet",
+    log:
+        "<logs>/evaluate_readout/{target}/{rank}.log",
+    benchmark:
+        "<benchmarks>/evaluate_readout/{target}/{rank}.tsv"
+    params:
+        parent=input_folder("parent"),
+        child=input_folder("child"),
+        finetuned=input_folder("finetuned"),
+        settings=slice_of({"readout": cfg.evaluation.readout, "archive": cfg.evaluation.task_archive}),
+        device=cfg.device,
+        dtype=cfg.dtype,
+        seed=cfg.seed,
+        code=code_hash("tangram.commands.evaluate_readout"),
+        environment=pins("torch", "transformers", "scikit-learn"),
+    threads: half_the_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.evaluate_readout --settings {params.settings:q}"
+        " --models parent={params.parent:q}"
+        " --models child={params.child:q}"
+        " --models finetuned={params.finetuned:q}"
+        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"

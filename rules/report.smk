@@ -33,6 +33,7 @@ rule build_report:
         ],
         parent_evaluation="<results>/parent_evaluation.parquet",
         tasks=[f"{RESULTS}/targets/{cfg.headline}/0/tasks.parquet"] if cfg.evaluation.tasks else [],
+        readout=[f"{RESULTS}/targets/{cfg.headline}/0/readout.parquet"] if cfg.evaluation.readout.task else [],
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:

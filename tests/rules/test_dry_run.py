@@ -91,6 +91,42 @@ def test_a_key_reaches_the_rules_that_depend_on_it_and_no_other(
     assert {rule for rule in default_plan if changed[rule] != default_plan[rule]} == expected
 
 
+def test_a_readout_is_one_more_job_and_changes_no_other(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
+) -> None:
+    changed = plan(_with(DEFAULT, "evaluation.readout", {"task": "intent_recognition"}))
+    assert len(changed.pop("evaluate_readout")) == 1
+    assert changed == default_plan
+
+
+STUDIES = {
+    "study_triplet": {"fetch_fashion_mnist"},
+    "study_spatial_contrast": {"fetch_bigbench_images"},
+    "study_metric_embedding": {"fetch_bigbench_images"},
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: str, tmp_path: Path) -> None:
+    done = snakemake("-n", "--quiet", "rules", study, "--directory", tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    local = snakemake(
+        "-n",
+        "-p",
+        study,
+        "--directory",
+        tmp_path,
+        "--config",
+        f"studies={{image_file: {ROOT / 'README.md'}}}",
+        cwd=ROOT,
+    )
+    text = local.stdout + local.stderr
+    assert local.returncode == 0, text
+    assert f"--images {ROOT / 'README.md'}" in text
+    jobs = {match[1] for match in re.finditer(r"^(?:local)?rule (\w+):", text, re.MULTILINE)}
+    assert jobs == {study} | (STUDIES[study] if study == "study_spatial_contrast" else set())
+
+
 def test_a_new_variant_adds_its_own_jobs_and_changes_no_other_piece(
     plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
 ) -> None:

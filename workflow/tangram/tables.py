@@ -107,11 +107,11 @@ SOLUTIONS = pa.schema(
 EVALUATION = pa.schema(
     [
         _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
-        _field("task", _TEXT, "'heldout', an lm-eval task, or a scenario"),
+        _field("task", _TEXT, "'heldout', an lm-eval task, a scenario, or a readout and its labels per class"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says", nullable=True),
-        _field("n", _INT, "tokens, questions or repetitions"),
+        _field("n", _INT, "tokens, questions, repetitions or draws"),
     ]
 )
 SELECTION = pa.schema(
@@ -152,6 +152,9 @@ MEASUREMENTS = pa.schema(
 
 
 def _checksum(table: pa.Table) -> str:
+    for i, field in enumerate(table.schema):
+        if table.column(i).null_count:  # written anew: the bytes under a null are whatever its maker left there
+            table = table.set_column(i, field, pa.array(table.column(i).to_pylist(), field.type))
     plain = table.cast(pa.schema([field.remove_metadata() for field in table.schema])).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, plain.schema) as writer:

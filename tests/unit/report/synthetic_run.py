@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance
 from tangram.report.data import Settings
@@ -104,6 +105,15 @@ def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> tup
     return tuple(choices)
 
 
+def readout(accuracies: dict[str, float]) -> list[dict]:
+    """Return the rows of a few-label readout: four draws around each model's accuracy."""
+    import torch
+
+    draws = torch.tensor([-0.02, 0.0, 0.0, 0.02], dtype=torch.float64)
+    names = [f"{metric}_accuracy, 5 labels" for metric in ("nearest", "metric", "linear")]
+    return readout_rows("intents", {m: dict.fromkeys(names, a + draws) for m, a in accuracies.items()})
+
+
 def write_results(folder: Path, layers: int = 30) -> Path:
     """Write a whole run's tables under ``folder``."""
     rng = np.random.default_rng(7)
@@ -116,6 +126,8 @@ def write_results(folder: Path, layers: int = 30) -> Path:
     tasks = folder / "targets" / "speed-1.2" / "0"
     answers = task_rows({"parent": 0.0, "child": 0.05, "finetuned": 0.02})
     write_table(answers, EVALUATION, tasks / "tasks.parquet", made_by)
+    read = {"parent": 0.8, "child": 0.7, "finetuned": 0.75}
+    write_table(readout(read), EVALUATION, tasks / "readout.parquet", made_by)
     parent = {
         **made_by,
         "parameters": 134515008,

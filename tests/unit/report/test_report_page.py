@@ -112,6 +112,12 @@ def test_tasks_show_accuracies_and_paired_differences(page):
         )
 
 
+def test_readouts_show_accuracies_and_paired_differences(page):
+    row = page.row("readout", "intents, 5 labels")
+    assert row[1] == "nearest labelled text"
+    assert [float(cell.split(" ±")[0].replace("−", "-")) for cell in row[2:]] == pytest.approx([80, 70, -10, 75, -5])
+
+
 def test_predictions_stand_beside_measurements(page):
     row = page.row("speed", "speed-1.4")
     assert row[1] == "1.404 ×"
@@ -185,12 +191,14 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
         shutil.rmtree(path)
     for path in [
         *small.glob("**/tasks.parquet"),
+        *small.glob("**/readout.parquet"),
         *small.glob("targets/*/solutions.json"),
         small / "calibration.parquet",
     ]:
         path.unlink()
     page = Page(render_page(load_results(small, settings_of(4))))
     assert "evaluates no tasks" in page.text
+    assert "representation" not in page.text
     assert "no layers-dropped baseline" in page.text
     assert "left no benchmarks" in page.text
     assert page.row("frontier", "speed-1.2")[3:5] == ["–", "–"]

@@ -67,7 +67,7 @@ def distill_blocks(
         if piece is not None:
             print(f"distill_blocks {kind} {variant}: layer {layer} was finished before a kill", file=sys.stderr)
         else:
-            problem = LocalProblem(model, layer, inputs, outputs, section)
+            problem = LocalProblem(model, layer, inputs, outputs, section, input_ids)
             piece = problem.distil(kind, variant, seed, store.training(layer))
             store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}

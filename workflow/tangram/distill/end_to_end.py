@@ -18,6 +18,7 @@ from tangram.distill.losses import cosine_distance, kl_divergence
 from tangram.distill.parallel import World
 from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.families import decoder_layers
+from tangram.metric_learning.spans import SpanTerm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ class Distillation(nn.Module):
         activations: the teacher's hidden states of ``input_ids``.
         input_ids: ``(sequences, length)``.
         settings: the weights of the losses.
+        spans: what `span_terms` returns, where spans are contrasted.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Distillation(nn.Module):
         activations: Activations,
         input_ids: torch.Tensor,
         settings: Finetune,
+        spans: nn.ModuleDict | None = None,
     ):
         super().__init__()
-        self.child = child
+        self.child, self.spans = child, spans
         self._teacher, self._activations = [parent], activations  # in a list: its weights are not this module's
         self._input_ids, self._settings = input_ids, settings
 
@@ -54,24 +57,31 @@ class Distillation(nn.Module):
         child, parent, settings = self.child, self._teacher[0], self._settings
         layers = decoder_layers(child)
         tokens = self._input_ids[sequences].to(child.device)
-        compared = range(1, len(layers) + 1) if settings.cosine_weight else [len(layers)]
-        targets = self._activations.of_sequences(sequences, compared)
+        terms = {int(index): term for index, term in (self.spans or {}).items()}
+        outputs = {len(layers), *(index + 1 for index in terms)}
+        compared = range(1, len(layers) + 1) if settings.cosine_weight else sorted(outputs)
+        targets = dict(zip(compared, self._activations.of_sequences(sequences, compared), strict=True))
         hidden = child.model.embed_tokens(tokens)
         context = layer_context(child, hidden)
-        cosines = []
+        cosines, contrasts = [], []
         for index, layer in enumerate(layers):
             hidden = layer(hidden, **context)
             if settings.cosine_weight:
-                cosines.append(cosine_distance(hidden, targets[index]))
+                cosines.append(cosine_distance(hidden, targets[index + 1]))
+            if index in terms:
+                contrasts.append(terms[index](hidden, targets[index + 1], sequences))
         logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
         total = torch.zeros((), device=child.device)
         metrics: dict[str, float] = {}
         if settings.cosine_weight:
             cosine = torch.stack(cosines).mean()
             total, metrics["cosine"] = total + settings.cosine_weight * cosine, cosine.item()
+        if contrasts:
+            contrast = torch.stack(contrasts).mean()
+            total, metrics["span_contrast"] = total + settings.span_contrast.weight * contrast, contrast.item()
         if settings.kl_weight:
             with torch.no_grad():
-                teacher = parent.lm_head(parent.model.norm(targets[-1])).flatten(0, 1)
+                teacher = parent.lm_head(parent.model.norm(targets[len(layers)])).flatten(0, 1)
             kl = kl_divergence(logits, teacher)
             total, metrics["kl"] = total + settings.kl_weight * kl, kl.item()
         if settings.lm_weight:
@@ -79,6 +89,21 @@ class Distillation(nn.Module):
             lm = functional.cross_entropy(predictions.float(), tokens[:, 1:].flatten())
             total, metrics["lm_loss"] = total + settings.lm_weight * lm, lm.item()
         return total, metrics
+
+
+def span_terms(
+    layers: int, activations: Activations, input_ids: torch.Tensor, settings: Finetune, seed: int
+) -> nn.ModuleDict | None:
+    """Return the span-contrastive terms by the index of their layer; None where the weight is 0."""
+    if not settings.span_contrast.weight:
+        return None
+    chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
+    return nn.ModuleDict(
+        {
+            str(index): SpanTerm(settings.span_contrast, activations.hidden(index + 1), input_ids, seed)
+            for index in chosen
+        }
+    )
 
 
 def finetune(
@@ -110,9 +135,11 @@ def finetune(
     )
     child.requires_grad_(True)
     parent.requires_grad_(False)
-    loss = Distillation(child, parent, activations, input_ids, settings)
+    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
+    loss = Distillation(child, parent, activations, input_ids, settings, spans)
     all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
     shared = world.distribute(loss, decoder_layers(child), all_used)
     if weights is not None:
         world.load(child, weights)
-    return train(child, shared, plan, label, checkpointing, world)
+    module = child if spans is None else nn.ModuleList([child, spans])
+    return train(module, shared, plan, label, checkpointing, world)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from tangram.activations import layer_context
 from tangram.blocks import get_block
@@ -20,11 +21,11 @@ from tangram.blocks.layer import build_layer
 from tangram.checkpoint import resident
 from tangram.config import BlockDistillation
 from tangram.distill.losses import normalised_mse
-from tangram.distill.trainer import Checkpointing, TrainingPlan, train
+from tangram.distill.trainer import BatchLoss, Checkpointing, TrainingPlan, train
 from tangram.families import Shape, decoder_layers, norm_before, subblock
+from tangram.metric_learning.spans import SpanTerm
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -73,6 +74,7 @@ class LocalProblem:
         inputs: the layer's input, ``(sequences, length, hidden)``.
         outputs: the parent's block output, ``(sequences, length, hidden)``.
         settings: how to train.
+        tokens: ``(sequences, length)``; the span-contrastive term needs them.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class LocalProblem:
         inputs: torch.Tensor,
         outputs: torch.Tensor,
         settings: BlockDistillation,
+        tokens: torch.Tensor | None = None,
     ):
+        self.tokens = tokens
         self.model, self.index, self.settings = model, index, settings
         self.layer = resident(decoder_layers(model)[index])
         self.context = layer_context(model, inputs[:1])
@@ -111,15 +115,30 @@ class LocalProblem:
             ridge=self.settings.ridge,
         )
 
+    def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
+        """Return a replaced layer's output on some sequences, ``(sequences, length, hidden)``."""
+        if kind == "attention":
+            return layer(self.inputs[sequences], **self.context)
+        middle = self.middle[sequences]
+        ffn = subblock(layer, kind)
+        return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the mean normalised loss of a replaced layer on some sequences."""
-        if kind == "attention":
-            predicted = layer(self.inputs[sequences], **self.context)
-        else:
-            middle = self.middle[sequences]
-            ffn = subblock(layer, kind)
-            predicted = middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+        predicted = self.predict(layer, kind, sequences)
         return normalised_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
+
+    def contrasted_loss(self, layer: nn.Module, kind: str, term: SpanTerm) -> BatchLoss:
+        """Return the training loss with the span-contrastive term; what judges a piece stays `loss`."""
+
+        def loss(sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+            predicted, wanted = self.predict(layer, kind, sequences), self.outputs[sequences]
+            mse = normalised_mse(predicted, wanted, self.scale[sequences]).mean()
+            contrast = term(predicted, wanted, sequences)
+            total = mse + self.settings.span_contrast.weight * contrast
+            return total, {"normalised_mse": mse.item(), "span_contrast": contrast.item()}
+
+        return loss
 
     @torch.no_grad()
     def held_out_loss(self, layer: nn.Module, kind: str) -> float:
@@ -156,7 +175,14 @@ class LocalProblem:
         )
         if block.trainable and plan.steps:
             child = subblock(layer, kind).requires_grad_(True)
-            curve = train(child, lambda sequences: (self.loss(layer, kind, sequences), {}), plan, None, checkpointing)
+            module: nn.Module = child
+            loss: BatchLoss = lambda sequences: (self.loss(layer, kind, sequences), {})  # noqa: E731
+            if self.settings.span_contrast.weight:
+                if self.tokens is None:
+                    raise ValueError("the span-contrastive term needs the tokens")
+                term = SpanTerm(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
+                module, loss = nn.ModuleList([child, term]), self.contrasted_loss(layer, kind, term)
+            curve = train(module, loss, plan, checkpointing=checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
                 kept, weights = "trained", child.state_dict()

@@ -64,8 +64,8 @@ PARENT_KEY = Key("", "", "parent")
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; empty where the run has no such file.
 
-    ``evaluations`` and ``tasks`` are EVALUATION with columns ``target`` and ``rank`` in front; ``finetuning`` is CURVES
-    with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job.
+    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with columns ``target`` and ``rank`` in front;
+    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job.
     """
 
     folder: Path
@@ -78,6 +78,7 @@ class Results:
     finetuning: pd.DataFrame
     evaluations: pd.DataFrame
     tasks: pd.DataFrame
+    readouts: pd.DataFrame
     architectures: dict[tuple[str, str], Architecture]
     solutions: dict[str, dict[str, Any]]
     summaries: dict[str, dict[str, Any]]
@@ -93,7 +94,7 @@ class Results:
     @cached_property
     def _estimates(self) -> dict[tuple[str, ...], Estimate]:
         found: dict[tuple[str, ...], Estimate] = {}
-        for row in rows_of(pd.concat([self.tasks, self.evaluations])):
+        for row in rows_of(pd.concat([self.tasks, self.readouts, self.evaluations])):
             error = None if math.isnan(row.standard_error) else row.standard_error
             found[row.target, row.rank, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
         return found
@@ -322,6 +323,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     ]
     evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
+    readouts = [_labelled(_read(path / "readout.parquet", EVALUATION), t, r) for t, r, path in ranks]
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
     solutions = {path.parent.name: _json(path) for path in sorted(folder.glob("targets/*/solutions.json"))}
     solutions = {target: _selected_first(folder, target, content) for target, content in solutions.items()}
@@ -342,6 +344,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         ),
         evaluations=evaluation,
         tasks=tasks,
+        readouts=_one_parent(_concat(readouts, EVALUATION, labels)),
         architectures=architectures,
         solutions=solutions,
         summaries={path.parent.name: summary for path, summary in dropped.items()},

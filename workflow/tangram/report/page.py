@@ -49,6 +49,7 @@ def _sections(results: Results, colours: dict[str, str]) -> list[Section]:
         _frontier(results),
         _architectures(results, colours),
         _tasks(results),
+        _readout(results),
         _speed(results),
         _solver(results),
         _scores(results),
@@ -316,6 +317,34 @@ def _tasks(results: Results) -> Section:
     heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
     columns = ["task", "questions", "chance", "parent", *(c for m in heads if m in keys for c in heads[m])]
     section.parts.append(Table(columns, rows, caption="Accuracy in %, ± one standard error over questions."))
+    return section
+
+
+def _readout(results: Results) -> Section:
+    section = Section(
+        "readout",
+        "What is left of the parent’s representation",
+        "Classes of texts, read from the mean of their hidden states with a few labels per class. All models have the "
+        "same texts and draws of labels, so the differences are paired.",
+    )
+    chosen = _chosen(results)
+    if chosen is None or results.readouts.empty:
+        return section
+    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    names = {"nearest": "nearest labelled text", "metric": "metric embedding", "linear": "linear"}
+    rows: list[list[Cell | str]] = []
+    for task in dict.fromkeys(results.readouts["task"]):
+        for metric, name in names.items():
+            row: list[Cell | str] = [task, name, _points(results.estimate(PARENT_KEY, task, f"{metric}_accuracy"))]
+            for model in ("child", "finetuned"):
+                if model in keys:
+                    row.append(_points(results.estimate(keys[model], task, f"{metric}_accuracy")))
+                    row.append(_points(results.estimate(keys[model], task, f"{metric}_difference"), signed=True))
+            rows.append(row)
+    heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
+    columns = ["task", "readout", "parent", *(c for m in heads if m in keys for c in heads[m])]
+    caption = "Accuracy in %, ± one standard error over draws of labels."
+    section.parts.append(Table(columns, rows, labels=2, caption=caption))
     return section
 
 

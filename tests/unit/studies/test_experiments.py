@@ -1,0 +1,70 @@
+"""What the image studies share: splits, grids, tuning on one split and judging on another, workers."""
+
+import numpy as np
+import pytest
+import torch
+
+from tangram.errors import TangramError
+from tangram.studies.experiments import Outcome, Run, grid, load_splits, tune_and_repeat, workers
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Every image is of one grey of its own, so that it can be told where it went."""
+    path = tmp_path / "images.npz"
+    shades = np.arange(60, dtype=np.uint8)
+    pictures = np.broadcast_to(shades[:, None, None], (60, 4, 4))
+    labels = (shades % 3).astype(np.uint8)
+    test = {"test_images": pictures[40:], "test_labels": labels[40:]}
+    np.savez(path, train_images=pictures[:40], train_labels=labels[:40], **test)
+    return path
+
+
+def test_splits_share_no_image_and_keep_their_labels(images):
+    training, validation, test = load_splits(str(images), "cpu", 10, 15)
+    assert (len(training), len(validation), len(test)) == (30, 10, 15)
+    assert training.images.shape == (30, 1, 4, 4)
+    shades = [set(split.images[:, 0, 0, 0].tolist()) for split in (training, validation, test)]
+    assert len(shades[0] | shades[1] | shades[2]) == 55
+    assert training.images.mean().item() == pytest.approx(0, abs=1e-5)
+    assert training.images.std().item() == pytest.approx(1, rel=0.01)
+    scale = (test.images[1, 0, 0, 0] - test.images[0, 0, 0, 0]).item()  # one shade
+    first = test.images[0, 0, 0, 0].item()
+    for split in (training, validation, test):
+        found = 40 + (split.images[:, 0, 0, 0] - first) / scale
+        assert (found.round().long() % 3 == split.labels).all()
+    with pytest.raises(TangramError, match="too few for 40 to tune on"):
+        load_splits(str(images), "cpu", 40, 15)
+
+
+def test_grids_are_all_combinations():
+    assert grid(a=(1, 2), b=(3,)) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
+
+
+def perform(run):
+    """A made-up arm: best at rate 2 on the validation split, whatever the test split would say."""
+    quality = -((run.setting["rate"] - 2) ** 2) if run.tuning else run.setting["rate"] + run.seed
+    return Outcome({"accuracy": quality})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
+    arms = {"one": grid(rate=(1.0, 2.0, 3.0)), "fixed": grid(rate=(7.0,))}
+    with workers(processes) as mapped:
+        found = tune_and_repeat(perform, arms, 3, "accuracy", mapped, "test")
+    assert found.chosen == {"one": {"rate": 2.0}, "fixed": {"rate": 7.0}}
+    assert {run.seed for run, _ in found.tuning} == {3}
+    assert [run.setting["rate"] for run, _ in found.tuning] == [1.0, 2.0, 3.0]
+    assert {key: outcome.scores["accuracy"] for key, outcome in found.outcomes.items()} == {
+        **{("one", seed): 2.0 + seed for seed in range(3)},
+        **{("fixed", seed): 7.0 + seed for seed in range(3)},
+    }
+
+
+def threads(_):
+    return torch.get_num_threads()
+
+
+def test_workers_have_one_thread_each():
+    with workers(2) as mapped:
+        assert mapped(threads, [Run("arm", {}, 0)] * 3, "test") == [1, 1, 1]

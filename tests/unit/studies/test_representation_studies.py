@@ -1,0 +1,140 @@
+"""The studies of representations from end to end, on made-up images and a tiny parent; nobody believes their claims."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tangram.checkpoint import load_model
+from tangram.config import Finetune, Studies
+from tangram.evaluation.readout import Texts
+from tangram.studies import metric_embedding, span_contrast, spatial_contrast, triplet
+from tangram.studies.experiments import Run, grid
+from tangram.studies.study import write_study
+from tangram.tables import CLAIMS, CORPUS, MEASUREMENTS, read_table, write_table
+
+pytest.importorskip("pytorch_metric_learning")
+SETTINGS = Studies(seeds=3)
+
+
+def write_images(path, side, channels, seed=0):
+    """Write images of three classes, each a bright band at a height of its own over noise."""
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for split, count in (("train", 150), ("test", 45)):
+        labels = np.arange(count, dtype=np.uint8) % 3
+        pictures = random.integers(0, 120, (count, side, side, *channels)).astype(np.uint8)
+        for picture, label in zip(pictures, labels, strict=True):
+            picture[4 + 7 * label : 9 + 7 * label] += 120
+        arrays |= {f"{split}_images": pictures, f"{split}_labels": labels}
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def check(study, folder, claims):
+    """Write the study, and read back that every claim rests on all seeds and measurements name all arms."""
+    write_study(study, folder, "scale tiny", {"tangram.command": "test"})
+    table = read_table(folder / "claims.parquet", CLAIMS)
+    assert len(table) == claims
+    assert set(table["seeds"]) == {SETTINGS.seeds}
+    assert (table["low"] <= table["estimate"]).all()
+    assert (table["estimate"] <= table["high"]).all()
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") >= len(study.figures)
+    return read_table(folder / "measurements.parquet", MEASUREMENTS)
+
+
+def first_settings(arms):
+    return {arm: settings[:2] for arm, settings in arms.items()}
+
+
+def test_triplet(tmp_path, monkeypatch):
+    images = write_images(tmp_path / "images.npz", 28, ())
+    monkeypatch.setitem(triplet.SCALES, "small", triplet.Scale(90, 30, 45, 12, 24, 4, 8))
+    monkeypatch.setattr(triplet, "ARMS", first_settings(triplet.ARMS))
+    rows = check(triplet.triplet(SETTINGS, images, "cpu", 1), tmp_path / "study", 5)
+    main = rows[rows["experiment"] == "embedding"]
+    assert set(main["arm"]) == set(triplet.ARMS)
+    assert (main.groupby(["arm", "metric"]).size() == SETTINGS.seeds).all()
+    pixels = main[(main["arm"] == triplet.PIXELS) & (main["metric"] == "linear accuracy (%)")]["value"]
+    assert (pixels > 90).all()  # the bands can be seen: what is judged are the right labels
+    again = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, triplet.SCALES["small"], "cpu")
+    once = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, triplet.SCALES["small"], "cpu")
+    assert again.scores == once.scores
+
+
+def test_metric_embedding(tmp_path, monkeypatch):
+    images = write_images(tmp_path / "images.npz", 28, ())
+    scale = metric_embedding.Scale(30, 45, 8, 6, 8, 2, 8, 60)
+    monkeypatch.setitem(metric_embedding.SCALES, "small", scale)
+    monkeypatch.setattr(metric_embedding, "FEW", first_settings(metric_embedding.FEW))
+    monkeypatch.setattr(metric_embedding, "ALL", first_settings(metric_embedding.ALL))
+    rows = check(metric_embedding.metric_embedding(SETTINGS, images, "cpu", 1), tmp_path / "study", 6)
+    assert set(rows[rows["experiment"] == "100 labels"]["arm"]) == set(metric_embedding.FEW)
+    assert set(rows[rows["experiment"] == "all labels"]["arm"]) == set(metric_embedding.ALL)
+
+
+def test_spatial_contrast(tmp_path, monkeypatch):
+    pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
+    digits = write_images(tmp_path / "digits.npz", 28, ())
+    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, (6, 12, 30))
+    monkeypatch.setitem(spatial_contrast.SCALES, "small", scale)
+    monkeypatch.setattr(spatial_contrast, "RATES", (1e-3, 3e-3))
+    rates = grid(rate=(1e-3, 3e-3))
+    arms = {arm: rates for arm in spatial_contrast.PRETRAINING if arm != spatial_contrast.SCRATCH}
+    monkeypatch.setattr(spatial_contrast, "PRETRAINING", {**spatial_contrast.PRETRAINING, **arms})
+    study = spatial_contrast.spatial_contrast(SETTINGS, pictures, digits, "cpu", 1)
+    rows = check(study, tmp_path / "study", 8)
+    natural = rows[rows["experiment"] == "natural images"]
+    assert set(natural["arm"]) == {*spatial_contrast.ARMS, spatial_contrast.PIXELS}
+    finetuned = natural[natural["metric"] == "finetuned accuracy (%)"]
+    assert (finetuned.groupby(["arm", "x"]).size() == SETTINGS.seeds).all()
+    assert set(finetuned["x"]) == {6, 12, 30}
+
+
+def test_frozen_features_of_scratch_are_those_of_the_untrained_net(tmp_path):
+    pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
+    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, (12,))
+    run = Run(spatial_contrast.SCRATCH, {"rate": 0.0}, 0)
+    rates = {spatial_contrast.SCRATCH: {12: (1e-2,)}}
+    trained = spatial_contrast.perform(run, pictures, scale, "cpu", True, rates)
+    untrained = spatial_contrast.perform(run, pictures, scale, "cpu", True, {})
+    assert trained.scores["frozen linear 12"] == untrained.scores["frozen linear 12"]
+    assert "finetuned 12 0.01" in trained.scores
+
+
+def test_span_contrast(tmp_path, monkeypatch, tiny_parent):
+    parent = load_model(tiny_parent("llama"))
+    child = copy.deepcopy(parent)
+    with torch.no_grad():
+        for i, parameter in enumerate(child.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter += 0.3 * parameter.std() * noise
+    child.save_pretrained(tmp_path / "child")
+    for split in ("finetune", "score", "heldout"):
+        tokens = torch.randint(3, 300, (6, 24), generator=torch.Generator().manual_seed(len(split)))
+        made = {"source": "made", "documents": ["d"], "document_starts": [0]}
+        rows = [{"sequence_id": i, "input_ids": row, **made} for i, row in enumerate(tokens.tolist())]
+        write_table(rows, CORPUS, tmp_path / f"{split}.parquet")
+    files = span_contrast.Files(
+        str(tiny_parent("llama")),
+        str(tmp_path / "child"),
+        *(str(tmp_path / f"{split}.parquet") for split in ("finetune", "score", "heldout")),
+        "cpu",
+        "float32",
+    )
+    monkeypatch.setitem(span_contrast.SCALES, "small", span_contrast.Scale(4, 2, 60))
+    texts = Texts(tuple(f"text {i % 3} " * (1 + i % 4) for i in range(60)), torch.arange(60) % 3, ("a", "b", "c"))
+    study = span_contrast.span_contrast(SETTINGS, Finetune(), files, texts, 1)
+    rows = check(study, tmp_path / "study", 6)
+    main = rows[rows["experiment"] == "finetuning"]
+    assert set(main["arm"]) == {span_contrast.PLAIN, span_contrast.FREE, span_contrast.PROJECTED, span_contrast.LONGER}
+    span_contrast._load.cache_clear()
+
+
+def test_every_full_scale_is_larger():
+    for module in (triplet, metric_embedding, spatial_contrast, span_contrast):
+        small, full = (dataclasses.astuple(module.SCALES[name]) for name in ("small", "full"))
+        assert all(np.max(more) >= np.max(less) for less, more in zip(small, full, strict=True))

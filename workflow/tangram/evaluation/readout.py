@@ -1,0 +1,159 @@
+"""What is left of the parent's representation: classes of texts read from hidden states with a few labels.
+
+Perplexity and KL judge the last step, a distribution over tokens. This judges what a text's hidden states hold: the
+mean over its tokens, standardised per dimension, read out by the nearest labelled text, by a metric embedding
+(arXiv 1611.01449) learned from the labelled texts and the entropy of others, and by a linear classifier. All models
+see the same texts and the same draws of labels, so their differences are paired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from tangram.activations import layer_context
+from tangram.blocks import PARENT
+from tangram.config import Readout
+from tangram.errors import TangramError
+from tangram.families import decoder_layers
+from tangram.metric_learning.readouts import linear_accuracy, metric_embedding_accuracy, nearest_neighbour_accuracy
+from tangram.metric_learning.samplers import draw_per_class
+from tangram.scoring.metrics import standard_error_by_sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TEST_SHARE = 0.4  # of the texts; the others may be labelled
+METRICS = ("nearest_accuracy", "metric_accuracy", "linear_accuracy")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of some classes; ``labels`` ``(texts,)`` are indices into ``classes``."""
+
+    texts: tuple[str, ...]
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+
+def read_classification(archive: str | Path, name: str) -> Texts:
+    """Read a BIG-bench task whose questions all have the same choices, one of them right: a classification.
+
+    Raises:
+        TangramError: the task is not there, or its choices differ.
+    """
+    from tangram.packages import read_members
+
+    ((_, content),) = read_members(archive, [f"*/benchmark_tasks/{name}/task.json"])
+    examples = [e for e in json.loads(content).get("examples", []) if "target_scores" in e]
+    classes = sorted({choice for example in examples for choice in example["target_scores"]})
+    if not examples or any(set(example["target_scores"]) != set(classes) for example in examples):
+        raise TangramError(
+            f"config.evaluation.readout.task: '{name}' is no classification, its questions have different choices; "
+            "choose one that is, such as 'intent_recognition'"
+        )
+    right = [max(example["target_scores"], key=example["target_scores"].get) for example in examples]
+    return Texts(
+        tuple(example["input"] for example in examples),
+        torch.tensor([classes.index(choice) for choice in right]),
+        tuple(classes),
+    )
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    depth: float,
+    batch_size: int,
+    label: str,
+) -> torch.Tensor:
+    """Return the mean hidden state of every text, its first token left out, ``(texts, hidden)`` float32 on the CPU.
+
+    Args:
+        model: parent or child.
+        tokenizer: its tokenizer.
+        texts: what is embedded; longest first in batches, padded on the right, where causal attention never looks.
+        depth: after which share of the layers; 1 is the last one's output, before the final norm.
+        batch_size: texts per forward pass.
+        label: what to show beside the progress bar, and to name in errors.
+
+    Raises:
+        TangramError: the hidden states are not finite.
+    """
+    layers = decoder_layers(model)[: max(1, round(depth * len(decoder_layers(model))))]
+    tokens = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: -len(tokens[i]))
+    found: dict[int, torch.Tensor] = {}
+    for start in tqdm(range(0, len(order), batch_size), desc=label, mininterval=5):
+        batch = order[start : start + batch_size]
+        ids = torch.nn.utils.rnn.pad_sequence([tokens[i] for i in batch], batch_first=True).to(model.device)
+        hidden = model.model.embed_tokens(ids)
+        context = layer_context(model, hidden)
+        for layer in layers:
+            hidden = layer(hidden, **context)
+        for row, i in enumerate(batch):
+            length = len(tokens[i])
+            found[i] = hidden[row, min(1, length - 1) : length].float().mean(0).cpu()
+    embeddings = torch.stack([found[i] for i in range(len(texts))])
+    if not embeddings.isfinite().all():
+        raise TangramError(f"{label}: the model's hidden states are not finite; its weights are broken, rebuild it")
+    return embeddings
+
+
+def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, seed: int) -> dict[str, torch.Tensor]:
+    """Return accuracies by ``'{metric}, {labels} labels'``, each ``(draws,)``.
+
+    Args:
+        embeddings: ``(texts, hidden)``; standardised here per dimension, by all texts.
+        labels: ``(texts,)``.
+        settings: config section `evaluation.readout`.
+        seed: of the division into texts that may be labelled and texts to test on, and of the draws.
+
+    Raises:
+        TangramError: a class has too few texts.
+    """
+    standard = (embeddings - embeddings.mean(0)) / embeddings.std(0).clamp_min(1e-6)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held_out = round(TEST_SHARE * len(labels))
+    test, pool = order[:held_out], order[held_out:]
+    found: dict[str, list[float]] = {}
+    for draw in range(settings.draws):
+        for count in settings.labels:
+            known = pool[draw_per_class(labels[pool], count, seed * 1_000 + draw)]
+            given = (standard[known], labels[known], standard[test], labels[test])
+            accuracies = {
+                "nearest_accuracy": nearest_neighbour_accuracy(*given),
+                "metric_accuracy": metric_embedding_accuracy(*given, unlabelled=standard[pool], seed=draw),
+                "linear_accuracy": linear_accuracy(*given, strength=0.1),
+            }
+            for metric, value in accuracies.items():
+                found.setdefault(f"{metric}, {count} labels", []).append(value)
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+
+
+def readout_rows(task: str, answers: Mapping[str, Mapping[str, torch.Tensor]]) -> list[dict[str, Any]]:
+    """Return the rows of `tables.EVALUATION` for some models' readouts, by model, as `read_out` gives them.
+
+    Under the task ``'{task}, {labels} labels'``: each accuracy, and for every model but the parent its difference to
+    the parent's, paired by draw. ``n`` is the number of draws; standard errors are over them: the texts are given.
+    """
+    rows = []
+    for model, found in answers.items():
+        for name, values in found.items():
+            metric, _, labels = name.partition(", ")
+            measured = {metric: values}
+            if model != PARENT and PARENT in answers:
+                measured[metric.replace("accuracy", "difference")] = values - answers[PARENT][name]
+            for what, of_draws in measured.items():
+                value, error = standard_error_by_sequence(of_draws[:, None])
+                row = {"model": model, "task": f"{task}, {labels}", "metric": what, "value": value}
+                rows.append({**row, "standard_error": error, "n": len(of_draws)})
+    return rows
