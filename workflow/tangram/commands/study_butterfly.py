@@ -40,7 +40,9 @@ def study_butterfly(
     study = butterfly_study(load_images(images), section.scale, section.seeds, tell)
     depth = shape_of(parent).num_layers
     layers = range(depth) if section.scale == "full" else sorted({depth * (2 * i + 1) // 10 for i in range(5)})
-    language_model(study, parent, read_tokens(distil), read_tokens(score), list(layers), device, dtype, tell)
+    sequences = None if section.scale == "full" else 12
+    tokens = read_tokens(distil)[:sequences]
+    language_model(study, parent, tokens, read_tokens(score), list(layers), device, dtype, tell)
     about = f"scale {section.scale}, {section.seeds} seeds"
     write_study(study, output, about, provenance("tangram.commands.study_butterfly", settings, device))
 

@@ -22,7 +22,7 @@ from tangram.checkpoint import load_model
 from tangram.config import BlockDistillation, Costs, Scenario
 from tangram.costs.torch_engine import measure
 from tangram.distill.local import LocalProblem
-from tangram.families import decoder_layers
+from tangram.families import Shape, shape_of
 from tangram.report.style import variant_colours
 from tangram.scoring.replace_one import ReplaceOne
 from tangram.studies.lines import points_figure
@@ -41,7 +41,7 @@ def variants_for(hidden: int, kind: str) -> dict[str, str]:
     """
     k = hidden // 4
     equal = max(1, hidden // 16 if kind == "attention" else hidden // 19)
-    other = {"gqa": "gqa-1"} if kind == "attention" else {"half width": "width-0.5", "quarter width": "width-0.25"}
+    other = {"gqa": "gqa-1"} if kind == "attention" else {"half width": "width-0.5"}
     return {
         "gadget": f"butterfly-{k}",
         "low rank, equal weights": f"lowrank-{equal}",
@@ -61,6 +61,48 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
         for name, (cost, loss) in points.items()
         if not any(c <= cost and q <= loss and (c, q) != (cost, loss) for c, q in points.values())
     ]
+
+
+def score_pieces(
+    study: Study,
+    parent: str | Path,
+    distil: torch.Tensor,
+    score: torch.Tensor,
+    layers: Sequence[int],
+    device: str,
+    dtype: str,
+    progress: Callable[[str], None],
+) -> None:
+    """Distil and score every variant on some layers; arguments as in `language_model`."""
+    model = load_model(parent, dtype, device).requires_grad_(False)
+    states, scored = StreamedActivations(model, distil, 4), StreamedActivations(model, score, 4)
+    scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
+    settings = BlockDistillation(epochs=1)
+    for layer in layers:
+        problem = LocalProblem(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
+        for kind in KINDS:
+            progress(f"layer {layer}, {kind}")
+            for variant in variants_for(model.config.hidden_size, kind).values():
+                piece = problem.distil(kind, variant, seed=0)
+                rows = scorer.score(layer, build_layer(model, layer, kind, variant, piece.weights))
+                kl = next(float(row["value"]) for row in rows if row["metric"] == "kl")
+                weights = sum(tensor.numel() for tensor in piece.weights.values())
+                study.record(f"score, {kind}", variant, layer, "KL(parent ‖ child), nats", kl)
+                study.record(f"weights, {kind}", variant, layer, "weights", weights)
+
+
+def time_pieces(study: Study, parent: str | Path, device: str, dtype: str, progress: Callable[[str], None]) -> None:
+    """Time every variant beside the parent's own subblock; arguments as in `language_model`."""
+    scenario = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(1,))}
+    costs = Costs(repeats=5, stack_megabytes=48)
+    for kind in KINDS:
+        for variant in variants_for(shape_of(parent).hidden, kind).values():
+            if variant.startswith("ntk-"):
+                continue  # of the same shape as low rank, and so of the same cost
+            progress(f"time of {kind} {variant}")
+            for row in measure(parent, kind, variant, costs, scenario, device, dtype):
+                ratio = row["seconds"] / row["parent_seconds"]
+                study.record(f"cost, {kind}, {row['phase']}", variant, 0, "of the parent's own subblock", ratio)
 
 
 def language_model(
@@ -85,56 +127,27 @@ def language_model(
         dtype: of weights and activations.
         progress: told what is done.
     """
-    model = load_model(parent, dtype, device).requires_grad_(False)
-    hidden = model.config.hidden_size
-    roles = {kind: variants_for(hidden, kind) for kind in KINDS}
-    states, scored = StreamedActivations(model, distil, 4), StreamedActivations(model, score, 4)
-    scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
-    settings = BlockDistillation(epochs=1)
-    for layer in layers:
-        problem = LocalProblem(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
-        for kind in KINDS:
-            progress(f"layer {layer}, {kind}")
-            for variant in roles[kind].values():
-                piece = problem.distil(kind, variant, seed=0)
-                rows = scorer.score(layer, build_layer(model, layer, kind, variant, piece.weights))
-                kl = next(float(row["value"]) for row in rows if row["metric"] == "kl")
-                weights = sum(tensor.numel() for tensor in piece.weights.values())
-                study.record(f"score, {kind}", variant, layer, "KL(parent ‖ child), nats", kl)
-                study.record(f"weights, {kind}", variant, layer, "weights", weights)
-                if piece.loss_after is not None:
-                    gain = piece.loss_before - min(piece.loss_before, piece.loss_after)
-                    study.record(f"gain of training, {kind}", variant, layer, "normalised MSE", gain)
-    scenario = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(1,))}
-    costs = Costs(repeats=5, stack_megabytes=48)
-    share: dict[tuple[str, str, str], float] = {}
+    score_pieces(study, parent, distil, score, layers, device, dtype, progress)
+    time_pieces(study, parent, device, dtype, progress)
+    conclude(study, shape_of(parent))
+
+
+def conclude(study: Study, shape: Shape) -> None:
+    """Add claims and figures from what `score_pieces` and `time_pieces` recorded of a parent of this shape."""
+    roles = {kind: variants_for(shape.hidden, kind) for kind in KINDS}
+    layers = sorted(set(study.frame("score, ffn")["seed"]))
+    share = {}
     for kind in KINDS:
-        for variant in roles[kind].values():
-            same = variant.replace("ntk-", "lowrank-")  # of equal shape, and so of equal cost
-            if variant.startswith("ntk-"):
-                share |= {(kind, variant, phase): share[kind, same, phase] for phase in PHASES}
-                continue
-            progress(f"time of {kind} {variant}")
-            for row in measure(parent, kind, variant, costs, scenario, device, dtype):
-                ratio = row["seconds"] / row["parent_seconds"]
-                share[kind, variant, row["phase"]] = ratio
-                study.record(f"cost, {kind}, {row['phase']}", variant, 0, "of the parent's own subblock", ratio)
-    _conclude(study, roles, share, list(layers), len(decoder_layers(model)))
-
-
-def _conclude(
-    study: Study,
-    roles: Mapping[str, Mapping[str, str]],
-    share: Mapping[tuple[str, str, str], float],
-    layers: list[int],
-    depth: int,
-) -> None:
+        for phase in PHASES:
+            times = study.frame(f"cost, {kind}, {phase}").set_index("arm")["value"].to_dict()
+            for variant in roles[kind].values():
+                share[kind, variant, phase] = float(times[variant.replace("ntk-", "lowrank-")])
     means = {
         (kind, variant): float(rows["value"].mean())
         for kind in KINDS
         for variant, rows in study.frame(f"score, {kind}").groupby("arm")
     }
-    note = f"layers {', '.join(map(str, layers))} of {depth}, which stand for seeds; one epoch of BLD; KL on few tokens"
+    note = f"layers {', '.join(map(str, layers))} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
     for short, role, statement in (
         (
             "11a beside low rank, equal weights",
