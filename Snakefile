@@ -54,7 +54,6 @@ rule all:
 
 onsuccess:
     shell(f"python -m tangram.commands.print_summary --results {RESULTS}")
-    print(f"\nopen {RESULTS}/report.html")
 
 
 onerror:

@@ -28,26 +28,31 @@ READS: dict[str, tuple[str, ...]] = {
     "solve_mip": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
     "drop_layers": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
     "pick_pieces": ("solve_mip", "drop_layers", "distill_blocks"),
-    "assemble_child": ("fetch_parent", "pick_pieces"),
+    "select_child": ("fetch_parent", "build_corpus score", "pick_pieces"),
+    "assemble_child": ("fetch_parent", "pick_pieces", "select_child"),
     "finetune_child": ("assemble_child", "build_corpus finetune", "capture_activations finetune"),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_tasks": ("finetune_child",),
-    "build_report": ("evaluate_model", "evaluate_tasks", "evaluate_parent"),
+    "evaluate_readout": ("finetune_child",),
+    "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
 }
 # A search has a job for its solver and one for its baseline, each with children of its own.
 OF_SOLVER, OF_BASELINE = "solve_mip", "drop_layers"
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
-_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks")
+_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout")
 _ON_DEVICE = (*_CAPTURE, "distill_blocks", "score_blocks", "measure_costs", "calibrate_costs", "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest beginning of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
-    "seed": (*_CORPUS, "distill_blocks", "measure_costs", "calibrate_costs", "finetune_child", *_EVALUATE),
-    "device": (*_CORPUS, *_ON_DEVICE, *_EVALUATE),
+    "seed": (
+        *(*_CORPUS, "distill_blocks", "measure_costs", "calibrate_costs", "select_child", "finetune_child"),
+        *_EVALUATE,
+    ),
+    "device": (*_CORPUS, *_ON_DEVICE, "select_child", *_EVALUATE),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
@@ -67,12 +72,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "search.metric": ("solve_mip", "drop_layers"),
     "targets.<name>": ("solve_mip",),
     "targets.<name>.constraints": ("solve_mip", "drop_layers"),
+    "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
     "evaluation": ("evaluate_parent", "evaluate_model"),
     "evaluation.tasks": ("evaluate_tasks",),
     "evaluation.task_archive": ("evaluate_tasks",),
     "evaluation.task_limit": ("evaluate_tasks",),
+    "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
 
@@ -83,7 +90,7 @@ IN_WORDS = {
     "then the tables and what reads them",
     "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then the report",
     "targets.<name>.compare_layers_dropped": "the baseline's jobs come or go",
-    "headline": "`evaluate_tasks` of the new headline, and the report",
+    "headline": "`evaluate_tasks` and `evaluate_readout` of the new headline, and the report",
 }
 
 _COMMANDS = {

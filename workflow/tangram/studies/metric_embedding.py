@@ -284,7 +284,7 @@ def metric_embedding(settings: Studies, images: str, device: str, processes: int
         experiment(study, "all labels", scale, ALL, settings.seeds, images, device, mapped)
     source = "Binarised MNIST" if settings.image_file is None else settings.image_file
     study.claims = _claims(study, settings.seeds, source)
-    study.figures = _figures(study, few)
+    study.figures += _figures(study, few)
     modern = study.paired("100 labels", "nearest accuracy (%)", METRIC, MODERN)
     study.notes = [
         f"{source}; {scale.steps:,} steps of {scale.queries + scale.unlabelled} images and a reference of each class "

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,10 @@ class _Held:
     def hidden(self, layer: int) -> torch.Tensor:
         """Return one layer's input, ``(sequences, length, hidden)``."""
         return self._states[layer]
+
+    def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return some layers' inputs for some sequences."""
+        return [self._states[layer][sequences] for layer in layers]
 
 
 def _seconds(device: str) -> float:

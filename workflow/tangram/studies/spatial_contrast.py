@@ -318,7 +318,7 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
         experiment(study, "digits", on_digits, (WINDOWS, SCRATCH), seeds, digits, device, mapped, False)
     source = settings.image_file or "CIFAR-10's test images, divided anew into 8,000 and 2,000"
     study.claims = _claims(study, scale, on_digits, seeds, source)
-    study.figures = _figures(study, scale, outcomes, settings.image_file is None)
+    study.figures += _figures(study, scale, outcomes, settings.image_file is None)
     study.notes = [
         f"{source}: never to be put beside published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} "
         f"steps of {scale.pretraining_batch} images without labels; finetuning: {scale.finetuning_steps:,} steps of "

@@ -231,7 +231,7 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
         results = experiment(study, scale, ARMS, settings.seeds, images, device, mapped)
     source = "Fashion-MNIST" if settings.image_file is None else settings.image_file
     study.claims = _claims(study, settings.seeds, source)
-    study.figures = _figures(study, results, list(ARMS), settings.image_file is None)
+    study.figures += _figures(study, results, list(ARMS), settings.image_file is None)
     against = {arm: study.paired("embedding", "knn accuracy (%)", TRIPLET, arm) for arm in (SUPCON, CROSS_ENTROPY)}
     chosen = "; ".join(
         f"{arm}: {words(setting)}"
