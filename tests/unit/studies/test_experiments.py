@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tangram.errors import TangramError
-from tangram.studies.experiments import Outcome, Run, grid, load_splits, tune_and_repeat, workers
+from tangram.studies.experiments import Outcome, grid, load_splits, tune_and_repeat, workers
 
 
 @pytest.fixture
