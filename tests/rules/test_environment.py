@@ -29,7 +29,8 @@ def test_the_lock_pins_every_line_exactly_and_without_local_versions() -> None:
 
 
 def test_every_dependency_is_locked() -> None:
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["dev"], *extras["studies"]]
     assert {normalised(name) for name in wanted} <= pinned(LOCK).keys()
 
 

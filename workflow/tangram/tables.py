@@ -200,7 +200,8 @@ def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
     except FileNotFoundError as error:
         raise TangramError(f"{path} does not exist; run the pipeline to build it") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise TangramError(f"{path} is damaged ({error}); {remedy}") from error
+        reason = " ".join(str(error).split())
+        raise TangramError(f"{path} is damaged ({reason}); {remedy}") from error
     if names != schema.names or types != schema.types:
         raise TangramError(f"{path} has columns {names}, expected {schema.names}; {remedy}")
     recorded = (table.schema.metadata or {}).get(b"tangram.sha256", b"")

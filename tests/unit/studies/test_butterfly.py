@@ -1,5 +1,7 @@
 """The butterfly study: its controls have the sizes that they claim, and every experiment runs at a tiny size."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from tangram.child.structured import ButterflyLinear
 from tangram.families import shape_of
 from tangram.images import Images
+from tangram.report.document import Figure
 from tangram.studies import butterfly, projections
 from tangram.studies.butterfly import Task, network, padded_images, train_network
 from tangram.studies.study import Study, write_study
@@ -67,11 +70,17 @@ def test_the_study_runs_at_a_tiny_size(monkeypatch, tmp_path):
     size = butterfly.Size((128,), 5, 96, 40, 3, 64, 30, 32, 1, 12, 2, 64)
     monkeypatch.setitem(butterfly.SIZES, "small", size)
     monkeypatch.setattr(butterfly, "RATES", (1e-3,))
+    monkeypatch.setattr(butterfly, "SGD_RATES", (0.03,))
+    tiny = dataclasses.replace(task(32), epochs=1)
+    monkeypatch.setattr(butterfly, "_tasks", lambda *_: {"Fashion-MNIST": tiny})
+    drawn: list[str] = []
+    monkeypatch.setattr(butterfly, "lines_figure", lambda name, *_, **__: drawn.append(name) or Figure("<svg/>", name))
     study = butterfly.butterfly_study(images(), "small", 2, lambda _: None)
     rows = {claim.claim.split()[0] for claim in study.claims}
     assert {name[:-1] if name[-1].isalpha() else name for name in rows} == {str(i) for i in range(1, 11)}
     assert {claim.claim: claim.verdict for claim in study.claims}["2 weights"] == "supported"
     assert {claim.claim: claim.verdict for claim in study.claims}["4 landscape"] == "supported"
+    assert len(drawn) == len(set(drawn)) == 7
     write_study(study, tmp_path, "tiny", {})
     assert len(read_table(tmp_path / "claims.parquet", CLAIMS)) == len(study.claims)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tangram.errors import TangramError
-from tangram.studies.experiments import Outcome, Run, grid, load_splits, tune_and_repeat, workers
+from tangram.studies.experiments import Outcome, grid, load_splits, tune_and_repeat, workers
 
 
 @pytest.fixture
@@ -47,11 +47,17 @@ def perform(run):
     return Outcome({"accuracy": quality})
 
 
+def threads(_):
+    return torch.get_num_threads()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
     arms = {"one": grid(rate=(1.0, 2.0, 3.0)), "fixed": grid(rate=(7.0,))}
     with workers(processes) as mapped:
         found = tune_and_repeat(perform, arms, 3, "accuracy", mapped, "test")
+        if processes > 1:
+            assert mapped(threads, [0] * 3, "test") == [1, 1, 1]
     assert found.chosen == {"one": {"rate": 2.0}, "fixed": {"rate": 7.0}}
     assert {run.seed for run, _ in found.tuning} == {3}
     assert [run.setting["rate"] for run, _ in found.tuning] == [1.0, 2.0, 3.0]
@@ -59,12 +65,3 @@ def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
         **{("one", seed): 2.0 + seed for seed in range(3)},
         **{("fixed", seed): 7.0 + seed for seed in range(3)},
     }
-
-
-def threads(_):
-    return torch.get_num_threads()
-
-
-def test_workers_have_one_thread_each():
-    with workers(2) as mapped:
-        assert mapped(threads, [Run("arm", {}, 0)] * 3, "test") == [1, 1, 1]

@@ -104,7 +104,8 @@ class CandidateScores:
         self._architectures = dict(enumerate(architectures))
         self._library, self._layers = library, dict[tuple[int, LayerChoice], Any]()
         self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
-        self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
+        with torch.inference_mode():
+            self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
         self._saved = time.monotonic()
         if cache is not None and cache.exists():
             self._restore(cache)

@@ -104,7 +104,7 @@ def draw_maps(name: str, alt: str, maps: Mapping[str, tuple[np.ndarray, np.ndarr
     def draw() -> Figure:
         from matplotlib.lines import Line2D
 
-        figure, axes = new_figure(len(maps), 1, 9.2, 9.2 / len(maps) + 0.7)
+        figure, axes = new_figure(len(maps), 1, 9.2, 9.2 / len(maps) + 0.55)
         for axis, (arm, (places, labels)) in zip(axes, maps.items(), strict=True):
             for label in np.unique(labels):
                 chosen = places[labels == label]
@@ -135,7 +135,9 @@ def draw_filters(name: str, alt: str, filters: Mapping[str, np.ndarray], columns
     """Return first-layer filters ``(filters, channels, side, side)`` per arm, each scaled to its own extremes."""
 
     def draw() -> Figure:
-        figure, axes = new_figure(len(filters), 1, 9.2, 9.2 / len(filters) + 0.35)
+        count, _, side, _ = next(iter(filters.values())).shape
+        shape = (-(-count // columns) * (side + 1) - 1) / (columns * (side + 1) - 1)
+        figure, axes = new_figure(len(filters), 1, 9.2, 9.2 / len(filters) * shape + 0.45)
         for axis, (arm, weights) in zip(axes, filters.items(), strict=True):
             count, channels, side, _ = weights.shape
             rows = -(-count // columns)

@@ -147,7 +147,8 @@ def conclude(study: Study, shape: Shape) -> None:
         for kind in KINDS
         for variant, rows in study.frame(f"score, {kind}").groupby("arm")
     }
-    note = f"layers {', '.join(map(str, layers))} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
+    which = ", ".join(map(str, layers))
+    note = f"layers {which} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
     for short, role, statement in (
         (
             "11a beside low rank, equal weights",

@@ -27,7 +27,7 @@ from tangram.studies.curves import PALETTE, Line, line_grid
 from tangram.studies.study import Claim, NotReproduced, Study, Verdict, interval
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
-VOTES = (250, 500, 1000, 2000, 4000)
+VOTES = (250, 500, 1000, 2000)
 VOTES_CLAIMED = 1000  # the budget that a claim is made of
 LAYER_ROUNDS = 400  # calibration batches
 FLIP = 0.1  # how often the simulated judge errs
@@ -199,7 +199,7 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
     for name in DUELS:
         dueling = make_dueling(name, replications, arms, arms * prompts)
         replay = table()
-        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts // 2)
+        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts // 4)
         for share, choice in zip(SHARES, found, strict=False):
             chosen[name, share] = choice
         study.record(

@@ -65,7 +65,7 @@ ARMS = {  # four settings each
     LOG_FORM: grid(rate=RATES),
     SIAMESE: grid(rate=RATES[1:3], margin=(1.0, 4.0)),
     SUPCON: grid(rate=RATES[1:3], temperature=(0.1, 0.5)),
-    CROSS_ENTROPY: grid(rate=RATES),
+    CROSS_ENTROPY: grid(rate=(1e-3, 3e-3, 1e-2, 3e-2)),
     UNTRAINED: grid(rate=(0.0,)),
     PIXELS: grid(rate=(0.0,)),
 }
