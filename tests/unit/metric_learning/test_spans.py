@@ -9,7 +9,7 @@ import torch
 from tangram.activations import StreamedActivations
 from tangram.checkpoint import load_model
 from tangram.config import BlockDistillation, Finetune, SpanContrast
-from tangram.distill.end_to_end import batch_loss, finetune, span_terms
+from tangram.distill.end_to_end import Distillation, finetune, span_terms
 from tangram.distill.local import LocalProblem
 from tangram.distill.trainer import Checkpointing
 from tangram.metric_learning.spans import SpanTerm, confusable, pool_spans, span_contrastive_loss
@@ -109,7 +109,7 @@ def tokens(parent):
 def test_weight_zero_makes_no_term(parent, child, tokens):
     states = StreamedActivations(parent, tokens, 4)
     assert span_terms(3, states, tokens, Finetune(), seed=0) is None
-    _, metrics = batch_loss(child, parent, states, tokens, Finetune())(torch.arange(4))
+    _, metrics = Distillation(child, parent, states, tokens, Finetune())(torch.arange(4))
     assert set(metrics) == {"cosine", "kl"}
 
 
