@@ -5,14 +5,13 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tiny_children import MIXED, child_of, pieces
 
 from tangram.checkpoint import load_model
 from tangram.child.architecture import save_architecture
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
-from tangram.files import sha256_of
+from tangram.files import sha256_of, write_tensors
 
 SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
 
@@ -35,7 +34,7 @@ def arguments(llama, tmp_path, monkeypatch):
                     for layer in layers
                     for name, tensor in piece(kind, variant, layer).items()
                 }
-                save_file(tensors, path)
+                write_tensors(path, tensors, {})
     options = {
         "parent": tmp_path / "parent",
         "architecture": tmp_path / "architecture.json",
@@ -95,6 +94,6 @@ def test_truncated_library_file_is_told_in_one_line(arguments, capfd):
     capfd.readouterr()
     assert exit_status() == 1
     message = capfd.readouterr().err
-    assert "ffn/linear/0-2.safetensors cannot be read" in message
+    assert "ffn/linear/0-2.safetensors does not match its own checksum; delete it and run again" in message
     assert message.count("\n") == 1
     assert not (arguments / "child").exists()
