@@ -10,7 +10,7 @@ min_version("9.27")
 # `--configfile other.yaml` replaces the default; without this condition Snakemake would merge the two.
 if not workflow.configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: f"{workflow.basedir}/config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
