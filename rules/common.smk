@@ -69,6 +69,11 @@ wildcard_constraints:
     split="|".join(SPLITS),
 
 
+def library_folder(wildcards, input):
+    """Return the library's folder, for `params` of rules that read several pieces."""
+    return os.path.commonpath([f"{RESULTS}/library", *input.library])
+
+
 def checkpoint_of(folder, *more):
     """Return the files of a checkpoint folder that matter, so that the loss of any of them is noticed."""
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json", *more]
@@ -181,7 +186,9 @@ def solution_of(wildcards):
         return f"{folder}/{LAYERS_DROPPED}/solution.json"
     if _is_selected(wildcards):
         return f"{folder}/selection/architecture.json"
-    return f"{folder}/solutions" + (f"/{wildcards.rank}/architecture.json" if wildcards.rank != CANDIDATES else "")
+    if wildcards.rank == CANDIDATES:
+        return f"{folder}/solutions"
+    return f"{folder}/solutions/{wildcards.rank}/architecture.json"
 
 
 def solved(wildcards):

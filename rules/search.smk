@@ -80,7 +80,7 @@ checkpoint pick_pieces:
     benchmark:
         "<benchmarks>/pick_pieces/{target}/{rank}.tsv"
     params:
-        library=lambda wildcards, input: os.path.commonpath([f"{RESULTS}/library", *input.library]),
+        library=library_folder,
         solution=solution_of,
         shards=",".join(SHARDS),
         code=code_hash("tangram.commands.pick_pieces"),

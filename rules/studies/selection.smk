@@ -28,7 +28,7 @@ rule study_selection:
     params:
         folder=output_folder("page"),
         parent=input_folder("parent"),
-        library=f"{RESULTS}/library",
+        library=library_folder,
         shards=",".join(SHARDS),
         settings=slice_of(
             {

@@ -108,7 +108,7 @@ STUDIES = {
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: str, tmp_path: Path) -> None:
-    done = snakemake("-n", "--quiet", "rules", study, "--directory", tmp_path, cwd=ROOT)
+    done = snakemake("-n", study, "--directory", tmp_path, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     local = snakemake(
         "-n",

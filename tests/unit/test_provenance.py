@@ -8,7 +8,7 @@ import pytest
 
 from tangram import provenance
 
-COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
+COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py") if "study_" not in path.stem)
 
 
 def _forget() -> None:

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
 
 from tangram.child.architecture import LayerChoice, load_architecture, save_architecture
 from tangram.commands.pick_pieces import pick_pieces
 from tangram.commands.select_child import select_child
 from tangram.config import Selection, Target, slice_of
+from tangram.files import write_tensors
 from tangram.tables import CORPUS, SELECTION, read_table, write_table
 
 MILD = (*PARENT_ONLY[:4], LayerChoice("parent", "width-0.5"))
@@ -32,7 +32,7 @@ def select(llama, tmp_path):
                 for layer in range(LAYERS)
                 for name, tensor in piece(kind, variant, layer).items()
             }
-            save_file(tensors, path)
+            write_tensors(path, tensors, {})
     tokens = torch.randint(2, VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(0))
     rows = [
         {"sequence_id": i, "source": "test", "input_ids": row.tolist(), "documents": ["x"], "document_starts": [0]}
