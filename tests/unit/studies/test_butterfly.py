@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tangram.blocks import structured
 from tangram.child.structured import ButterflyLinear
 from tangram.families import shape_of
 from tangram.images import Images
@@ -97,6 +98,15 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
             "no-op": "no-op",
         },
     )
+    times = {"butterfly-8": 0.5, "lowrank-6": 0.4, "lowrank-8": 0.6, "no-op": 0.0}
+    monkeypatch.setattr(
+        projections,
+        "measure",
+        lambda parent, kind, variant, *_: [
+            {"phase": phase, "seconds": times[variant], "parent_seconds": 2.0} for phase in projections.PHASES
+        ],
+    )
+    monkeypatch.setattr(structured, "LEARNING_STEPS", 3)
     parent = tiny_parent("llama")
     tokens = torch.randint(0, 300, (6, 12), generator=torch.Generator().manual_seed(0))
     study = Study("butterfly", "t", "0")
@@ -105,7 +115,9 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
     assert study.claims[2].measured.startswith("on the front:")
     scores = study.frame("score, ffn")
     assert len(scores) == 5 * shape_of(parent).num_layers
-    assert (study.frame("cost, attention, decode").set_index("arm").loc["no-op", "value"]) == 0
+    assert study.frame("cost, attention, decode").set_index("arm")["value"].to_dict() == {
+        variant: seconds / 2 for variant, seconds in times.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])

@@ -40,7 +40,7 @@ def variants_for(hidden: int, kind: str) -> dict[str, str]:
         kind: ``'attention'`` or ``'ffn'``.
     """
     k = hidden // 4
-    equal = max(1, hidden // 16 if kind == "attention" else hidden // 19)
+    equal = max(1, hidden // 15 if kind == "attention" else hidden // 19)
     other = {"gqa": "gqa-1"} if kind == "attention" else {"half width": "width-0.5"}
     return {
         "gadget": f"butterfly-{k}",
