@@ -107,7 +107,7 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]
         models = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if typing.get_origin(field.annotation) is dict:
             where, models = f"{where}.<name>", models[-1:]
-        if len(models) == 1 and type(None) not in inner:
+        if len(models) == 1 and type(None) not in inner and typing.get_origin(field.annotation) is not tuple:
             yield from leaves(models[0], f"{where}.")
         else:
             yield where, field.annotation
@@ -168,11 +168,7 @@ def changed(config: dict, key: str, annotation: Any) -> dict:
     place: Any = result
     for part in path[:-1]:
         section = section[part]
-        place = place.setdefault(part, {})
-    if path[0] in ("corpus", "parent", "targets", "scenarios"):  # sections that the config has in full
-        place = result
-        for part in path[:-1]:
-            place = place[part]
+        place = place.setdefault(part, copy.deepcopy(section))
     place[path[-1]] = other_value(key, annotation, section[path[-1]])
     return result
 
