@@ -142,7 +142,7 @@ def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
 ) -> None:
     folder = copy_of_run()
     before = len(cluster.finished())
-    main = start(folder, slow_config, *PROFILE, *arguments, PIECE, environment=cluster.environment)
+    main = start(folder, slow_config, *PROFILE, PIECE, *arguments, environment=cluster.environment)
     if disturb:
         disturb(cluster, the_job(cluster, folder))
     assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
