@@ -268,22 +268,28 @@ def ran_rules(jobs: set[Job]) -> set[str]:
     return {rule for rule, _ in jobs}
 
 
-def test_a_new_variant_costs_its_own_jobs_and_what_reads_the_tables(planner: Planner, run: Run) -> None:
+def onward(jobs: set[Job], *first: str) -> set[str]:
+    """Return the rules of a run that follow, split or not."""
+    return {rule.split()[0] for rule in reruns.onward(first)} & ran_rules(jobs)
+
+
+def test_a_new_variant_costs_its_own_jobs_and_what_reads_the_tables(
+    planner: Planner, run: Run, all_jobs: set[Job]
+) -> None:
     library = run.config["library"]
     plan = planner(run.config | {"library": library | {"ffn": [*library["ffn"], "width-0.5"]}})
     own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "measure_costs")}
     assert len(own) == 3
     assert all("width-0.5" in wildcards for _, wildcards in own)
-    first = ("collect_scores", "collect_costs")
-    assert ran_rules(plan - own) == reruns.onward(first)
+    assert ran_rules(plan - own) == onward(all_jobs, "collect_scores", "collect_costs")
 
 
-def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: Run) -> None:
+def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
     targets = run.config["targets"]
     plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
     assert ("build_report", "") in plan
     assert all("target=more" in wildcards for _, wildcards in plan - {("build_report", "")})
-    assert ran_rules(plan) == reruns.onward(("solve_mip", "drop_layers")) - {"evaluate_tasks"}
+    assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - {"evaluate_tasks"}
 
 
 def test_a_target_without_its_baseline_reruns_the_report_only(planner: Planner, run: Run) -> None:
@@ -320,7 +326,7 @@ def test_a_deleted_file_reruns_its_own_job_and_what_reads_it(
         plan = planner()
     finally:
         kept.rename(path)
-    assert ran_rules(plan) == {rule.split()[0] for rule in reruns.onward((first,))}
+    assert ran_rules(plan) == onward(all_jobs, first)
     assert len([job for job in plan if node(job) == first]) == 1, "no other shard, split or child"
     assert plan <= all_jobs
 
