@@ -63,7 +63,7 @@ def begun(folder: Path) -> Path:
 
 def the_job(cluster: slurm.Cluster, folder: Path) -> str:
     """Wait until the job that trains the piece has left a state, and return its number."""
-    wait_for(begun(folder).exists, 180)
+    wait_for(begun(folder).exists, 600)
     (number,) = running(cluster, folder)
     return number
 
@@ -145,7 +145,7 @@ def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
     main = start(folder, slow_config, *PROFILE, PIECE, *arguments, environment=cluster.environment)
     if disturb:
         disturb(cluster, the_job(cluster, folder))
-    assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+    assert main.wait(timeout=1200) == 0, (folder / "printed").read_text()
     states = [record["JobState"] for record in cluster.finished()[before:]]
     assert states == [state, "COMPLETED"], "one retry, and nothing else"
     log = (folder / "results/tiny/logs/distill_blocks/attention/gqa-1/00-02.log").read_text()
@@ -163,9 +163,9 @@ def test_a_dead_node_costs_a_retry_elsewhere_and_its_survivors_harm_nothing(
     (survivor,) = jobs_in(folder, "distill_blocks")
     os.kill(cluster.pid(f"slurmd-{node}"), signal.SIGKILL)
     try:
-        assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+        assert main.wait(timeout=1200) == 0, (folder / "printed").read_text()
         with contextlib.suppress(psutil.NoSuchProcess):
-            survivor.wait(timeout=200)  # it wrote the same output, after or before the retry did
+            survivor.wait(timeout=600)  # it wrote the same output, after or before the retry did
         assert_undisturbed(folder, undisturbed)
         assert not list((folder / "results").rglob("*.partial"))
     finally:
@@ -186,7 +186,7 @@ def test_a_restart_of_slurmctld_that_a_poll_falls_into_is_outlived(
     wait_for(lambda: not psutil.pid_exists(controller), 30)
     wait_for(lambda: "could not check status" in (folder / "printed").read_text(), 120)
     cluster.start_controller()
-    assert main.wait(timeout=400) == 0, (folder / "printed").read_text()
+    assert main.wait(timeout=1200) == 0, (folder / "printed").read_text()
     assert_undisturbed(folder, undisturbed)
 
 

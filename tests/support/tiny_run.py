@@ -92,7 +92,7 @@ def jobs_in(folder: Path, command: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
     """Wait until something holds."""
     deadline = time.monotonic() + seconds
     while not what():
