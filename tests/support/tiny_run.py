@@ -55,6 +55,7 @@ def snakemake(
         capture_output=True,
         text=True,
         env=(environment or os.environ) | {"HF_HUB_OFFLINE": "1"},
+        timeout=1800,
     )
 
 
