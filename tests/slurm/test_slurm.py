@@ -113,11 +113,14 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_two_copies_run(
     assert_undisturbed(folder, undisturbed)
 
 
-def cancel(cluster: slurm.Cluster, job: str) -> None:
+def cancel(cluster: slurm.Cluster, folder: Path, job: str) -> None:
     cluster.call("scancel", job)
 
 
-def end_its_time(cluster: slurm.Cluster, job: str) -> None:
+def end_its_time(cluster: slurm.Cluster, folder: Path, job: str) -> None:
+    # SLURM looks at its clock once a minute: until then the job is made to wait.
+    (process,) = jobs_in(folder, "distill_blocks")
+    process.suspend()
     cluster.call("scontrol", "update", f"jobid={job}", "endtime=now")
 
 
@@ -144,7 +147,7 @@ def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
     before = len(cluster.finished())
     main = start(folder, slow_config, *PROFILE, PIECE, *arguments, environment=cluster.environment)
     if disturb:
-        disturb(cluster, the_job(cluster, folder))
+        disturb(cluster, folder, the_job(cluster, folder))
     assert main.wait(timeout=1200) == 0, (folder / "printed").read_text()
     states = [record["JobState"] for record in cluster.finished()[before:]]
     assert states == [state, "COMPLETED"], "one retry, and nothing else"

@@ -61,8 +61,8 @@ def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> 
 
 def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
     assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
-    assert changed_by("scoring/replace_one.py", _real) == {"score_blocks", "study_butterfly"}
-    assert changed_by("distill/local.py", _real) == {"distill_blocks", "study_butterfly"}
+    assert changed_by("scoring/replace_one.py", _real) == {"score_blocks"}
+    assert changed_by("distill/local.py", _real) == {"distill_blocks"}
     assert changed_by("distill/end_to_end.py", _real) == {"finetune_child"}
     assert changed_by("search/mip.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
