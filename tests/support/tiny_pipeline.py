@@ -79,8 +79,8 @@ def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def slow_config(run: Run) -> dict:
     """The finished run's config with trainings that last some seconds, so that there is something to kill."""
-    library = run.config["library"] | {"bld": {"epochs": 120, "checkpoint_seconds": 1}}
-    finetune = {"epochs": 60, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
+    library = run.config["library"] | {"bld": {"epochs": 200, "checkpoint_seconds": 1}}
+    finetune = {"epochs": 100, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
     return run.config | {"library": library, "finetune": finetune}
 
 
