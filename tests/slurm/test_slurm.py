@@ -14,7 +14,7 @@ import cluster as slurm
 import psutil
 import pytest
 from safetensors.torch import load_file
-from tiny_run import CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover, snakemake, start, wait_for
+from tiny_run import CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover, resumed, snakemake, start, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
 
@@ -109,7 +109,7 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_two_copies_run(
     assert not jobs_in(folder, "distill_blocks")
     on_slurm(cluster, folder, slow_config, PIECE)
     log = (folder / "results/tiny/logs/distill_blocks/attention/gqa-1/00-02.log").read_text()
-    assert "goes on from step" in log
+    assert resumed(log)
     assert_undisturbed(folder, undisturbed)
 
 
@@ -152,7 +152,7 @@ def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
     states = [record["JobState"] for record in cluster.finished()[before:]]
     assert states == [state, "COMPLETED"], "one retry, and nothing else"
     log = (folder / "results/tiny/logs/distill_blocks/attention/gqa-1/00-02.log").read_text()
-    assert ("goes on from step" in log) == (disturb is not None)
+    assert resumed(log) == (disturb is not None)
     assert_undisturbed(folder, undisturbed)
 
 

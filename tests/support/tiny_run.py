@@ -81,6 +81,11 @@ def recover(folder: Path, environment: dict[str, str] | None = None) -> subproce
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+def resumed(printed: str) -> bool:
+    """Say whether a job went on from what a killed one had left: a training's state, or a finished layer."""
+    return "goes on from step" in printed or "was finished before a kill" in printed
+
+
 def jobs_in(folder: Path, command: str) -> list[psutil.Process]:
     """Return the processes in a folder that run a command of the package (not the shells around it)."""
     found = []
