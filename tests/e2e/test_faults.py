@@ -33,6 +33,8 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_
     store = folder / "results/tiny/checkpoints/attention/gqa-1/00-02"
     main = start(folder, slow_config, "--cores", "2", PIECE)
     wait_for(lambda: (store / "0.safetensors").exists())
+    (job,) = jobs_in(folder, "distill_blocks")
+    job.suspend()  # so that it is not done before the rest is
 
     second = snakemake(folder, slow_config, "--cores", "2", PIECE)
     assert second.returncode == 1, "two at once in one folder"
@@ -43,6 +45,7 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_
     main.send_signal(signal.SIGKILL)
     main.wait()
     assert jobs_in(folder, "distill_blocks"), "the job outlives its Snakemake"
+    job.resume()
     recovered = recover(folder)
     assert recovered.returncode == 0, recovered.stderr
     assert not jobs_in(folder, "distill_blocks"), "so that no two copies of it write the same output"

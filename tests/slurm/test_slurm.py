@@ -97,11 +97,14 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_two_copies_run(
     folder = copy_of_run()
     main = start(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
     job = the_job(cluster, folder)
+    (process,) = jobs_in(folder, "distill_blocks")
+    process.suspend()  # so that it is not done before the rest is
     main.send_signal(signal.SIGKILL)
     main.wait()
     assert running(cluster, folder) == [job], "the job outlives its Snakemake"
     refused = snakemake(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
     assert "cannot be locked" in refused.stderr
+    process.resume()
     recovered = recover(folder, cluster.environment)
     assert recovered.returncode == 0, recovered.stderr
     assert "1 SLURM jobs ended" in recovered.stdout
