@@ -57,7 +57,7 @@ def test_an_empty_or_doubled_row_adds_nothing():
 
 def test_sketch_loss_has_the_right_gradient():
     x, _, sketch = problem()
-    torch.autograd.gradcheck(lambda b: sketch_loss(b, x, K), sketch.requires_grad_(True))
+    assert torch.autograd.gradcheck(lambda b: sketch_loss(b, x, K), sketch.requires_grad_(True))
 
 
 def test_optimal_loss_is_pca_and_compression_keeps_it():
