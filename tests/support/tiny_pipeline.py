@@ -1,14 +1,17 @@
-"""A whole run on a tiny Llama, through the real `snakemake` command, once for all tests here."""
+"""A whole run on a tiny Llama, through the real `snakemake` command, once for all tests and all of pytest's workers."""
 
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tiny_run import CURVES, PIECE, Run, snakemake
 
 
@@ -30,6 +33,13 @@ def _bigbench(folder: Path) -> dict:
         "format": "sdist",
         "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
     }
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is the same for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
@@ -67,13 +77,21 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(shared: Path, request: pytest.FixtureRequest) -> Run:
     """The whole pipeline, finished."""
-    folder = tmp_path_factory.mktemp("run")
-    config = tiny_config | {"evaluation": {"tasks": ["numbers"], "task_archive": _bigbench(folder)}}
-    done = snakemake(folder, config, "--cores", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Run(folder, config, done.stdout + done.stderr)
+    folder, finished = shared / "run", shared / "run.json"
+    with FileLock(shared / "run.lock"):
+        if not finished.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            evaluation = {"tasks": ["numbers"], "task_archive": _bigbench(folder)}
+            config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
+            done = snakemake(folder, config, "--cores", "2")
+            assert done.returncode == 0, done.stdout + done.stderr
+            made = Run(folder, config, done.stdout + done.stderr)
+            finished.write_text(json.dumps(asdict(made), default=str))
+        found = json.loads(finished.read_text())
+    return Run(Path(found["folder"]), found["config"], found["printed"])
 
 
 @pytest.fixture(scope="session")
@@ -97,10 +115,14 @@ def copy_of_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.fixture(scope="session")
-def undisturbed(copy_of_run: Callable[[], Path], slow_config: dict) -> Path:
+def undisturbed(shared: Path, copy_of_run: Callable[[], Path], slow_config: dict) -> Path:
     """A run with the slow config that nothing happened to."""
-    folder = copy_of_run()
-    for target in (PIECE, CURVES):
-        done = snakemake(folder, slow_config, "--cores", "2", target)
-        assert done.returncode == 0, done.stderr
+    folder = shared / "undisturbed"
+    with FileLock(shared / "undisturbed.lock"):
+        if not folder.exists():
+            copy = copy_of_run()
+            for target in (PIECE, CURVES):
+                done = snakemake(copy, slow_config, "--cores", "2", target)
+                assert done.returncode == 0, done.stderr
+            copy.rename(folder)
     return folder

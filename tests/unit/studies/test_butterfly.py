@@ -11,8 +11,10 @@ from tangram.child.structured import ButterflyLinear
 from tangram.families import shape_of
 from tangram.images import Images
 from tangram.report.document import Figure
-from tangram.studies import butterfly, projections
-from tangram.studies.butterfly import Task, network, padded_images, train_network
+from tangram.studies import butterfly
+from tangram.studies.butterfly import autoencoder, language_model, replacement, sketch, speed, theory
+from tangram.studies.butterfly.common import SIZES, Size, padded_images
+from tangram.studies.butterfly.replacement import Task, network, train_network
 from tangram.studies.study import Study, write_study
 from tangram.tables import CLAIMS, read_table
 
@@ -68,14 +70,16 @@ def test_images_are_padded_and_permuted():
 
 
 def test_the_study_runs_at_a_tiny_size(monkeypatch, tmp_path):
-    size = butterfly.Size((128,), 5, 96, 40, 3, 64, 30, 32, 1, 12, 2, 64)
-    monkeypatch.setitem(butterfly.SIZES, "small", size)
-    monkeypatch.setattr(butterfly, "RATES", (1e-3,))
-    monkeypatch.setattr(butterfly, "SGD_RATES", (0.03,))
+    size = Size((128,), 5, 96, 40, 3, 64, 30, 32, 1, 12, 2, 64)
+    monkeypatch.setitem(SIZES, "small", size)
+    monkeypatch.setattr(replacement, "RATES", (1e-3,))
+    monkeypatch.setattr(replacement, "SGD_RATES", (0.03,))
     tiny = dataclasses.replace(task(32), epochs=1)
-    monkeypatch.setattr(butterfly, "_tasks", lambda *_: {"Fashion-MNIST": tiny})
+    monkeypatch.setattr(replacement, "_tasks", lambda *_: {"Fashion-MNIST": tiny})
+    monkeypatch.setattr(replacement, "_convolutions", lambda features: torch.nn.Linear(20, features))
     drawn: list[str] = []
-    monkeypatch.setattr(butterfly, "lines_figure", lambda name, *_, **__: drawn.append(name) or Figure("<svg/>", name))
+    for module in (autoencoder, replacement, sketch, speed, theory):
+        monkeypatch.setattr(module, "lines_figure", lambda name, *_, **__: drawn.append(name) or Figure("<svg/>", name))
     study = butterfly.butterfly_study(images(), "small", 2, lambda _: None)
     rows = {claim.claim.split()[0] for claim in study.claims}
     assert {name[:-1] if name[-1].isalpha() else name for name in rows} == {str(i) for i in range(1, 11)}
@@ -88,7 +92,7 @@ def test_the_study_runs_at_a_tiny_size(monkeypatch, tmp_path):
 
 def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
     monkeypatch.setattr(
-        projections,
+        language_model,
         "variants_for",
         lambda hidden, kind: {
             "gadget": "butterfly-8",
@@ -100,17 +104,17 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
     )
     times = {"butterfly-8": 0.5, "lowrank-6": 0.4, "lowrank-8": 0.6, "no-op": 0.0}
     monkeypatch.setattr(
-        projections,
+        language_model,
         "measure",
         lambda parent, kind, variant, *_: [
-            {"phase": phase, "seconds": times[variant], "parent_seconds": 2.0} for phase in projections.PHASES
+            {"phase": phase, "seconds": times[variant], "parent_seconds": 2.0} for phase in language_model.PHASES
         ],
     )
     monkeypatch.setattr(structured, "LEARNING_STEPS", 3)
     parent = tiny_parent("llama")
     tokens = torch.randint(0, 300, (6, 12), generator=torch.Generator().manual_seed(0))
     study = Study("butterfly", "t", "0")
-    projections.language_model(study, parent, tokens[:4], tokens[4:], [0, 1, 2], "cpu", "float32", lambda _: None)
+    language_model.language_model(study, parent, tokens[:4], tokens[4:], [0, 1, 2], "cpu", "float32", lambda _: None)
     assert [claim.claim[:3] for claim in study.claims] == ["11a", "11b", "11c"]
     assert study.claims[2].measured.startswith("on the front:")
     scores = study.frame("score, ffn")
@@ -124,7 +128,7 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
 def test_compared_variants_have_equal_weights_at_the_size_of_smollm2(kind):
     from tangram.child.structured import structured_linear
 
-    roles = projections.variants_for(576, kind)
+    roles = language_model.variants_for(576, kind)
     widths = (
         [(576, 576), (576, 192), (576, 192), (576, 576)] if kind == "attention" else [(576, 1536)] * 2 + [(1536, 576)]
     )
@@ -136,7 +140,7 @@ def test_compared_variants_have_equal_weights_at_the_size_of_smollm2(kind):
 
 
 def test_pareto_points():
-    assert projections.pareto({"a": (1, 1), "b": (2, 0.5), "c": (2, 2), "d": (0, 3), "e": (1, 1)}) == [
+    assert language_model.pareto({"a": (1, 1), "b": (2, 0.5), "c": (2, 2), "d": (0, 3), "e": (1, 1)}) == [
         "a",
         "b",
         "d",

@@ -30,7 +30,7 @@ def study_butterfly(
     from tangram.images import load_images
     from tangram.provenance import provenance
     from tangram.studies.butterfly import butterfly_study
-    from tangram.studies.projections import language_model
+    from tangram.studies.butterfly.language_model import language_model
     from tangram.studies.study import write_study
 
     def tell(name: str) -> None:
