@@ -70,7 +70,7 @@ def test_scores_outlive_a_kill_and_only_their_own(llama, tmp_path):
 @pytest.mark.parametrize("policy", get_args(Selection.model_fields["policy"].annotation))
 def test_every_policy_finds_the_parents_own_copy_within_its_budget(llama, policy):
     scores = table(llama)
-    assert choose(policy, scores, 32, np.random.default_rng(0)) == 3
+    assert choose(policy, scores, 32, np.random.default_rng(0)).candidate == 3
     assert scores.cells <= 32 + 1  # a duel looks at two
 
 
