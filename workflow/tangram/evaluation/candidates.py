@@ -198,19 +198,25 @@ class CandidateScores:
             raise TangramError(f"{cache} is damaged ({error}); delete it to select from the beginning") from error
 
 
-@torch.inference_mode()
-def block_influence(model: PreTrainedModel, prompts: torch.Tensor, batch_size: int) -> np.ndarray:
-    """Return how much each layer turns its input, ``(prompts, layers)``: 1 less the mean cosine of input and output.
+def shared_layers(architectures: Sequence[Architecture]) -> float:
+    """Return the share of layer passes that the tree of candidates and their parent saves, if all see every prompt."""
+    paths = [(LayerChoice(),) * len(architectures[0]), *architectures]
+    run = {path[: depth + 1] for path in paths for depth in range(len(path))}
+    return 1 - len(run) / sum(map(len, paths))
 
-    Block influence of ShortGPT (arXiv 2403.03853, section 3): one pass of the parent tells it for all layers.
+
+def layer_importance(
+    model: PreTrainedModel, prompts: torch.Tensor, batch_size: int, cache: Path | None = None, identity: str = ""
+) -> np.ndarray:
+    """Return the KL of the parent to itself without each layer, on each prompt, ``(prompts, layers)``.
+
+    Replace-1-block scores (Puzzle, section 4.2) with nothing in a layer's place, prompt by prompt: the parent is run
+    once up to every layer, and from there on without it. Arguments are those of `CandidateScores`.
     """
-    found = []
-    for ids in prompts.split(batch_size):
-        hidden = model.model.embed_tokens(ids.to(model.device))
-        context, row = layer_context(model, hidden), []
-        for layer in decoder_layers(model):
-            before, hidden = hidden, layer(hidden, **context)
-            cosine = torch.nn.functional.cosine_similarity(before.float(), hidden.float(), dim=-1)
-            row.append(1 - cosine.mean(1))
-        found.append(torch.stack(row, 1).cpu())
-    return torch.cat(found).double().numpy()
+    parent = (LayerChoice(),) * len(decoder_layers(model))
+    nothing = (LayerChoice("no-op", "no-op"),)
+    without = [parent[:layer] + nothing + parent[layer + 1 :] for layer in range(len(parent))]
+    scores = CandidateScores(model, prompts, without, lambda *_: {}, "kl", batch_size, cache, identity)
+    found = scores.look(np.arange(scores.arms), np.arange(scores.prompts))
+    scores.save()
+    return found.T
