@@ -107,7 +107,8 @@ def run_study(evidence: Evidence, replications: int, seed: int) -> Study:
     _layers(study, evidence, replications, seed)
     study.notes += [
         f"{arms} diverse solutions of one target, {prompts} prompts of {evidence.prompt_tokens} tokens that the parent "
-        f"wrote, {replications} orders of them; KL(parent ‖ child) per token, before finetuning.",
+        f"wrote, {replications} orders of them, candidates under other labels in each; KL(parent ‖ child) per token, "
+        "before finetuning.",
         "Regret is how much larger the chosen child's KL is than the best one's, on the full table; eps-best: within "
         "one standard error of the paired difference of the best two.",
         "A pair's k-th duel is on the k-th prompt of the order, so cells are shared between pairs.",
