@@ -3,7 +3,8 @@
 - Input: the parent, the held-out split, the library, `scores.parquet`, `costs.parquet`, `calibration.parquet`.
 - Output: `studies/selection/claims.parquet`, `measurements.parquet`, `report.html`, and `evidence.npz` with the table.
 - Steps: solve the headline's target for many diverse solutions; score every one on every prompt; replay every policy in
-  many orders of the prompts; rank layers online. A killed job goes on from `checkpoints/study_selection.npz`.
+  many orders of the prompts; leave out every layer on prompts of four domains and rank layers online. A killed job goes on
+  from `checkpoints/study_selection.npz` and `checkpoints/study_selection.layers.npz`.
 """
 
 

@@ -1,15 +1,18 @@
 """How fast duels and rankings are, all in one run: against duelpy where it has the same algorithm, and over sizes.
 
-Run: ``python tests/benchmarks/bench_selection.py``. duelpy 1.0.0 (``pip install --no-deps duelpy==1.0.0``) predates
-NumPy 1.24: three of its aliases are put back here, and RUCB, which ignores feedback as shipped, is given signs.
+Run: ``python tests/benchmarks/bench_selection.py``; it prints tables in Markdown and takes two minutes. duelpy 1.0.0
+predates NumPy 1.24, so three of NumPy's old aliases are put back for it; its RUCB ignores feedback as shipped (it waits
+for a negative number and is given a bool), so it is given signs.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +24,10 @@ from tangram.selection.simulation import numba_is_there, simulate_duels
 from tangram.studies.bandit_ranking import seconds_per_step
 from tangram.studies.online_ranking import seconds_per_round
 
-ARMS, ROUNDS, REPEATS = 16, 2000, 3
+ARMS, ROUNDS, REPEATS, SIDE_BY_SIDE = 16, 2000, 3, 400
+DUELPY = "1.0.0"
+THEIRS = {"rucb": "RelativeUCB", "double-thompson": "DoubleThompsonSampling"}  # both with alpha = 0.51, as ours
+SLOW = ("double-thompson", "versatile-db", "beat-the-mean")  # fewer rounds tell their rate
 
 
 def environment(replications: int) -> Duels:
@@ -40,26 +46,34 @@ def rate(play: Callable[[], object], duels: int) -> float:
     return duels / statistics.median(seconds)
 
 
-def ours(name: str, engine: str, replications: int, rounds: int) -> float:
+def ours(name: str, engine: Any, replications: int, rounds: int) -> float:
     """Return one policy's duels per second in an engine."""
     duels = environment(replications)
-    return rate(lambda: simulate_duels(name, duels, rounds, [rounds], 0, engine), replications * rounds)  # type: ignore
+    return rate(lambda: simulate_duels(name, duels, rounds, [rounds], 0, engine), replications * rounds)
 
 
-def duelpys(name: str) -> float | None:
-    """Return duelpy's duels per second, one replication at a time; None where it is not installed."""
+def load_duelpy() -> Any:
+    """Return duelpy.
+
+    Raises:
+        SystemExit: it is not there.
+    """
     for alias, kind in (("float", float), ("int", int), ("infty", np.inf)):
         if not hasattr(np, alias):
             setattr(np, alias, kind)
     try:
-        import duelpy.algorithms as algorithms
-        from duelpy.feedback import MatrixFeedback
-    except ImportError:
-        return None
-    duels = environment(1)
-    kind = {"rucb": "RelativeUCB", "double-thompson": "DoubleThompsonSampling"}[name]
+        import duelpy.algorithms
+        import duelpy.feedback
+    except ImportError as error:
+        raise SystemExit(f"duelpy is missing ({error}): pip install duelpy=={DUELPY}") from None
+    return duelpy
 
-    class Signed(MatrixFeedback):
+
+def duelpys(duelpy: Any, name: str) -> float:
+    """Return duelpy's duels per second, one replication as there is no other way, on the same duels."""
+    preferences = environment(1).preferences[0]
+
+    class Signed(duelpy.feedback.MatrixFeedback):  # type: ignore[misc]
         """Feedback that RUCB reads: negative where the second arm wins."""
 
         def duel(self, *arms: int) -> object:
@@ -67,44 +81,73 @@ def duelpys(name: str) -> float | None:
             return (1 if won else -1) if name == "rucb" else won
 
     def play() -> None:
-        feedback = Signed(duels.preferences[0], random_state=np.random.RandomState(0))
-        getattr(algorithms, kind)(feedback, ROUNDS, random_state=np.random.RandomState(0)).run()
+        feedback = Signed(preferences, random_state=np.random.RandomState(0))
+        algorithm = getattr(duelpy.algorithms, THEIRS[name])
+        algorithm(feedback, ROUNDS, random_state=np.random.RandomState(0)).run()
 
     return rate(play, ROUNDS)
 
 
-def main() -> None:
-    """Print rates and ratios."""
-    print(f"duels per second, {ARMS} arms, one core; NumPy with 400 replications side by side")
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table in Markdown."""
+    for row in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(row)} |")
+    print(flush=True)
+
+
+def duels_per_second(duelpy: Any) -> None:
+    """Print every policy's rate in every engine, and the ratios to duelpy."""
+    from tangram.selection.kernels import KERNELS
+
+    rows = []
     for name in DUELING:
-        slow = name in ("double-thompson", "versatile-db", "beat-the-mean")
-        line = f"  {name:20} NumPy {ours(name, 'numpy', 400, 100 if slow else 400):12,.0f}"
-        compiled = None
-        if numba_is_there():
-            from tangram.selection.kernels import KERNELS
+        one = ours(name, "numpy", 1, ROUNDS)
+        many = ours(name, "numpy", SIDE_BY_SIDE, 100 if name in SLOW else 400)
+        compiled = ours(name, "numba", 4 if name in SLOW else 20, 10_000) if name in KERNELS else None
+        theirs = duelpys(duelpy, name) if name in THEIRS else None
+        ratios = [f"{rate_ / theirs:,.1f}" if theirs and rate_ else "" for rate_ in (one, many, compiled)]
+        rates = [f"{rate_:,.0f}" if rate_ else "" for rate_ in (one, many, compiled, theirs)]
+        rows.append([name, *rates, *ratios])
+        print(f"{name} done", file=sys.stderr)
+    print(f"Duels per second of one core, {ARMS} arms; NumPy with 1 and {SIDE_BY_SIDE} replications at once.\n")
+    engines = ["NumPy, 1", f"NumPy, {SIDE_BY_SIDE}", "numba"]
+    print_table(["policy", *engines, "duelpy", *(f"{engine} / duelpy" for engine in engines)], rows)
 
-            if name in KERNELS:
-                compiled = ours(name, "numba", 4 if slow else 20, 10_000)
-                line += f"   numba {compiled:12,.0f}"
-        if name in ("rucb", "double-thompson"):
-            theirs = duelpys(name)
-            if theirs is None:
-                line += "   duelpy is not installed: pip install --no-deps duelpy==1.0.0"
-            else:
-                best = compiled or ours(name, "numpy", 400, 100)
-                line += f"   duelpy {theirs:8,.0f}   ratio {best / theirs:.0f}"
-        print(line, flush=True)
 
-    print("microseconds of one round, by items")
-    sizes = [2**power for power in range(6, 17, 2)]
-    found = [float(np.median(seconds_per_round(OnlineRank(1, n, 0.1), 3))) for n in sizes]
-    print("  OnlineRank  ", "  ".join(f"{n}: {1e6 * s:,.0f}" for n, s in zip(sizes, found, strict=True)))
-    grown = found[-1] / found[-2] / (sizes[-1] * np.log(sizes[-1]) / sizes[-2] / np.log(sizes[-2]))
-    print(f"              growth over n log n from {sizes[-2]:,} to {sizes[-1]:,}: {grown:.2f}")
-    for label, kind, items in (("BanditRank", BanditRank, (5, 7, 8, 16, 32, 64)), ("CombBand", CombBand, (5, 6, 7))):
-        steps = [float(np.median(seconds_per_step(kind(8, n, 0.01, 0.1), 3))) for n in items]
-        print(f"  {label:12}", "  ".join(f"{n}: {1e6 * s:,.0f}" for n, s in zip(items, steps, strict=True)), flush=True)
+def rankings() -> None:
+    """Print the time of a round over the number of items, and by what power it grows at the end."""
+    rows = []
+    measured: dict[str, tuple[list[int], Callable[[int], float]]] = {
+        "OnlineRank": (
+            [2**power for power in range(6, 17)],
+            lambda n: float(np.median(seconds_per_round(OnlineRank(1, n, 0.1), REPEATS))),
+        ),
+        "BanditRank": (
+            [4, 8, 16, 32, 64],
+            lambda n: float(np.median(seconds_per_step(BanditRank(8, n, 0.01, 0.1), REPEATS))),
+        ),
+        "CombBand": ([4, 5, 6, 7], lambda n: float(np.median(seconds_per_step(CombBand(8, n, 0.01, 0.1), REPEATS)))),
+    }
+    for name, (sizes, seconds_of) in measured.items():
+        before = None
+        for n in sizes:
+            seconds = seconds_of(n)
+            growth = f"{np.log(seconds / before[1]) / np.log(n / before[0]):.2f}" if before else ""
+            rows.append([name, f"{n:,}", f"{1e6 * seconds:,.1f}", growth])
+            before = (n, seconds)
+        print(f"{name} done", file=sys.stderr)
+    print("Time of a round: a ranking drawn, its feedback taken; n log n has an exponent just above 1.\n")
+    print_table(["policy", "items", "microseconds", "exponent from the size before"], rows)
+
+
+def main() -> None:
+    """Print both tables."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    if not numba_is_there():
+        raise SystemExit("numba is missing: pip install 'tangram[fast]'")
+    duels_per_second(load_duelpy())
+    rankings()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

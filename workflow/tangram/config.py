@@ -291,11 +291,25 @@ class Selection(Section):
         "multisbm",
         "doubler",
     ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")
-    metric: Literal["kl", "lm_loss"] = Field("kl", description="Less of it is better, prompt by prompt (nats/token).")
+    metric: Literal["kl", "lm_loss", "judge"] = Field(
+        "kl",
+        description="What decides on a prompt: less `kl` or `lm_loss` (nats/token) is better; `judge`: each child "
+        "continues the prompt, and the parent votes for the continuation that it finds likelier. Votes have no values, "
+        "so `paired-halving` cannot use them.",
+    )
     budget: float = Field(0.3, gt=0, le=1, description="Share of all pairs of candidate and prompt to evaluate.")
     prompt_tokens: int = Field(64, ge=2, description="Sequences of the score split are cut to prompts of this length.")
+    continuation_tokens: int = Field(16, gt=0, description="Tokens that a child writes greedily for a `judge`.")
     batch_size: int = Field(16, gt=0, description="Prompts per forward pass.")
     checkpoint_seconds: float = Field(60, gt=0, description="Time between saves of the scores; a killed job goes on.")
+
+    @model_validator(mode="after")
+    def _votes_have_no_values(self) -> Selection:
+        if self.metric == "judge" and self.policy == "paired-halving":
+            raise ValueError(
+                "metric 'judge' gives votes, policy 'paired-halving' compares values; take 'sign-halving' or another"
+            )
+        return self
 
 
 class Target(Section):

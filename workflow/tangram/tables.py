@@ -118,9 +118,9 @@ SELECTION = pa.schema(
     [
         _field("candidate", _INT, "rank of the solution"),
         _field("prompt", _INT, "index, in the order of the score split"),
-        _field("metric", _TEXT, "'kl' or 'lm_loss', nats per token"),
-        _field("value", _REAL, "as the metric says, mean over the prompt's tokens"),
-        _field("tokens", _INT, "tokens of the prompt"),
+        _field("metric", _TEXT, "'kl', 'lm_loss' or 'judge', nats per token"),
+        _field("value", _REAL, "as the metric says, mean over the prompt's tokens, or the continuation's"),
+        _field("tokens", _INT, "of the prompt; for a judge also of the continuation, written and read"),
     ]
 )
 CLAIMS = pa.schema(

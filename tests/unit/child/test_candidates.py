@@ -10,7 +10,7 @@ from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, 
 from tangram.child.architecture import LayerChoice
 from tangram.config import Selection
 from tangram.errors import TangramError
-from tangram.evaluation.candidates import CandidateScores, block_influence, cut_prompts
+from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram.scoring.metrics import compare
 from tangram.selection.choose import choose
 
@@ -42,6 +42,7 @@ def test_the_parents_own_layers_and_those_that_children_share_are_run_once(llama
     assert scores.layers_asked == 5 * LAYERS  # four children and the parent
     # The parent and its copy share all, LATE three layers with them; MIXED and NO_ATTENTION their first.
     assert scores.layers_run == LAYERS + (LAYERS - 3) + 1 + 2 * (LAYERS - 1)
+    assert shared_layers(CHILDREN) == pytest.approx(1 - scores.layers_run / scores.layers_asked)
 
 
 def test_a_second_look_computes_nothing(llama):
@@ -70,7 +71,7 @@ def test_scores_outlive_a_kill_and_only_their_own(llama, tmp_path):
 @pytest.mark.parametrize("policy", get_args(Selection.model_fields["policy"].annotation))
 def test_every_policy_finds_the_parents_own_copy_within_its_budget(llama, policy):
     scores = table(llama)
-    assert choose(policy, scores, 32, np.random.default_rng(0)) == 3
+    assert choose(policy, scores, 32, np.random.default_rng(0)).candidate == 3
     assert scores.cells <= 32 + 1  # a duel looks at two
 
 
@@ -105,13 +106,15 @@ def test_a_broken_candidate_is_named(llama):
 
 
 @torch.no_grad()
-def test_block_influence_is_zero_where_a_layer_changes_nothing(llama):
-    before = block_influence(llama, PROMPTS, 4)
-    assert before.shape == (10, LAYERS)
-    assert (before > 0).all()
-    for module in (llama.model.layers[2].self_attn.o_proj, llama.model.layers[2].mlp.down_proj):
+def test_a_layers_importance_is_the_kl_of_the_parent_without_it(parent):
+    for module in (parent.model.layers[2].self_attn.o_proj, parent.model.layers[2].mlp.down_proj):
         for parameter in module.parameters():
-            parameter.zero_()
-    after = block_influence(llama, PROMPTS, 4)
-    assert after[:, 2] == pytest.approx(0, abs=1e-6)
-    assert after[:, :2] == pytest.approx(before[:, :2], abs=1e-6)
+            parameter.zero_()  # a layer that changes nothing
+    found = layer_importance(parent, PROMPTS, 4)
+    assert found.shape == (10, LAYERS)
+    assert found[:, 2] == pytest.approx(0, abs=1e-6)
+    nothing = LayerChoice("no-op", "no-op")
+    logits = child_of(parent, (*PARENT_ONLY[:3], nothing, *PARENT_ONLY[4:]))(PROMPTS).logits[:, :-1]
+    teacher = parent(PROMPTS).logits[:, :-1]
+    kl = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1))
+    assert found[:, 3] == pytest.approx(kl.mean(1).numpy(), rel=1e-4, abs=1e-5)

@@ -80,6 +80,22 @@ def test_the_same_seed_selects_alike_and_the_full_budget_sees_all(select, tmp_pa
     assert select(budget=1.0, policy="uniform", metric="lm_loss")["share"] == 1
 
 
+def test_a_judges_votes_select_and_are_counted_beside_their_tokens(select, tmp_path):
+    summary = select(budget=0.7, policy="sign-halving", metric="judge", continuation_tokens=4)
+    scores = read_table(tmp_path / "scores.parquet", SELECTION)
+    assert set(scores["metric"]) == {"judge"}
+    assert set(scores["tokens"]) == {8 + 4 + 4}  # the prompt, and the continuation written and read
+    assert summary["tokens"] == 16 * summary["evaluated"]
+    assert summary["duels"] > 0
+    assert select(budget=0.5)["duels"] == 0  # values
+
+
+def test_values_are_not_asked_of_a_judge():
+    with pytest.raises(ValueError, match="'paired-halving' compares values"):
+        Selection(metric="judge")
+    assert Selection(metric="judge", policy="double-thompson").continuation_tokens == 16
+
+
 def test_a_selection_from_one_solution_is_refused():
     constraint = {"quantity": "parameters", "max": 0.9}
     with pytest.raises(ValueError, match="nothing to choose from"):

@@ -86,6 +86,12 @@ def test_a_second_look_is_free():
     assert ledger.cells.tolist() == [4, 4]
 
 
+def test_a_policy_that_learns_nothing_does_not_find_the_first_candidate_for_free():
+    replay = ScoreTable(table(8), 400, np.random.default_rng(1))
+    assert np.bincount(replay.candidates(np.zeros(400, dtype=int)), minlength=8).min() > 20
+    assert np.array_equal(np.sort(replay.candidates(np.arange(8)[:, None]), 0), np.tile(np.arange(8)[:, None], 400))
+
+
 def test_a_duelling_policy_is_charged_for_cells_and_for_duels():
     replay = ScoreTable(table(6, gap=1.0), 12, np.random.default_rng(1))
     found = replay_duels(Sparring(12, 6), replay, [10, 40, 80], np.random.default_rng(2), "cells", 3000)

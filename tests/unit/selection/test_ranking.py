@@ -240,6 +240,23 @@ def test_permanents_sample_what_enumeration_says():
     assert normaliser == pytest.approx(direct)
 
 
+@pytest.mark.parametrize("kind", [bandit_ranking.BanditRank, bandit_ranking.CombBand])
+def test_a_resumed_bandit_goes_on_as_if_nothing_had_happened(kind):
+    hidden = np.random.default_rng(0).random((60, 8, 5)) / 15
+    whole, first, second = (kind(8, 5, 0.3, 0.2) for _ in range(3))
+    rngs = [np.random.default_rng(1) for _ in range(2)]
+    for step, row in enumerate(hidden):
+        if step == 30:
+            second.load_state_dict(first.state_dict())
+        part = first if step < 30 else second
+        one, other = whole.select(rngs[0]), part.select(rngs[1])
+        assert np.array_equal(one, other)
+        whole.update(one, (one * row).sum(1))
+        part.update(other, (other * row).sum(1))
+    assert np.array_equal(whole.recommend(), second.recommend())
+    assert not np.array_equal(first.losses, second.losses)  # a state is a copy
+
+
 def test_eight_items_are_too_many_for_exact_combband():
     with pytest.raises(ValueError, match="40320"):
         bandit_ranking.CombBand(1, 8, 0.1, 0.1)

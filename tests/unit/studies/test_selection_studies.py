@@ -1,11 +1,15 @@
 """The studies of selection at a size that only shows that they run, agree with themselves, and judge as they say."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from tangram.config import Studies
 from tangram.selection import simulation
+from tangram.selection.ranking import FollowTheLeader
 from tangram.studies import bandit_ranking, dueling, online_ranking, selection
 from tangram.studies.study import Interval, Study, render_study
 
@@ -72,11 +76,12 @@ def test_the_study_of_selection_judges_by_the_full_table(monkeypatch):
     claims = {claim.claim: claim for claim in study.claims}
     assert claims["fraction"].verdict == "supported"  # gaps of 0.1 against noise of 0.1
     assert claims["worth-it"].verdict == "supported"
+    assert {"default", "layers-mix", "layers-switching"} <= claims.keys()
     assert claims["worth-it"].estimate == pytest.approx(0.2, abs=0.1)
     full = study.frame("tokens")
     full = full[(full["arm"] == selection.UNIFORM) & (full["x"] == 1) & (full["metric"] == "simple regret")]
     assert (full["value"] == 0).all()
-    assert render_study(study, "").count("<svg") >= 2
+    assert render_study(study, "").count("<svg") >= 3
 
 
 def test_epsilon_is_the_paired_standard_error_of_the_best_two():
@@ -87,9 +92,24 @@ def test_epsilon_is_the_paired_standard_error_of_the_best_two():
 
 def test_switching_domains_take_turns():
     found = evidence()
-    rng = np.random.default_rng(0)
-    named = selection.calibration_batches(found, True, 16, 2, rng)
-    assert (named.sum(1) == 2).all()
+    low = np.where(np.arange(6) < 2, 0, 9)  # one domain can do without the first two layers, the other without the last
+    found = replace(found, importance=np.where((found.domains == "one")[:, None], low, low[::-1]))
+    named = selection.calibration_batches(found, True, 16, 2, np.random.default_rng(0))
+    first, last = np.array([1, 1, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1])
+    assert np.array_equal(named, np.repeat([first, last] * 4, 2, axis=0))
+
+
+def test_regret_is_against_the_best_fixed_ranking_so_far():
+    named = (np.random.default_rng(0).random((12, 3, 4)) < 0.4).astype(float)
+    found = selection.ranking_regret(FollowTheLeader(3, 4), named)
+    for replication in range(3):
+        rows, summed, loss = named[:, replication], np.zeros(4), 0.0
+        for round_, row in enumerate(rows):
+            order = sorted(range(4), key=lambda item: (-summed[item], item))
+            loss += sum(place * row[item] for place, item in enumerate(order))
+            summed += row
+            best = min(summed @ np.array(positions) for positions in itertools.permutations(range(4)))
+            assert found[round_, replication] == pytest.approx(loss - best)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def select_child(
     from tangram.child.assemble import WEIGHTS_FILE, read_library
     from tangram.corpus import read_tokens
     from tangram.evaluation.candidates import CandidateScores, cut_prompts
+    from tangram.evaluation.judge import JudgedScores
     from tangram.files import sha256_of, write_text
     from tangram.provenance import provenance
     from tangram.selection.choose import choose
@@ -51,30 +52,25 @@ def select_child(
     ]
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
+    judged = section.metric == "judge"
+    written = section.continuation_tokens if judged else 0
     # Not the policy: scores hold for all of them.
-    what = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), dtype, *origin]
-    identity = hashlib.sha256("".join(what).encode()).hexdigest()
-    scores = CandidateScores(
-        load_model(parent, dtype, device),
-        prompts,
-        architectures,
-        read_library(library, tuple(shards.split(","))),
-        section.metric,
-        section.batch_size,
-        Path(cache),
-        identity,
-        section.checkpoint_seconds,
-    )
+    what = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), dtype, *origin]
+    identity = hashlib.sha256(" ".join(what).encode()).hexdigest()
+    given = (load_model(parent, dtype, device), prompts, architectures, read_library(library, tuple(shards.split(","))))
+    kept = (section.batch_size, Path(cache), identity, section.checkpoint_seconds)
+    scores = JudgedScores(*given, written, *kept) if judged else CandidateScores(*given, section.metric, *kept)
     budget = max(len(architectures), round(section.budget * scores.arms * scores.prompts))
-    selected = choose(section.policy, scores, budget, np.random.default_rng(seed))
-    known = np.isfinite(scores.values)
+    choice = choose(section.policy, scores, budget, np.random.default_rng(seed))
+    selected, known = choice.candidate, np.isfinite(scores.values)
+    tokens = prompts.shape[1] + 2 * written  # a child writes a continuation, and the judge reads it
     rows = [
         {
             "candidate": int(arm),
             "prompt": int(prompt),
             "metric": section.metric,
             "value": float(scores.values[arm, prompt]),
-            "tokens": prompts.shape[1],
+            "tokens": tokens,
         }
         for arm, prompt in np.argwhere(known)
     ]
@@ -86,7 +82,8 @@ def select_child(
         "prompts": scores.prompts,
         "evaluated": int(known.sum()),
         "share": float(known.mean()),
-        "tokens": int(known.sum()) * prompts.shape[1],
+        "tokens": int(known.sum()) * tokens,
+        "duels": choice.duels,
         "prompts_seen": known.sum(1).tolist(),
         "mean": means,
         "layers_shared": 1 - scores.layers_run / scores.layers_asked if scores.layers_asked else 0.0,

@@ -20,6 +20,7 @@ class Settings(Section):
 
 BATCH = 32
 REPORTED = 64  # prompts of each of the splits that are only reported
+CALIBRATION = 16  # prompts of each domain on which layers are left out one by one
 
 
 def study_selection(
@@ -53,7 +54,7 @@ def study_selection(
     from tangram.child.assemble import WEIGHTS_FILE, read_library
     from tangram.config import ParentSamples, PythonDocs
     from tangram.corpus import documents, pack, parent_samples, read_tokens
-    from tangram.evaluation.candidates import CandidateScores, block_influence, cut_prompts
+    from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
     from tangram.files import sha256_of
     from tangram.provenance import provenance
     from tangram.search.mip import solve
@@ -83,7 +84,7 @@ def study_selection(
     docs = packed(documents(PythonDocs(type="python-docs"), "heldout", seed), REPORTED)
     passages = cut_prompts(read_tokens(heldout), length)[:REPORTED]
     modules = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    code = packed((path.read_text(encoding="utf-8", errors="replace") for path in modules), REPORTED)
+    code = packed((path.read_text(encoding="utf-8", errors="replace") for path in modules), CALIBRATION)
 
     architectures = [solution.architecture for solution in found]
     origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), heldout, scores, costs, calibration)]
@@ -95,20 +96,25 @@ def study_selection(
     for start in tqdm(order, desc="study_selection: all candidates on all prompts", mininterval=5):
         table.look(np.arange(table.arms), np.arange(start, min(start + BATCH, table.prompts)))
     table.save()
-    domains = {"parent's own": own[: 2 * REPORTED], "passages": passages, "documentation": docs, "code": code}
+    domains = {"parent's own": own, "passages": passages, "documentation": docs, "code": code}
+    domains = {name: part[:CALIBRATION] for name, part in domains.items()}
+    layers_cache = Path(cache).with_suffix(".layers.npz")
+    print("study_selection: the parent without each of its layers", file=sys.stderr)
+    importance = layer_importance(model, torch.cat(list(domains.values())), BATCH, layers_cache, identity)
     evidence = Evidence(
         scores=table.values[:, : len(own)],
         reported=table.values[:, len(own) :],
         objectives=np.array([solution.objective for solution in found]),
         prompt_tokens=length,
-        importance=block_influence(model, torch.cat(list(domains.values())), BATCH),
+        importance=importance,
         domains=np.repeat(list(domains), [len(part) for part in domains.values()]),
-        shared=1 - table.layers_run / max(1, table.layers_asked),
+        shared=shared_layers(architectures),
     )
     save_evidence(evidence, Path(output) / "evidence.npz")
     study = run_study(evidence, replications, seed)
     write_study(study, output, f"scale {section.studies.scale}", made_by)
-    Path(cache).unlink(missing_ok=True)
+    for path in (Path(cache), layers_cache):
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

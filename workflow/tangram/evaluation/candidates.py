@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,11 @@ def cut_prompts(input_ids: torch.Tensor, length: int) -> torch.Tensor:
     return input_ids[:, : per_sequence * length].reshape(-1, length)
 
 
+def not_finite(arm: int) -> TangramError:
+    """Return the error of a candidate that computes nonsense."""
+    return TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
+
+
 def build_choice(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
     """Return the parent's layer ``index`` with both subblocks as chosen; its own where nothing changes."""
     parent_layer = decoder_layers(model)[index]
@@ -85,6 +90,9 @@ class CandidateScores:
         checkpoint_seconds: time between two saves.
     """
 
+    ordinal: bool = False  # values mean more than which of two is less
+    KEPT: ClassVar[tuple[str, ...]] = ("values",)  # arrays that outlive a kill
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -100,9 +108,9 @@ class CandidateScores:
         self.arms, self.prompts = len(architectures), len(prompts)
         self.values = np.full((self.arms, self.prompts), np.nan)
         self.layers_run = self.layers_asked = 0  # layer passes made, and those that children one by one would have made
-        self._model, self._tokens, self._metric, self._batch_size = model, prompts, METRICS[metric], batch_size
+        self._model, self._tokens, self._metric, self._batch_size = model, prompts, metric, batch_size
         self._architectures = dict(enumerate(architectures))
-        self._library, self._layers = library, dict[tuple[int, LayerChoice], Any]()
+        self._library, self._layers = library, dict[tuple[int, LayerChoice], "nn.Module"]()
         self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
         with torch.inference_mode():
             self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
@@ -132,6 +140,14 @@ class CandidateScores:
 
     @torch.inference_mode()
     def _fill(self, arms: np.ndarray, prompts: np.ndarray) -> None:
+        for arm, values in self._measure(arms, prompts).items():
+            found = values.cpu().numpy()
+            if not np.isfinite(found).all():
+                raise not_finite(arm)
+            self.values[arm, prompts] = found
+
+    def _measure(self, arms: np.ndarray, prompts: np.ndarray) -> dict[int, torch.Tensor]:
+        """Return the scores of each arm, ``(prompts,)``."""
         ids = self._tokens[torch.from_numpy(prompts)].to(self._model.device)
         parent = (LayerChoice(),) * len(decoder_layers(self._model))
         paths = {-1: parent, **{int(arm): self._architectures[int(arm)] for arm in arms}}
@@ -142,12 +158,8 @@ class CandidateScores:
         for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
             parent_logits = head(hidden[-1][index])
             for arm, parts in found.items():
-                parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[self._metric])
-        for arm, parts in found.items():
-            values = torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1).cpu().numpy()
-            if not np.isfinite(values).all():
-                raise TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
-            self.values[arm, prompts] = values
+                parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[METRICS[self._metric]])
+        return {arm: torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1) for arm, parts in found.items()}
 
     def _final_states(
         self, hidden: torch.Tensor, depth: int, paths: Mapping[int, Architecture]
@@ -160,41 +172,51 @@ class CandidateScores:
             groups.setdefault(architecture[depth], {})[arm] = architecture
         finals = dict[int, torch.Tensor]()
         for choice, group in groups.items():
-            if (depth, choice) not in self._layers:
-                self._layers[depth, choice] = build_choice(self._model, depth, choice, self._library)
             self.layers_run, self.layers_asked = self.layers_run + 1, self.layers_asked + len(group)
-            finals |= self._final_states(self._layers[depth, choice](hidden, **self._context), depth + 1, group)
+            finals |= self._final_states(self._layer(depth, choice)(hidden, **self._context), depth + 1, group)
         return finals
+
+    def _layer(self, depth: int, choice: LayerChoice) -> nn.Module:
+        if (depth, choice) not in self._layers:
+            self._layers[depth, choice] = build_choice(self._model, depth, choice, self._library)
+        return self._layers[depth, choice]
 
     def save(self) -> None:
         """Write the scores to the cache."""
         if self._cache is not None:
             with atomic_path(self._cache) as temporary, open(temporary, "wb") as stream:
-                np.savez(stream, values=self.values, identity=np.array(self._identity))
+                np.savez(stream, identity=np.array(self._identity), **{name: getattr(self, name) for name in self.KEPT})
             self._saved = time.monotonic()
 
     def _restore(self, cache: Path) -> None:
         try:
             with np.load(cache) as kept:
                 if str(kept["identity"]) == self._identity and kept["values"].shape == self.values.shape:
-                    self.values = kept["values"].copy()
+                    for name in self.KEPT:
+                        setattr(self, name, kept[name])
         except (OSError, ValueError, KeyError) as error:
             raise TangramError(f"{cache} is damaged ({error}); delete it to select from the beginning") from error
 
 
-@torch.inference_mode()
-def block_influence(model: PreTrainedModel, prompts: torch.Tensor, batch_size: int) -> np.ndarray:
-    """Return how much each layer turns its input, ``(prompts, layers)``: 1 less the mean cosine of input and output.
+def shared_layers(architectures: Sequence[Architecture]) -> float:
+    """Return the share of layer passes that the tree of candidates and their parent saves, if all see every prompt."""
+    paths = [(LayerChoice(),) * len(architectures[0]), *architectures]
+    run = {path[: depth + 1] for path in paths for depth in range(len(path))}
+    return 1 - len(run) / sum(map(len, paths))
 
-    Block influence of ShortGPT (arXiv 2403.03853, section 3): one pass of the parent tells it for all layers.
+
+def layer_importance(
+    model: PreTrainedModel, prompts: torch.Tensor, batch_size: int, cache: Path | None = None, identity: str = ""
+) -> np.ndarray:
+    """Return the KL of the parent to itself without each layer, on each prompt, ``(prompts, layers)``.
+
+    Replace-1-block scores (Puzzle, section 4.2) with nothing in a layer's place, prompt by prompt: the parent is run
+    once up to every layer, and from there on without it. Arguments are those of `CandidateScores`.
     """
-    found = []
-    for ids in prompts.split(batch_size):
-        hidden = model.model.embed_tokens(ids.to(model.device))
-        context, row = layer_context(model, hidden), []
-        for layer in decoder_layers(model):
-            before, hidden = hidden, layer(hidden, **context)
-            cosine = torch.nn.functional.cosine_similarity(before.float(), hidden.float(), dim=-1)
-            row.append(1 - cosine.mean(1))
-        found.append(torch.stack(row, 1).cpu())
-    return torch.cat(found).double().numpy()
+    parent = (LayerChoice(),) * len(decoder_layers(model))
+    nothing = (LayerChoice("no-op", "no-op"),)
+    without = [parent[:layer] + nothing + parent[layer + 1 :] for layer in range(len(parent))]
+    scores = CandidateScores(model, prompts, without, lambda *_: {}, "kl", batch_size, cache, identity)
+    found = scores.look(np.arange(scores.arms), np.arange(scores.prompts))
+    scores.save()
+    return found.T

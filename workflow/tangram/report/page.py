@@ -471,13 +471,15 @@ def _solver(results: Results) -> Section:
             number(found["mean"][found["selected"]]),
             f"{found['evaluated']:,} of {found['candidates'] * found['prompts']:,}",
             f"{found['tokens']:,}",
+            f"{found['duels']:,}",
         ]
         for target, found in results.selections.items()
     ]
     if selected:
-        columns = ["target", "policy", "candidates", "selected", "its score", "evaluations", "tokens"]
+        columns = ["target", "policy", "candidates", "selected", "its score", "evaluations", "tokens", "duels"]
         caption = (
-            "One of the solver’s solutions was selected on prompts of the score split before anything was finetuned."
+            "One of the solver’s solutions was selected on prompts of the score split before anything was finetuned. "
+            "A duel compares two candidates on a prompt: a vote, where the parent is the judge."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
     children = scored_children(results)

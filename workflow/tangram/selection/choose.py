@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,11 @@ class Scores(Protocol):
     prompts: int
 
     @property
+    def ordinal(self) -> bool:
+        """Whether only the order of two candidates' entries on one prompt means something: a judge's vote."""
+        ...
+
+    @property
     def cells(self) -> int:
         """Entries looked at so far."""
         ...
@@ -33,7 +39,21 @@ class Scores(Protocol):
         ...
 
 
-def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> int:
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and what it took besides the cells that the table counts.
+
+    Attributes:
+        candidate: the one recommended.
+        duels: pairs of candidates compared on a prompt, each once: votes, where a judge gives them. None where means
+            of values decided.
+    """
+
+    candidate: int
+    duels: int
+
+
+def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> Choice:
     """Return the candidate that a policy recommends once it has spent ``budget`` cells.
 
     All is a function of the scores and ``rng``: after a kill, the same call on a table that remembers its entries
@@ -47,15 +67,14 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
         rng: shuffles prompts, and is the policy's.
 
     Raises:
-        ValueError: an unknown policy, or a budget that buys nothing.
+        ValueError: an unknown policy, one that needs values where there are only votes, or a budget that buys nothing.
     """
+    if name == "paired-halving" and scores.ordinal:
+        raise ValueError("paired-halving compares values, and votes have none; sign-halving counts votes")
     order = rng.permutation(scores.prompts)
     if name in HALVING:
-        policy = PairedHalving(1, scores.arms, scores.prompts, budget, **HALVING[name])
-        while not policy.done:
-            arms, prompts = policy.select(rng)
-            policy.update((arms, prompts), scores.look(arms[0], order[prompts])[None])
-        return int(policy.recommend()[0])
+        options = HALVING[name] | ({"judge": "signs"} if scores.ordinal else {})
+        return _halve(PairedHalving(1, scores.arms, scores.prompts, budget, **options), scores, order, rng)
     duels = np.zeros((scores.arms, scores.arms), dtype=np.int64)
     most = PATIENCE * scores.arms * scores.prompts
     dueling = make_dueling(name, 1, scores.arms, most)
@@ -69,4 +88,16 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
         one, other = (float(scores.look(arm, np.array([prompt]))[0, 0]) for arm in (left, right))
         won = rng.random() < 0.5 if one == other else one > other
         dueling.update((left, right), np.array([won]))
-    return int(dueling.recommend()[0])
+    # A vote that is asked for again is known; nobody is asked about a candidate and itself.
+    asked = np.minimum(np.triu(duels, 1), scores.prompts).sum()
+    return Choice(int(dueling.recommend()[0]), int(asked))
+
+
+def _halve(policy: PairedHalving, scores: Scores, order: np.ndarray, rng: np.random.Generator) -> Choice:
+    duels = 0
+    while not policy.done:
+        arms, prompts = policy.select(rng)
+        if policy.judge == "signs":
+            duels += arms.shape[1] * (arms.shape[1] - 1) // 2 * len(prompts)
+        policy.update((arms, prompts), scores.look(arms[0], order[prompts])[None])
+    return Choice(int(policy.recommend()[0]), duels)

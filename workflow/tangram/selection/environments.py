@@ -128,10 +128,12 @@ class Ledger:
 class ScoreTable:
     """Candidates judged on prompts, replayed from a full table in another order of prompts per replication.
 
+    Arms are the candidates under other labels in every replication, as in `Duels`: `candidates` says who they are.
+
     Args:
         values: ``(candidates, prompts)``; less is better.
         replications: orders of prompts.
-        rng: draws the orders.
+        rng: draws orders and labels.
         flip: how often a judge errs.
     """
 
@@ -139,10 +141,15 @@ class ScoreTable:
         self.arms, self.prompts = values.shape
         self.replications, self.flip = replications, flip
         orders = rng.permuted(np.tile(np.arange(self.prompts), (replications, 1)), axis=1)
-        self._values = values[:, orders].transpose(1, 0, 2)  # (replications, candidates, prompts)
+        self._labels = rng.permuted(np.tile(np.arange(self.arms), (replications, 1)), axis=1)
+        self._values = values[self._labels[:, :, None], orders[:, None, :]]  # (replications, arms, prompts)
         self._duels = np.zeros((replications, self.arms, self.arms), dtype=np.int64)
         self._rows = np.arange(replications)
         self.ledger = Ledger(replications, self.arms, self.prompts)
+
+    def candidates(self, arms: np.ndarray) -> np.ndarray:
+        """Return which candidates some arms are, ``(..., replications)``."""
+        return self._labels[self._rows, arms]
 
     def look(self, arms: np.ndarray, prompts: np.ndarray) -> np.ndarray:
         """Return values ``(replications, k, m)`` of ``arms`` ``(replications, k)`` on ``prompts`` ``(m,)``."""

@@ -127,7 +127,7 @@ def replay_halving(policy: Any, table: ScoreTable, rng: np.random.Generator) -> 
         else:
             wins = [table.play(left, right, rng) for left, right in zip(first.T, second.T, strict=True)]
             policy.update((first, second), np.stack(wins, axis=1))
-    return policy.recommend()
+    return table.candidates(policy.recommend())
 
 
 def replay_duels(
@@ -162,4 +162,4 @@ def replay_duels(
             found = np.where(reached, policy.recommend()[None, :], found)
         if (found[-1] >= 0).all() or played == most_duels - 1:
             break
-    return np.where(found < 0, policy.recommend()[None, :], found)
+    return table.candidates(np.where(found < 0, policy.recommend()[None, :], found))

@@ -8,6 +8,7 @@ computed is kept, so that a second look is free), and votes of a judge.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
+from tangram.config import Selection
 from tangram.files import atomic_path
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
@@ -24,10 +26,10 @@ from tangram.selection.dueling import make_dueling
 from tangram.selection.environments import ScoreTable
 from tangram.selection.simulation import replay_duels, replay_halving
 from tangram.studies.curves import PALETTE, Line, line_grid
-from tangram.studies.study import Claim, NotReproduced, Study, Verdict, interval
+from tangram.studies.study import Claim, NotReproduced, Study, Verdict, interval, verdict_of
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
-VOTES = (250, 500, 1000, 2000)
+VOTES = (250, 500, 1000, 2000, 4000)
 VOTES_CLAIMED = 1000  # the budget that a claim is made of
 LAYER_ROUNDS = 400  # calibration batches
 FLIP = 0.1  # how often the simulated judge errs
@@ -42,6 +44,9 @@ VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
 DUELS = ("double-thompson", "rucb", "versatile-db", "sparring", "multisbm", "doubler", "uniform")
 COLOURS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
 COLOURS |= {VOTED: COLOURS[VALUES], ALL_PAIRS: COLOURS[UNIFORM]}
+COLOURS |= {"OnlineRank": PALETTE[0], "averaging": PALETTE[1], "projected gradient": PALETTE[2]}
+# What a policy of the config is called here; duelling bandits keep their names.
+POLICIES = {"paired-halving": VALUES, "sign-halving": SIGNS, "uniform": UNIFORM}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Evidence:
         reported: the same on prompts of other splits, for reporting only.
         objectives: the solver's sums of scores, ``(candidates,)``.
         prompt_tokens: tokens of a prompt.
-        importance: block influence of each layer on each prompt, ``(prompts, layers)``.
+        importance: KL of the parent to itself without each layer, on each of some prompts, ``(prompts, layers)``.
         domains: the domain of each of those prompts.
         shared: share of layer passes saved because candidates agree on their first layers.
     """
@@ -102,19 +107,22 @@ def run_study(evidence: Evidence, replications: int, seed: int) -> Study:
     _layers(study, evidence, replications, seed)
     study.notes += [
         f"{arms} diverse solutions of one target, {prompts} prompts of {evidence.prompt_tokens} tokens that the parent "
-        f"wrote, {replications} orders of them; KL(parent ‖ child) per token, before finetuning.",
+        f"wrote, {replications} orders of them, candidates under other labels in each; KL(parent ‖ child) per token, "
+        "before finetuning.",
         "Regret is how much larger the chosen child's KL is than the best one's, on the full table; eps-best: within "
         "one standard error of the paired difference of the best two.",
         "A pair's k-th duel is on the k-th prompt of the order, so cells are shared between pairs.",
         f"Candidates agree on their first layers: {evidence.shared:.0%} of the layer passes were saved by running "
         "shared ones once. Counted tokens do not know of it.",
         f"The judge is simulated: the lower KL on a prompt wins, and one vote in {1 / FLIP:.0f} is wrong.",
+        "A layer's importance is the KL of the parent to itself without it: replace-1-block scores with nothing in its "
+        "place.",
     ]
     study.not_reproduced.append(
         NotReproduced(
-            "votes of a real judge",
-            "no judge is part of the pipeline",
-            "give `choose` a table whose `look` asks one",
+            "votes of the parent in the replay",
+            "every child would have to write a continuation of every prompt, token by token",
+            "`selection.metric: judge` under a target: `select_child` asks the parent, within a budget",
         )
     )
     return study
@@ -175,6 +183,20 @@ def _judge(study: Study, evidence: Evidence, experiment: str, arm: str, x: float
     return regret
 
 
+def _budgets(name: str, regrets: Mapping[tuple[str, float], np.ndarray], epsilon: float, label: str) -> str:
+    """Draw mean regret and P(eps-best) over budgets, a line per policy."""
+    panels: dict[str, dict[str, Line]] = {"mean simple regret, nats per token": {}, "P(eps-best)": {}}
+    for policy in dict.fromkeys(policy for policy, _ in regrets):
+        budgets = sorted(budget for other, budget in regrets if other == policy)
+        means = (
+            [regrets[policy, budget].mean() for budget in budgets],
+            [(regrets[policy, budget] <= epsilon).mean() for budget in budgets],
+        )
+        for panel, values in zip(panels.values(), means, strict=True):
+            panel[policy] = Line(budgets, values, None, COLOURS[policy], policy in DUELS)
+    return line_grid(name, f"regret over {name}", panels, label, "", 2, "x", (14.0, 4.4))
+
+
 def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
     """Replay all policies under budgets of tokens; return their choices by policy and share."""
     arms, prompts = evidence.scores.shape
@@ -199,7 +221,7 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
     for name in DUELS:
         dueling = make_dueling(name, replications, arms, arms * prompts)
         replay = table()
-        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts // 4)
+        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
         for share, choice in zip(SHARES, found, strict=False):
             chosen[name, share] = choice
         study.record(
@@ -209,21 +231,12 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
         (name, share): _judge(study, evidence, "tokens", name, share, choice)
         for (name, share), choice in chosen.items()
     }
-    names = list(dict.fromkeys(name for name, _ in regrets))
-    panels: dict[str, dict[str, Line]] = {"mean simple regret, nats per token": {}, "P(eps-best)": {}}
     epsilon = epsilon_of(evidence.scores)
-    for name in names:
-        shares = [share for share in SHARES if (name, share) in regrets]
-        lines = (
-            [regrets[name, share].mean() for share in shares],
-            [(regrets[name, share] <= epsilon).mean() for share in shares],
-        )
-        for panel, values in zip(panels, lines, strict=True):
-            panels[panel][name] = Line(shares, values, None, COLOURS[name], name in DUELS)
-    svg = line_grid("tokens", "regret over tokens", panels, "share of all tokens", "", 2, "x", (14.0, 4.4))
+    svg = _budgets("tokens", regrets, epsilon, "share of all tokens")
     study.figures.append(
         Figure(svg, "Budgets of tokens; dashed: duelling bandits, which stop where they have settled.")
     )
+    names = list(dict.fromkeys(name for name, _ in regrets))
     rows = [
         [name, *(f"{number(regrets[name, share].mean())}" if (name, share) in regrets else "" for share in SHARES)]
         for name in names
@@ -268,6 +281,7 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
                 unit="nats per token, paired over orders",
             )
         )
+    _default(study, regrets, epsilon)
     pairing = interval(regrets[UNPAIRED, 0.1] - regrets[UNIFORM, 0.1])
     study.claims.append(
         Claim.from_interval(
@@ -280,6 +294,33 @@ def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> d
         )
     )
     return chosen
+
+
+def _default(study: Study, regrets: Mapping[tuple[str, float], np.ndarray], epsilon: float) -> None:
+    """The pipeline's own policy and budget against all others."""
+    default = Selection()
+    own, share = POLICIES.get(default.policy, default.policy), default.budget
+    gains = {
+        name: interval(regret - regrets[own, share])
+        for (name, other), regret in regrets.items()
+        if other == share and name != own
+    }
+    best = min(gains.items(), key=lambda entry: entry[1].low)
+    study.claims.append(
+        Claim(
+            "default",
+            f"no policy beats the default of `select_child`: {default.policy} on {share:.0%} of the tokens",
+            "the pipeline's default",
+            f"nearest of {len(gains)}: {best[0]}, {best[1]} nats more regret; eps {number(epsilon)}",
+            "refuted" if any(g.high < 0 for g in gains.values()) else verdict_of(best[1], -epsilon),
+            len(regrets[own, share]),
+            estimate=best[1].estimate,
+            low=best[1].low,
+            high=best[1].high,
+            unit="nats per token, paired over orders",
+            note="refuted if one is better beyond doubt, supported if none can be by eps",
+        )
+    )
 
 
 def _reported(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], np.ndarray]) -> None:
@@ -304,7 +345,7 @@ def _reported(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], 
 def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> None:
     arms, _ = evidence.scores.shape
     rng = np.random.default_rng(seed + 2)
-    regrets: dict[tuple[str, int], np.ndarray] = {}
+    regrets: dict[tuple[str, float], np.ndarray] = {}
 
     def table() -> ScoreTable:
         return ScoreTable(evidence.scores, replications, np.random.default_rng(seed), FLIP)
@@ -319,13 +360,7 @@ def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> No
         found = replay_duels(dueling, table(), VOTES, rng, "duels", most_duels=VOTES[-1])
         for budget, choice in zip(VOTES, found, strict=True):
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
-    names = list(dict.fromkeys(name for name, _ in regrets))
-    lines = {
-        name: Line(VOTES, [regrets[name, v].mean() for v in VOTES], None, COLOURS[name], name in DUELS)
-        for name in names
-    }
-    panels = {"mean simple regret, nats per token": lines}
-    svg = line_grid("votes", "regret over votes", panels, "votes", "", 1, "x", (8.5, 4.4))
+    svg = _budgets("votes", regrets, epsilon_of(evidence.scores), "votes")
     study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: duelling bandits."))
     budget = VOTES_CLAIMED
     gains = {name: interval(regrets[name, budget] - regrets[VOTED, budget]) for name in DUELS}
@@ -370,8 +405,24 @@ def calibration_batches(
     found = np.zeros((rounds, evidence.importance.shape[1]))
     for round_ in range(rounds):
         pool = pools[(8 * round_ // rounds) % len(pools)] if switching else np.arange(len(evidence.domains))
-        mean = evidence.importance[rng.choice(pool, batch)].mean(0)
+        mean = evidence.importance[rng.choice(pool, batch, replace=False)].mean(0)
         found[round_, np.argpartition(mean, chosen)[:chosen]] = 1
+    return found
+
+
+def ranking_regret(policy: ranking.RankingPolicy, named: np.ndarray) -> np.ndarray:
+    """Return a policy's expected regret after every round, ``(rounds, replications)``.
+
+    Args:
+        policy: fresh.
+        named: the items that each round names, ``(rounds, replications, items)`` of 0 and 1.
+    """
+    loss, found = np.zeros(named.shape[1]), np.zeros(named.shape[:2])
+    for round_, scores in enumerate(named):
+        positions = policy.expected_positions()
+        loss += (positions * scores).sum(1)
+        policy.update(positions, scores)
+        found[round_] = loss - (-np.sort(-policy.scores, 1) * np.arange(policy.items)).sum(1)
     return found
 
 
@@ -380,6 +431,8 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chos
     copies = min(replications, 30)
     truth = evidence.importance.mean(0)
     rows: list[list[str]] = []
+    panels: dict[str, dict[str, Line]] = {}
+    shown = np.linspace(rounds / 20, rounds, 20).astype(int)
     for switching in (False, True):
         label = "domains in turn" if switching else "a mix of domains"
         rng = np.random.default_rng([seed, int(switching)])
@@ -392,16 +445,15 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chos
             "averaging": ranking.FollowTheLeader(copies, layers),
         }
         regret = {}
+        panel = panels.setdefault(f"regret, {label}", {})
         for name, policy in policies.items():
-            loss = np.zeros(copies)
-            for scores in named:
-                positions = policy.expected_positions()
-                loss += (positions * scores).sum(1)
-                policy.update(positions, scores)
-            best = (-np.sort(-policy.scores, 1) * np.arange(layers)).sum(1)
-            regret[name] = loss - best
-            for replication, value in enumerate(regret[name]):
-                study.record(f"layers: {label}", name, replication, "regret", value)
+            curve = ranking_regret(policy, named)[shown - 1]  # (shown, replications)
+            regret[name] = curve[-1]
+            band = 1.96 * curve.std(1, ddof=1) / np.sqrt(copies)
+            panel[name] = Line(shown, curve.mean(1), band, COLOURS[name])
+            for at, values in zip(shown, curve, strict=True):
+                for replication, value in enumerate(values):
+                    study.record(f"layers: {label}", name, replication, "regret", value, int(at))
         tau = [kendalltau(-row, truth).statistic for row in policies["averaging"].scores]
         bound = ranking.upper_bound(layers, chosen, rounds)
         rows.append([label, *(number(regret[name].mean()) for name in policies), number(bound), number(np.mean(tau))])
@@ -416,9 +468,13 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chos
                 f"bound {number(bound)}; difference {gain}",
                 seeds=copies,
                 unit="positions, summed over rounds",
-                note=f"{rounds} batches of 4 prompts, each naming its {chosen} least important of {layers} layers",
+                note=f"{rounds} batches of 4 of {len(evidence.domains)} prompts, each naming its {chosen} least "
+                f"important of {layers} layers",
             )
         )
+    svg = line_grid("layers", "regret over calibration batches", panels, "calibration batches", "", 2, size=(12.0, 4.0))
+    caption = "Against the best fixed ranking of the batches so far; bands: 95 %."
+    study.figures.append(Figure(svg, caption, "Layers ranked online: regret"))
     columns = ["batches", *policies, "OnlineRank's bound", "tau"]
     caption = (
         "Regret of the ranking shown, against the best fixed one; tau: the final order against the mean importance's. "
