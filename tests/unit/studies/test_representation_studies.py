@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from tangram.checkpoint import load_model
 from tangram.config import Finetune, Studies
+from tangram.errors import TangramError
 from tangram.evaluation.readout import Texts
 from tangram.studies import metric_embedding, span_contrast, spatial_contrast, triplet
 from tangram.studies.experiments import Run, grid
@@ -72,14 +74,14 @@ def test_metric_embedding(tmp_path, monkeypatch):
     monkeypatch.setattr(metric_embedding, "FEW", first_settings(metric_embedding.FEW))
     monkeypatch.setattr(metric_embedding, "ALL", first_settings(metric_embedding.ALL))
     rows = check(metric_embedding.metric_embedding(SETTINGS, images, "cpu", 1), tmp_path / "study", 6)
-    assert set(rows[rows["experiment"] == "100 labels"]["arm"]) == set(metric_embedding.FEW)
-    assert set(rows[rows["experiment"] == "all labels"]["arm"]) == set(metric_embedding.ALL)
+    assert set(rows[rows["experiment"] == metric_embedding.FEW_LABELS]["arm"]) == set(metric_embedding.FEW)
+    assert set(rows[rows["experiment"] == metric_embedding.ALL_LABELS]["arm"]) == set(metric_embedding.ALL)
 
 
 def test_spatial_contrast(tmp_path, monkeypatch):
     pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
     digits = write_images(tmp_path / "digits.npz", 28, ())
-    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, (6, 12, 30))
+    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, 20, (6, 12, 30))
     monkeypatch.setitem(spatial_contrast.SCALES, "small", scale)
     monkeypatch.setattr(spatial_contrast, "RATES", (1e-3, 3e-3))
     rates = grid(rate=(1e-3, 3e-3))
@@ -96,7 +98,7 @@ def test_spatial_contrast(tmp_path, monkeypatch):
 
 def test_frozen_features_of_scratch_are_those_of_the_untrained_net(tmp_path):
     pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
-    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, (12,))
+    scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, 20, (12,))
     run = Run(spatial_contrast.SCRATCH, {"rate": 0.0}, 0)
     rates = {spatial_contrast.SCRATCH: {12: (1e-2,)}}
     trained = spatial_contrast.perform(run, pictures, scale, "cpu", True, rates)
@@ -132,6 +134,17 @@ def test_span_contrast(tmp_path, monkeypatch, tiny_parent):
     main = rows[rows["experiment"] == "finetuning"]
     assert set(main["arm"]) == {span_contrast.PLAIN, span_contrast.FREE, span_contrast.PROJECTED, span_contrast.LONGER}
     span_contrast._load.cache_clear()
+
+
+def test_a_missing_library_is_one_line_before_anything_is_trained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    for study, files in (
+        (triplet.triplet, 1),
+        (metric_embedding.metric_embedding, 1),
+        (spatial_contrast.spatial_contrast, 2),
+    ):
+        with pytest.raises(TangramError, match=r"^pytorch-metric-learning is missing: pip install"):
+            study(SETTINGS, *["there is no such file"] * files, "cpu", 1)
 
 
 def test_every_full_scale_is_larger():
