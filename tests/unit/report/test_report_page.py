@@ -116,6 +116,11 @@ def test_readouts_show_accuracies_and_paired_differences(page):
     row = page.row("readout", "intents, 5 labels")
     assert row[1] == "nearest labelled text"
     assert [float(cell.split(" ±")[0].replace("−", "-")) for cell in row[2:]] == pytest.approx([80, 70, -10, 75, -5])
+    held_out = [row for row in page.rows["readout"] if row and row[0] == "held-out text"]
+    assert [row[1] for row in held_out] == ["KL, nats/token", "perplexity"]
+    measured = [page.row("measurements", f"speed-1.2, {stage}") for stage in ("before finetuning", "finetuned")]
+    for place, row in enumerate(held_out, start=1):
+        assert [row[3], row[5]] == [found[place] for found in measured]
 
 
 def test_predictions_stand_beside_measurements(page):

@@ -1,11 +1,26 @@
 """What the image studies share: splits, grids, tuning on one split and judging on another, workers."""
 
+import shlex
+import time
+
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from tangram.config import Studies
 from tangram.errors import TangramError
-from tangram.studies.experiments import Outcome, grid, load_splits, tune_and_repeat, workers
+from tangram.studies.experiments import (
+    Outcome,
+    command,
+    curves_of,
+    follow,
+    grid,
+    load_splits,
+    stopwatch,
+    tune_and_repeat,
+    workers,
+)
 
 
 @pytest.fixture
@@ -65,3 +80,33 @@ def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
         **{("one", seed): 2.0 + seed for seed in range(3)},
         **{("fixed", seed): 7.0 + seed for seed in range(3)},
     }
+
+
+def test_a_followed_training_is_judged_now_and_then_and_not_timed_for_it():
+    outcome = Outcome({})
+    judged = iter([0.5, 0.75])
+
+    def judge():
+        time.sleep(0.05)
+        return next(judged)
+
+    seen = []
+    loss = follow(lambda tickets, _: (seen.append(tickets), {}), judge, outcome, every=2)
+    with stopwatch(outcome):
+        for step in range(3):
+            loss(torch.tensor([step]), torch.Generator())
+    assert [int(tickets) for tickets in seen] == [0, 1, 2]
+    assert outcome.curve == [(0, 0.5), (2, 0.75)]
+    assert outcome.seconds < 0.05
+    curves = curves_of({"one": outcome, "never followed": Outcome({})})
+    assert {arm: [(step, found.estimate) for step, found in line] for arm, line in curves.items()} == {
+        "one": [(0, 50), (2, 75)]
+    }
+
+
+def test_the_command_of_what_is_not_reproduced_is_one_that_the_config_takes():
+    words = shlex.split(command("study_triplet", "data/cifar10.npz"))
+    given = dict(word.split("=", 1) for word in words[words.index("--config") + 1 :])
+    assert yaml.safe_load(given["device"]) == "cuda"
+    section = Studies.model_validate(yaml.safe_load(given["studies"]))
+    assert (section.scale, section.image_file) == ("full", "data/cifar10.npz")

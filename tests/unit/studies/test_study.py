@@ -49,6 +49,14 @@ def test_pairs_are_by_seed():
         lacking.paired("main", "loss", "one", "other")
 
 
+def test_an_arms_interval_is_over_its_own_seeds_at_its_own_x():
+    study = example()
+    study.record("main", "one", 0, "loss", 99.0, x=1)
+    study.record("main", "one", 1, "loss", 97.0, x=1)
+    assert study.over_seeds("main", "loss", "one") == interval([1.0, 2.0, 3.0])
+    assert study.over_seeds("main", "loss", "one", 1) == interval([99.0, 97.0])
+
+
 def test_the_files_hold_what_was_found(tmp_path):
     write_study(example(), tmp_path, "scale small", {"tangram.command": "test"})
     claims = read_table(tmp_path / "claims.parquet", CLAIMS)

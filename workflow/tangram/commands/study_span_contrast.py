@@ -24,6 +24,7 @@ def study_span_contrast(
     score: Annotated[str, typer.Option(help="score split, to tune on")],
     heldout: Annotated[str, typer.Option(help="held-out split")],
     output: Annotated[str, typer.Option(help="folder of claims, measurements and page")],
+    activations: Annotated[str | None, typer.Option(help="the parent's, of the finetune split")] = None,
     device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
@@ -40,7 +41,7 @@ def study_span_contrast(
     texts = None
     if sections.archive is not None:
         texts = read_classification(fetch_archive(sections.archive), "intent_recognition")
-    files = Files(parent, child, corpus, score, heldout, device, dtype)
+    files = Files(parent, child, corpus, score, heldout, device, dtype, activations)
     study = span_contrast(sections.studies, sections.finetune, files, texts, threads)
     made_by = provenance("tangram.commands.study_span_contrast", settings, device)
     write_study(study, output, f"scale {sections.studies.scale}, {sections.studies.seeds} seeds", made_by)

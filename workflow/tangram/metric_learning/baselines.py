@@ -21,8 +21,19 @@ def _losses() -> Any:
     try:
         from pytorch_metric_learning import losses
     except ImportError as error:
-        raise TangramError("pytorch-metric-learning is missing; install the extra 'studies'") from error
+        raise TangramError(
+            "pytorch-metric-learning is missing: pip install pytorch-metric-learning (the extra 'studies')"
+        ) from error
     return losses
+
+
+def require() -> None:
+    """Find out before anything is trained whether the library is there.
+
+    Raises:
+        TangramError: it is not installed.
+    """
+    _losses()
 
 
 def triplet_margin(margin: float = 0.2) -> nn.Module:

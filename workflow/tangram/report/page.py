@@ -331,19 +331,24 @@ def _readout(results: Results) -> Section:
     if chosen is None or results.readouts.empty:
         return section
     keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    models = [model for model in ("child", "finetuned") if model in keys]
     names = {"nearest": "nearest labelled text", "metric": "metric embedding", "linear": "linear"}
     rows: list[list[Cell | str]] = []
+    for metric, name in (("kl", "KL, nats/token"), ("perplexity", "perplexity")):
+        row: list[Cell | str] = ["held-out text", name, estimate(results.heldout(PARENT_KEY, metric))]
+        for model in models:
+            row += [estimate(results.heldout(keys[model], metric)), "–"]
+        rows.append(row)
     for task in dict.fromkeys(results.readouts["task"]):
         for metric, name in names.items():
-            row: list[Cell | str] = [task, name, _points(results.estimate(PARENT_KEY, task, f"{metric}_accuracy"))]
-            for model in ("child", "finetuned"):
-                if model in keys:
-                    row.append(_points(results.estimate(keys[model], task, f"{metric}_accuracy")))
-                    row.append(_points(results.estimate(keys[model], task, f"{metric}_difference"), signed=True))
+            row = [task, name, _points(results.estimate(PARENT_KEY, task, f"{metric}_accuracy"))]
+            for model in models:
+                row.append(_points(results.estimate(keys[model], task, f"{metric}_accuracy")))
+                row.append(_points(results.estimate(keys[model], task, f"{metric}_difference"), signed=True))
             rows.append(row)
     heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
-    columns = ["task", "readout", "parent", *(c for m in heads if m in keys for c in heads[m])]
-    caption = "Accuracy in %, ± one standard error over draws of labels."
+    columns = ["text", "measure", "parent", *(c for m in models for c in heads[m])]
+    caption = "Accuracies in %, ± one standard error over draws of labels, under perplexity and KL of the same models."
     section.parts.append(Table(columns, rows, labels=2, caption=caption))
     return section
 

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from tangram.cli import use_threads
 from tangram.errors import TangramError
+from tangram.metric_learning.training import StepLoss
+from tangram.studies.study import Interval, Study
 
 Setting = dict[str, float]
 Map = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
@@ -113,6 +115,33 @@ def stopwatch(outcome: Outcome) -> Iterator[None]:
     outcome.seconds += time.monotonic() - begin
 
 
+def follow(loss: StepLoss, judge: Callable[[], float], outcome: Outcome, every: int) -> StepLoss:
+    """Return the loss of a step that also adds what ``judge`` finds, every so many steps, to an outcome's curve.
+
+    The judge's seconds are no part of the outcome's.
+    """
+    steps = itertools.count()
+
+    def watched(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        step = next(steps)
+        if step % every == 0:
+            begin = time.monotonic()
+            outcome.curve.append((step, judge()))
+            outcome.seconds -= time.monotonic() - begin
+        return loss(tickets, generator)
+
+    return watched
+
+
+def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, list[tuple[float, Interval]]]:
+    """Return the curves of outcomes by arm, in percent, for `pictures.draw_lines`; arms without one are left out."""
+    return {
+        arm: [(step, Interval(100 * value, 100 * value, 100 * value)) for step, value in outcome.curve]
+        for arm, outcome in outcomes.items()
+        if outcome.curve
+    }
+
+
 def _start_worker() -> None:
     """Give a worker one thread in every library."""
     from threadpoolctl import threadpool_limits
@@ -143,6 +172,11 @@ def workers(count: int) -> Iterator[Map]:
 def grid(**axes: Sequence[float]) -> list[Setting]:
     """Return every combination of the axes' values."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def command(study: str, file: str) -> str:
+    """Return the command that runs an image study at full scale on a GPU, on a file of images: `studies.image_file`."""
+    return f"snakemake -c1 {study} --config device=cuda 'studies={{scale: full, image_file: {file}}}'"
 
 
 def words(setting: Setting) -> str:
@@ -187,3 +221,9 @@ def tune_and_repeat(
     runs = [Run(arm, chosen[arm], seed) for seed in range(seeds) for arm in arms]
     outcomes = mapped(perform, runs, f"{label}: {seeds} seeds")
     return Results(chosen, {(run.arm, run.seed): o for run, o in zip(runs, outcomes, strict=True)}, tuning)
+
+
+def mean_seconds(study: Study, experiment: str, results: Results) -> str:
+    """Return every trained arm's mean seconds of training, as told to people."""
+    arms = dict.fromkeys(arm for (arm, _), outcome in results.outcomes.items() if outcome.seconds)
+    return "; ".join(f"{arm} {study.over_seeds(experiment, 'training (s)', arm).estimate:.1f}" for arm in arms)

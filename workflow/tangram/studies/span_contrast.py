@@ -6,31 +6,40 @@ import copy
 import functools
 import math
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from tangram.activations import StreamedActivations
+from tangram.activations import Activations, StreamedActivations, open_activations
 from tangram.checkpoint import load_model, load_tokenizer
 from tangram.config import Finetune, Readout, SpanContrast, Studies
 from tangram.corpus import read_tokens
-from tangram.distill.end_to_end import finetune
+from tangram.distill.end_to_end import Distillation, span_terms
+from tangram.distill.losses import cosine_distance
+from tangram.distill.trainer import TrainingPlan, train
 from tangram.evaluation.readout import Texts, embed_texts, read_out
 from tangram.evaluation.text import compare_on_text
 from tangram.families import decoder_layers
+from tangram.metric_learning.samplers import sample_spans
+from tangram.metric_learning.spans import SpanTerm, pool_spans
 from tangram.report.document import Figure
 from tangram.studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
 from tangram.studies.pictures import draw_arms, draw_lines
-from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
+from tangram.studies.study import Claim, Interval, NotReproduced, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PLAIN, FREE, PROJECTED, LONGER = "cosine + KL", "+ spans", "+ spans, projected", "cosine + KL, as long"
+PLAIN, FREE, PROJECTED = "cosine + KL", "+ spans contrasted", "+ spans contrasted, projected"
+PULLED, MORE, LONGER = "+ spans pulled", "cosine + KL, more sequences", "cosine + KL, as long"
 PROJECTION = 128
-RATES, WEIGHTS = (1e-4, 3e-4), (0.03, 0.1, 0.3)
+RATES = (1e-4, 3e-4)
+# A cosine's gradient is a tenth of its contrast's, which divides it by a temperature of 0.1.
+WEIGHTS = {FREE: (0.03, 0.1, 0.3), PROJECTED: (0.03, 0.1, 0.3), PULLED: (0.3, 1.0, 3.0)}
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,15 @@ class Scale:
     texts: int
 
 
-SCALES = {"small": Scale(16, 6, 280), "full": Scale(4_000, 1_000, 10_000)}
+SCALES = {"small": Scale(8, 4, 140), "full": Scale(4_000, 1_000, 10_000)}
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where models and tokens are: checkpoint folders of parent and child, tables of `tables.CORPUS`."""
+    """Where models and tokens are: checkpoint folders of parent and child, tables of `tables.CORPUS`.
+
+    ``activations`` are the parent's, of the finetune split; without, it runs beside every training.
+    """
 
     parent: str
     child: str
@@ -56,6 +68,7 @@ class Files:
     heldout: str
     device: str
     dtype: str
+    activations: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class _Loaded:
     tokenizer: PreTrainedTokenizerBase
     tokens: dict[str, torch.Tensor]
     final: dict[str, torch.Tensor]
+    states: Activations
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,23 +89,76 @@ def _load(files: Files) -> _Loaded:
     tokens = {name: read_tokens(getattr(files, name)) for name in ("finetune", "score", "heldout")}
     last = len(decoder_layers(parent))
     final = {name: StreamedActivations(parent, tokens[name], 2).hidden(last) for name in ("score", "heldout")}
-    return _Loaded(parent, child, load_tokenizer(files.parent), tokens, final)
+    states = open_activations(files.activations, parent, tokens["finetune"], 2)
+    return _Loaded(parent, child, load_tokenizer(files.parent), tokens, final, states)
 
 
-class _Held:
-    """The parent's hidden states of a run's sequences, in memory: its forward pass is no part of the seconds."""
+class _Some:
+    """The parent's hidden states of some of a split's sequences."""
 
-    def __init__(self, model: PreTrainedModel, tokens: torch.Tensor):
-        stream = StreamedActivations(model, tokens, 2)
-        self._states = [stream.hidden(layer) for layer in range(len(decoder_layers(model)) + 1)]
+    def __init__(self, states: Activations, chosen: torch.Tensor):
+        self._states, self._chosen = states, chosen
 
     def hidden(self, layer: int) -> torch.Tensor:
         """Return one layer's input, ``(sequences, length, hidden)``."""
-        return self._states[layer]
+        return self._states.hidden(layer)[self._chosen]
 
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Return some layers' inputs for some sequences."""
-        return [self._states[layer][sequences] for layer in layers]
+        """Return some layers' inputs for some of them."""
+        return self._states.of_sequences(self._chosen[sequences], layers)
+
+
+class PulledSpans(SpanTerm):
+    """The control: the same spans, standardised alike, each drawn to the parent's own, and contrasted with none."""
+
+    def forward(self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
+        """Return one minus the cosine of child's and parent's spans, mean over spans; see `SpanTerm.forward`."""
+        return cosine_distance(*self.pooled(child, parent, sequences))
+
+    def pooled(
+        self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the spans that `SpanTerm` draws of the child and of the parent, each ``(spans, hidden)``."""
+        settings = self.settings
+        generator = torch.Generator().manual_seed(zlib.crc32(repr([self.seed, *sequences.tolist()]).encode()))
+        sizes = settings.spans, settings.shortest, settings.longest
+        spans = sample_spans(len(sequences), child.shape[1], *sizes, generator)
+        one, other = (
+            (pool_spans(hidden.float(), spans) - self.mean) / self.deviation for hidden in (child, parent.detach())
+        )
+        return one, other
+
+
+def _distil(
+    arm: str,
+    child: PreTrainedModel,
+    parent: PreTrainedModel,
+    states: Activations,
+    tokens: torch.Tensor,
+    settings: Finetune,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Train as `end_to_end.finetune` does, with the control's term where the arm has it."""
+    plan = TrainingPlan(
+        examples=len(tokens),
+        epochs=1,
+        batch_size=1,
+        micro_batch_size=1,
+        learning_rate=settings.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        seed=seed,
+    )
+    child.requires_grad_(True)
+    spans = span_terms(len(decoder_layers(child)), states, tokens, settings, seed)
+    if spans is not None and arm == PULLED:
+        pulled = {
+            i: PulledSpans(settings.span_contrast, states.hidden(int(i) + 1), tokens, seed) for i in sorted(spans)
+        }
+        spans = nn.ModuleDict(pulled)
+    loss = Distillation(child, parent, states, tokens, settings, spans)
+    return train(child if spans is None else nn.ModuleList([child, spans]), loss, plan)
 
 
 def _seconds(device: str) -> float:
@@ -117,21 +184,13 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     tokens = loaded.tokens["finetune"]
     wanted = int(run.setting["sequences"]) or (scale.tuning_sequences if run.tuning else scale.sequences)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(run.seed))
-    chosen = tokens[order.repeat(math.ceil(wanted / len(order)))[:wanted]]
+    chosen = order.repeat(math.ceil(wanted / len(order)))[:wanted]
     spans = SpanContrast(weight=run.setting["weight"], projection=PROJECTION if run.arm == PROJECTED else 0)
-    settings = base.model_copy(
-        update={
-            "learning_rate": run.setting["rate"],
-            "span_contrast": spans,
-            "epochs": 1,
-            "batch_size": 1,
-            "micro_batch_size": 1,
-        }
-    )
+    settings = base.model_copy(update={"learning_rate": run.setting["rate"], "span_contrast": spans})
     child = copy.deepcopy(loaded.child)
-    states = _Held(loaded.parent, chosen)
+    states = _Some(loaded.states, chosen)
     begin = _seconds(files.device)
-    curve = finetune(child, loaded.parent, states, chosen, settings, run.seed)
+    curve = _distil(run.arm, child, loaded.parent, states, tokens[chosen], settings, run.seed)
     outcome = Outcome({}, seconds=_seconds(files.device) - begin)
     child.eval()
     where = "score" if run.tuning else "heldout"
@@ -149,41 +208,56 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     return outcome
 
 
+def _between(one: Outcome, other: Outcome, share: float) -> Outcome:
+    """Return what lies at a share of the way from one outcome to another."""
+    scores = {name: (1 - share) * value + share * other.scores[name] for name, value in one.scores.items()}
+    return Outcome(scores, seconds=(1 - share) * one.seconds + share * other.seconds)
+
+
 def experiment(
     study: Study, files: Files, base: Finetune, scale: Scale, seeds: int, texts: Texts | None, labels: int, mapped: Map
 ) -> dict[str, Setting]:
-    """Tune the rate without spans, then each form's weight at that rate; repeat; record it in ``study``.
+    """Tune the rate without spans, then each term's weight at that rate; repeat; record it in ``study``.
 
     Returns:
-        The setting of each arm; that of `LONGER` trains on as many more sequences as its seconds allow.
+        The setting of each arm. `LONGER` has as many sequences as fit into the seconds of the slowest arm, mostly no
+        whole number: its scores lie between those of `PLAIN` and of `MORE`, which has the next whole number.
     """
-    train = functools.partial(perform, files=files, base=base, scale=scale, texts=texts, labels=labels)
+    judge = functools.partial(perform, files=files, base=base, scale=scale, texts=texts, labels=labels)
 
-    def tune(arm: str, settings: list[Setting]) -> list[tuple[Run, Outcome]]:
-        runs = [Run(arm, setting, seeds, True) for setting in settings]
-        found = list(zip(runs, mapped(train, runs, f"study_span_contrast: tuning {arm}"), strict=True))
+    def tune(runs: list[Run], what: str) -> dict[str, Setting]:
+        found = list(zip(runs, mapped(judge, runs, f"study_span_contrast: tuning {what}"), strict=True))
         for run, outcome in found:
-            name = f"{arm}: {words({key: value for key, value in run.setting.items() if key != 'sequences'})}"
+            name = f"{run.arm}: {words({key: value for key, value in run.setting.items() if key != 'sequences'})}"
             study.record("tuning", name, run.seed, "kl (nats/token)", outcome.scores["kl"])
-        return found
+        best: dict[str, tuple[float, Setting]] = {}
+        for run, outcome in found:
+            if run.arm not in best or outcome.scores["objective"] > best[run.arm][0]:
+                best[run.arm] = outcome.scores["objective"], run.setting
+        return {arm: setting for arm, (_, setting) in best.items()}
 
-    def best(found: list[tuple[Run, Outcome]]) -> Setting:
-        return max(found, key=lambda pair: pair[1].scores["objective"])[0].setting
+    def tuning(arm: str, **axes: Sequence[float]) -> list[Run]:
+        return [Run(arm, setting, seeds, True) for setting in grid(**axes, sequences=(0,))]
 
-    plain = tune(PLAIN, grid(rate=RATES, weight=(0.0,), sequences=(0,)))
-    chosen = {PLAIN: best(plain)}
-    forms = {}
-    for arm in (FREE, PROJECTED):
-        forms[arm] = tune(arm, grid(rate=(chosen[PLAIN]["rate"],), weight=WEIGHTS, sequences=(0,)))
-        chosen[arm] = best(forms[arm])
-    runs = [Run(arm, chosen[arm], seed) for seed in range(seeds) for arm in (PLAIN, FREE, PROJECTED)]
-    outcomes = list(zip(runs, mapped(train, runs, f"study_span_contrast: {seeds} seeds"), strict=True))
+    chosen = tune(tuning(PLAIN, rate=RATES, weight=(0.0,)), "rate")
+    rate = (chosen[PLAIN]["rate"],)
+    chosen |= tune([run for arm in WEIGHTS for run in tuning(arm, rate=rate, weight=WEIGHTS[arm])], "weights")
+    runs = [Run(arm, chosen[arm], seed) for seed in range(seeds) for arm in (PLAIN, *WEIGHTS)]
+    outcomes = list(zip(runs, mapped(judge, runs, f"study_span_contrast: {seeds} seeds"), strict=True))
     seconds = {arm: sorted(o.seconds for r, o in outcomes if r.arm == arm)[seeds // 2] for arm in chosen}
-    ratio = max(seconds[FREE], seconds[PROJECTED]) / seconds[PLAIN]
-    more = max(scale.sequences, math.ceil(scale.sequences * ratio))  # rounded to the plain arm's favour
-    chosen[LONGER] = {**chosen[PLAIN], "sequences": more}
-    runs = [Run(LONGER, chosen[LONGER], seed) for seed in range(seeds)]
-    outcomes += list(zip(runs, mapped(train, runs, "study_span_contrast: equal seconds"), strict=True))
+    affordable = scale.sequences * max(seconds.values()) / seconds[PLAIN]
+    more = max(scale.sequences + 1, math.ceil(affordable))
+    chosen[MORE] = {**chosen[PLAIN], "sequences": more}
+    runs = [Run(MORE, chosen[MORE], seed) for seed in range(seeds)]
+    longer = mapped(judge, runs, "study_span_contrast: equal seconds")
+    plain = [outcome for run, outcome in outcomes if run.arm == PLAIN]
+    share = (affordable - scale.sequences) / (more - scale.sequences)
+    chosen[LONGER] = {**chosen[PLAIN], "sequences": affordable}
+    outcomes += zip(runs, longer, strict=True)
+    outcomes += [
+        (Run(LONGER, chosen[LONGER], seed), _between(*pair, share))
+        for seed, pair in enumerate(zip(plain, longer, strict=True))
+    ]
     units = {"kl": "kl (nats/token)", "lm_loss": "lm_loss (nats/token)"}
     for run, outcome in outcomes:
         for score, value in outcome.scores.items():
@@ -195,6 +269,65 @@ def experiment(
         for step, value in outcome.curve:
             study.record("curve", run.arm, run.seed, "training kl (nats/token)", value, step)
     return chosen
+
+
+def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[Claim]:
+    def gain(metric: str, arm: str, other: str) -> Interval:
+        """Return by how much an arm is better than another, paired by seed; losses are better lower."""
+        found = study.paired("finetuning", metric, arm, other)
+        return Interval(-found.estimate, -found.high, -found.low) if "nats" in metric else found
+
+    kl, nearest = "kl (nats/token)", f"nearest accuracy, {labels} labels (%)"
+    in_kl = functools.partial(
+        Claim.from_interval,
+        unit="nats/token",
+        seeds=seeds,
+        note="KL of the other minus KL of the first, held-out text",
+    )
+    claims = [
+        in_kl(
+            gain(kl, arm, other),
+            claim=f"{arm}: held-out KL at {how}",
+            statement="contrasting spans brings the child nearer its parent than cosine and KL alone",
+            where="section 6 names sequences as future work; the loss on spans is ours",
+        )
+        for arm in (FREE, PROJECTED)
+        for other, how in ((PLAIN, "equal tokens"), (LONGER, "equal seconds"))
+    ]
+    claims.append(
+        in_kl(
+            gain(kl, FREE, PULLED),
+            claim="the contrast, not the spans: held-out KL at equal tokens",
+            statement="telling a span from others is worth more than drawing it to the parent's own",
+            where="arXiv 1910.10699 on contrast; 2301.12005 matches without",
+        )
+    )
+    if texts is None:
+        return claims
+    in_points = functools.partial(
+        Claim.from_interval,
+        unit="points",
+        seeds=seeds,
+        note=f"nearest of {labels} labelled texts a class, {len(texts.classes)} classes",
+    )
+    claims += [
+        in_points(
+            gain(nearest, arm, LONGER),
+            claim=f"{arm}: few-label readout at equal seconds",
+            statement="contrasting spans keeps more of what the hidden states tell of a text",
+            where="arXiv 1910.10699 and 2009.14167 report such gains for other models",
+        )
+        for arm in (FREE, PROJECTED)
+    ]
+    claims.append(
+        in_points(
+            gain(nearest, FREE, PULLED),
+            claim="the contrast, not the spans: few-label readout at equal tokens",
+            statement="telling a span from others keeps more of a text than drawing it to the parent's own",
+            where="as above",
+        )
+    )
+    return claims
 
 
 def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts | None, processes: int) -> Study:
@@ -214,55 +347,20 @@ def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts 
     study = Study("span_contrast", "Span-contrastive distillation, after spatial contrasting", "1610.00243")
     with workers(processes) as mapped:
         chosen = experiment(study, files, base, scale, seeds, texts, labels, mapped)
-    rows = study.frame("finetuning")
-
-    def gain(metric: str, arm: str, other: str) -> Interval:
-        """Return by how much an arm is better than another, paired by seed; losses are better lower."""
-        found = study.paired("finetuning", metric, arm, other)
-        return Interval(-found.estimate, -found.high, -found.low) if "nats" in metric else found
-
-    kl, nearest = "kl (nats/token)", f"nearest accuracy, {labels} labels (%)"
-    for arm in (FREE, PROJECTED):
-        for other, how in ((PLAIN, "equal tokens"), (LONGER, "equal seconds")):
-            study.claims.append(
-                Claim.from_interval(
-                    gain(kl, arm, other),
-                    claim=f"{arm}: held-out KL at {how}",
-                    statement="contrasting spans brings the child nearer its parent than cosine and KL alone",
-                    where="section 6 names sequences as future work; the loss on spans is ours",
-                    unit="nats/token",
-                    seeds=seeds,
-                    note="KL without the term minus KL with it, held-out text",
-                )
-            )
-        if texts is not None:
-            study.claims.append(
-                Claim.from_interval(
-                    gain(nearest, arm, LONGER),
-                    claim=f"{arm}: few-label readout at equal seconds",
-                    statement="contrasting spans keeps more of what the hidden states tell of a text",
-                    where="arXiv 1910.10699 and 2009.14167 report such gains for other models",
-                    unit="points",
-                    seeds=seeds,
-                    note=f"nearest of {labels} labelled texts a class, 7 intents",
-                )
-            )
-    arms = [PLAIN, FREE, PROJECTED, LONGER]
-    panels = {"KL(parent ‖ child), held out": kl, "few labels, nearest, %": nearest}
+    study.claims = _claims(study, seeds, labels, texts)
+    arms = [PLAIN, *WEIGHTS, LONGER]
+    panels = {"KL(parent ‖ child), held out": "kl (nats/token)"}
+    if texts is not None:
+        panels["few labels, nearest, %"] = f"nearest accuracy, {labels} labels (%)"
     shown = {
-        title: {
-            arm: interval(rows[(rows["metric"] == metric) & (rows["arm"] == arm)]["value"].to_numpy()) for arm in arms
-        }
-        for title, metric in panels.items()
-        if metric in set(rows["metric"])
+        title: {arm: study.over_seeds("finetuning", metric, arm) for arm in arms} for title, metric in panels.items()
     }
-    curves = study.frame("curve")
     lines = {
         arm: [
-            (step, interval(curves[(curves["arm"] == arm) & (curves["x"] == step)]["value"].to_numpy()))
-            for step in sorted(set(curves[curves["arm"] == arm]["x"]))
+            (step, study.over_seeds("curve", "training kl (nats/token)", arm, step))
+            for step in range(0, scale.sequences, max(1, scale.sequences // 25))
         ]
-        for arm in (PLAIN, FREE, PROJECTED)
+        for arm in (PLAIN, *WEIGHTS)
     }
     study.figures = [
         Figure(
@@ -276,24 +374,29 @@ def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts 
             "Learning curves",
         ),
     ]
-    used = {arm: rows[(rows["arm"] == arm) & (rows["metric"] == "training (s)")]["value"].mean() for arm in arms}
+    used = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
     study.notes = [
         f"The headline's best child, finetuned on {scale.sequences} sequences of the finetune split, drawn and ordered "
         f"by the seed, one a step. Seeds share the child and the text they draw from: intervals speak of this child.",
-        "Chosen on the score split with a seed of its own: "
+        f"'{FREE}' compares hidden states, '{PROJECTED}' does so through a learned head of {PROJECTION} dimensions. "
+        f"'{PULLED}' is the control: the same spans, one minus their cosine to the parent's own, no others.",
+        "Chosen on the score split with a seed of its own, the rate without spans, then each term's weight: "
         + "; ".join(f"{arm}: rate {s['rate']:g}, weight {s['weight']:g}" for arm, s in chosen.items())
         + ".",
         "Seconds of training, mean, of one thread: "
         + "; ".join(f"{arm} {value:.1f}" for arm, value in used.items())
-        + f". '{LONGER}' has {chosen[LONGER]['sequences']:g} sequences, rounded up: to the plain arm's favour.",
-        "Spans of 4 to 32 tokens, 16 a sequence, at three depths; hidden states standardised by the parent's own mean "
-        "and deviation; overlapping and identical spans are not contrasted.",
+        + f". '{LONGER}' would have {chosen[LONGER]['sequences']:.2f} sequences: interpolated, seed by seed, between "
+        f"{scale.sequences} and {chosen[MORE]['sequences']:g} of them.",
+        "Spans of 4 to 32 tokens, 16 a sequence, at three depths, contrasted within their own sequence; "
+        "hidden states standardised by the parent's own mean and deviation; overlapping and identical spans are not "
+        "contrasted.",
     ]
     study.not_reproduced = [
         NotReproduced(
             "longer training and larger models",
             "a few thousand tokens are what two cores can train on",
-            "studies.scale: full, device: cuda, a larger corpus.finetune; or finetune.span_contrast.weight in a run",
+            "snakemake -c1 study_span_contrast --config device=cuda 'studies={scale: full}' "
+            "'corpus={finetune: {tokens: 1048576}}'; or finetune.span_contrast.weight in a run",
         )
     ]
     return study

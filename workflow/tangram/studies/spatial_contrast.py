@@ -19,7 +19,18 @@ from tangram.metric_learning.readouts import linear_accuracy, nearest_neighbour_
 from tangram.metric_learning.samplers import draw_per_class, sample_regions, shift_and_mirror
 from tangram.metric_learning.training import StepLoss, embed, fit
 from tangram.report.document import Figure
-from tangram.studies.experiments import Map, Outcome, Run, Setting, Split, grid, load_splits, stopwatch, workers
+from tangram.studies.experiments import (
+    Map,
+    Outcome,
+    Run,
+    Setting,
+    Split,
+    command,
+    grid,
+    load_splits,
+    stopwatch,
+    workers,
+)
 from tangram.studies.pictures import draw_filters, draw_lines, draw_maps, flat
 from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
 
@@ -43,12 +54,13 @@ class Scale:
     finetuning_steps: int
     finetuning_batch: int
     width: int
+    known: int  # labelled images that a readout of frozen features knows at most
     labels: tuple[int, ...]
 
 
 SCALES = {
-    "small": Scale(1_000, 2_000, 300, 128, 150, 64, 8, (100, 500, 2_000)),
-    "full": Scale(2_000, 10_000, 30_000, 256, 20_000, 128, 96, (100, 500, 2_000, 4_000)),
+    "small": Scale(1_000, 2_000, 300, 128, 150, 64, 8, 3_000, (100, 500, 2_000)),
+    "full": Scale(2_000, 10_000, 30_000, 256, 20_000, 128, 96, 30_000, (100, 500, 2_000, 4_000)),
 }
 PRETRAINING = {
     WINDOWS: grid(rate=(1e-3, 5e-3)),
@@ -149,16 +161,17 @@ def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates:
 
     for count in scale.labels:
         known = _labelled(data, count, run.seed)
-        if run.arm == PIXELS:
-            frozen, asked = known.images.flatten(1).cpu(), judged.images.flatten(1).cpu()
-        else:
-            frozen, asked = embed(net.pooled, known.images), embed(net.pooled, judged.images)
         if not rates.get(run.arm) or not run.tuning:
+            shown = known.take(torch.arange(min(scale.known, len(known))))
+            if run.arm == PIXELS:
+                frozen, asked = shown.images.flatten(1).cpu(), judged.images.flatten(1).cpu()
+            else:
+                frozen, asked = embed(net.pooled, shown.images), embed(net.pooled, judged.images)
             outcome.scores[f"frozen linear {count}"] = linear_accuracy(
-                frozen, known.labels, asked, judged.labels, strength=0.1, iterations=60
+                frozen, shown.labels, asked, judged.labels, strength=0.1, iterations=60
             )
             outcome.scores[f"frozen nearest {count}"] = nearest_neighbour_accuracy(
-                frozen, known.labels, asked, judged.labels
+                frozen, shown.labels, asked, judged.labels
             )
         for rate in rates.get(run.arm, {}).get(count, ()):
             net.load_state_dict(pretrained)
@@ -308,6 +321,7 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
         device: where nets are trained.
         processes: trainings side by side.
     """
+    baselines.require()
     scale = SCALES[settings.scale]
     training, _, _ = load_splits(digits, "cpu", scale.validation, scale.test)
     on_digits = dataclasses.replace(scale, labels=(len(training),))
@@ -332,34 +346,35 @@ def spatial_contrast(settings: Studies, images: str, digits: str, device: str, p
         "Rates of pretraining chosen on the validation split: "
         + "; ".join(f"{arm}: {chosen[arm]['rate']:g}" for arm in ARMS if arm != SCRATCH)
         + ".",
+        "Seconds of pretraining, mean: "
+        + "; ".join(
+            f"{arm} {study.over_seeds('natural images', 'pretraining (s)', arm).estimate:.1f}"
+            for arm in ARMS
+            if arm != SCRATCH
+        )
+        + ". Finetuning is the same for all.",
     ]
     study.not_reproduced = [
         NotReproduced(
             "STL-10 with 105,000 unlabelled images (81.34 %)",
             "96 by 96 pixels and training to convergence: days of these cores",
-            "an npz of the set at studies.image_file, studies.scale: full, device: cuda",
+            "its labelled images by "
+            + command("study_spatial_contrast", "data/stl10.npz")
+            + "; such a file has no others",
         ),
         NotReproduced(
             "CIFAR-10 with 4,000 labels (79.2 %)",
             "its 50,000 training images are in no source used here",
-            "an npz of CIFAR-10 at studies.image_file, studies.scale: full, device: cuda",
+            command("study_spatial_contrast", "data/cifar10.npz"),
         ),
     ]
     return study
 
 
 def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outcome], named: bool) -> list[Figure]:
-    rows = study.frame("natural images")
-
     def by_labels(metric: str, arms: tuple[str, ...]) -> dict[str, list[tuple[float, Interval]]]:
-        frame = rows[rows["metric"] == f"{metric} accuracy (%)"]
-        return {
-            arm: [
-                (n, interval(frame[(frame["arm"] == arm) & (frame["x"] == n)]["value"].to_numpy()))
-                for n in scale.labels
-            ]
-            for arm in arms
-        }
+        name = f"{metric} accuracy (%)"
+        return {arm: [(n, study.over_seeds("natural images", name, arm, n)) for n in scale.labels] for arm in arms}
 
     gains = {
         arm: [(n, study.paired("natural images", "finetuned accuracy (%)", arm, SCRATCH, n)) for n in scale.labels]
@@ -372,7 +387,7 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
         losses = np.array([value for _, value in first[arm].curve])
         width = max(1, len(losses) // 25)
         means = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
-        curves[arm] = [(float((i + 0.5) * width), interval([value] * 2)) for i, value in enumerate(means)]
+        curves[arm] = [(float((i + 0.5) * width), Interval(value, value, value)) for i, value in enumerate(means)]
     shown = (WINDOWS, CROPS, MODERN, SCRATCH)
     top = int(first[WINDOWS].arrays["labels"].max()) + 1
     names = CLASSES if named else tuple(f"class {i}" for i in range(top))

@@ -123,6 +123,12 @@ class Study:
         rows = pd.DataFrame(self.measurements)
         return rows[rows["experiment"] == experiment].reset_index(drop=True)
 
+    def over_seeds(self, experiment: str, metric: str, arm: str, x: float | None = None) -> Interval:
+        """Return the interval of an arm's values over its seeds."""
+        rows = self.frame(experiment)
+        rows = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
+        return interval(rows[rows["x"].isna() if x is None else rows["x"] == x]["value"].to_numpy())
+
     def paired(self, experiment: str, metric: str, one: str, other: str, x: float | None = None) -> Interval:
         """Return the interval of ``one - other`` over the seeds that both arms have.
 

@@ -23,15 +23,19 @@ from tangram.studies.experiments import (
     Results,
     Run,
     Split,
+    command,
+    curves_of,
+    follow,
     grid,
     load_splits,
+    mean_seconds,
     stopwatch,
     tune_and_repeat,
     words,
     workers,
 )
 from tangram.studies.pictures import draw_arms, draw_filters, draw_lines, draw_maps, flat
-from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
+from tangram.studies.study import Claim, Interval, NotReproduced, Study
 
 TRIPLET, SIAMESE, LOG_FORM = "triplet, squared ratio", "Siamese, contrastive", "triplet, -log ratio"
 SUPCON, CROSS_ENTROPY = "SupCon", "cross-entropy"
@@ -123,30 +127,24 @@ def perform(run: Run, path: str, scale: Scale, device: str) -> Outcome:
 
     if run.arm not in (UNTRAINED, PIXELS):
         loss = _step_loss(run, net, classifier, data, scale.images_per_step)
-        followed = run.seed == 0 and not run.tuning
-        calls = 0
+        if run.seed == 0 and not run.tuning:
+            known = data.take(torch.arange(min(1_000, len(data))))
 
-        def watched(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-            nonlocal calls
-            if followed and calls % max(1, scale.steps // FOLLOWED) == 0:
-                known, asked = data.take(torch.arange(min(1_000, len(data)))), validation
-                accuracy = nearest_neighbour_accuracy(
-                    represent(known.images), known.labels, represent(asked.images), asked.labels, 5
-                )
-                outcome.curve.append((calls, accuracy))
-            calls += 1
-            return loss(tickets, generator)
+            def judge() -> float:
+                one, other = represent(known.images), represent(validation.images)
+                return nearest_neighbour_accuracy(one, known.labels, other, validation.labels, 5)
 
+            loss = follow(loss, judge, outcome, max(1, scale.steps // FOLLOWED))
         with stopwatch(outcome):
             module = nn.ModuleList([net, classifier])
-            fit(module, watched, scale.steps, scale.images_per_step, run.setting["rate"], run.seed)
-    known, asked = represent(data.images), represent(judged.images)
-    outcome.scores["knn"] = nearest_neighbour_accuracy(known, data.labels, asked, judged.labels, 5)
-    outcome.scores["linear"] = linear_accuracy(known, data.labels, asked, judged.labels, iterations=100)
+            fit(module, loss, scale.steps, scale.images_per_step, run.setting["rate"], run.seed)
+    references, asked = represent(data.images), represent(judged.images)
+    outcome.scores["knn"] = nearest_neighbour_accuracy(references, data.labels, asked, judged.labels, 5)
+    outcome.scores["linear"] = linear_accuracy(references, data.labels, asked, judged.labels, iterations=100)
     outcome.scores["both"] = (outcome.scores["knn"] + outcome.scores["linear"]) / 2
     if not run.tuning:
         outcome.scores["knn_normalised"] = nearest_neighbour_accuracy(
-            known, data.labels, asked, judged.labels, 5, normalise=True
+            references, data.labels, asked, judged.labels, 5, normalise=True
         )
         if run.seed == 0:
             outcome.arrays["map"] = flat(asked[:MAPPED].numpy())
@@ -225,6 +223,7 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
         device: where nets are trained.
         processes: trainings side by side.
     """
+    baselines.require()
     scale = SCALES[settings.scale]
     study = Study("triplet", "Deep metric learning using Triplet network", "1412.6622")
     with workers(processes) as mapped:
@@ -246,6 +245,7 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
         "Deviations: AdamW with the pipeline's schedule in place of SGD with momentum, no dropout, a grid of rates in "
         "place of the paper's one, and no final ReLU (the authors' code has one; it leaves dimensions dead).",
         f"Chosen on the validation split: {chosen}.",
+        f"Seconds of training, mean: {mean_seconds(study, 'embedding', results)}.",
         "Against modern losses, nearest neighbours, squared ratio minus each, points: "
         + "; ".join(f"{arm} {found}" for arm, found in against.items())
         + ".",
@@ -256,7 +256,7 @@ def triplet(settings: Studies, images: str, device: str, processes: int) -> Stud
         NotReproduced(
             "Table 1 on CIFAR-10, SVHN and STL-10",
             "50,000 and more images, nets four times as wide and tens of epochs: hours of a GPU",
-            "an npz of the set at studies.image_file, studies.scale: full, device: cuda",
+            command("study_triplet", "data/cifar10.npz") + ", and so on",
         ),
         NotReproduced(
             "the paper's schedule: SGD at rate 0.5, dropout, 640,000 triplets an epoch",
@@ -284,20 +284,12 @@ def experiment(
 
 
 def _figures(study: Study, results: Results, arms: list[str], named: bool) -> list[Figure]:
-    rows = study.frame("embedding")
-
-    def found(metric: str) -> dict[str, Interval]:
-        frame = rows[rows["metric"] == f"{metric} accuracy (%)"]
-        return {arm: interval(frame[frame["arm"] == arm]["value"].to_numpy()) for arm in arms}
-
-    panels = {title: found(metric) for metric, title in READOUTS.items()}
+    panels = {
+        title: {arm: study.over_seeds("embedding", f"{metric} accuracy (%)", arm) for arm in arms}
+        for metric, title in READOUTS.items()
+    }
     first = {arm: results.outcomes[arm, 0] for arm in arms}
     classes = CLASSES if named else tuple(f"class {i}" for i in range(int(first[TRIPLET].arrays["labels"].max()) + 1))
-    curves = {
-        arm: [(step, interval([100 * value] * 2)) for step, value in outcome.curve]
-        for arm, outcome in first.items()
-        if outcome.curve
-    }
     shown = (TRIPLET, SIAMESE, SUPCON, CROSS_ENTROPY, PIXELS)
     maps = {arm: (first[arm].arrays["map"], first[arm].arrays["labels"]) for arm in shown if arm in first}
     filters = {arm: first[arm].arrays["filters"] for arm in (TRIPLET, SIAMESE, CROSS_ENTROPY, UNTRAINED)}
@@ -309,7 +301,11 @@ def _figures(study: Study, results: Results, arms: list[str], named: bool) -> li
         ),
         Figure(
             draw_lines(
-                "triplet-curves", "Nearest-neighbour accuracy while training.", curves, "training step", "accuracy, %"
+                "triplet-curves",
+                "Nearest-neighbour accuracy while training.",
+                curves_of(first),
+                "training step",
+                "accuracy, %",
             ),
             "Five nearest neighbours among 1,000 training images, on the validation split, seed 0.",
             "Learning curves",
