@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from tiny_children import HIDDEN, MIXED, child_of, pieces
 from transformers import AutoConfig
 
+from tangram.blocks.library import read_library
 from tangram.child.architecture import LayerChoice
-from tangram.child.assemble import assemble_state, build_child, build_config, read_library, save_child
+from tangram.child.assemble import assemble_state, build_child, build_config, save_child
 from tangram.errors import TangramError
 
 

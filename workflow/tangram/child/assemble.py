@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tangram.blocks.base import PARENT
-from tangram.blocks.layer import read_piece, tensor_name
+from tangram.blocks.library import Library, State, tensor_name
 from tangram.checkpoint import check_parent
 from tangram.child import modeling, structured
 from tangram.child.architecture import Architecture, per_layer_config
@@ -27,8 +27,6 @@ from tangram.files import atomic_path, sha256_of, write_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-State: TypeAlias = Mapping[str, torch.Tensor]
-Library: TypeAlias = Callable[[str, str, int], State]
 """From kind, variant and layer to a piece's tensors by their names inside the subblock."""
 
 MODELING_FILE = "modeling_tangram.py"
@@ -110,33 +108,6 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
                     )
                 state[tensor_name(layer, kind, name)] = tensor
     return state
-
-
-def read_library(folder: str | Path, shards: tuple[str, ...]) -> Library:
-    """Return the library under ``folder``, read piece by piece from ``{kind}/{variant}/{shard}.safetensors``.
-
-    Args:
-        folder: the library.
-        shards: ranges of layers, such as ``("00-14", "15-29")``.
-    """
-
-    def piece(kind: str, variant: str, layer: int) -> State:
-        return read_piece(shard_file(folder, shards, kind, variant, layer), layer, kind)
-
-    return piece
-
-
-def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: str, layer: int) -> Path:
-    """Return the library file that holds a piece.
-
-    Raises:
-        TangramError: no shard covers the layer.
-    """
-    for shard in shards:
-        first, last = (int(part) for part in shard.split("-"))
-        if first <= layer <= last:
-            return Path(folder) / kind / variant / f"{shard}.safetensors"
-    raise TangramError(f"library: no shard of {', '.join(shards)} covers layer {layer}; name all shards")
 
 
 def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> None:

@@ -22,16 +22,9 @@ def assemble_child(
     import torch
 
     from tangram.blocks.base import PARENT
+    from tangram.blocks.library import read_library, shard_file
     from tangram.child.architecture import load_architecture
-    from tangram.child.assemble import (
-        WEIGHTS_FILE,
-        assemble_state,
-        build_config,
-        load_parent,
-        read_library,
-        save_child,
-        shard_file,
-    )
+    from tangram.child.assemble import WEIGHTS_FILE, assemble_state, build_config, load_parent, save_child
     from tangram.files import sha256_of
     from tangram.provenance import provenance
 

@@ -39,7 +39,7 @@ def distill_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks.layer import tensor_name
+    from tangram.blocks.library import tensor_name
     from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
     from tangram.distill.local import LocalProblem

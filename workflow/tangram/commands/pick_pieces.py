@@ -38,8 +38,8 @@ def pick_pieces(
     from pathlib import Path
 
     from tangram.blocks.base import PARENT
+    from tangram.blocks.library import read_library
     from tangram.child.architecture import load_architecture
-    from tangram.child.assemble import read_library
     from tangram.files import write_text
 
     piece = read_library(library, tuple(shards.split(",")))

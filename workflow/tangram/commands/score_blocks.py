@@ -29,7 +29,8 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks.layer import build_layer, read_piece
+    from tangram.blocks.layer import build_layer
+    from tangram.blocks.library import read_piece
     from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
     from tangram.provenance import provenance

@@ -33,9 +33,10 @@ def select_child(
 
     import numpy as np
 
+    from tangram.blocks.library import read_library
     from tangram.checkpoint import load_model
     from tangram.child.architecture import LayerChoice, save_architecture
-    from tangram.child.assemble import WEIGHTS_FILE, read_library
+    from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus import read_tokens
     from tangram.evaluation.candidates import CandidateScores, cut_prompts
     from tangram.evaluation.judge import JudgedScores

@@ -50,8 +50,9 @@ def study_selection(
     import torch
     from tqdm import tqdm
 
+    from tangram.blocks.library import read_library
     from tangram.checkpoint import load_model, load_tokenizer
-    from tangram.child.assemble import WEIGHTS_FILE, read_library
+    from tangram.child.assemble import WEIGHTS_FILE
     from tangram.config import ParentSamples, PythonDocs
     from tangram.corpus import documents, pack, parent_samples, read_tokens
     from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
