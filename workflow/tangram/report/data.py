@@ -143,6 +143,11 @@ class Results:
         models = self.models(target, rank)
         return models[-1] if models else None
 
+    @property
+    def chosen(self) -> Key | None:
+        """The headline's best child in its last stage, if it was evaluated."""
+        return self.final(self.settings.headline, BEST)
+
     def sum_of_scores(self, architecture: Architecture, metric: str = "kl") -> float | None:
         """Return Σ replace-1-block score of an architecture, or None where a piece has no score."""
         frame = self.scores[self.scores["metric"] == metric]

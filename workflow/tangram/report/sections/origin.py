@@ -1,0 +1,83 @@
+"""Sections on where everything comes from: time and provenance."""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tangram.report.data import Results
+from tangram.report.document import Cell, Note, Section, Table
+from tangram.report.style import percent, seconds
+from tangram.report.timing import stage_order, stage_seconds
+
+
+def time_section(results: Results) -> Section:
+    """Return the section `time`."""
+    section = Section("time", "Where the time went", "Wall-clock seconds of every job, added up by stage.")
+    stages = stage_seconds(results)
+    if not stages:
+        section.parts.append(Note("This run left no benchmarks."))
+        return section
+    longest, total = max(spent for _, _, spent in stages), sum(spent for _, _, spent in stages)
+    rows: list[list[Cell | str]] = [
+        [rule, str(jobs), Cell(seconds(spent), "bar", bar=spent / longest if longest else 0.0), percent(spent / total)]
+        for rule, jobs, spent in stages
+    ]
+    rows.append([Cell("total", "total"), str(sum(jobs for _, jobs, _ in stages)), Cell(seconds(total), "total"), ""])
+    section.parts.append(
+        Table(["stage", "jobs", "time", "share"], rows, caption="Jobs that ran at once each count in full.")
+    )
+    return section
+
+
+def _flat(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(f"{prefix} › {name}" if prefix else str(name), inner)
+    elif isinstance(value, str) and value[:1] == "{":
+        try:
+            yield from _flat(prefix, json.loads(value))
+        except ValueError:
+            yield prefix, value
+    else:
+        yield prefix, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def origin_section(results: Results) -> Section:
+    """Return the section `provenance`."""
+    settings = results.settings
+    section = Section("provenance", "Provenance", "What made these numbers: enough to make them again.")
+    about = {name.removeprefix("tangram."): value for name, value in results.parent.items()}
+    hidden = {"command", "code", "settings", "versions", "device"}  # they stand among the tables' below
+    rows = [[name, value] for name, value in _flat("", {k: v for k, v in about.items() if k not in hidden})]
+    if rows:
+        section.parts.append(Table(["parent", ""], rows, labels=2, title="The parent"))
+    versions: dict[str, set[str]] = {}
+    for record in results.provenance:
+        for package, version in json.loads(record.get("versions", "{}")).items():
+            versions.setdefault(package, set()).add(version)
+    rows = [
+        ["seed", str(settings.seed)],
+        ["headline target", settings.headline],
+        ["targets", ", ".join(settings.targets)],
+    ]
+    rows += [[package, ", ".join(sorted(found))] for package, found in sorted(versions.items())]
+    section.parts.append(Table(["run", settings.run], rows, labels=2, title="The run"))
+    made = [(record["command"].removeprefix("tangram.commands."), record) for record in results.provenance]
+    made.sort(key=lambda pair: stage_order(pair[0]))
+    records: list[list[Cell | str]] = [
+        [
+            Cell(command, "name"),
+            Cell(record.get("code", "–"), "name"),
+            record.get("device", "–"),
+            record.get("settings", "–"),
+        ]
+        for command, record in made
+    ]
+    if records:
+        heads = ["command", "code", "device", "settings"]
+        section.parts.append(Table(heads, records, labels=4, title="Code and settings behind every table", folded=True))
+    return section

@@ -1,0 +1,220 @@
+"""Sections on quality: the frontier, tasks, readouts, and every measurement."""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+from __future__ import annotations
+
+import math
+
+from tangram.config import LAYERS_DROPPED
+from tangram.report import figures
+from tangram.report.comparison import VERDICTS, Comparison, compare
+from tangram.report.data import HELDOUT, PARENT_KEY, Estimate, Results
+from tangram.report.document import Cell, Figure, Note, Section, Table
+from tangram.report.names import name_of
+from tangram.report.style import estimate
+
+
+def _comparison_cells(comparison: Comparison, exponential: bool) -> list[Cell | str]:
+    def shown(found: Estimate | None) -> str:
+        if found is None:
+            return "–"
+        if not exponential:
+            return estimate(found)
+        value = math.exp(found.value)
+        return estimate(Estimate(value, value * (found.standard_error or 0)))
+
+    slower = f", at {comparison.slower.value:.3f} ×" if comparison.slower else ""
+    verdict = Cell(VERDICTS[comparison.verdict], f"verdict {comparison.verdict}")
+    return [shown(comparison.child), f"{shown(comparison.baseline)}{slower}", verdict]
+
+
+def frontier_section(results: Results) -> Section:
+    """Return the section `frontier`."""
+    section = Section(
+        "frontier",
+        "The frontier: quality against measured speed",
+        "Every target’s best child beside the plain alternative: as many whole layers dropped as the same speed takes, "
+        "finetuned on the same tokens. Lower is better; speeds are measured end to end, in turns with the parent.",
+    )
+    drawn = figures.frontier(results)
+    if not drawn:
+        section.parts.append(Note("No child has been evaluated yet."))
+        return section
+    scenario = results.settings.default_scenario
+    section.parts.append(
+        Figure(drawn, f"Held-out text; scenario “{scenario}”. Bars: one standard error. Rings: before finetuning.")
+    )
+    for model, said in (("finetuned", "after finetuning"), ("child", "before finetuning")):
+        rows = []
+        losses = {c.key: c for c in compare(results, "lm_loss", model)}
+        for comparison in compare(results, "kl", model):
+            loss = losses.get(comparison.key)
+            rows.append(
+                [
+                    comparison.key.target,
+                    f"{estimate(comparison.speed)} ×",
+                    *_comparison_cells(comparison, False),
+                    *(_comparison_cells(loss, True) if loss else ["–"] * 3),
+                ]
+            )
+        if rows:
+            section.parts.append(
+                Table(
+                    [
+                        "target",
+                        "measured speed-up",
+                        "KL, Tangram",
+                        "KL, layers dropped",
+                        "closer",
+                        "perplexity, Tangram",
+                        "perplexity, layers dropped",
+                        "lower",
+                    ],
+                    rows,
+                    title=f"At the child’s own speed, {said}",
+                    caption="Layers dropped: interpolated linearly (KL; log perplexity) at the child’s measured speed, "
+                    "the parent being the first point. Beyond the fastest baseline nothing is extrapolated: that one "
+                    "stands there with its own, lower speed, and only the child can win. Less than 1.96 standard "
+                    "errors apart is a tie.",
+                )
+            )
+    if not any(rank == LAYERS_DROPPED for _, rank in results.ranks):
+        section.parts.append(Note("This run builds no layers-dropped baseline (compare_layers_dropped)."))
+    return section
+
+
+def tasks_section(results: Results) -> Section:
+    """Return the section `tasks`."""
+    section = Section(
+        "tasks",
+        "Tasks",
+        "Zero-shot multiple choice through lm-eval. Parent and child answer the same questions, so their difference is "
+        "paired, with its own standard error: that is the number to look at.",
+    )
+    chosen = results.chosen
+    names = [name for name in dict.fromkeys(results.tasks["task"]) if name != "mean"]
+    if not names or chosen is None:
+        section.parts.append(Note("This run evaluates no tasks."))
+        return section
+    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    drawn = []
+    for task, metric, label in [
+        *((name, "acc", name) for name in names),
+        ("mean", "acc_above_chance", "mean above chance"),
+    ]:
+        found = {model: results.estimate(key, task, metric) for model, key in keys.items()}
+        drawn.append((label, {model: value for model, value in found.items() if value}))
+    figure = figures.task_accuracies([row for row in drawn if row[1]])
+    if figure:
+        section.parts.append(Figure(figure, "Accuracies of parent and child; below, their mean above chance."))
+    rows: list[list[Cell | str]] = []
+    for task in [*names, "mean"]:
+        metric, paired = ("acc", "acc_difference")
+        if task == "mean":
+            metric, paired = ("acc_above_chance", "acc_above_chance_difference")
+        parent = results.estimate(PARENT_KEY, task, metric)
+        chance = results.estimate(PARENT_KEY, task, "chance") or results.estimate(chosen, task, "chance")
+        some = parent or results.estimate(chosen, task, metric)
+        row: list[Cell | str] = [
+            "mean of (acc − chance) / (1 − chance)" if task == "mean" else task,
+            str(some.n) if some else "–",
+            f"{chance.value:.1%}".replace("%", " %") if chance else "–",
+            _points(parent),
+        ]
+        for model in ("child", "finetuned"):
+            if model in keys:
+                row += [
+                    _points(results.estimate(keys[model], task, metric)),
+                    _points(results.estimate(keys[model], task, paired), signed=True),
+                ]
+        rows.append(row)
+    heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
+    columns = ["task", "questions", "chance", "parent", *(c for m in heads if m in keys for c in heads[m])]
+    section.parts.append(Table(columns, rows, caption="Accuracy in %, ± one standard error over questions."))
+    return section
+
+
+def _points(found: Estimate | None, signed: bool = False) -> str:
+    return estimate(found.times(100), signed, least=1) if found else "–"
+
+
+def readout_section(results: Results) -> Section:
+    """Return the section `readout`."""
+    section = Section(
+        "readout",
+        "What is left of the parent’s representation",
+        "Classes of texts, read from the mean of their hidden states with a few labels per class. All models have the "
+        "same texts and draws of labels, so the differences are paired.",
+    )
+    chosen = results.chosen
+    if chosen is None or results.readouts.empty:
+        return section
+    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    models = [model for model in ("child", "finetuned") if model in keys]
+    names = {"nearest": "nearest labelled text", "metric": "metric embedding", "linear": "linear"}
+    rows: list[list[Cell | str]] = []
+    for metric, name in (("kl", "KL, nats/token"), ("perplexity", "perplexity")):
+        row: list[Cell | str] = ["held-out text", name, estimate(results.heldout(PARENT_KEY, metric))]
+        for model in models:
+            row += [estimate(results.heldout(keys[model], metric)), "–"]
+        rows.append(row)
+    for task in dict.fromkeys(results.readouts["task"]):
+        for metric, name in names.items():
+            row = [task, name, _points(results.estimate(PARENT_KEY, task, f"{metric}_accuracy"))]
+            for model in models:
+                row.append(_points(results.estimate(keys[model], task, f"{metric}_accuracy")))
+                row.append(_points(results.estimate(keys[model], task, f"{metric}_difference"), signed=True))
+            rows.append(row)
+    heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
+    columns = ["text", "measure", "parent", *(c for m in models for c in heads[m])]
+    caption = "Accuracies in %, ± one standard error over draws of labels, under perplexity and KL of the same models."
+    section.parts.append(Table(columns, rows, labels=2, caption=caption))
+    return section
+
+
+def measurements_section(results: Results) -> Section:
+    """Return the section `measurements`."""
+    section = Section("measurements", "Every measurement", "Value ± standard error; n is tokens, turns or questions.")
+    keys = [PARENT_KEY, *(key for target, rank in results.ranks for key in results.models(target, rank))]
+    quality = [
+        ("kl", "KL, nats/token"),
+        ("perplexity", "perplexity"),
+        ("lm_loss", "LM loss, nats"),
+        ("agreement", "agreement"),
+    ]
+    rows: list[list[Cell | str]] = []
+    for key in keys:
+        found = [results.heldout(key, metric) for metric, _ in quality]
+        counts = [value.n for value in found if value and value.n]
+        if any(results.estimate(key, HELDOUT, metric) for metric, _ in quality):
+            rows.append([name_of(key), *(estimate(value) for value in found), f"{counts[0]:,}" if counts else "–"])
+    if rows:
+        section.parts.append(Table(["model", *(label for _, label in quality), "tokens"], rows, title="Held-out text"))
+    rows = []
+    metrics = [
+        ("speedup", "speed-up"),
+        ("throughput", "throughput, tokens/s"),
+        ("prefill_throughput", "prefill, tokens/s"),
+        ("decode_throughput", "decode, tokens/s"),
+    ]
+    frame = results.evaluations
+    for scenario in dict.fromkeys(frame[frame["metric"] == "throughput"]["task"]):
+        for key in keys:
+            timed = [results.estimate(key, scenario, metric) for metric, _ in metrics]
+            counts = [value.n for value in timed if value and value.n]
+            if counts:
+                rows.append([name_of(key), scenario, *(estimate(value) for value in timed), str(counts[0])])
+    if rows:
+        heads = ["model", "scenario", *(label for _, label in metrics), "turns"]
+        section.parts.append(
+            Table(
+                heads,
+                rows,
+                labels=2,
+                title="Speed",
+                caption="The speed-up is over the parent timed in the same turns, not over the parent’s row above. "
+                "Finetuning changes no shape, so a finetuned child is not timed again.",
+            )
+        )
+    return section
