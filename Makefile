@@ -17,7 +17,7 @@ test: $(READY)
 	mypy
 	snakefmt --check Snakefile rules
 	snakemake --lint
-	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 setup: $(READY)
 
