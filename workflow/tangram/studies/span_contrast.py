@@ -27,6 +27,7 @@ from tangram.families import decoder_layers
 from tangram.metric_learning.samplers import sample_spans
 from tangram.metric_learning.spans import SpanTerm, pool_spans
 from tangram.report.document import Figure
+from tangram.report.style import number
 from tangram.studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
 from tangram.studies.pictures import draw_arms, draw_lines
 from tangram.studies.study import Claim, Interval, NotReproduced, Study
@@ -278,12 +279,15 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
         return Interval(-found.estimate, -found.high, -found.low) if "nats" in metric else found
 
     kl, nearest = "kl (nats/token)", f"nearest accuracy, {labels} labels (%)"
-    in_kl = functools.partial(
-        Claim.from_interval,
-        unit="nats/token",
-        seeds=seeds,
-        note="KL of the other minus KL of the first, held-out text",
-    )
+    rows = study.frame("finetuning")
+    plain = float(rows[(rows["metric"] == kl) & (rows["arm"] == PLAIN)]["value"].mean())
+
+    def in_kl(found: Interval, **fields: Any) -> Claim:
+        """Return a claim in nats, with its size beside the KL without spans: what is certain may still be nothing."""
+        size = f"{100 * found.estimate / plain:.2f} % of the {number(plain)} without spans"
+        note = f"KL of the other minus KL of the first, held-out text; {size}"
+        return Claim.from_interval(found, unit="nats/token", seeds=seeds, note=note, **fields)
+
     claims = [
         in_kl(
             gain(kl, arm, other),
