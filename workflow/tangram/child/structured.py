@@ -27,9 +27,9 @@ Tensors = tuple[torch.Tensor, ...]
 # forms are from the best ones. A device without rows is taken to like dense kernels.
 MEASURED: dict[str, dict[str, list[tuple[int, float, float]]]] = {
     "cpu": {
-        "dense": [(1, 5.0e-6, 1.2e10), (8, 6.0e-6, 3.0e10), (64, 1.0e-5, 5.5e10), (1024, 4.0e-5, 6.7e10)],
-        "feature": [(1, 1.7e-5, 2.4e9), (8, 2.0e-5, 1.0e10), (64, 3.0e-5, 2.0e10), (1024, 6.0e-5, 3.0e10)],
-        "token": [(1, 1.8e-5, 7.0e9), (8, 2.5e-5, 5.0e9), (64, 4.0e-5, 1.0e10), (1024, 3.0e-4, 1.0e10)],
+        "dense": [(1, 5.6e-06, 8.5e09), (8, 1.0e-05, 2.6e10), (64, 1.1e-05, 6.7e10), (1024, 2.6e-05, 8.9e10)],
+        "feature": [(1, 1.2e-05, 3.8e09), (8, 1.5e-05, 1.2e10), (64, 1.6e-05, 6.6e10), (1024, 1.2e-06, 5.8e10)],
+        "token": [(1, 2.8e-05, 4.4e09), (8, 5.6e-05, 1.2e10), (64, 9.6e-05, 2.8e10), (1024, 5.1e-04, 3.5e10)],
     }
 }
 
