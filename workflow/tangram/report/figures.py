@@ -190,8 +190,8 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
 
     def draw() -> Figure:
         figure, axes = new_figure(len(kinds), 1, 11.0 if len(kinds) > 1 else 6.0, 3.3, sharey=True)
+        ends: dict[str, list[tuple[float, float, str, str]]] = {kind: [] for kind in kinds}
         for axis, kind in zip(axes, kinds, strict=True):
-            ends = []
             for variant in results.variants(kind):
                 part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)]
                 if not len(part):
@@ -203,11 +203,12 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
                 axis.fill_between(bands[0][0], bands[0][1], bands[2][1], color=colours[variant], alpha=0.14, lw=0)
                 axis.plot(*bands[1], color=colours[variant])
-                ends.append((bands[1][0][-1], bands[1][1][-1], variant, colours[variant]))
+                ends[kind].append((bands[1][0][-1], bands[1][1][-1], variant, colours[variant]))
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
-            axis.set_ylim(bottom=0)
             _token_axis(axis)
-            label_ends(axis, ends)
+        axes[0].set_ylim(bottom=0)  # after all is drawn: the axes share it
+        for axis, kind in zip(axes, kinds, strict=True):
+            label_ends(axis, ends[kind])
         return figure
 
     return render("bld-curves", "block distillation curves by variant", draw)
