@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from html import escape
@@ -92,6 +93,20 @@ def new_figure(columns: int, rows: int, width: float, height: float, **options: 
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09))
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
+
+
+def log_axis(axis: Axes, which: str = "y") -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 where a decade is too coarse."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    (axis.set_yscale if which == "y" else axis.set_xscale)("log")
+    bounds = axis.get_ylim() if which == "y" else axis.get_xlim()
+    decades = math.log10(bounds[1] / bounds[0])
+    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.9 else tuple(float(i) for i in range(1, 10))
+    side = axis.yaxis if which == "y" else axis.xaxis
+    side.set_major_locator(LogLocator(subs=subs, numticks=12))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    side.set_minor_formatter(NullFormatter())
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 from tangram.config import LAYERS_DROPPED
 from tangram.report.comparison import Scored
 from tangram.report.data import BEST, KINDS, PARENT_KEY, Estimate, Key, Results
-from tangram.report.drawing import label_ends, new_figure, render
+from tangram.report.drawing import label_ends, log_axis, new_figure, render
 from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, number
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def frontier(results: Results) -> str | None:
             axis.set_xlabel("measured speed-up over the parent")
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
             if metric == "perplexity":
-                _log_axis(axis)
+                log_axis(axis)
             else:
                 axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
             # By the points alone: on a busy machine the speeds' errors would leave no room for anything else.
@@ -107,20 +107,6 @@ def frontier(results: Results) -> str | None:
         return figure
 
     return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
-
-
-def _log_axis(axis: Axes, which: str = "y") -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 where a decade is too coarse."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    (axis.set_yscale if which == "y" else axis.set_xscale)("log")
-    bounds = axis.get_ylim() if which == "y" else axis.get_xlim()
-    decades = math.log10(bounds[1] / bounds[0])
-    subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.9 else tuple(float(i) for i in range(1, 10))
-    side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_locator(LogLocator(subs=subs, numticks=12))
-    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    side.set_minor_formatter(NullFormatter())
 
 
 def _token_axis(axis: Axes) -> None:
@@ -159,7 +145,7 @@ def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
             axis.set_yscale("log")
         for axis in axes[len(groups) :]:
             axis.set_visible(False)
-        _log_axis(axes[0])
+        log_axis(axes[0])
         for i in range(0, len(groups), columns):
             axes[i].set_ylabel("normalised MSE")
         for i, axis in enumerate(axes[: len(groups)]):

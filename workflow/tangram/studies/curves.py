@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangram.report.drawing import label_ends, new_figure, render
+from tangram.report.drawing import label_ends, log_axis, new_figure, render
 from tangram.report.style import BASELINE, CHILD, MUTED
 
 if TYPE_CHECKING:
@@ -65,13 +65,14 @@ def line_grid(
                 if line.band is not None:
                     axis.fill_between(x, y - line.band, y + line.band, color=line.colour, alpha=0.15, lw=0)
             if "x" in log:
-                axis.set_xscale("log", base=2 if max(max(line.x) for line in lines.values()) > 1024 else 10)
-                axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-                axis.xaxis.set_minor_formatter(lambda value, _: "")
+                if max(max(line.x) for line in lines.values()) > 1024:  # doubled from one to the next
+                    axis.set_xscale("log", base=2)
+                    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+                    axis.xaxis.set_minor_formatter(lambda value, _: "")
+                else:
+                    log_axis(axis, "x")
             if "y" in log:
-                axis.set_yscale("log")
-                axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-                axis.yaxis.set_minor_formatter(lambda value, _: "")
+                log_axis(axis)
             axis.set_title(title)
             if index >= len(panels) - columns:
                 axis.set_xlabel(xlabel)
