@@ -169,7 +169,7 @@ def test_the_control_pulls_the_spans_that_are_contrasted(monkeypatch):
     tokens, chosen = torch.arange(3 * 40).reshape(3, 40), torch.tensor([2, 0])
     settings = SpanContrast(weight=1.0, spans=3, shortest=2, longest=4)
     control, term = (kind(settings, parent, tokens, 5) for kind in (span_contrast.PulledSpans, SpanTerm))
-    one, other = control.pooled(child[chosen], parent[chosen], chosen)
+    _, one, other = control.pooled(child[chosen], parent[chosen], chosen)
     cosines = torch.cosine_similarity(one[:, None], other[None], dim=-1)
     contrasted = -torch.log_softmax(cosines / settings.temperature, dim=-1).diagonal().mean()
     monkeypatch.setattr(spans, "confusable", lambda drawn, _: torch.eye(len(drawn), dtype=torch.bool))

@@ -92,17 +92,19 @@ class Distillation(nn.Module):
 
 
 def span_terms(
-    layers: int, activations: Activations, input_ids: torch.Tensor, settings: Finetune, seed: int
+    layers: int,
+    activations: Activations,
+    input_ids: torch.Tensor,
+    settings: Finetune,
+    seed: int,
+    term: type[SpanTerm] = SpanTerm,
 ) -> nn.ModuleDict | None:
-    """Return the span-contrastive terms by the index of their layer; None where the weight is 0."""
+    """Return the terms on spans by the index of their layer; None where the weight is 0."""
     if not settings.span_contrast.weight:
         return None
     chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
     return nn.ModuleDict(
-        {
-            str(index): SpanTerm(settings.span_contrast, activations.hidden(index + 1), input_ids, seed)
-            for index in chosen
-        }
+        {str(index): term(settings.span_contrast, activations.hidden(index + 1), input_ids, seed) for index in chosen}
     )
 
 
@@ -117,8 +119,11 @@ def finetune(
     checkpointing: Checkpointing | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
+    term: type[SpanTerm] = SpanTerm,
 ) -> list[dict[str, Any]]:
     """Train all weights of ``child`` in place; see `Distillation` and `trainer.train` for arguments and errors.
+
+    ``term`` is what spans add to the loss, where their weight is not 0.
 
     Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder.
     """
@@ -135,7 +140,7 @@ def finetune(
     )
     child.requires_grad_(True)
     parent.requires_grad_(False)
-    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
+    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed, term)
     loss = Distillation(child, parent, activations, input_ids, settings, spans)
     all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
     shared = world.distribute(loss, decoder_layers(child), all_used)

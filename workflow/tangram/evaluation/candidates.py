@@ -19,8 +19,8 @@ import torch
 from tangram.activations import layer_context
 from tangram.blocks.base import PARENT
 from tangram.blocks.layer import layer_config
+from tangram.blocks.library import Library
 from tangram.child.architecture import Architecture, LayerChoice, per_layer_config
-from tangram.child.assemble import Library
 from tangram.child.modeling import heterogeneous
 from tangram.errors import TangramError
 from tangram.families import SUBBLOCK_NAMES, Shape, decoder_layers

@@ -17,8 +17,8 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from tangram.activations import layer_context
+from tangram.blocks.library import Library
 from tangram.child.architecture import Architecture
-from tangram.child.assemble import Library
 from tangram.evaluation.candidates import CHUNK, CandidateScores, not_finite
 from tangram.families import decoder_layers
 

@@ -112,15 +112,22 @@ class SpanTerm(nn.Module):
             parent: the parent's, ``(batch, length, hidden)``.
             sequences: their indices, ``(batch,)``.
         """
+        spans, pooled_child, pooled_parent = self.pooled(child, parent, sequences)
+        excluded = confusable(spans, self.tokens[sequences.cpu()])
+        if self.head is not None:
+            pooled_child, pooled_parent = self.head(pooled_child), pooled_parent @ self.fixed.T
+        return span_contrastive_loss(pooled_child, pooled_parent, excluded, self.settings.temperature)
+
+    def pooled(
+        self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return spans ``(spans, 3)``, and their standardised means in child and parent, ``(spans, hidden)``."""
         settings = self.settings
         seed = zlib.crc32(repr([self.seed, *sequences.tolist()]).encode())
         generator = torch.Generator().manual_seed(seed)
-        count, length = len(sequences), child.shape[1]
-        spans = sample_spans(count, length, settings.spans, settings.shortest, settings.longest, generator)
-        excluded = confusable(spans, self.tokens[sequences.cpu()])
-        pooled_child, pooled_parent = (
+        sizes = settings.spans, settings.shortest, settings.longest
+        spans = sample_spans(len(sequences), child.shape[1], *sizes, generator)
+        of_child, of_parent = (
             (pool_spans(hidden.float(), spans) - self.mean) / self.deviation for hidden in (child, parent.detach())
         )
-        if self.head is not None:
-            pooled_child, pooled_parent = self.head(pooled_child), pooled_parent @ self.fixed.T
-        return span_contrastive_loss(pooled_child, pooled_parent, excluded, settings.temperature)
+        return spans, of_child, of_parent

@@ -6,26 +6,22 @@ import copy
 import functools
 import math
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tangram.activations import Activations, StreamedActivations, open_activations
 from tangram.checkpoint import load_model, load_tokenizer
 from tangram.config import Finetune, Readout, SpanContrast, Studies
 from tangram.corpus import read_tokens
-from tangram.distill.end_to_end import Distillation, span_terms
+from tangram.distill.end_to_end import finetune
 from tangram.distill.losses import cosine_distance
-from tangram.distill.trainer import TrainingPlan, train
 from tangram.evaluation.readout import Texts, embed_texts, read_out
 from tangram.evaluation.text import compare_on_text
 from tangram.families import decoder_layers
-from tangram.metric_learning.samplers import sample_spans
-from tangram.metric_learning.spans import SpanTerm, pool_spans
+from tangram.metric_learning.spans import SpanTerm
 from tangram.report.document import Figure
 from tangram.report.style import number
 from tangram.studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
@@ -114,52 +110,8 @@ class PulledSpans(SpanTerm):
 
     def forward(self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
         """Return one minus the cosine of child's and parent's spans, mean over spans; see `SpanTerm.forward`."""
-        return cosine_distance(*self.pooled(child, parent, sequences))
-
-    def pooled(
-        self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the spans that `SpanTerm` draws of the child and of the parent, each ``(spans, hidden)``."""
-        settings = self.settings
-        generator = torch.Generator().manual_seed(zlib.crc32(repr([self.seed, *sequences.tolist()]).encode()))
-        sizes = settings.spans, settings.shortest, settings.longest
-        spans = sample_spans(len(sequences), child.shape[1], *sizes, generator)
-        one, other = (
-            (pool_spans(hidden.float(), spans) - self.mean) / self.deviation for hidden in (child, parent.detach())
-        )
-        return one, other
-
-
-def _distil(
-    arm: str,
-    child: PreTrainedModel,
-    parent: PreTrainedModel,
-    states: Activations,
-    tokens: torch.Tensor,
-    settings: Finetune,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Train as `end_to_end.finetune` does, with the control's term where the arm has it."""
-    plan = TrainingPlan(
-        examples=len(tokens),
-        epochs=1,
-        batch_size=1,
-        micro_batch_size=1,
-        learning_rate=settings.learning_rate,
-        warmup_fraction=settings.warmup_fraction,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        seed=seed,
-    )
-    child.requires_grad_(True)
-    spans = span_terms(len(decoder_layers(child)), states, tokens, settings, seed)
-    if spans is not None and arm == PULLED:
-        pulled = {
-            i: PulledSpans(settings.span_contrast, states.hidden(int(i) + 1), tokens, seed) for i in sorted(spans)
-        }
-        spans = nn.ModuleDict(pulled)
-    loss = Distillation(child, parent, states, tokens, settings, spans)
-    return train(child if spans is None else nn.ModuleList([child, spans]), loss, plan)
+        _, one, other = self.pooled(child, parent, sequences)
+        return cosine_distance(one, other)
 
 
 def _seconds(device: str) -> float:
@@ -187,11 +139,13 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(run.seed))
     chosen = order.repeat(math.ceil(wanted / len(order)))[:wanted]
     spans = SpanContrast(weight=run.setting["weight"], projection=PROJECTION if run.arm == PROJECTED else 0)
-    settings = base.model_copy(update={"learning_rate": run.setting["rate"], "span_contrast": spans})
+    once = {"epochs": 1, "batch_size": 1, "micro_batch_size": 1}
+    settings = base.model_copy(update={**once, "learning_rate": run.setting["rate"], "span_contrast": spans})
     child = copy.deepcopy(loaded.child)
     states = _Some(loaded.states, chosen)
     begin = _seconds(files.device)
-    curve = _distil(run.arm, child, loaded.parent, states, tokens[chosen], settings, run.seed)
+    term = PulledSpans if run.arm == PULLED else SpanTerm
+    curve = finetune(child, loaded.parent, states, tokens[chosen], settings, run.seed, term=term)
     outcome = Outcome({}, seconds=_seconds(files.device) - begin)
     child.eval()
     where = "score" if run.tuning else "heldout"
