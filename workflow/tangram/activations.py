@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from tangram.errors import TangramError
-from tangram.families import decoder_layers
+from tangram.families import decoder_layers, window_of
 from tangram.files import atomic_path
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def layer_context(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    sliding = getattr(model.config, "sliding_window", None) is not None
-    build_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
+    build_mask = create_causal_mask if window_of(model.config) is None else create_sliding_window_causal_mask
     mask = build_mask(
         config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
     )

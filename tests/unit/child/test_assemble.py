@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_children import HIDDEN, MIXED, child_of, pieces
-from transformers import AutoConfig
+from transformers import AutoModelForCausalLM
 
 from tangram.blocks.library import read_library
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config, save_child
 from tangram.errors import TangramError
+from tangram.families import read_config
 
 
 def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
@@ -35,14 +36,18 @@ def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
 def test_config_says_what_differs_and_survives_json(parent, tmp_path):
     config = build_config(parent.config, MIXED)
     config.save_pretrained(tmp_path)
-    again = AutoConfig.from_pretrained(tmp_path)
+    again = read_config(tmp_path)
     layers = again.per_layer_config
     assert [layer.num_key_value_heads for layer in layers] == [2, 1, 2, 2, 2]
     assert [layer.intermediate_size for layer in layers] == [48, 24, 48, 48, 48]
     assert [layer.linear for layer in layers] == [[], [], ["attention", "mlp"], [], []]
     assert [layer.skip for layer in layers] == [["attention"], [], [], ["mlp"], []]
     assert again.auto_map["AutoModelForCausalLM"].startswith("modeling_tangram.Tangram")
-    assert type(again) is type(parent.config)
+    assert again.auto_map["AutoConfig"] == f"configuration_tangram.{type(again).__name__}"
+    assert again.model_type == f"tangram_{parent.config.model_type}"
+    assert isinstance(again, type(parent.config))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 def test_built_child_shares_no_memory_with_the_parent(llama):
@@ -112,7 +117,8 @@ def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, t
     assert len({path.stat().st_mode for path in (tmp_path / "child").iterdir()}) == 1  # no file for its owner only
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
-    own = {"config.json", "model.safetensors", "modeling_tangram.py", "structured.py", "provenance.json"}
+    own = {"config.json", "model.safetensors", "provenance.json"}
+    own |= {"configuration_tangram.py", "modeling_tangram.py", "structured.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])
@@ -126,7 +132,7 @@ def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, t
 def test_config_takes_the_dtype_of_the_weights(llama, tmp_path):
     child = child_of(llama, MIXED).bfloat16()
     save_child(child, child.config, tmp_path, tmp_path / "child", {})
-    assert AutoConfig.from_pretrained(tmp_path / "child").dtype == torch.bfloat16
+    assert read_config(tmp_path / "child").dtype == torch.bfloat16
 
 
 def test_layer_outside_all_shards_is_refused(tmp_path):

@@ -16,15 +16,18 @@ from tiny_children import (
     NO_ATTENTION,
     PARENT_ONLY,
     STRUCTURED,
+    UNIFORM,
     VOCABULARY,
     child_of,
     pieces,
     random_parent,
 )
 from torch import nn
+from transformers import DynamicCache
 
 from tangram.blocks.structured import NAMES
-from tangram.child.assemble import save_child
+from tangram.child.architecture import heterogeneous_config
+from tangram.child.assemble import build_child, save_child
 from tangram.child.structured import StructuredLinear, replace_projections
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
@@ -97,6 +100,17 @@ def test_child_computes_what_changed_stock_blocks_compute(parent, architecture, 
 @torch.no_grad()
 def test_child_of_parent_blocks_is_bit_identical_to_the_parent(parent):
     assert torch.equal(child_of(parent, PARENT_ONLY)(TOKENS).logits, parent(TOKENS).logits)
+    built_by_layer = build_child(heterogeneous_config(parent.config, PARENT_ONLY), parent.state_dict())
+    assert type(built_by_layer).__name__.startswith("Tangram")
+    assert torch.equal(built_by_layer(TOKENS).logits, parent(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_a_child_whose_layers_are_all_alike_is_a_stock_model_of_the_same_numbers(parent):
+    child = child_of(parent, UNIFORM)
+    assert type(child) is type(parent)
+    assert child.config.intermediate_size == INTERMEDIATE // 2
+    assert torch.allclose(child(TOKENS).logits, stock_equivalent(parent, UNIFORM)(TOKENS).logits, atol=1e-5)
 
 
 @torch.no_grad()
@@ -120,10 +134,50 @@ def test_generation_with_cache_and_left_padding_equals_recomputing_everything(pa
         assert torch.equal(generated[1, 3:], tokens[1])
 
 
+WAYS = [
+    {"cache_implementation": "static", "prefill_chunk_size": 4},
+    {"cache_implementation": "static"},
+    {"prefill_chunk_size": 4},
+    {"prompt_lookup_num_tokens": 3},
+    {"num_beams": 3},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
+def test_every_way_to_generate_equals_recomputing_everything(parent, architecture, way):
+    child = child_of(parent, architecture)
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    plain = {**settings, "use_cache": False} | ({"num_beams": way["num_beams"]} if "num_beams" in way else {})
+    generated = child.generate(TOKENS[:1], attention_mask=torch.ones_like(TOKENS[:1]), **settings, **way)
+    assert torch.equal(generated, child.generate(TOKENS[:1], attention_mask=torch.ones_like(TOKENS[:1]), **plain))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+def test_a_cropped_cache_goes_on_from_where_it_was_cropped(parent, architecture):
+    child = child_of(parent, architecture)
+    cache = DynamicCache(config=child.config)
+    cache.activate_past_recording()
+    child(TOKENS, past_key_values=cache, use_cache=True)
+    cache.crop(-2)
+    after = child(TOKENS[:, -2:], past_key_values=cache, use_cache=True, position_ids=torch.arange(7, 9)[None])
+    assert torch.allclose(after.logits, child(TOKENS).logits[:, -2:], atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_assistant_child_drafts_for_its_parent(parent):
+    child = child_of(parent, MIXED)
+    settings = {"attention_mask": torch.ones_like(TOKENS[:1]), "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(
+        parent.generate(TOKENS[:1], assistant_model=child, **settings), parent.generate(TOKENS[:1], **settings)
+    )
+
+
 def test_layers_without_attention_hold_no_cache(llama):
     cache = child_of(llama, MIXED)(TOKENS, use_cache=True).past_key_values
-    held = [layer.keys.shape[1] for layer in cache.layers if layer.is_initialized]
-    assert held == [1, 2, 2]  # KV heads of layers 1, 3 and 4
+    assert [None if layer.keys is None else layer.keys.shape[1] for layer in cache.layers] == [None, 1, None, 2, 2]
     assert cache.get_seq_length() == TOKENS.shape[1]
 
 
@@ -178,18 +232,25 @@ from transformers import AutoModelForCausalLM
 torch.set_num_threads(1)
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     expected = load_file(folder / "expected" / "tensors.safetensors")
-    load = lambda path: AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    stock = "stock" in folder.name
+    try:
+        plain = AutoModelForCausalLM.from_pretrained(folder)
+    except ValueError as error:
+        assert not stock and "trust_remote_code=True" in str(error), error
+    else:
+        assert stock and type(plain).__module__.startswith("transformers.models"), type(plain)
+    load = lambda path: AutoModelForCausalLM.from_pretrained(path, trust_remote_code=not stock)
     model = load(folder)
     model.save_pretrained(folder / "again")
     for model in (model, load(folder / "again")):
-        assert type(model).__module__.startswith("transformers_modules"), type(model)
+        assert type(model).__module__.startswith("transformers_modules") != stock, type(model)
         with torch.no_grad():
             assert torch.equal(model(expected["tokens"]).logits, expected["logits"]), folder
         generated = model.generate(
             expected["padded"], attention_mask=expected["mask"], max_new_tokens=4, do_sample=False
         )
         assert torch.equal(generated, expected["generated"]), folder
-    print(folder.name)
+    print(f"\\nright: {folder.name}")
 """
 
 
@@ -198,20 +259,22 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     torch.set_num_threads(1)
     padded = nn.functional.pad(TOKENS, (2, 0), value=0)
     mask = (torch.arange(padded.shape[1]) >= 2).long().expand(2, -1).contiguous()
-    children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED)] + [
-        ("llama", NO_ATTENTION),
-        ("llama", PARENT_ONLY),
-    ]
+    children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED)]
+    children += [("llama", NO_ATTENTION), ("mistral-sliding", NO_ATTENTION), ("llama", UNIFORM), ("llama", PARENT_ONLY)]
+    (tmp_path / "parent").mkdir()
     for index, (name, architecture) in enumerate(children):
-        child, folder = child_of(random_parent(CONFIGS[name]), architecture), tmp_path / "children" / f"{index}-{name}"
-        save_child(child, child.config, tmp_path, folder, {})
+        child = child_of(random_parent(CONFIGS[name]), architecture)
+        stock = "-stock" if architecture in (UNIFORM, PARENT_ONLY) else ""
+        folder = tmp_path / "children" / f"{index}-{name}{stock}"
+        save_child(child, child.config, tmp_path / "parent", folder, {})
         generated = child.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)
         expected = {"logits": child(TOKENS).logits, "generated": generated, "padded": padded, "mask": mask}
         (folder / "expected").mkdir()
         save_file({**expected, "tokens": TOKENS}, folder / "expected" / "tensors.safetensors")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "children")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, input="", check=False)
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.split()) == len(children)
+    assert result.stdout.count("right: ") == len(children)
+    assert (folder / "modeling_tangram.py").exists() is False  # the last one is stock
     assert "per-layer attribute" not in result.stderr  # transformers' warning about ambiguous global attributes

@@ -32,6 +32,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
 }
 PARENT_ONLY = (LayerChoice(),) * LAYERS
+UNIFORM = (LayerChoice("gqa-1", "width-0.5"),) * LAYERS
 MIXED = (
     LayerChoice("no-op", "parent"),
     LayerChoice("gqa-1", "width-0.5"),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tangram.blocks import PARENT, get_block
 from tangram.errors import TangramError
-from tangram.families import Shape
+from tangram.families import CHILD_PREFIX, Shape
 from tangram.files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# What a layer's overrides may change for a stock model to be built from them, if all layers agree.
+STOCK_ATTRIBUTES = {"num_key_value_heads", "intermediate_size"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +26,11 @@ class LayerChoice:
 
     attention: str = PARENT
     ffn: str = PARENT
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention of any kind, and so a cache of keys and values."""
+        return self.attention not in ("no-op", "linear")
 
 
 Architecture = tuple[LayerChoice, ...]
@@ -54,3 +66,39 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
         if merged:
             overrides[layer] = merged
     return overrides
+
+
+def stock_overrides(architecture: Architecture, shape: Shape) -> dict[str, Any] | None:
+    """Return how a stock config must change to describe an architecture; None if no stock model can compute it."""
+    overrides = per_layer_config(architecture, shape)
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
+    uniform = all(layer == layers[0] for layer in layers) and layers[0].keys() <= STOCK_ATTRIBUTES
+    return layers[0] if uniform else None
+
+
+def heterogeneous_config(
+    parent_config: PreTrainedConfig, architecture: Architecture, changes: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """Return the config of a model whose layers are built one by one, under a model type of its own.
+
+    Args:
+        parent_config: the parent's.
+        architecture: one choice per layer, of any number of layers.
+        changes: other attributes that differ from the parent's.
+    """
+    from tangram.child.configuration_tangram import CONFIG_CLASSES
+
+    shape = Shape.of(parent_config)
+    config_class = CONFIG_CLASSES[f"{CHILD_PREFIX}{shape.model_type}"]
+    settings = {**parent_config.to_dict(), **(changes or {}), "model_type": config_class.model_type}
+    if not any(choice.attends for choice in architecture):
+        # The cache that counts tokens would otherwise be one that slides.
+        settings |= {"sliding_window": None, "use_sliding_window": False}
+        if settings.get("layer_types"):
+            settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
+    settings |= {
+        "linear": [],  # transformers wants a global default for what a layer may override
+        "structured": [],
+        "per_layer_config": per_layer_config(architecture, shape),
+    }
+    return config_class.from_dict(settings)

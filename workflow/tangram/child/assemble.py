@@ -17,22 +17,24 @@ from torch import nn
 
 from tangram.blocks.base import PARENT
 from tangram.blocks.library import Library, State, tensor_name
-from tangram.checkpoint import check_parent
-from tangram.child import modeling, structured
-from tangram.child.architecture import Architecture, per_layer_config
+from tangram.checkpoint import check_parent, model_class
+from tangram.child import configuration_tangram, modeling, structured
+from tangram.child.architecture import Architecture, heterogeneous_config, stock_overrides
 from tangram.errors import TangramError
-from tangram.families import SUBBLOCK_NAMES, Shape, shape_of
+from tangram.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
 from tangram.files import atomic_path, sha256_of, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-"""From kind, variant and layer to a piece's tensors by their names inside the subblock."""
-
-MODELING_FILE = "modeling_tangram.py"
-STRUCTURED_FILE = "structured.py"  # the name by which the model's code imports it
+CODE = {  # what travels with a child that stock code cannot run, by the names that the files import each other by
+    "modeling_tangram.py": modeling,
+    "configuration_tangram.py": configuration_tangram,
+    "structured.py": structured,
+}
 WEIGHTS_FILE = "model.safetensors"
-KEPT_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*_tokens*.json", "chat_template*", "generation_config.json")
+# All else in a parent's folder is its tokenizer's, its chat templates and how it generates: a child's as well.
+OF_THE_PARENT = ("*.safetensors*", "*.bin*", "config.json", "provenance.json", "README*")
 
 
 def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
@@ -43,19 +45,17 @@ def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.T
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers import AutoConfig
 
-    shape_of(folder)
-    path = Path(folder) / WEIGHTS_FILE
+    config, path = read_config(folder), Path(folder) / WEIGHTS_FILE
     check_parent(Path(folder))
     try:
-        return AutoConfig.from_pretrained(folder), load_file(path)
+        return config, load_file(path)
     except (OSError, SafetensorError) as error:
         raise TangramError(f"{path} cannot be read ({error}); fetch the parent again") from error
 
 
 def build_config(parent_config: PreTrainedConfig, architecture: Architecture) -> PreTrainedConfig:
-    """Return a child's config: the parent's, plus what differs per layer and where the model's code is.
+    """Return a child's config: a stock one where all layers are alike, else with the place of the model's code.
 
     Raises:
         TangramError: the architecture has another number of layers than the parent.
@@ -66,17 +66,16 @@ def build_config(parent_config: PreTrainedConfig, architecture: Architecture) ->
             f"the architecture has {len(architecture)} layers, but the parent has {shape.num_layers}; "
             "solve again for this parent"
         )
-    class_name = modeling.MODEL_CLASSES[shape.model_type].__name__
-    return type(parent_config).from_dict(
-        parent_config.to_dict()
-        | {
-            "architectures": [class_name],
-            "auto_map": {"AutoModelForCausalLM": f"{Path(MODELING_FILE).stem}.{class_name}"},
-            "linear": [],  # transformers wants a global default for what a layer may override
-            "structured": [],
-            "per_layer_config": per_layer_config(architecture, shape),
-        }
-    )
+    if (stock := stock_overrides(architecture, shape)) is not None:
+        return type(parent_config).from_dict({**parent_config.to_dict(), **stock})
+    config = heterogeneous_config(parent_config, architecture)
+    model = model_class(config.model_type)
+    config.architectures = [model.__name__]
+    config.auto_map = {
+        "AutoConfig": f"configuration_tangram.{model.config_class.__name__}",
+        "AutoModelForCausalLM": f"modeling_tangram.{model.__name__}",
+    }
+    return config
 
 
 def assemble_state(parent_state: State, architecture: Architecture, library: Library) -> dict[str, torch.Tensor]:
@@ -122,7 +121,7 @@ def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where
         TangramError: a tensor is missing, superfluous, or of another shape.
     """
     with torch.device("meta"):
-        expected = {name: t.shape for name, t in modeling.MODEL_CLASSES[config.model_type](config).state_dict().items()}
+        expected = {name: t.shape for name, t in model_class(config.model_type)(config).state_dict().items()}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in sorted((expected.keys() | shapes.keys()) - tied):
         found, wanted = (tuple(known[name]) if name in known else "nothing" for known in (shapes, expected))
@@ -140,7 +139,7 @@ def build_child(config: PreTrainedConfig, state: State) -> Any:
         TangramError: ``state`` does not fit the config.
     """
     check_fits(config, {name: tensor.shape for name, tensor in state.items()}, "child")
-    return modeling.MODEL_CLASSES[config.model_type].from_pretrained(
+    return model_class(config.model_type).from_pretrained(
         None,
         config=copy.deepcopy(config),
         state_dict={name: tensor.clone() for name, tensor in state.items()},
@@ -158,10 +157,12 @@ def save_child(
 ) -> None:
     """Write a child as a Hugging Face checkpoint that loads where this package is not installed.
 
+    `provenance.json` says how (`loads_with`): a child whose layers are all alike is a plain stock checkpoint.
+
     Args:
         weights: a model, or a child's tensors.
         config: the child's config; its dtype becomes that of the weights.
-        parent: checkpoint folder whose tokenizer, chat template and generation config the child keeps.
+        parent: checkpoint folder whose tokenizer, chat templates and generation config the child keeps.
         output: folder to write, or to replace, as a whole.
         provenance: flat metadata, for the weights' file and `provenance.json`.
         record: what else `provenance.json` says, such as the architecture and the sources.
@@ -178,12 +179,18 @@ def save_child(
     config.dtype = next(iter(state.values())).dtype
     with atomic_path(output) as folder:
         folder.mkdir()
-        for pattern in KEPT_FILES:
-            for path in Path(parent).glob(pattern):
-                shutil.copyfile(path, folder / path.name)
-        shutil.copyfile(modeling.__file__, folder / MODELING_FILE)
-        shutil.copyfile(structured.__file__, folder / STRUCTURED_FILE)
+        if Path(parent).is_dir():
+            kept = shutil.ignore_patterns(*OF_THE_PARENT)
+            shutil.copytree(parent, folder, ignore=kept, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        stock = not config.model_type.startswith(CHILD_PREFIX)
+        for name, module in {} if stock else CODE.items():
+            shutil.copyfile(module.__file__, folder / name)
         (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         write_tensors(folder / WEIGHTS_FILE, state, provenance)
-        made = {**provenance, **(record or {}), "model_safetensors_sha256": sha256_of(folder / WEIGHTS_FILE)}
+        made = {
+            **provenance,
+            **(record or {}),
+            "loads_with": f"AutoModelForCausalLM.from_pretrained(folder{'' if stock else ', trust_remote_code=True'})",
+            "model_safetensors_sha256": sha256_of(folder / WEIGHTS_FILE),
+        }
         (folder / "provenance.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")

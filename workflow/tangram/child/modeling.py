@@ -1,8 +1,7 @@
 """A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
 
-This file travels with every child checkpoint (`auto_map`), and `structured.py` beside it, so they import nothing but
-torch and transformers. The
-architecture is transformers' own `per_layer_config` in `config.json`; on top of the stock attributes
+This file travels with every child checkpoint that needs it (`auto_map`), and `configuration_tangram.py` and
+`structured.py` beside it, so they import nothing but torch and transformers. The architecture is transformers' own `per_layer_config` in `config.json`; on top of the stock attributes
 (`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's
 subblocks that are one linear map, and `structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are
 structured operators.
@@ -26,6 +25,12 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from .configuration_tangram import (
+    TangramLlamaConfig,
+    TangramMistralConfig,
+    TangramQwen2Config,
+    TangramQwen3Config,
+)
 from .structured import replace_projections
 
 
@@ -114,11 +119,11 @@ class HeterogeneousMixin(PreTrainedModel):
         self.model.layers.extend(
             layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
         )
-        # The KV cache counts tokens in its first entry: number the layers that have a cache without gaps. Nothing that
-        # attention reads while it runs differs between layers, so it can follow changes of the model's own config.
-        cached = [layer.self_attn for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
-        for cache_index, attention in enumerate(cached):
-            attention.layer_idx, attention.config = cache_index, config
+        for layer in self.model.layers:
+            # Nothing that attention reads while it runs differs between layers, so it can follow changes of the
+            # model's own config.
+            if hasattr(layer.self_attn, "layer_idx"):
+                layer.self_attn.config = config
         self.post_init()
 
     @classmethod
@@ -129,30 +134,37 @@ class HeterogeneousMixin(PreTrainedModel):
 class TangramLlamaForCausalLM(HeterogeneousMixin, LlamaForCausalLM):
     """A heterogeneous Llama."""
 
+    config_class = TangramLlamaConfig
     layer_class = LlamaDecoderLayer
 
 
 class TangramMistralForCausalLM(HeterogeneousMixin, MistralForCausalLM):
     """A heterogeneous Mistral."""
 
+    config_class = TangramMistralConfig
     layer_class = MistralDecoderLayer
 
 
 class TangramQwen2ForCausalLM(HeterogeneousMixin, Qwen2ForCausalLM):
     """A heterogeneous Qwen2."""
 
+    config_class = TangramQwen2Config
     layer_class = Qwen2DecoderLayer
 
 
 class TangramQwen3ForCausalLM(HeterogeneousMixin, Qwen3ForCausalLM):
     """A heterogeneous Qwen3."""
 
+    config_class = TangramQwen3Config
     layer_class = Qwen3DecoderLayer
 
 
 MODEL_CLASSES = {
-    "llama": TangramLlamaForCausalLM,
-    "mistral": TangramMistralForCausalLM,
-    "qwen2": TangramQwen2ForCausalLM,
-    "qwen3": TangramQwen3ForCausalLM,
+    model.config_class.model_type: model
+    for model in (
+        TangramLlamaForCausalLM,
+        TangramMistralForCausalLM,
+        TangramQwen2ForCausalLM,
+        TangramQwen3ForCausalLM,
+    )
 }

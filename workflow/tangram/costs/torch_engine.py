@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice, per_layer_config
+from tangram.child.architecture import Architecture, LayerChoice, heterogeneous_config
 from tangram.child.modeling import MODEL_CLASSES
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.timing import interleaved, interquartile_range
-from tangram.families import decoder_layers, shape_of
+from tangram.families import decoder_layers, read_config
 
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
 NO_OP = "no-op"
@@ -65,16 +65,15 @@ def random_model(
         device: ``'cpu'`` or ``'cuda'``.
         vocabulary: tokens; the parent's by default.
     """
-    shape, config, layers = shape_of(parent), AutoConfig.from_pretrained(parent), len(architecture)
-    sizes: dict[str, Any] = {"num_hidden_layers": layers, "linear": [], "structured": []}
-    if getattr(config, "layer_types", None):
-        sizes["layer_types"] = config.layer_types[:1] * layers
+    parent_config, layers = read_config(parent), len(architecture)
+    sizes: dict[str, Any] = {"num_hidden_layers": layers}
+    if getattr(parent_config, "layer_types", None):
+        sizes["layer_types"] = parent_config.layer_types[:1] * layers
     if vocabulary is not None:
         sizes |= {"vocab_size": vocabulary, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    choices = {"per_layer_config": per_layer_config(architecture, shape)}
-    config = type(config).from_dict(config.to_dict() | sizes | choices)
+    config = heterogeneous_config(parent_config, architecture, sizes)
     with torch.device(device), no_init_weights():
-        model = MODEL_CLASSES[shape.model_type]._from_config(config, dtype=getattr(torch, dtype))
+        model = MODEL_CLASSES[config.model_type]._from_config(config, dtype=getattr(torch, dtype))
     model.tie_weights()
     with torch.no_grad():
         for weight in model.parameters():
