@@ -79,7 +79,9 @@ def _check_files(folder: Path) -> None:
     index = folder / f"{WEIGHTS}.index.json"
     if not (folder / WEIGHTS).is_file() and not index.is_file():
         names = ", ".join(shard.name for shard in shards)
-        raise TangramError(f"{folder} holds {names}, but neither {WEIGHTS} nor {index.name}; add the one that is missing")
+        raise TangramError(
+            f"{folder} holds {names}, but neither {WEIGHTS} nor {index.name}; add the one that is missing"
+        )
     needed = [WEIGHTS] if (folder / WEIGHTS).is_file() else shard_names(index)
     if missing := sorted(set(needed) - {shard.name for shard in shards}):
         raise TangramError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; {_AGAIN}")
@@ -90,7 +92,9 @@ def _check_files(folder: Path) -> None:
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {_AGAIN}") from error
         if quantised := sorted(types - FLOATING):
-            raise TangramError(f"{shard} holds numbers of type {', '.join(quantised)}: it is quantised; dequantise it first")
+            raise TangramError(
+                f"{shard} holds numbers of type {', '.join(quantised)}: it is quantised; dequantise it first"
+            )
         check_tensors(shard, ours=False)
     check_parent(folder)
 
@@ -176,7 +180,9 @@ def skeleton(folder: str | Path, dtype: str) -> PreTrainedModel:
     config = _config_of(Path(folder))
     _quieten()
     with torch.device("meta"):
-        model = model_class(config.model_type)._from_config(config, attn_implementation="sdpa", dtype=getattr(torch, dtype))
+        model = model_class(config.model_type)._from_config(
+            config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+        )
     return model.eval()
 
 
@@ -338,11 +344,11 @@ def _quantisation(member: str) -> str:
 
 def _settle_head(model: PreTrainedModel) -> None:
     """Let the config say whether embedding and head are one matrix; where a file holds two, it may say otherwise."""
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if not model.config.tie_word_embeddings or head is embedding:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not model.config.tie_word_embeddings or head.weight is embedding.weight:
         return
-    if torch.equal(head, embedding):
-        model.get_output_embeddings().weight = embedding
+    if torch.equal(head.weight.data, embedding.weight.data):
+        head.weight = embedding.weight
     else:
         model.config.tie_word_embeddings = False
 
@@ -350,7 +356,13 @@ def _settle_head(model: PreTrainedModel) -> None:
 def _check_tokenizer(folder: Path, original: PreTrainedTokenizerBase) -> None:
     """Raise unless a folder's tokenizer is the original one, on text of many kinds and in its chat templates."""
     saved = load_tokenizer(folder)
-    texts = ("", " a  b\n\n\tc", "Il était 1234567 fois… 日本語 🙂", "def f(x):\n    return x", *original.all_special_tokens)
+    texts = (
+        "",
+        " a  b\n\n\tc",
+        "Il était 1234567 fois… 日本語 🙂",
+        "def f(x):\n    return x",
+        *original.all_special_tokens,
+    )
     differing = [text for text in texts if saved(text)["input_ids"] != original(text)["input_ids"]]
     if differing or saved.chat_template != original.chat_template:
         what = f"encodes {differing[0]!r} differently" if differing else "has other chat templates"
@@ -387,17 +399,20 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
         _settle_head(model)
         model.config.__dict__.pop("auto_map", None)  # it names code that is not taken along
         parameters = model.num_parameters()
+        for weight in model.parameters():  # and no buffer: rotary frequencies stay as they are computed
+            weight.data = weight.data.to(getattr(torch, dtype))
+        model.config.dtype = getattr(torch, dtype)
         try:
-            model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="100TB")
+            model.save_pretrained(folder, max_shard_size="100TB")
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(28, str(error), folder) from error
         (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # the library's own are for their owner only
         _check_tokenizer(folder, tokenizer)
-        tokens = comparison_tokens(model.config, parameters)
+        config, tokens = model.config, comparison_tokens(model.config, parameters)
         reference = stock_logits(model.float(), tokens)
         del model  # so that one whole model at a time is in memory
-        check_fidelity(folder, tokens, reference)
+        check_fidelity(folder, config, tokens, reference)
         facts = origin | {
             "source": source.model_dump(),
             "dtype": dtype,

@@ -6,6 +6,7 @@ otherwise make a run train, score and evaluate another model than the one that w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,6 @@ def second_half(logits: torch.Tensor) -> torch.Tensor:
 
 Way = tuple[str, Callable[["PreTrainedModel", torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 OF_ONE_MODEL: tuple[Way, ...] = (
-    ("run as a whole", stock_logits, whole),
     ("run layer by layer", layer_by_layer, whole),
     ("generating behind a cache", behind_a_cache, last_ones),
     ("answering a question's choices", as_a_question, second_half),
@@ -125,13 +125,14 @@ def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def check_fidelity(folder: str | Path, tokens: torch.Tensor, reference: torch.Tensor) -> None:
+def check_fidelity(folder: str | Path, source: PreTrainedConfig, tokens: torch.Tensor, reference: torch.Tensor) -> None:
     """Raise unless a parent's checkpoint computes what its source does, in every way that the pipeline calls it.
 
     All is computed in float32 whatever the checkpoint's type, so that rounding cannot hide a difference.
 
     Args:
         folder: the checkpoint.
+        source: the source's config.
         tokens: see `comparison_tokens`.
         reference: `stock_logits` of the source.
 
@@ -139,26 +140,35 @@ def check_fidelity(folder: str | Path, tokens: torch.Tensor, reference: torch.Te
         TangramError: a way computes another model; the message names the attribute of the config at fault.
     """
     if not torch.isfinite(reference).all():
-        raise TangramError(f"{folder}: the parent's logits are not finite in float32; its weights are broken")
+        raise TangramError(
+            "the parent's logits are not finite in float32; its weights are broken: replace the checkpoint"
+        )
     model = load_model(folder)
+
+    lost = functools.partial(_lost, source.to_dict(), model.config.to_dict())
+    _check("read back from the run's folder", stock_logits(model, tokens), reference, lost)
     for name, way, positions in OF_ONE_MODEL:
-        _check(name, way(model, tokens), positions(reference), lambda way=way: _at_fault(model, way, positions, tokens))
-    del model
-    by_layer = load_by_layer(folder)
-    _check("read one layer at a time", layer_by_layer(by_layer, tokens), reference, lambda: [])
+        at_fault = functools.partial(_at_fault, model, way, positions, tokens)
+        _check(name, way(model, tokens), positions(reference), at_fault)
+    del model, at_fault
+    _check("read one layer at a time", layer_by_layer(load_by_layer(folder), tokens), reference, list)
 
 
 def _check(name: str, found: torch.Tensor, reference: torch.Tensor, at_fault: Callable[[], list[str]]) -> None:
-    if (size := difference(found, reference)) < TOLERANCE:
+    size = difference(found, reference)
+    if size < TOLERANCE:
         return
     named = at_fault()
-    why = f"config.json's {named[0]} is not understood" if len(named) == 1 else "it is not understood"
-    if len(named) > 1:
-        why = f"one of config.json's {', '.join(named)} is not understood"
+    cause = {0: "its family", 1: f"config.json's {' '.join(named)}"}.get(len(named), f"one of {', '.join(named)}")
     raise TangramError(
-        f"the parent {name} is another model than stock transformers runs (logits differ by {size:.2g} of their "
-        f"spread): {why}, so this parent cannot be used"
+        f"the parent {name} is another model than the one that stock transformers runs (its logits differ by "
+        f"{size:.2g} of their spread): {cause} is not carried over, so that this parent cannot be used"
     )
+
+
+def _lost(source: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """Return the attributes of a config that another one has not."""
+    return [name for name, value in source.items() if name != "dtype" and saved.get(name) != value]
 
 
 def _at_fault(
@@ -167,16 +177,23 @@ def _at_fault(
     positions: Callable[[torch.Tensor], torch.Tensor],
     tokens: torch.Tensor,
 ) -> list[str]:
-    """Return the attribute without which a way and the stock model agree; all that could be, if no single one is."""
-    candidates = list(_unusual(model.config))
-    for name, changed in candidates:
+    """Return the attribute at whose default a way and the stock model agree; all that could be, if no single one is."""
+
+    def agree(changes: dict[str, Any]) -> bool:
         try:
-            other = _with_weights(changed, model)
-            if difference(way(other, tokens), positions(stock_logits(other, tokens))) < TOLERANCE:
-                return [name]
-        except Exception:  # noqa: BLE001, S112 (a default may not fit the sizes at all)
-            continue
-    return [name for name, _ in candidates]
+            other = _with_weights(type(model.config)(**{**model.config.to_dict(), **changes}), model)
+            return difference(way(other, tokens), positions(stock_logits(other, tokens))) < TOLERANCE
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # a default that does not fit the others
+            return False
+
+    unusual = _unusual(model.config)
+    return [name for name, default in unusual.items() if agree({name: default})][:1] or list(unusual)
 
 
 def _unusual(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]]:

@@ -128,7 +128,7 @@ class Metadata:
             value = shortest_decimal(said[key]) if isinstance(said[key], float) else said[key]
             if attribute == "head_dim" and (found := said.get("attention.key_length", value)) != value:
                 raise TangramError(f"its {self.architecture}.{key} ({value}) differs from its key_length ({found})")
-            if attribute not in settings and attribute != "head_dim" or isinstance(value, list):
+            if (attribute not in settings and attribute != "head_dim") or isinstance(value, list):
                 raise TangramError(f"its {self.architecture}.{key} cannot be carried over")
             settings[attribute] = value
         if {"blk.0.attn_q.bias", "blk.0.attn_output.bias"} <= self.tensors.keys():
@@ -184,7 +184,9 @@ class Metadata:
                 math.isclose(a, b, rel_tol=1e-5) for a, b in zip(expected, divisors, strict=True)
             ):
                 return parameters
-        raise TangramError(f"its {ROPE_FREQS} is no scaling of Llama 3 with known parameters: it cannot be carried over")
+        raise TangramError(
+            f"its {ROPE_FREQS} is no scaling of Llama 3 with known parameters: it cannot be carried over"
+        )
 
     def check_tensors(self, of_the_model: Iterable[str]) -> None:
         """Raise unless the file's tensors are those of a model, each once.

@@ -184,7 +184,7 @@ def save_child(
             shutil.copytree(parent, folder, ignore=kept, copy_function=shutil.copyfile, dirs_exist_ok=True)
         stock = not config.model_type.startswith(CHILD_PREFIX)
         for name, module in {} if stock else CODE.items():
-            shutil.copyfile(module.__file__, folder / name)
+            shutil.copyfile(str(module.__file__), folder / name)
         (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         write_tensors(folder / WEIGHTS_FILE, state, provenance)
         made = {

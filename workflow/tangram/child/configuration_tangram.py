@@ -18,7 +18,8 @@ class HeterogeneousConfig(PreTrainedConfig):
         A cache needs one layer that counts tokens, so that of a child without any attention is its first one.
         """
         without = [
-            "attention" in [*getattr(layer, "skip", []), *getattr(layer, "linear", [])] for layer in self.per_layer_config
+            "attention" in [*getattr(layer, "skip", []), *getattr(layer, "linear", [])]
+            for layer in self.per_layer_config
         ]
         if without and all(without):
             without[0] = False

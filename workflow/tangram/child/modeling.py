@@ -1,10 +1,10 @@
 """A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
 
 This file travels with every child checkpoint that needs it (`auto_map`), and `configuration_tangram.py` and
-`structured.py` beside it, so they import nothing but torch and transformers. The architecture is transformers' own `per_layer_config` in `config.json`; on top of the stock attributes
-(`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's
-subblocks that are one linear map, and `structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are
-structured operators.
+`structured.py` beside it, so they import nothing but torch and transformers. The architecture is transformers' own
+`per_layer_config` in `config.json`; on top of the stock attributes (`num_key_value_heads`, `intermediate_size`,
+`skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's subblocks that are one linear map, and
+`structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are structured operators.
 """
 
 import copy

@@ -56,9 +56,7 @@ class Tree:
         return tree
 
 
-def tree_mask(
-    branches: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype
-) -> torch.Tensor:
+def tree_mask(branches: torch.Tensor, positions: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive attention mask ``(batch, 1, query, key)`` of padded trees.
 
     Args:
@@ -78,7 +76,7 @@ def tree_mask(
 
 
 def target_logits(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits ``(targets, vocabulary)``, float32, from which each target of ``trees`` is predicted, and these.
+    """Return from which logits each target of ``trees`` is predicted, ``(targets, vocabulary)``, and the targets.
 
     The LM head is run only where a choice's tokens are predicted.
     """
