@@ -342,9 +342,9 @@ def _quantisation(member: str) -> str:
     return Path(member).name.removesuffix(".gguf").rpartition(".")[2]
 
 
-def _settle_head(model: PreTrainedModel) -> None:
+def _settle_head(model: Any) -> None:
     """Let the config say whether embedding and head are one matrix; where a file holds two, it may say otherwise."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = model.lm_head, model.model.embed_tokens
     if not model.config.tie_word_embeddings or head.weight is embedding.weight:
         return
     if torch.equal(head.weight.data, embedding.weight.data):
