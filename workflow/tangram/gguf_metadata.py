@@ -126,8 +126,8 @@ class Metadata:
             if key not in said:
                 continue
             value = shortest_decimal(said[key]) if isinstance(said[key], float) else said[key]
-            if attribute == "head_dim" and (found := said.get("attention.key_length", value)) != value:
-                raise TangramError(f"its {self.architecture}.{key} ({value}) differs from its key_length ({found})")
+            if any(said.get(other, value) != said[key] for other, name in ATTRIBUTES.items() if name == attribute):
+                raise TangramError(f"its {self.architecture}.{key} ({value}) is at odds with another width of a head")
             if (attribute not in settings and attribute != "head_dim") or isinstance(value, list):
                 raise TangramError(f"its {self.architecture}.{key} cannot be carried over")
             settings[attribute] = value

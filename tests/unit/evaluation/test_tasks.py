@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from tangram.checkpoint import load_model, load_tokenizer
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import build_config
 from tangram.child.modeling import TangramLlamaForCausalLM
@@ -87,6 +88,46 @@ def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, t
         child.model.norm.weight[0] = torch.nan
     with pytest.raises(TangramError, match=r"^test: the model's outputs are not finite; [^\n]*$"):
         answer_tasks(child, tokenizer, tmp_path, ["more"], 1, "test")
+
+
+CONTEXTS = [
+    ("mistral", {"sliding_window": 8}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}),
+    ("llama", {"max_position_embeddings": 24}),
+    ("mistral", {"sliding_window": 8, "max_position_embeddings": 24}),
+    ("qwen3", {}),
+]
+
+
+@pytest.mark.parametrize(("family", "overrides"), CONTEXTS)
+@pytest.mark.parametrize("repetitions", [1, 9])
+def test_windows_and_contexts_are_those_of_lm_eval_s_own_model(tiny_parent, family, overrides, repetitions):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from tangram.evaluation.shared_prefix import SharedPrefixLM
+
+    folder = tiny_parent(family, **overrides)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    question = "Q: " + "Which of the two is it, and what comes after that? " * repetitions + "\nA:"
+    choices = (" the first", " the second one, which is much longer than the other", " none")
+    requests = [Instance("loglikelihood", {}, (question, choice), i) for i, choice in enumerate(choices)]
+    stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(requests, disable_tqdm=True)
+    found = SharedPrefixLM(model, tokenizer, "test").loglikelihood(requests, disable_tqdm=True)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in stock], rel=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in stock]
+
+
+def test_a_choice_that_no_context_holds_is_one_line(tiny_parent):
+    from lm_eval.api.instance import Instance
+
+    from tangram.evaluation.shared_prefix import SharedPrefixLM
+
+    folder = tiny_parent("llama", max_position_embeddings=8)
+    lm = SharedPrefixLM(load_model(folder), load_tokenizer(folder), "test")
+    with pytest.raises(TangramError, match=r"test: a choice has \d+ tokens, the model reads 8; leave its task out"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("Q: a\nA:", " word" * 12), 0)], disable_tqdm=True)
 
 
 def bigbench(*examples: dict) -> bytes:
