@@ -46,8 +46,8 @@ rule all:
         SCORE_FILES,
         COST_FILES,
         [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
-        [child_of(f"{RESULTS}/targets/{target}/{rank}/child") for target, rank in CHILDREN],
-        [child_of(f"{RESULTS}/targets/{target}/{rank}/finetuned") for target, rank in CHILDREN],
+        [checkpoint_of(f"{RESULTS}/targets/{target}/{rank}/child") for target, rank in CHILDREN],
+        [checkpoint_of(f"{RESULTS}/targets/{target}/{rank}/finetuned") for target, rank in CHILDREN],
         [f"{RESULTS}/targets/{target}/{rank}/evaluation.parquet" for target, rank in CHILDREN],
         f"{RESULTS}/report.html",
 

@@ -12,7 +12,7 @@ rule assemble_child:
         parent=checkpoint_of(PARENT),
         architecture=architecture_of,  # stands for the library, too: it holds the checksums of the pieces
     output:
-        child=child_of(f"{CHILD}/child"),
+        child=checkpoint_of(f"{CHILD}/child"),
     log:
         "<logs>/assemble_child/{target}/{rank}.log",
     benchmark:

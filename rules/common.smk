@@ -74,15 +74,10 @@ def library_folder(wildcards, input):
     return os.path.commonpath([f"{RESULTS}/library", *input.library])
 
 
-def checkpoint_of(folder, *more):
-    """Return the files of a checkpoint folder that matter, so that the loss of any of them is noticed."""
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json", *more]
+def checkpoint_of(folder):
+    """Return the files that the folder of any parent or child holds, so that the loss of any of them is noticed."""
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json"]
     return [f"{folder}/{name}" for name in names]
-
-
-def child_of(folder):
-    """Return the files of a child's checkpoint folder; see `checkpoint_of`."""
-    return checkpoint_of(folder, "modeling_tangram.py", "structured.py")
 
 
 def _folder_of(files):

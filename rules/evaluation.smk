@@ -47,8 +47,8 @@ rule evaluate_model:
     """Evaluate a child before and after finetuning, and measure its throughput beside its parent's."""
     input:
         parent=checkpoint_of(PARENT),
-        child=child_of(f"{CHILD}/child"),
-        finetuned=child_of(f"{CHILD}/finetuned"),
+        child=checkpoint_of(f"{CHILD}/child"),
+        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         architecture=architecture_of,
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
@@ -88,8 +88,8 @@ rule evaluate_tasks:
     """Answer the multiple-choice tasks with the parent, the headline's best child, and the same finetuned."""
     input:
         parent=checkpoint_of(PARENT),
-        child=child_of(f"{CHILD}/child"),
-        finetuned=child_of(f"{CHILD}/finetuned"),
+        child=checkpoint_of(f"{CHILD}/child"),
+        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         architecture=architecture_of,
     output:
         "<results>/targets/{target}/{rank}/tasks.parquet",
@@ -126,8 +126,8 @@ rule evaluate_readout:
     """Read classes of texts from hidden states of the parent, the headline's best child, and the same finetuned."""
     input:
         parent=checkpoint_of(PARENT),
-        child=child_of(f"{CHILD}/child"),
-        finetuned=child_of(f"{CHILD}/finetuned"),
+        child=checkpoint_of(f"{CHILD}/child"),
+        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         architecture=architecture_of,
     output:
         "<results>/targets/{target}/{rank}/readout.parquet",

@@ -11,12 +11,12 @@ rule finetune_child:
     """Finetune one child."""
     input:
         parent=checkpoint_of(PARENT),
-        child=child_of(f"{CHILD}/child"),
+        child=checkpoint_of(f"{CHILD}/child"),
         architecture=architecture_of,
         corpus="<results>/corpus/finetune.parquet",
         activations=cached_activations("finetune"),
     output:
-        finetuned=child_of(f"{CHILD}/finetuned"),
+        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         curves="<results>/targets/{target}/{rank}/curves.parquet",
     log:
         "<logs>/finetune_child/{target}/{rank}.log",

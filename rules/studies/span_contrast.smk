@@ -11,7 +11,7 @@ rule study_span_contrast:
     """Finetune a child with and without contrasted spans."""
     input:
         parent=checkpoint_of(PARENT),
-        child=child_of(f"{RESULTS}/targets/{cfg.headline}/0/child"),
+        child=checkpoint_of(f"{RESULTS}/targets/{cfg.headline}/0/child"),
         corpus="<results>/corpus/finetune.parquet",
         score="<results>/corpus/score.parquet",
         heldout="<results>/corpus/heldout.parquet",

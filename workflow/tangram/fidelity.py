@@ -179,24 +179,25 @@ def _at_fault(
 ) -> list[str]:
     """Return the attribute at whose default a way and the stock model agree; all that could be, if no single one is."""
 
-    def agree(changes: dict[str, Any]) -> bool:
+    def agree(settings: dict[str, Any]) -> bool:
         try:
-            other = _with_weights(type(model.config)(**{**model.config.to_dict(), **changes}), model)
+            other = _with_weights(type(model.config)(**settings), model)
             return difference(way(other, tokens), positions(stock_logits(other, tokens))) < TOLERANCE
         except Exception:  # of any kind: a default that does not fit the rest
             return False
 
-    unusual = _unusual(model.config)
-    return [name for name, default in unusual.items() if agree({name: default})][:1] or list(unusual)
+    without = _without_each(model.config)
+    return [name for name, settings in without.items() if agree(settings)][:1] or list(without)
 
 
-def _unusual(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the attributes that differ from their family's defaults and are no sizes, with these defaults."""
-    sizes = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
-    sizes |= {"vocab_size", "head_dim", "max_position_embeddings", "initializer_range", "architectures", "dtype"}
-    defaults = type(config)().to_dict()
+def _without_each(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
+    """Return the settings without each attribute that differs from its family's default and is no size, by its name."""
+    names = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
+    names |= {"vocab_size", "head_dim", "max_position_embeddings", "initializer_range", "architectures", "dtype"}
+    names |= {"model_type", "transformers_version", "_name_or_path", "layer_types"}
+    settings, defaults = config.to_dict(), type(config)().to_dict()
     return {
-        name: defaults[name]
-        for name, value in config.to_dict().items()
-        if name in defaults and value != defaults[name] and name not in sizes and not name.endswith("_token_id")
+        name: {key: defaults.get(key) if key == name else other for key, other in settings.items()}
+        for name, value in settings.items()
+        if value != defaults.get(name) and name not in names and not name.endswith("_token_id")
     }

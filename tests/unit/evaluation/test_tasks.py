@@ -94,8 +94,8 @@ CONTEXTS = [
     ("mistral", {"sliding_window": 8}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}),
-    ("llama", {"max_position_embeddings": 24}),
-    ("mistral", {"sliding_window": 8, "max_position_embeddings": 24}),
+    ("llama", {"max_position_embeddings": 64}),
+    ("mistral", {"sliding_window": 8, "max_position_embeddings": 64}),
     ("qwen3", {}),
 ]
 
