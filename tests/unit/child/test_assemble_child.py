@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
-from tiny_children import MIXED, child_of, pieces
+from tiny_children import MIXED, UNIFORM, child_of, pieces
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tangram.checkpoint import load_model
 from tangram.child.architecture import save_architecture
+from tangram.child.assemble import save_child
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
 from tangram.files import sha256_of, write_tensors
@@ -66,6 +68,32 @@ def test_folder_equals_the_assembly_in_memory(arguments, llama):
     used = "library/attention/gqa-1/0-2.safetensors"
     assert made["sources"][used] == sha256_of(arguments / used)
     assert "library/attention/gqa-1/3-4.safetensors" not in made["sources"]
+
+
+@torch.no_grad()
+def test_uniform_layers_are_a_stock_checkpoint_that_says_so(arguments, llama):
+    save_architecture(UNIFORM, arguments / "architecture.json")
+    assert exit_status() == 0
+    tokens = torch.arange(2, 14).view(2, 6)
+    expected = child_of(llama, UNIFORM)(tokens).logits
+    again = load_model(arguments / "child")
+    save_child(again, again.config, arguments / "parent", arguments / "finetuned", {})  # as finetuning writes it
+    for folder in (arguments / "child", arguments / "finetuned"):
+        stock = AutoModelForCausalLM.from_pretrained(folder)
+        assert type(stock) is LlamaForCausalLM
+        assert torch.equal(stock(tokens).logits, expected)
+        assert not list(folder.glob("*.py"))
+        made = json.loads((folder / "provenance.json").read_text())
+        assert made["loads_with"] == "AutoModelForCausalLM.from_pretrained(folder)"
+
+
+def test_layers_that_differ_say_that_code_comes_along(arguments):
+    assert exit_status() == 0
+    made = json.loads((arguments / "child" / "provenance.json").read_text())
+    assert made["loads_with"] == "AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)"
+    for trust in (None, False):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            AutoModelForCausalLM.from_pretrained(arguments / "child", trust_remote_code=trust)
 
 
 @pytest.mark.parametrize(
