@@ -130,8 +130,9 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
 
 def test_kv_heads_of_another_parent() -> None:
     config = changed("parent/num_kv_heads", 8)
-    config["library"]["attention"] = ["gqa-4", "gqa-2", "gqa-1"]
-    assert parse(config).library.attention == ("gqa-4", "gqa-2", "gqa-1")
+    config["parent"]["num_attention_heads"] = 16
+    config["library"]["attention"] = ["gqa-4", "gqa-2", "gqa-1", "no-op"]
+    assert parse(config).library.attention == ("gqa-4", "gqa-2", "gqa-1", "no-op")
 
 
 def test_slices_are_canonical_and_come_back_equal() -> None:
@@ -166,5 +167,5 @@ def test_sections_are_closed(section: type) -> None:
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
 def test_structured_operators_stand_in_for_both_kinds(kind: str) -> None:
-    names = ("butterfly-64", "monarch", "lowrank-32", "ntk-128")
+    names = ("butterfly-64", "monarch", "lowrank-32", "ntk-128", "no-op")
     assert getattr(parse(changed(f"library/{kind}", list(names))).library, kind) == names
