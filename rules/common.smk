@@ -223,10 +223,12 @@ def solution_of(wildcards):
 
 
 def solved(wildcards):
-    """Return the output that holds it: the solver's is a folder with a file for each rank."""
+    """Return outputs that change with it: the solver's own is a folder, which has a time of change but no checksum."""
     if _is_selected(wildcards):
         return rules.select_child.output.architecture
-    return rules.drop_layers.output.architecture if wildcards.rank == LAYERS_DROPPED else rules.solve_mip.output.solved
+    if wildcards.rank == LAYERS_DROPPED:
+        return rules.drop_layers.output.architecture
+    return [rules.solve_mip.output.solutions, rules.solve_mip.output.summary]
 
 
 def architecture_of(wildcards):
