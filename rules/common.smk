@@ -15,11 +15,13 @@ from tangram.config import parse as parse_config
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
-from tangram.strict_yaml import read_yaml
+from tangram.strict_yaml import check_command_line, read_yaml
 
 try:
     for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
         read_yaml(path)
+    if "snakemake" in sys.argv[0]:
+        check_command_line(sys.argv[1:])
     cfg = parse_config(config)
 except TangramError as error:
     sys.exit(f"error: {error}")

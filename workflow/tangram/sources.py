@@ -20,6 +20,7 @@ from tangram.errors import TangramError
 from tangram.files import sha256_of
 
 BY_CONTENT = 64 * 2**20
+NONE = "none"  # Snakemake leaves out an empty argument
 RECORD = "source_files"  # in a parent's provenance.json
 METADATA = "tangram.source_files"  # in a corpus table
 _PARENT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja")
@@ -84,7 +85,7 @@ def _record(folder: Path, parent: Parent) -> dict[str, Any] | None:
 
 
 def parent_fingerprint(parent: Parent, fetched: str | Path) -> str:
-    """Return what a local parent's files hold; empty for a parent that is elsewhere.
+    """Return what a local parent's files hold; `NONE` for a parent that is elsewhere.
 
     Args:
         parent: the config's section.
@@ -94,17 +95,17 @@ def parent_fingerprint(parent: Parent, fetched: str | Path) -> str:
         TangramError: the folder is not there, nor what was made from it.
     """
     if not isinstance(parent.source, LocalParent):
-        return ""
+        return NONE
     if files := parent_files(parent.source.path):
         return fingerprint(files)
     if (record := _record(Path(fetched), parent)) is not None:
-        return str(record.get(RECORD, ""))
+        return str(record.get(RECORD, NONE))
     problem = "holds no checkpoint" if Path(parent.source.path).is_dir() else "does not exist"
     raise TangramError(f"config.parent.source.path: folder '{parent.source.path}' {problem}")
 
 
 def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) -> str:
-    """Return what the local texts of a split hold; empty for one without.
+    """Return what the local texts of a split hold; `NONE` for one without.
 
     Args:
         name: the split's.
@@ -125,13 +126,13 @@ def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) 
         metadata = pq.read_schema(table).metadata or {}
         if metadata.get(b"tangram.settings", b"").decode() != settings:
             raise TangramError(f"config.corpus.{name}: {error}") from error
-        return metadata.get(METADATA.encode(), b"").decode()
-    return fingerprint(files) if files else ""
+        return metadata.get(METADATA.encode(), NONE.encode()).decode()
+    return fingerprint(files) if files else NONE
 
 
 def file_fingerprint(path: str | Path | None) -> str:
-    """Return what one file holds; empty without one."""
-    return fingerprint({str(path): Path(path)}) if path and Path(path).is_file() else ""
+    """Return what one file holds; `NONE` without one."""
+    return fingerprint({str(path): Path(path)}) if path and Path(path).is_file() else NONE
 
 
 def parent_config(config: Config, fetched: str | Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ def build_corpus(
     split: Annotated[str, typer.Option(help="name of the split")],
     parent: Annotated[str, typer.Option(help="parent's folder")],
     output: Annotated[str, typer.Option(help="parquet to write")],
-    source_files: Annotated[str, typer.Option(help="what local texts hold; recorded")] = "",
+    source_files: Annotated[str, typer.Option(help="what local texts hold; recorded")] = "none",
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",

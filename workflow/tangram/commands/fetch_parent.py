@@ -11,7 +11,7 @@ from tangram.config import Parent
 def fetch_parent(
     settings: Annotated[str, typer.Option(help="config section `parent` as JSON")],
     output: Annotated[str, typer.Option(help="checkpoint folder to write")],
-    source_files: Annotated[str, typer.Option(help="what a local source's files hold; recorded")] = "",
+    source_files: Annotated[str, typer.Option(help="what a local source's files hold; recorded")] = "none",
     dtype: str = "float32",
     threads: int = 1,
 ) -> None:
