@@ -47,7 +47,7 @@ rule all:
         COST_FILES,
         [f"{RESULTS}/targets/{target}/solutions" for target in RANKS],
         [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
-        [child_of(f"{RESULTS}/targets/{target}/{rank}/{m}") for target, rank in CHILDREN for m in ("child", "finetuned")],
+        [child_of(f"{RESULTS}/targets/{t}/{rank}/{m}") for t, rank in CHILDREN for m in ("child", "finetuned")],
         [f"{RESULTS}/targets/{target}/{rank}/evaluation.parquet" for target, rank in CHILDREN],
         f"{RESULTS}/report.html",
 

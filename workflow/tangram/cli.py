@@ -21,8 +21,8 @@ def run(command: Callable[..., Any]) -> None:
 
 
 def check_device(device: str, count: int = 1) -> None:
-    """Raise a `TangramError` unless this machine has what a job computes on: `cpu`, or so many GPUs for `cuda`."""
-    if device == "cpu":
+    """Raise a `TangramError` unless this machine has so many GPUs, if a job computes on `cuda`."""
+    if device != "cuda":
         return
     import torch
 
