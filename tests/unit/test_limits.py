@@ -1,12 +1,18 @@
 """A config against its parent: what does not fit is one line, as soon as the parent's own config is known."""
 
 import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tangram import limits
 from tangram.blocks import get_block
+from tangram.commands.build_corpus import build_corpus
+from tangram.commands.distill_blocks import distill_blocks
+from tangram.commands.measure_costs import measure_costs
 from tangram.config import parse
 from tangram.errors import TangramError
 from tangram.families import Shape
@@ -131,3 +137,19 @@ def test_no_variant_is_refused_that_its_block_takes(kind: str, family: str, tiny
 def test_scaled_rotary_embeddings_reach_further(rope: dict, positions: int) -> None:
     assert limits.positions(PARENT | rope) == positions
     assert limits.positions(rope) is None
+
+
+def test_the_first_jobs_stop_where_nothing_was_known_before(tiny_parent: Callable[..., Path], tmp_path: Path) -> None:
+    parent, output = str(tiny_parent("llama")), str(tmp_path / "output")
+    split = {"tokens": 500, "sources": [{"type": "python-docs"}]}
+    settings = json.dumps({"sequence_length": 129, "cross_documents": False, "split": split})
+    with pytest.raises(TangramError, match=r"config\.corpus\.sequence_length: 129 tokens are more than the 128"):
+        build_corpus(settings, "score", parent, output)
+    scenario = {"prefill": 128, "generate": 1, "batch_sizes": [1]}
+    settings = json.dumps({"costs": {}, "scenarios": {"long": scenario}})
+    with pytest.raises(TangramError, match=r"config\.scenarios\.long: prefill \+ generate: 129"):
+        measure_costs(settings, "ffn", "linear", parent, output)
+    nothing = str(tmp_path / "nothing")  # neither corpus nor activations are looked at
+    with pytest.raises(TangramError, match="'lowrank-22' has no fewer weights"):
+        distill_blocks("{}", "ffn", "lowrank-22", "00-02", parent, nothing, nothing, output, output, output)
+    assert not list(tmp_path.iterdir())

@@ -169,8 +169,9 @@ def markdown() -> str:
         "A change reruns the rules below, and all that read what they write: "
         "corpus → activations → library → scores → search → pieces → child → finetuning → evaluation → report. "
         "After `pick_pieces`, a child is made again only if its architecture or a piece of it came out differently. "
-        "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved or "
-        "copied to another folder or restored from a backup, and a comment rerun nothing.",
+        "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved to another "
+        "folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or restored from a backup, "
+        "and a comment rerun nothing.",
         "",
         "| key | reruns first |",
         "|---|---|",
