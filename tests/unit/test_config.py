@@ -117,9 +117,9 @@ MISTAKES = {
     "a truth for a number": (
         "library/bld",
         {"epochs": True},
-        "epochs: True is not a number; YAML reads an unquoted yes",
+        "epochs: True is no number (YAML reads yes",
     ),
-    "a truth in a list of numbers": ("scenarios/chat/batch_sizes", [1, True], "batch_sizes: True is not a number"),
+    "a truth in a list of numbers": ("scenarios/chat/batch_sizes", [1, True], "batch_sizes: True is no number"),
     "an unquoted no": (
         "library/ffn",
         [False],
@@ -212,6 +212,13 @@ MISTAKES = {
     ),
     "a package of many versions": ("evaluation/task_archive/package", "bigbench==1.*", "is not a name and an exact"),
     "a package and its extras": ("evaluation/task_archive/package", "bigbench[x]==1.0", "is not a name and an exact"),
+    "an unquoted checksum of digits": (
+        "evaluation/task_archive/archive_sha256",
+        10**63,
+        "0, which YAML makes of unquoted text: quote it)",
+    ),
+    "a rank of many digits": ("library/ffn", ["lowrank-" + "9" * 5000], "is not a known variant"),
+    "heads of many digits": ("library/attention", ["gqa-" + "9" * 5000], "is not a known variant"),
     "half a checksum": (
         "evaluation/task_archive/archive_sha256",
         "1bb398",

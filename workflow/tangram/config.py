@@ -81,12 +81,11 @@ class Section(BaseModel):
     @classmethod
     def _numbers(cls, raw: Any) -> Any:
         for name, value in raw.items() if isinstance(raw, Mapping) else ():
-            kinds = _kinds_in(cls.model_fields[name].annotation) if name in cls.model_fields else set()
+            if name not in cls.model_fields or not _kinds_in(cls.model_fields[name].annotation) & {int, float}:
+                continue
             for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, bool) and kinds & {int, float} and bool not in kinds:
-                    raise ValueError(
-                        f"{name}: {one} is not a number; YAML reads an unquoted yes, no, on or off as a truth"
-                    )
+                if isinstance(one, bool):
+                    raise ValueError(f"{name}: {one} is no number (YAML reads yes, no, on and off as true or false)")
                 if isinstance(one, int) and abs(one) > LARGEST:
                     raise ValueError(f"{name}: {one} is beyond the largest integer, {LARGEST}")
         return raw
@@ -665,9 +664,9 @@ class Config(Section):
 
 
 def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
-    if name in ("linear", "no-op", "monarch") or re.fullmatch(r"(butterfly|lowrank|ntk)-[1-9][0-9]*", name):
+    if name in ("linear", "no-op", "monarch") or re.fullmatch(r"(butterfly|lowrank|ntk)-[1-9][0-9]{0,8}", name):
         return
-    if kind == "attention" and (match := re.fullmatch(r"gqa-([0-9]+)", name)):
+    if kind == "attention" and (match := re.fullmatch(r"gqa-([0-9]{1,9})", name)):
         heads = int(match[1])
         if heads < 1 or heads >= parent.num_kv_heads or parent.num_kv_heads % heads:
             valid = [k for k in range(1, parent.num_kv_heads) if parent.num_kv_heads % k == 0]
@@ -684,7 +683,7 @@ def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
             raise ValueError(f"{where} is the parent's own FFN, which is a choice in every layer; leave it out")
         if ratio == 0:
             raise ValueError(f"{where} has no channels; did you mean 'no-op'?")
-    number = re.search(r"\d*\.?\d+", name)
+    number = re.search(r"[0-9]{0,9}\.?[0-9]{1,9}", name)
     families = {valid.partition("-")[0]: valid for valid in _STRUCTURED}
     for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(families), n=1):
         size = max(1, round(float(number[0]))) if number else 64
