@@ -9,7 +9,7 @@ READY := .venv/ready-$(shell cat envs/requirements.lock pyproject.toml | cksum |
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 run: $(READY)
-	snakemake --cores $(CORES) --configfile $(CONFIG)
+	snakemake --cores '$(CORES)' --configfile '$(subst ','\'',$(value CONFIG))'
 
 test: $(READY)
 	ruff check .

@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# `--configfile other.yaml` replaces the default; without this condition Snakemake would merge the two.
+# `--configfile other.yaml` replaces the default; else Snakemake would merge the two.
 if not workflow.configfiles:
 
     configfile: f"{workflow.basedir}/config/config.yaml"
@@ -45,9 +45,9 @@ rule all:
         library_files("safetensors", "parquet", "curves.parquet"),
         SCORE_FILES,
         COST_FILES,
+        [f"{RESULTS}/targets/{target}/solutions" for target in RANKS],
         [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
-        [checkpoint_of(f"{RESULTS}/targets/{target}/{rank}/child") for target, rank in CHILDREN],
-        [checkpoint_of(f"{RESULTS}/targets/{target}/{rank}/finetuned") for target, rank in CHILDREN],
+        [checkpoint_of(f"{RESULTS}/targets/{t}/{rank}/{m}") for t, rank in CHILDREN for m in ("child", "finetuned")],
         [f"{RESULTS}/targets/{target}/{rank}/evaluation.parquet" for target, rank in CHILDREN],
         f"{RESULTS}/report.html",
 

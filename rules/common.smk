@@ -5,16 +5,23 @@ Every job parses this again, so it imports neither torch nor pandas.
 
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+from tangram import limits, sources
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import parse as parse_config
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
+from tangram.strict_yaml import check_command_line, read_yaml
 
 try:
+    for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
+        read_yaml(path)
+    if "snakemake" in sys.argv[0]:
+        check_command_line(sys.argv[1:])
     cfg = parse_config(config)
 except TangramError as error:
     sys.exit(f"error: {error}")
@@ -29,6 +36,24 @@ GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
+
+
+def split_settings(split):
+    """Return what one split of the corpus depends on, beside the parent and the files that it names."""
+    corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
+    return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
+
+
+try:
+    # What local sources hold, so that a change in place is noticed.
+    SOURCE_FILES = {"parent": sources.parent_fingerprint(cfg.parent, PARENT)}
+    for split in SPLITS:
+        table = f"{RESULTS}/corpus/{split}.parquet"
+        SOURCE_FILES[split] = sources.text_fingerprint(split, getattr(cfg.corpus, split), split_settings(split), table)
+    SOURCE_FILES["images"] = sources.file_fingerprint(cfg.studies.image_file)
+    limits.check(cfg, sources.parent_config(cfg, PARENT))
+except TangramError as error:
+    sys.exit(f"error: {error}")
 
 STUDIES = sorted(path.stem for path in (Path(workflow.basedir) / "rules" / "studies").glob("*.smk"))
 
@@ -52,6 +77,14 @@ RANKS = {
     for name, target in cfg.targets.items()
 }
 CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
+
+
+onstart:
+    if workflow.local_exec:  # jobs on a cluster's nodes look for themselves, as the login node has no GPU
+        gpus = max((job.resources.get("gpu", 0) for job in workflow.dag.needrun_jobs()), default=0)
+        command = [sys.executable, "-m", "tangram.cli", cfg.device, "--count", str(gpus)]
+        if gpus and subprocess.run(command).returncode:
+            sys.exit(1)
 
 
 pathvars:
@@ -187,10 +220,12 @@ def solution_of(wildcards):
 
 
 def solved(wildcards):
-    """Return the output that holds it: the solver's is a folder with a file for each rank."""
+    """Return outputs that change with it: the solver's own is a folder, which has a time of change but no checksum."""
     if _is_selected(wildcards):
         return rules.select_child.output.architecture
-    return rules.drop_layers.output.architecture if wildcards.rank == LAYERS_DROPPED else rules.solve_mip.output.solved
+    if wildcards.rank == LAYERS_DROPPED:
+        return rules.drop_layers.output.architecture
+    return [rules.solve_mip.output.solutions, rules.solve_mip.output.summary]
 
 
 def architecture_of(wildcards):

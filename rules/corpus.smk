@@ -18,13 +18,8 @@ rule build_corpus:
         "<benchmarks>/build_corpus/{split}.tsv"
     params:
         parent=input_folder("parent"),
-        settings=lambda wildcards: slice_of(
-            {
-                "sequence_length": cfg.corpus.sequence_length,
-                "cross_documents": cfg.corpus.cross_documents,
-                "split": getattr(cfg.corpus, wildcards.split),
-            }
-        ),
+        settings=lambda wildcards: split_settings(wildcards.split),
+        sources=lambda wildcards: SOURCE_FILES[wildcards.split],
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
@@ -38,4 +33,5 @@ rule build_corpus:
     shell:
         "python -m tangram.commands.build_corpus --settings {params.settings:q} --split {wildcards.split:q}"
         " --parent {params.parent:q} --device {params.device:q} --dtype {params.dtype:q}"
-        " --seed {params.seed:q} --threads {threads:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        " --seed {params.seed:q} --threads {threads:q} --source-files {params.sources:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"

@@ -17,6 +17,7 @@ rule fetch_parent:
     params:
         parent=output_folder("parent"),
         settings=slice_of(cfg.parent.model_dump(mode="json", exclude={"by_layer", "sizes"})),
+        sources=SOURCE_FILES["parent"],
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.fetch_parent"),
         environment=pins("torch", "transformers", "gguf"),
@@ -25,4 +26,4 @@ rule fetch_parent:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.fetch_parent --settings {params.settings:q} --dtype {params.dtype:q}"
-        " --output {params.parent:q} 2> >(tee {log:q} >&2)"
+        " --source-files {params.sources:q} --output {params.parent:q} 2> >(tee {log:q} >&2)"

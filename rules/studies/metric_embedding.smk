@@ -21,6 +21,7 @@ rule study_metric_embedding:
     params:
         folder=output_folder("claims"),
         settings=slice_of(cfg.studies),
+        sources=SOURCE_FILES["images"],
         device=cfg.device,
         code=code_hash("tangram.commands.study_metric_embedding"),
         environment=pins("torch", "scikit-learn", "pytorch-metric-learning"),

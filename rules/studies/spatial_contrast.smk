@@ -22,6 +22,7 @@ rule study_spatial_contrast:
     params:
         folder=output_folder("claims"),
         settings=slice_of(cfg.studies),
+        sources=SOURCE_FILES["images"],
         device=cfg.device,
         code=code_hash("tangram.commands.study_spatial_contrast"),
         environment=pins("torch", "scikit-learn", "pytorch-metric-learning"),

@@ -117,9 +117,9 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]
 OTHERS: dict[str, Any] = {
     "run": None,
     "device": "cuda",
-    "parent.source": {"type": "local", "path": "elsewhere"},
-    "parent.num_layers": None,  # other shards: every job of the library has another name
-    "parent.num_kv_heads": 4,
+    "parent.source": {"type": "hub", "repo": "some/parent", "revision": "main"},
+    # Checked against the checkpoint as soon as that is there, so no other value is right.
+    **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
     **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distil", "score", "finetune", "heldout")},
     "activations.mode": None,  # the cache's own jobs go
@@ -139,8 +139,12 @@ OTHERS: dict[str, Any] = {
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
     "evaluation.tasks": ["numbers", "others"],
-    "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0"},
+    "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
+    "evaluation.readout.labels": [1, 5],
+    "finetune.span_contrast.depths": [0.5, 1.0],
+    "library.bld.span_contrast.depths": [0.5, 1.0],
+    "studies.image_archive.archive_sha256": "0" * 64,
 }
 
 
@@ -352,6 +356,99 @@ def test_results_in_another_folder_and_from_a_backup_rerun_nothing(planner: Plan
     assert Planner(run, tmp_path / "restored", planner.repository)() == set()
     shutil.rmtree(tmp_path / "restored" / ".snakemake" / "metadata", ignore_errors=True)
     assert Planner(run, tmp_path / "restored", planner.repository)() == set(), "and without Snakemake's own records"
+
+
+def test_a_copy_with_new_times_reruns_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
+    """As `cp -r` makes it: in the order of names, not of the data flow."""
+    shutil.copytree(planner.folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert Planner(run, tmp_path / "copy", planner.repository)() == set()
+
+
+def test_the_solvers_folder_is_made_again_when_it_is_deleted(planner: Planner) -> None:
+    path = planner.folder / "results" / "tiny" / "targets" / "small" / "solutions"
+    path.rename(kept := path.with_name("kept"))
+    try:
+        assert ("solve_mip", "target=small") in planner()
+    finally:
+        kept.rename(path)
+
+
+SPLITS_OF_SOURCES = ("score", "heldout")  # one without local text, and one with
+
+
+@pytest.fixture(scope="module")
+def sources(
+    run: Run, planner: Planner, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Callable[[], subprocess.CompletedProcess[str]]]:
+    """A local parent and a text of their own, and a function that plans what is made from them, and is made."""
+    folder = tmp_path_factory.mktemp("sources")
+    config = copy.deepcopy(run.config)
+    parent = Path(shutil.copytree(config["parent"]["source"]["path"], folder / "parent"))
+    local = config["corpus"]["heldout"]["sources"][1]
+    text = Path(shutil.copy(local["paths"][0], folder / "text.jsonl"))
+    config["parent"]["source"]["path"], local["paths"] = "parent", ["*.jsonl"]  # relative to the working directory
+    targets = [f"results/tiny/corpus/{split}.parquet" for split in SPLITS_OF_SOURCES]
+    done = snakemake(folder, config, "--cores", "2", *targets)
+    assert done.returncode == 0, done.stderr
+    return parent, text, lambda: snakemake(folder, config, "-n", *targets)
+
+
+def planned(plan: Callable[[], subprocess.CompletedProcess[str]]) -> set[str]:
+    done = plan()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {node(job) for job in jobs_of(done.stdout + done.stderr)}
+
+
+def test_sources_with_new_times_rerun_nothing(sources: tuple) -> None:
+    parent, text, plan = sources
+    for path in (*parent.iterdir(), text):
+        os.utime(path)
+    (parent / "notes.md").write_text("Nobody reads this.")
+    assert planned(plan) == set()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_parent_that_changed_in_place_is_fetched_again(name: str, sources: tuple) -> None:
+    parent, _, plan = sources
+    before = (parent / name).read_bytes()
+    times = (parent / name).stat()
+    weights = before[:-1] + bytes([before[-1] ^ 1])  # of the same size
+    (parent / name).write_bytes(weights if name == "model.safetensors" else before + b"\n")
+    os.utime(parent / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    try:
+        assert planned(plan) == {"fetch_parent", *(f"build_corpus {split}" for split in SPLITS_OF_SOURCES)}
+    finally:
+        (parent / name).write_bytes(before)
+    assert planned(plan) == set()
+
+
+def test_a_text_that_changed_or_came_in_place_rebuilds_its_split_alone(sources: tuple) -> None:
+    _, text, plan = sources
+    before = text.read_bytes()
+    text.write_bytes(before.replace(b"Document 7 ", b"Document 8 "))
+    assert planned(plan) == {"build_corpus heldout"}
+    text.write_bytes(before)
+    assert planned(plan) == set()
+    shutil.copy(text, text.with_name("more.jsonl"))
+    assert planned(plan) == {"build_corpus heldout"}
+    text.with_name("more.jsonl").unlink()
+
+
+def test_sources_may_go_once_what_is_made_from_them_is_there(sources: tuple) -> None:
+    parent, text, plan = sources
+    parent.rename(parent.with_name("gone"))
+    text.rename(text.with_name("gone.txt"))
+    made = parent.with_name("results") / "tiny" / "corpus" / "heldout.parquet"
+    try:
+        assert planned(plan) == set()
+        made.rename(made.with_name("kept"))
+        done = plan()
+        assert done.returncode == 1
+        assert done.stderr.splitlines() == ["error: config.corpus.heldout: no file matches '*.jsonl'"]
+    finally:
+        made.with_name("kept").rename(made)
+        parent.with_name("gone").rename(parent)
+        text.with_name("gone.txt").rename(text)
 
 
 def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_run: Callable[[], Path]) -> None:

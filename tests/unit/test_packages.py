@@ -3,6 +3,7 @@
 import hashlib
 import io
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -135,3 +136,38 @@ def test_two_jobs_that_want_the_same_archive_download_it_once(offline_index, cap
 def test_reading_an_archive_needs_no_torch():
     code = "import sys, tangram.packages; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_archive_of_another_version_is_not_taken_for_the_one_that_is_wanted(offline_index):
+    source = write_installable(offline_index)
+    Path(".downloads").mkdir()
+    for other in ("tangram_test_data-1.2.1-py3-none-any.whl", "tangram_test_data-1.2-nonsense.whl", "notes.whl"):
+        (Path(".downloads") / other).write_bytes(b"something else")
+    archive = packages.fetch_archive(PackageFile(package="tangram-test-data==1.2", archive_sha256=sha256(source)))
+    assert archive.name == source.name
+
+
+def test_an_archive_is_known_by_any_spelling_of_name_version_and_checksum(offline_index):
+    source = write_installable(offline_index)
+    (Path.cwd() / ".downloads").mkdir()
+    kept = Path(".downloads") / source.name
+    shutil.copy(source, kept)
+    spelled = PackageFile(package="Tangram_Test.Data == 1.2.0", archive_sha256=sha256(source).upper())
+    assert packages.fetch_archive(spelled) == kept
+
+
+def test_of_two_builds_of_one_version_the_one_with_the_checksum_is_taken(offline_index):
+    source = write_installable(offline_index)
+    Path(".downloads").mkdir()
+    (Path(".downloads") / "tangram_test_data-1.2-1-py3-none-any.whl").write_bytes(b"another build")
+    shutil.copy(source, Path(".downloads") / source.name)
+    wanted = PackageFile(package="tangram-test-data==1.2", archive_sha256=sha256(source))
+    assert packages.fetch_archive(wanted).name == source.name
+
+
+def test_an_sdist_of_another_version_is_not_taken(offline_index):
+    (Path.cwd() / ".downloads").mkdir()
+    write_sdist(Path(".downloads") / "pack-1.0.post1.tar.gz")
+    right = write_sdist(Path(".downloads") / "Pack-1.0.tar.gz")
+    wanted = PackageFile(package="pack==1.0", format="sdist", archive_sha256=sha256(right))
+    assert packages.fetch_archive(wanted) == right

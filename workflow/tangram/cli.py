@@ -20,12 +20,38 @@ def run(command: Callable[..., Any]) -> None:
         sys.exit(1)
 
 
-def use_threads(threads: int, seed: int = 0) -> None:
-    """Fix the number of torch threads and torch's seed, and make torch deterministic."""
+def check_device(device: str, count: int = 1) -> None:
+    """Raise a `TangramError` unless this machine has so many GPUs, if a job computes on `cuda`."""
+    if device != "cuda":
+        return
     import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < count:
+        wanted = "a GPU" if count == 1 else f"{count} GPUs (finetune.parallel)"
+        there = "none" if not found else f"only {found}"
+        raise TangramError(
+            f"config.device: cuda needs {wanted}, and torch {torch.__version__} finds {there} on this machine; "
+            "set device: cpu, install torch for CUDA, or run where there is one"
+        )
+
+
+def use_threads(threads: int, seed: int = 0, device: str = "cpu") -> None:
+    """Fix the number of torch threads and torch's seed, and make torch deterministic.
+
+    Raises:
+        TangramError: the device is not there.
+    """
+    import torch
+
+    check_device(device)
 
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid of that mode, and slow; no result reads fresh memory.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (untyped attribute)
+
+
+if __name__ == "__main__":
+    run(check_device)

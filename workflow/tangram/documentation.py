@@ -36,8 +36,10 @@ A config file says everything that a run depends on. `config.yaml` is the defaul
 | `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
 | `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |
 
-Unknown keys and impossible values stop the run before any work, in one line that names the key and the nearest valid
-choice. Each rule receives only the sections that it depends on, so a change reruns what it must and nothing else.
+Unknown keys, keys that are there twice and impossible values stop the run before any work, in one line that names the
+key and the nearest valid choice. So does what the parent's own config forbids, as soon as that is known: at once for a
+local or fetched parent or one with `parent.sizes`, else in the first job that reads it. Each rule receives only the
+sections that it depends on, so a change reruns what it must and nothing else.
 
 Below is every key, by section. This file and `config.schema.json` (for editors) are written by
 `python -m tangram.documentation` from `workflow/tangram/config.py`, which is the only place to change them.

@@ -15,31 +15,44 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+from packaging.version import Version
+
 from tangram.config import PackageFile
 from tangram.errors import TangramError
 from tangram.files import check_writable, sha256_of
 
 DOWNLOADS = Path(".downloads")  # under the working directory, so that a second run downloads nothing
-_SUFFIXES = {"wheel": (".whl",), "sdist": (".tar.gz", ".zip")}
 
 
-def _normalised(name: str) -> str:
-    """Return a project or file name as the index compares it: lower case, runs of ``-_.`` as one hyphen."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _wanted(source: PackageFile) -> tuple[str, Version]:
+    name, _, version = source.package.partition("==")
+    return canonicalize_name(name), Version(version)
 
 
 def _cached(source: PackageFile) -> Path | None:
-    """Return the archive's place among the downloads, if it is there."""
-    prefix = _normalised(source.package.replace("==", "-")) + "-"
+    """Return the archive's place among the downloads, if it is there; the right one where several could be."""
+    found = []
     for path in sorted(DOWNLOADS.iterdir()):
-        if path.name.endswith(_SUFFIXES[source.format]) and _normalised(path.name).startswith(prefix):
-            return path
-    return None
+        try:
+            parse = parse_wheel_filename if source.format == "wheel" else parse_sdist_filename
+            if parse(path.name)[:2] == _wanted(source):
+                found.append(path)
+        except (InvalidWheelFilename, InvalidSdistFilename):
+            continue
+    right = (path for path in found if len(found) > 1 and sha256_of(path) == source.archive_sha256)
+    return next(right, found[0] if found else None)
 
 
 def _expected_name(source: PackageFile) -> str:
-    stem = source.package.replace("==", "-")
-    return f"{stem}.tar.gz" if source.format == "sdist" else f"{stem.replace('-', '_', stem.count('-') - 1)}-*.whl"
+    name, version = _wanted(source)
+    return f"{name}-{version}.tar.gz" if source.format == "sdist" else f"{name.replace('-', '_')}-{version}-*.whl"
 
 
 def _mismatch(where: object, expected: str, found: str) -> TangramError:
@@ -90,7 +103,8 @@ def fetch_archive(source: PackageFile) -> Path:
         TangramError: it cannot be downloaded, or its SHA-256 is another one.
     """
     check_writable(DOWNLOADS / "archive")
-    with _locked(DOWNLOADS / f"{_normalised(source.package.replace('==', '-'))}-{source.format}.lock"):
+    name, version = _wanted(source)
+    with _locked(DOWNLOADS / f"{name}-{version}-{source.format}.lock"):
         if (path := _cached(source)) is None:
             _download(source)
             path = _cached(source)

@@ -93,6 +93,13 @@ IN_WORDS = {
     "headline": "`evaluate_tasks` and `evaluate_readout` of the new headline, and the report",
 }
 
+# Files that the config names by path, changed in place.
+SOURCES = {
+    "the checkpoint of a local parent": "`fetch_parent`",
+    "a local text of `corpus.<split>`, or which files its patterns match": "`build_corpus` (that split)",
+    "the file of `studies.image_file`": "the studies of images",
+}
+
 _COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "collect_scores": "collect_tables",
@@ -163,13 +170,26 @@ def markdown() -> str:
         "corpus → activations → library → scores → search → pieces → child → finetuning → evaluation → report. "
         "After `pick_pieces`, a child is made again only if its architecture or a piece of it came out differently. "
         "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved to another "
-        "folder or restored from a backup, and a comment rerun nothing.",
+        "folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or restored from a backup, "
+        "and a comment rerun nothing.",
         "",
         "| key | reruns first |",
         "|---|---|",
     ]
     lines += [f"| `{key}` | {_names(first)} |" for key, first in KEYS.items()]
     lines += [f"| `{key}` | {text} |".replace(", library", "`, `library") for key, text in IN_WORDS.items()]
+    lines += [
+        "",
+        "Files that the config names by path count by what they hold. Of each source, up to 64 MiB are read whenever "
+        "Snakemake starts, its smallest files first: there, a new time of change alone reruns nothing. Files beyond "
+        "that (the weights of most parents) count by size and time of change: copy them with their times (`cp -p`, "
+        "`rsync -t`). A local source may be deleted once what is made from it is there: nothing reruns, until that is "
+        "deleted, too. What a hub repository or dataset holds is looked up only when it is fetched: name a commit.",
+        "",
+        "| changed in place | reruns first |",
+        "|---|---|",
+    ]
+    lines += [f"| {what} | {first} |" for what, first in SOURCES.items()]
     groups: dict[str, list[str]] = {}
     for module in modules():
         groups.setdefault(_names(first_of_module(module)), []).append(module.removeprefix("tangram."))

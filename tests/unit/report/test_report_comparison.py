@@ -60,6 +60,14 @@ def test_rank_correlation_equals_scipys_with_ties(pairs):
         assert found == pytest.approx(spearmanr(first, second).statistic)
 
 
+def test_an_unknown_error_decides_nothing_and_counts_only_where_it_has_a_part():
+    inf = math.inf
+    assert decide(Estimate(-5.0, inf)) == decide(Estimate(-5.0, math.nan)) == "tie"
+    points = [(Estimate(1.0, inf), Estimate(0.0, 0.1)), (Estimate(2.0), Estimate(0.0, inf))]
+    assert interpolate(points, Estimate(1.0)) == Estimate(0.0, 0.1)
+    assert interpolate(points, Estimate(1.5)).standard_error == inf
+
+
 def test_rank_correlation_of_two_points_says_nothing():
     assert rank_correlation([1, 2], [1, 2]) is None
 

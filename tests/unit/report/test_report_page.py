@@ -19,7 +19,7 @@ from tangram.report.page import render_page
 from tangram.report.style import estimate, number
 from tangram.report.summary import summary_text
 from tangram.report.timing import stage_seconds
-from tangram.tables import EVALUATION, read_table
+from tangram.tables import EVALUATION, SCORES, read_table, write_table
 
 
 class Page(HTMLParser):
@@ -247,6 +247,31 @@ def test_folder_that_is_not_there_is_one_clear_line(tmp_path):
 )
 def test_estimates_are_written_to_the_place_of_their_error(found, text):
     assert estimate(found) == text
+
+
+@pytest.mark.parametrize("unknown", [math.inf, math.nan])
+def test_an_error_that_one_sequence_cannot_tell_is_a_dash(unknown):
+    assert estimate(Estimate(0.3449, unknown, 31)) == "0.345 ± –"
+    assert estimate(Estimate(0.3449, unknown, 31), signed=True) == "+0.345 ± –"
+    assert estimate(Estimate(0.3449).times(100)) == "34.5"
+
+
+@pytest.mark.parametrize("unknown", [math.inf, math.nan])
+def test_a_run_of_one_sequence_and_one_question_has_a_report(complete, tmp_path, unknown):
+    """The score and heldout splits hold one sequence, and a task one question: no standard error is known."""
+    folder = shutil.copytree(complete, tmp_path / "run")
+    for schema, name in ((SCORES, "scores"), (EVALUATION, "evaluation"), (EVALUATION, "tasks")):
+        for path in folder.glob(f"**/{name}.parquet"):
+            frame = read_table(path, schema)
+            frame["standard_error"] = unknown
+            write_table(frame.to_dict("records"), schema, path)
+    results = load_results(folder, settings_of())
+    html = render_page(results)
+    assert "±" in summary_text(results)
+    row = Page(html).row("measurements", "speed-1.2, finetuned")
+    assert row[1].endswith(" ± –") == math.isinf(unknown)  # nan in a table says that there is none
+    for word in ("∞", ">nan", ">inf"):
+        assert word not in html
 
 
 @pytest.mark.parametrize(

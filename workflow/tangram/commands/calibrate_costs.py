@@ -23,7 +23,7 @@ def calibrate_costs(
     threads: int = 1,
 ) -> None:
     """Write measured and predicted seconds of four whole models, and one scale per scenario, phase and batch."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     import pandas as pd
     from tqdm import tqdm
 

@@ -19,7 +19,7 @@ def capture_activations(
     threads: int = 1,
 ) -> None:
     """Write the hidden states of one split, (layers + 1, sequences, length, hidden), memory-mappable."""
-    use_threads(threads)
+    use_threads(threads, device=device)
     from pathlib import Path
 
     from tangram.activations import capture

@@ -29,7 +29,7 @@ def distill_blocks(
     threads: int = 1,
 ) -> None:
     """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     import hashlib
     import shutil
     import sys
@@ -39,16 +39,19 @@ def distill_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
+    from tangram.blocks import get_block
     from tangram.blocks.library import tensor_name
     from tangram.checkpoint import load_by_layer, load_model
     from tangram.corpus import read_tokens
     from tangram.distill.local import LocalProblem
     from tangram.distill.pieces import PieceStore
+    from tangram.families import shape_of
     from tangram.files import sha256_of, write_tensors
     from tangram.provenance import provenance
     from tangram.tables import CURVES, LIBRARY, write_table
 
     section = BlockDistillation.model_validate_json(settings)
+    get_block(kind, variant).overrides(shape_of(parent))  # stops here if the variant is no smaller than the parent's
     model = (load_by_layer if by_layer else load_model)(parent, dtype, device).requires_grad_(False)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))

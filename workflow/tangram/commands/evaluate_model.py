@@ -37,7 +37,7 @@ def evaluate_model(
     Throughput is measured on parent and child in turns; finetuning does not change a child's shape, so only the first
     of the two is timed. Of a scenario's batch sizes, the one at which the child is fastest counts.
     """
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     from tangram.activations import open_activations
     from tangram.blocks.base import PARENT
     from tangram.checkpoint import load_model

@@ -25,7 +25,7 @@ def evaluate_readout(
     threads: int = 1,
 ) -> None:
     """Write accuracies with standard errors over draws of labels, and every model's paired difference to the parent."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     from tangram.checkpoint import load_model, load_tokenizer
     from tangram.errors import TangramError
     from tangram.evaluation.readout import embed_texts, read_classification, read_out, readout_rows

@@ -25,7 +25,7 @@ def evaluate_tasks(
     import os
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     from tangram.checkpoint import load_model, load_tokenizer
     from tangram.errors import TangramError
     from tangram.evaluation.tasks import answer_tasks, read_tasks, task_rows, write_tasks

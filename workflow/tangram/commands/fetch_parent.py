@@ -11,6 +11,7 @@ from tangram.config import Parent
 def fetch_parent(
     settings: Annotated[str, typer.Option(help="config section `parent` as JSON")],
     output: Annotated[str, typer.Option(help="checkpoint folder to write")],
+    source_files: Annotated[str, typer.Option(help="what a local source's files hold; recorded")] = "none",
     dtype: str = "float32",
     threads: int = 1,
 ) -> None:
@@ -18,9 +19,11 @@ def fetch_parent(
     use_threads(threads)
     from tangram.checkpoint import fetch
     from tangram.provenance import provenance
+    from tangram.sources import RECORD
 
     section = Parent.model_validate_json(settings)
-    fetch(section, output, dtype, provenance("tangram.commands.fetch_parent", settings))
+    made_by = provenance("tangram.commands.fetch_parent", settings)
+    fetch(section, output, dtype, {**made_by, RECORD: source_files})
 
 
 if __name__ == "__main__":

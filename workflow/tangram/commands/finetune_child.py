@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import check_device, run, use_threads
 from tangram.config import Finetune, Parallel
 
 
@@ -27,11 +27,12 @@ def finetune_child(
 ) -> None:
     """Write the finetuned checkpoint and the training curves; in several processes where `parallel` says so."""
     layout = Parallel.model_validate_json(parallel)
+    check_device(device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
         from tangram.distill.parallel import launch
 
         launch(layout.nodes, layout.processes_per_node)
-    use_threads(max(1, threads // layout.processes_per_node), seed)
+    use_threads(max(1, threads // layout.processes_per_node), seed, device)
     import hashlib
     import shutil
     from pathlib import Path

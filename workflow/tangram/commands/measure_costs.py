@@ -1,6 +1,7 @@
 """Time one variant of one kind, beside the parent's own subblock; the machine must do nothing else meanwhile."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,20 +22,26 @@ def measure_costs(
     threads: int = 1,
 ) -> None:
     """Write seconds of prefill and decode, parameter bytes and KV bytes per token, for every scenario and batch."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     from tqdm import tqdm
 
     from tangram.costs.torch_engine import measure
+    from tangram.limits import check_length
     from tangram.provenance import provenance
     from tangram.tables import COSTS, write_table
 
     sections = json.loads(settings)
+    scenarios = {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()}
+    parent_config = json.loads(Path(parent, "config.json").read_text())
+    for name, scenario in scenarios.items():
+        length = scenario.prefill + scenario.generate
+        check_length(f"scenarios.{name}: prefill + generate", length, parent_config)
     rows = measure(
         parent,
         kind,
         variant,
         Costs.model_validate(sections["costs"]),
-        {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()},
+        scenarios,
         device,
         dtype,
         progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),

@@ -25,7 +25,7 @@ def score_blocks(
     threads: int = 1,
 ) -> None:
     """Write KL(parent ‖ child), LM loss increase and token agreement of every layer's piece."""
-    use_threads(threads)
+    use_threads(threads, device=device)
     from tqdm import tqdm
 
     from tangram.activations import open_activations

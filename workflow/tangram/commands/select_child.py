@@ -25,7 +25,7 @@ def select_child(
     threads: int = 1,
 ) -> None:
     """Write the selected architecture and the scores that decided."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     import hashlib
     import json
     import sys

@@ -22,7 +22,7 @@ def study_butterfly(
     threads: int = 1,
 ) -> None:
     """Write claims with verdicts, the measurements behind them, and a page with figures."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     import sys
 
     from tangram.corpus import read_tokens

@@ -16,7 +16,7 @@ def study_metric_embedding(
     threads: int = 1,
 ) -> None:
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
-    use_threads(1)
+    use_threads(1, device=device)
     from tangram.provenance import provenance
     from tangram.studies.metric_embedding import metric_embedding
     from tangram.studies.study import write_study

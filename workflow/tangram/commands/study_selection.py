@@ -40,7 +40,7 @@ def study_selection(
     threads: int = 1,
 ) -> None:
     """Write claims with verdicts, the measurements behind them, and a page."""
-    use_threads(threads, seed)
+    use_threads(threads, seed, device)
     import hashlib
     import sys
     import sysconfig

@@ -30,7 +30,7 @@ def study_span_contrast(
     threads: int = 1,
 ) -> None:
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
-    use_threads(1)
+    use_threads(1, device=device)
     from tangram.evaluation.readout import read_classification
     from tangram.packages import fetch_archive
     from tangram.provenance import provenance

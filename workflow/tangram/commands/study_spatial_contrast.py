@@ -17,7 +17,7 @@ def study_spatial_contrast(
     threads: int = 1,
 ) -> None:
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
-    use_threads(1)
+    use_threads(1, device=device)
     from tangram.provenance import provenance
     from tangram.studies.spatial_contrast import spatial_contrast
     from tangram.studies.study import write_study

@@ -16,7 +16,7 @@ def study_triplet(
     threads: int = 1,
 ) -> None:
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
-    use_threads(1)
+    use_threads(1, device=device)
     from tangram.provenance import provenance
     from tangram.studies.study import write_study
     from tangram.studies.triplet import triplet

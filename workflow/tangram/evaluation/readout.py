@@ -127,7 +127,7 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
     found: dict[str, list[float]] = {}
     for draw in range(settings.draws):
         for count in settings.labels:
-            known = pool[draw_per_class(labels[pool], count, seed * 1_000 + draw)]
+            known = pool[draw_per_class(labels[pool], count, (seed * 1_000 + draw) % 2**63)]
             given = (standard[known], labels[known], standard[test], labels[test])
             accuracies = {
                 "nearest_accuracy": nearest_neighbour_accuracy(*given),

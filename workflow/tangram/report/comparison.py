@@ -47,11 +47,15 @@ def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) ->
             share = (speed.value - left.value) / (right.value - left.value)
             slope = (high.value - low.value) / (right.value - left.value)
             parts = [
-                (1 - share) * (low.standard_error or 0),
-                share * (high.standard_error or 0),
-                (1 - share) * slope * (left.standard_error or 0),
-                share * slope * (right.standard_error or 0),
-                slope * (speed.standard_error or 0),
+                factor * found.standard_error
+                for factor, found in (
+                    (1 - share, low),
+                    (share, high),
+                    ((1 - share) * slope, left),
+                    (share * slope, right),
+                    (slope, speed),
+                )
+                if factor and found.standard_error  # what has no part in it may be unknown (inf)
             ]
             return Estimate((1 - share) * low.value + share * high.value, math.hypot(*parts))
     return None
@@ -100,7 +104,7 @@ def compare(results: Results, metric: str, model: str) -> list[Comparison]:
 
 def decide(difference: Estimate) -> str:
     """Return who wins a loss difference child - baseline: ``'child'``, ``'baseline'`` or ``'tie'``."""
-    if abs(difference.value) <= CONFIDENCE * (difference.standard_error or 0):
+    if not abs(difference.value) > CONFIDENCE * (difference.standard_error or 0):  # an unknown error decides nothing
         return "tie"
     return "child" if difference.value < 0 else "baseline"
 

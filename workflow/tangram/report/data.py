@@ -43,6 +43,12 @@ class Estimate(NamedTuple):
     standard_error: float | None = None
     n: int | None = None
 
+    @property
+    def bar(self) -> float:
+        """The standard error as a figure draws it: 0 where there is none, or one sample cannot tell it."""
+        error = self.standard_error
+        return error if error is not None and math.isfinite(error) else 0.0
+
     def times(self, factor: float) -> Estimate:
         """Return this estimate in another unit."""
         error = self.standard_error

@@ -63,8 +63,8 @@ def frontier(results: Results) -> str | None:
                 axis.errorbar(
                     x,
                     y,
-                    xerr=[p[0].standard_error or 0 for p in points],
-                    yerr=[p[1].standard_error or 0 for p in points],
+                    xerr=[p[0].bar for p in points],
+                    yerr=[p[1].bar for p in points],
                     fmt="o",
                     color=colour,
                     ms=5.5,
@@ -255,7 +255,7 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
             axis.errorbar(
                 child.score,
                 child.kl.value,
-                yerr=child.kl.standard_error or 0,
+                yerr=child.kl.bar,
                 fmt="o",
                 color=colour,
                 ms=5.5,
@@ -304,7 +304,7 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
                 if found is None:
                     continue
                 place = len(rows) - 1 - i + shift
-                error = found.standard_error or 0
+                error = found.bar
                 axis.errorbar(
                     found.value * 100,
                     place,

@@ -85,15 +85,17 @@ def estimate(found: Estimate | None, signed: bool = False, least: int = 0) -> st
     """Write an estimate as ``value ± standard error``: the error to one digit, to two where one would be coarse.
 
     Args:
-        found: what to write; a dash for None.
+        found: what to write; a dash for None, and for an error that one sample or sequence cannot tell (inf or nan).
         signed: show the sign of a positive value.
         least: decimal places at least.
     """
     if found is None:
         return "–"
     value, error, _ = found
-    if not error or math.isnan(error) or math.isinf(value):
+    if not error or not math.isfinite(value):
         text = number(value)
+    elif not math.isfinite(error):
+        text = f"{number(value)} ± –"
     else:
         leading = math.floor(math.log10(error))
         places = min(6, max(least, (error < 3.55 * 10.0**leading) - leading))  # the particle data group's rule

@@ -10,8 +10,8 @@ import pandas as pd
 
 from tangram.blocks.base import PARENT
 from tangram.child.architecture import Architecture
-from tangram.report.data import KINDS, rows_of
-from tangram.report.style import ink_on, number, short, themed
+from tangram.report.data import KINDS, Estimate, rows_of
+from tangram.report.style import estimate, ink_on, short, themed
 
 WIDTH = 1000.0  # of every map, in its own units
 LABEL = 96.0  # left of the tiles
@@ -161,7 +161,7 @@ def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layer
                     continue
                 value, error, tokens = found
                 share = (math.log10(value) - low) / ((high - low) or 1) if value > 0 else 0.0
-                tip = f"layer {layer} · {kind} {variant} · KL {number(value)} ± {number(error, 2)} ({tokens:,} tokens)"
+                tip = f"layer {layer} · {kind} {variant} · KL {estimate(Estimate(value, error))} ({tokens:,} tokens)"
                 x, colour = LABEL + layer * lot, ramp(share)
                 parts.append(_rect(x + 0.5, y + 0.5, lot - 1, tall - 1, f'fill="{colour}"', tip))
                 if layer < len(chosen) and getattr(chosen[layer], kind) == variant:

@@ -1,0 +1,109 @@
+"""What a config asks of its parent, held against the parent's own config as soon as that is known.
+
+That is when the Snakefile is parsed, for a local or fetched parent or one with `parent.sizes`; else in the first job
+that reads the parent. Standard library and config only: every parse imports this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tangram.config import Config
+from tangram.errors import TangramError
+
+_NUMBERS = {
+    "num_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
+
+
+def positions(parent: Mapping[str, Any]) -> int | None:
+    """Return how many positions a parent was made for, scaled rotary embeddings included; None if it does not say.
+
+    Args:
+        parent: its `config.json`.
+    """
+    limit = parent.get("max_position_embeddings")
+    if not isinstance(limit, int):
+        return None
+    rope = parent.get("rope_parameters") or parent.get("rope_scaling") or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    return max(limit, int(factor * (original or limit))) if isinstance(factor, int | float) else limit
+
+
+def check_length(key: str, tokens: int, parent: Mapping[str, Any]) -> None:
+    """Raise a `TangramError` that names the config's key if so many tokens are more than a parent was made for."""
+    limit = positions(parent)
+    if limit is not None and tokens > limit:
+        raise TangramError(
+            f"config.{key}: {tokens} tokens are more than the {limit} positions that the parent was made for "
+            "(max_position_embeddings); lower it"
+        )
+
+
+def check_variant(key: str, kind: str, variant: str, config: Config, parent: Mapping[str, Any]) -> None:
+    """Raise a `TangramError` if a variant is certainly no smaller than the parent's subblock.
+
+    What has as many weights by a hair's breadth is left to the block itself, which counts them.
+    """
+    hidden, intermediate = parent.get("hidden_size"), parent.get("intermediate_size")
+    if not isinstance(hidden, int) or not isinstance(intermediate, int):
+        return
+    family, _, size = variant.partition("-")
+    if family == "width":
+        width = max(8, round(intermediate * float(size) / 8) * 8)  # families.Shape.width; importing it would cost
+        if width >= intermediate:
+            raise TangramError(
+                f"config.{key}: '{variant}' has {width} channels, no fewer than the parent's {intermediate}; "
+                "choose a smaller ratio"
+            )
+    if family not in ("lowrank", "ntk", "butterfly"):
+        return
+    heads = config.parent.num_attention_heads
+    head_dim = parent.get("head_dim") or hidden // heads
+    inner = {heads * head_dim, config.parent.num_kv_heads * head_dim} if kind == "attention" else {intermediate}
+
+    def smaller(width: int) -> bool:
+        rank = int(size)
+        if family == "butterfly":
+            return min(rank, hidden) * min(rank, width) < hidden * width  # its core alone
+        return rank <= min(hidden, width) and rank * (hidden + width) < hidden * width
+
+    if not any(smaller(width) for width in inner):
+        raise TangramError(
+            f"config.{key}: '{variant}' has no fewer weights than the parent's matrices of {hidden} x "
+            f"{' and '.join(str(width) for width in sorted(inner))}; choose a smaller number"
+        )
+
+
+def check(config: Config, parent: Mapping[str, Any] | None) -> None:
+    """Hold a config against its parent's `config.json`, or against `parent.sizes` where that is not known.
+
+    Raises:
+        TangramError: numbers differ, a text or a scenario is longer than the parent was made for, or a variant is no
+            smaller than the parent's own subblock.
+    """
+    known: dict[str, Any] = config.parent.sizes.model_dump() if config.parent.sizes is not None else {}
+    if parent is not None:
+        known = dict(parent)
+        wrong = {
+            key: parent[name]
+            for key, name in _NUMBERS.items()
+            if isinstance(parent.get(name), int) and parent[name] != getattr(config.parent, key)
+        }
+        if wrong:
+            told = ", ".join(f"{key}: {getattr(config.parent, key)}" for key in wrong)
+            right = ", ".join(f"{key}: {value}" for key, value in wrong.items())
+            raise TangramError(f"config.parent says {told}, but the checkpoint has others; write {right}")
+    check_length("corpus.sequence_length", config.corpus.sequence_length, known)
+    for name, scenario in config.scenarios.items():
+        check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, known)
+    for name, target in config.targets.items():
+        if target.selection is not None and target.selection.metric == "judge":
+            written = target.selection.prompt_tokens + target.selection.continuation_tokens
+            check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", written, known)
+    for kind in ("attention", "ffn"):
+        for i, variant in enumerate(getattr(config.library, kind)):
+            check_variant(f"library.{kind}[{i}]", kind, variant, config, known)
