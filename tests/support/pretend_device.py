@@ -1,0 +1,199 @@
+"""A device that is not the CPU, on a machine that has none: `device="cuda"` runs, and a tensor left behind is an error.
+
+PyTorch reserves one device (`PrivateUse1`) for backends that are registered from outside. Here it is a backend without
+hardware: its tensors hold values in main memory, every operator runs on these with the CPU's own kernels, and what
+comes out is on the device again. So results must equal those of the CPU, up to the rounding of another decomposition.
+What a GPU would refuse is refused:
+
+- tensors on two devices in one operator; as on a GPU, a CPU tensor without dimensions may meet elementwise operators,
+  CPU indices may index a device's tensor, and copies cross;
+- a generator of another device than what it fills;
+- NumPy on a device's tensor;
+- an optimizer's state on the CPU in a fused step (`_fused_adamw_` is not elementwise).
+
+All of PyTorch sees the reserved device, autograd with its own checks included. To Python code it is called `cuda`: a
+function mode translates the name on its way in, and `Tensor.device` on its way out.
+
+Not modelled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise, a
+generator's own numbers, and processes (NCCL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "npu"  # one of the names by which safetensors knows a reserved device
+_setup_privateuseone_for_python_backend(NAME)  # once for a process, for good
+BODY, FACE = torch.device(NAME, 0), torch.device("cuda", 0)
+
+aten = torch.ops.aten
+COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on the pretended device; ``inner`` is its value, a CPU tensor of the same storage."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
+        self = torch.Tensor._make_subclass(
+            cls, inner.detach(), dispatch_device=True, device_for_backend_keys=BODY
+        )
+        self.inner = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+    @property
+    def device(self) -> torch.device:
+        """The name that the code under test knows; PyTorch's own Python code gets the true one."""
+        return FACE if _Renaming.outermost() else BODY
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device == FACE
+
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        self.inner = value.inner  # type: ignore[attr-defined]
+
+    # What PyTorch refuses for subclasses, or does by way of their type, as it is on a GPU:
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.numpy()
+
+    def __deepcopy__(self, memo: dict) -> DeviceTensor:
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that the user made can be copied deeply")
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        if hasattr(self, "_is_param"):
+            copied._is_param = True  # type: ignore[attr-defined]
+        return memo.setdefault(id(self), copied)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.inner!r} on the device"
+
+    def __format__(self, form: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), form)
+
+
+def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
+    """Raise what a GPU raises, if it would."""
+    generator = kwargs.get("generator")
+    if generator is not None and generator.device.type != target.type:
+        raise RuntimeError(f"Expected a '{target}' device type for generator but found '{generator.device}' ({func})")
+    packet = func.overloadpacket
+    if packet in COPIES:
+        return
+    if packet in INDEXING and isinstance(args[0], DeviceTensor):
+        args = (args[0], *args[2:])  # the indices may be on the CPU
+    scalars = packet in FILLING or torch.Tag.pointwise in func.tags
+    # Of lists that are changed in place, such as the steps that an optimizer has counted, each place stands for itself.
+    lists = packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_")
+    for together in zip(*(arg for arg in args if isinstance(arg, list)), strict=True) if lists else [(args, kwargs)]:
+        tensors = [leaf for leaf in tree_leaves(together) if isinstance(leaf, torch.Tensor)]
+        left = [t for t in tensors if not isinstance(t, DeviceTensor)]
+        if len(left) < len(tensors) and any(t.dim() or not scalars for t in left):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"({func}, on the CPU: {', '.join(str(tuple(t.shape)) for t in left)})"
+            )
+
+
+def _run(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Run an operator on the values, and put what comes out where it belongs."""
+    if func is torch.ops.prim.device.default:
+        return BODY
+    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, DeviceTensor)]
+    target = kwargs.get("device") or (BODY if inputs else torch.device("cpu"))
+    _refuse(func, args, kwargs, target)
+    if target == BODY and "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    args, kwargs = tree_map(lambda leaf: leaf.inner if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs))
+    found = func(*args, **kwargs)
+    written = {id(tensor.inner): tensor for tensor in inputs}  # what an operator in place, or with `out`, returns
+
+    def put(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if (known := written.get(id(value))) is not None:
+            if known.shape != value.shape:
+                raise NotImplementedError(f"{func} changes a shape in place")
+            return known
+        return DeviceTensor(value) if target.type == NAME else value
+
+    return tree_map(put, found)
+
+
+class _Values(TorchDispatchMode):
+    """Catches what makes tensors from none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Renaming(TorchFunctionMode):
+    """Lets callers say `cuda`."""
+
+    depth = 0
+
+    @classmethod
+    def outermost(cls) -> bool:
+        return cls.depth == 0
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        args, kwargs = tree_map(self._renamed, (args, kwargs or {}))
+        _Renaming.depth += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            _Renaming.depth -= 1
+
+    @staticmethod
+    def _renamed(leaf: Any) -> Any:
+        return BODY if isinstance(leaf, str | torch.device) and str(leaf) in ("cuda", "cuda:0") else leaf
+
+
+@contextmanager
+def pretend() -> Iterator[None]:
+    """Let `cuda` be a device in this thread."""
+    lifting = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a visible copy
+    here = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
+    try:
+        # The engine's threads for devices are as many as there were when the first gradient of the process was made.
+        with torch.autograd.set_multithreading_enabled(False), mock.patch.multiple(torch.cuda, **here):
+            with _Renaming(), _Values():
+                yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifting)
