@@ -20,6 +20,7 @@ generator's own numbers, and processes (NCCL).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,12 +29,21 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "npu"  # one of the names by which safetensors knows a reserved device
-_setup_privateuseone_for_python_backend(NAME)  # once for a process, for good
-BODY, FACE = torch.device(NAME, 0), torch.device("cuda", 0)
+
+
+class _NoHardware:
+    """What PyTorch's own code asks a backend's module: to other tests of this process, there is nothing there."""
+
+    is_initialized = is_available = _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = device_count = staticmethod(lambda: 0)
+    manual_seed_all = staticmethod(lambda seed: None)
+
+
+_setup_privateuseone_for_python_backend(NAME, _NoHardware())  # once for a process, for good
+BODY, FACE, CPU = torch.device(NAME, 0), torch.device("cuda", 0), torch.device("cpu")
 
 aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
@@ -49,20 +59,18 @@ class DeviceTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
-        self = torch.Tensor._make_subclass(
-            cls, inner.detach(), dispatch_device=True, device_for_backend_keys=BODY
-        )
+        self = torch.Tensor._make_subclass(cls, inner.detach(), dispatch_device=True, device_for_backend_keys=BODY)
         self.inner = inner
         return self
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _run(func, args, dict(kwargs or {}))
 
     @property
     def device(self) -> torch.device:
         """The name that the code under test knows; PyTorch's own Python code gets the true one."""
-        return FACE if _Renaming.outermost() else BODY
+        return BODY if _Renaming.depth else FACE
 
     @property
     def is_cuda(self) -> bool:
@@ -85,9 +93,7 @@ class DeviceTensor(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.detach().cpu().numpy()
-        raise TypeError(
-            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
-        )
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return self.numpy()
@@ -107,40 +113,68 @@ class DeviceTensor(torch.Tensor):
         return format(self.item() if self.dim() == 0 else repr(self), form)
 
 
+def _mapped(change: Callable, value: Any) -> Any:
+    """Change what an operator's arguments or results consist of."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, part) for part in value)
+    return change(value)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    """Return the tensors among an operator's arguments."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []
+
+
 def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
     """Raise what a GPU raises, if it would."""
     generator = kwargs.get("generator")
     if generator is not None and generator.device.type != target.type:
         raise RuntimeError(f"Expected a '{target}' device type for generator but found '{generator.device}' ({func})")
-    packet = func.overloadpacket
+    packet, together = func.overloadpacket, [(*args, *kwargs.values())]
     if packet in COPIES:
         return
     if packet in INDEXING and isinstance(args[0], DeviceTensor):
-        args = (args[0], *args[2:])  # the indices may be on the CPU
+        together = [(args[0], *args[2:])]  # the indices may be on the CPU
+    elif packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_"):
+        # Of lists that are changed in place, such as an optimizer's counts of steps, each place stands for itself.
+        lists, others = (
+            [arg for arg in args if isinstance(arg, list)],
+            [arg for arg in args if not isinstance(arg, list)],
+        )
+        together = [(*parts, *others) for parts in zip(*lists, strict=True)]
     scalars = packet in FILLING or torch.Tag.pointwise in func.tags
-    # Of lists that are changed in place, such as the steps that an optimizer has counted, each place stands for itself.
-    lists = packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_")
-    for together in zip(*(arg for arg in args if isinstance(arg, list)), strict=True) if lists else [(args, kwargs)]:
-        tensors = [leaf for leaf in tree_leaves(together) if isinstance(leaf, torch.Tensor)]
-        left = [t for t in tensors if not isinstance(t, DeviceTensor)]
-        if len(left) < len(tensors) and any(t.dim() or not scalars for t in left):
+    for values in together:
+        tensors = _tensors(values)
+        left = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
+        if len(left) < len(tensors) and any(tensor.dim() or not scalars for tensor in left):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-                f"({func}, on the CPU: {', '.join(str(tuple(t.shape)) for t in left)})"
+                f"({func}, on the CPU: {', '.join(str(tuple(tensor.shape)) for tensor in left)})"
             )
+
+
+@functools.cache
+def _is_made_of_others(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator on the values, and put what comes out where it belongs."""
     if func is torch.ops.prim.device.default:
         return BODY
-    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, DeviceTensor)]
-    target = kwargs.get("device") or (BODY if inputs else torch.device("cpu"))
+    if _is_made_of_others(func):  # only inference mode leaves it whole until here
+        with _Values():
+            return func.decompose(*args, **kwargs)
+    inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if isinstance(tensor, DeviceTensor)]
+    target = kwargs.get("device") or (BODY if inputs else CPU)
+    kwargs.pop("pin_memory", None)
+    if not inputs and target == CPU:
+        return func(*args, **kwargs)
     _refuse(func, args, kwargs, target)
-    if target == BODY and "device" in kwargs:
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(lambda leaf: leaf.inner if isinstance(leaf, DeviceTensor) else leaf, (args, kwargs))
-    found = func(*args, **kwargs)
+    values = {name: CPU if name == "device" else _mapped(_inner, value) for name, value in kwargs.items()}
+    found = func(*_mapped(_inner, args), **values)
     written = {id(tensor.inner): tensor for tensor in inputs}  # what an operator in place, or with `out`, returns
 
     def put(value: Any) -> Any:
@@ -152,48 +186,51 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
             return known
         return DeviceTensor(value) if target.type == NAME else value
 
-    return tree_map(put, found)
+    return _mapped(put, found)
+
+
+def _inner(value: Any) -> Any:
+    return value.inner if isinstance(value, DeviceTensor) else value
 
 
 class _Values(TorchDispatchMode):
     """Catches what makes tensors from none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _run(func, args, dict(kwargs or {}))
 
 
 class _Renaming(TorchFunctionMode):
-    """Lets callers say `cuda`."""
+    """Lets callers say `cuda`; ``depth`` tells callers from PyTorch's own code."""
 
     depth = 0
 
-    @classmethod
-    def outermost(cls) -> bool:
-        return cls.depth == 0
-
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        args, kwargs = tree_map(self._renamed, (args, kwargs or {}))
+        if func is torch.device:  # a name, such as one that is copied
+            return func(*args, **(kwargs or {}))
         _Renaming.depth += 1
         try:
-            return func(*args, **kwargs)
+            return func(*map(_renamed, args), **{name: _renamed(value) for name, value in (kwargs or {}).items()})
         finally:
             _Renaming.depth -= 1
 
-    @staticmethod
-    def _renamed(leaf: Any) -> Any:
-        return BODY if isinstance(leaf, str | torch.device) and str(leaf) in ("cuda", "cuda:0") else leaf
+
+def _renamed(value: Any) -> Any:
+    return BODY if isinstance(value, str | torch.device) and str(value) in ("cuda", "cuda:0") else value
 
 
 @contextmanager
 def pretend() -> Iterator[None]:
     """Let `cuda` be a device in this thread."""
-    lifting = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a visible copy
-    here = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
+    lifts, swaps = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a copy that can be seen
+    torch.__future__.set_swap_module_params_on_conversion(True)  # a module's parameters stay the same objects, tied ones
+    cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
+    # Gradients in this thread: the engine's threads for devices were counted when the process made its first gradient.
+    one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
-        # The engine's threads for devices are as many as there were when the first gradient of the process was made.
-        with torch.autograd.set_multithreading_enabled(False), mock.patch.multiple(torch.cuda, **here):
-            with _Renaming(), _Values():
-                yield
+        with one_thread, mock.patch.multiple(torch.cuda, **cuda), _Renaming(), _Values():
+            yield
     finally:
-        torch._C._set_only_lift_cpu_tensors(lifting)
+        torch._C._set_only_lift_cpu_tensors(lifts)
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
