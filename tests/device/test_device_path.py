@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pretend_device import pretend
 from safetensors.torch import load_file
 
 from tangram.blocks import structured
@@ -46,14 +47,15 @@ FAMILIES = {
     "qwen2": {},
     "qwen3": {},
 }
-SCENARIOS = {"chat": {"prefill": 8, "generate": 3, "batch_sizes": [2]}}
+SCENARIOS = {"chat": {"prefill": 8, "generate": 2, "batch_sizes": [2]}}
 every_piece = pytest.mark.parametrize(("kind", "variant"), VARIANTS, ids=map(" ".join, VARIANTS))
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """Threads, seeds and modes as a test found them; nothing is timed for long."""
-    monkeypatch.setattr(torch_engine, "COPIES", (2, 2))
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch_engine, "COPIES", (1, 1))
     monkeypatch.setattr(timing, "MINIMUM_SECONDS", 1e-9)
     deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=[]):
@@ -83,11 +85,10 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokens(made):
     """Sequences of random tokens as a split's table."""
-    ids = torch.randint(3, 300, (8, LENGTH), generator=torch.Generator().manual_seed(1)).tolist()
+    ids = torch.randint(3, 300, (8, LENGTH), generator=torch.Generator().manual_seed(1))
     facts = {"source": "made", "documents": ["d"], "document_starts": [0]}
-    write_table(
-        [{"sequence_id": i, "input_ids": row, **facts} for i, row in enumerate(ids)], CORPUS, made / "corpus.parquet"
-    )
+    rows = [{"sequence_id": i, "input_ids": row, **facts} for i, row in enumerate(ids.tolist())]
+    write_table(rows, CORPUS, made / "corpus.parquet")
     return str(made / "corpus.parquet")
 
 
@@ -98,6 +99,7 @@ def cache(made, parent, tokens):
     return str(made / "cache.npy")
 
 
+SPANS = {"weight": 0.5, "projection": 8, "spans": 3, "shortest": 2, "longest": 4}
 BLD = {"epochs": 2, "batch_size": 2}
 
 
@@ -156,6 +158,20 @@ def archive(tmp_path, monkeypatch):
     return {"package": "bigbench==1.0.0", "format": "sdist", "archive_sha256": checksum}
 
 
+def on_device(run, *arguments, **options):
+    """Call a function with `device="cuda"`; all of its matrix products must be there, at least one of them."""
+    with pretend() as products:
+        found = run(*arguments, **options, device="cuda")
+    assert products["cuda"]
+    assert not products["cpu"]
+    return found
+
+
+def on_both(run):
+    """Call a function of a device twice; return both results."""
+    return run(device="cpu"), on_device(run)
+
+
 def assert_alike(here: Path, there: Path, rtol: float = 1e-3, atol: float = 1e-4):
     """Compare two files that a command wrote on two devices; seconds are of their own."""
     if here.suffix == ".safetensors":
@@ -169,63 +185,64 @@ def assert_alike(here: Path, there: Path, rtol: float = 1e-3, atol: float = 1e-4
     pd.testing.assert_frame_equal(*(table.drop(columns=timed) for table in (other, one)), rtol=rtol, atol=atol)
 
 
-def test_a_parent_writes_the_same_corpus(parent, tmp_path, pretend_cuda):
-    source = {"type": "parent-samples", "batch_size": 3}
-    settings = json.dumps(
-        {"sequence_length": LENGTH, "cross_documents": False, "split": {"tokens": 5 * LENGTH, "sources": [source]}}
-    )
-    for device in ("cpu", "cuda"):
-        build_corpus(settings, "distil", parent, str(tmp_path / f"{device}.parquet"), seed=1, device=device)
-    assert_alike(tmp_path / "cpu.parquet", tmp_path / "cuda.parquet")
+def assert_folders_alike(here: Path, there: Path, *names: str, **tolerances: float):
+    for name in names:
+        assert_alike(here / name, there / name, **tolerances)
+
+
+PIECE = ("00-02.safetensors", "table.parquet", "curves.parquet")
+CHILD = ("finetuned/model.safetensors", "curves.parquet")
+
+
+def test_a_parent_writes_the_same_corpus(parent, tmp_path):
+    split = {"tokens": 5 * LENGTH, "sources": [{"type": "parent-samples", "batch_size": 3}]}
+    settings = json.dumps({"sequence_length": LENGTH, "cross_documents": False, "split": split})
+    on_both(lambda device: build_corpus(settings, "distil", parent, str(tmp_path / device), seed=1, device=device))
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda", 0, 0)
 
 
 @pytest.mark.parametrize("by_layer", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_activations_of_every_family(family, by_layer, tiny_parent, tokens, tmp_path, pretend_cuda):
+def test_activations_of_every_family(family, by_layer, tiny_parent, tokens, tmp_path):
     folder = str(tiny_parent(family, **FAMILIES[family]))
-    for device in ("cpu", "cuda"):
-        capture_activations(
-            '{"batch_size": 3}', folder, tokens, str(tmp_path / f"{device}.npy"), by_layer=by_layer, device=device
-        )
-    here, there = np.load(tmp_path / "cpu.npy"), np.load(tmp_path / "cuda.npy")
+
+    def run(device):
+        path = str(tmp_path / f"{device}.npy")
+        capture_activations('{"batch_size": 3}', folder, tokens, path, by_layer=by_layer, device=device)
+        return np.load(path)
+
+    here, there = on_both(run)
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
 
 
-@every_piece
-def test_a_piece_is_distilled(kind, variant, parent, tokens, cache, pieces, tmp_path, pretend_cuda):
-    expected = pieces(kind, variant)
-    found = distilled(tmp_path, kind, variant, parent, tokens, activations=cache, device="cuda")
-    for name in ("00-02.safetensors", "table.parquet", "curves.parquet"):
-        assert_alike(expected / name, found / name)
-
-
-@pytest.mark.parametrize("by_layer", [0, 1])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_pieces_of_every_family_from_a_stream(family, by_layer, tiny_parent, tokens, tmp_path, pretend_cuda):
-    folder = str(tiny_parent(family, **FAMILIES[family]))
+@pytest.mark.parametrize(("family", "by_layer"), [*zip(FAMILIES, (0, 1, 1, 0), strict=True)])
+def test_pieces_of_every_family_from_a_stream(family, by_layer, tiny_parent, tokens, tmp_path):
+    folder, settings = (
+        str(tiny_parent(family, **FAMILIES[family])),
+        {"epochs": 1, "batch_size": 4, "normalise": "token"},
+    )
     for kind, variant in (("attention", "gqa-1"), ("ffn", "width-0.5")):
-        here, there = (
-            distilled(
-                tmp_path / device / kind, kind, variant, folder, tokens, {"epochs": 1, "normalise": "token"},
-                by_layer=by_layer, device=device,
+        here, there = on_both(
+            lambda device, where=(kind, variant): distilled(
+                tmp_path / device / where[0], *where, folder, tokens, settings, by_layer=by_layer, device=device
             )
-            for device in ("cpu", "cuda")
-        )  # fmt: skip
-        assert_alike(here / "00-02.safetensors", there / "00-02.safetensors")
+        )
+        assert_folders_alike(here, there, *PIECE)
+
+
+@every_piece
+def test_a_piece_is_distilled(kind, variant, parent, tokens, cache, pieces, tmp_path):
+    expected = pieces(kind, variant)
+    found = on_device(distilled, tmp_path, kind, variant, parent, tokens, activations=cache)
+    assert_folders_alike(expected, found, *PIECE)
 
 
 @pytest.mark.parametrize("projection", [0, 8])
-def test_a_piece_is_distilled_with_spans(projection, parent, tokens, cache, tmp_path, pretend_cuda):
-    settings = {
-        **BLD,
-        "span_contrast": {"weight": 0.5, "projection": projection, "spans": 3, "shortest": 2, "longest": 4},
-    }
-    here, there = (
-        distilled(tmp_path / device, "attention", "gqa-1", parent, tokens, settings, activations=cache, device=device)
-        for device in ("cpu", "cuda")
-    )
-    for name in ("00-02.safetensors", "table.parquet", "curves.parquet"):
-        assert_alike(here / name, there / name)
+def test_a_piece_is_distilled_with_spans(projection, parent, tokens, cache, tmp_path):
+    settings = {**BLD, "span_contrast": {**SPANS, "projection": projection}}
+    problem = ("attention", "gqa-1", parent, tokens, settings)
+    here, there = on_both(lambda device: distilled(tmp_path / device, *problem, activations=cache, device=device))
+    assert_folders_alike(here, there, *PIECE)
 
 
 class KilledError(Exception):
@@ -233,10 +250,10 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def killing(monkeypatch):
-    """Return a function that lets a training end after so many of its steps' gradients."""
+def killed_after(monkeypatch):
+    """Return a function that runs something whose training ends after so many of its steps."""
 
-    def arm(steps):
+    def run(steps, something, *arguments, **options):
         clip, left = torch.nn.utils.clip_grad_norm_, [steps]
 
         def kill(*arguments, **options):
@@ -245,118 +262,111 @@ def killing(monkeypatch):
             left[0] -= 1
             return clip(*arguments, **options)
 
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", kill)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", kill)
+            with pytest.raises(KilledError):
+                on_device(something, *arguments, **options, checkpoint_seconds=0)
 
-    yield arm
+    return run
 
 
-def test_a_killed_distillation_goes_on(
-    parent, tokens, cache, pieces, killing, tmp_path, pretend_cuda, capsys, monkeypatch
-):
+def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_after, tmp_path, capsys):
     expected = pieces("ffn", "width-0.5")
-    run = functools.partial(distilled, tmp_path, "ffn", "width-0.5", parent, tokens, activations=cache, device="cuda")
-    with monkeypatch.context():
-        killing(11)  # 8 steps a layer: within the second
-        with pytest.raises(KilledError):
-            run(checkpoint_seconds=0)
-    monkeypatch.undo()
-    found = run()
+    run = functools.partial(distilled, tmp_path, "ffn", "width-0.5", parent, tokens, activations=cache)
+    killed_after(11, run)  # of 8 steps a layer: within the second
+    found = on_device(run)
     printed = capsys.readouterr().err
     assert "layer 0 was finished before a kill" in printed
     assert "goes on from step 3 of 8" in printed
-    for name in ("00-02.safetensors", "table.parquet", "curves.parquet"):
-        assert_alike(expected / name, found / name)
+    assert_folders_alike(expected, found, *PIECE)
 
 
 @every_piece
-def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_path, pretend_cuda):
+def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_path):
     library = str(pieces(kind, variant) / "00-02.safetensors")
-    for device in ("cpu", "cuda"):
-        score_blocks(
-            '{"batch_size": 3}', kind, variant, LAYERS, parent, tokens, library, str(tmp_path / device),
-            activations=cache if kind == "ffn" else None, by_layer=int(variant == "linear"), device=device,
-        )  # fmt: skip
+    options = {"activations": cache if kind == "ffn" else None, "by_layer": int(variant == "linear")}
+    scored = ('{"batch_size": 3}', kind, variant, LAYERS, parent, tokens, library)
+    on_both(lambda device: score_blocks(*scored, str(tmp_path / device), **options, device=device))
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
 
-def test_costs_are_measured_and_calibrated(parent, tmp_path, pretend_cuda):
+def test_costs_are_measured_and_calibrated(parent, tmp_path):
     settings = {"costs": {"repeats": 3, "stack_megabytes": 1}, "scenarios": SCENARIOS}
     tables = []
     for kind, variants in {"model": [], **LIBRARY}.items():
         for variant in ("parent", *variants):
             tables.append(str(tmp_path / f"{kind}-{variant}.parquet"))
-            measure_costs(json.dumps(settings), kind, variant, parent, tables[-1], device="cuda")
+            on_device(measure_costs, json.dumps(settings), kind, variant, parent, tables[-1])
     collect_tables("costs", str(tmp_path / "costs.parquet"), tables)
-    settings["library"] = LIBRARY
     path = tmp_path / "calibration.parquet"
-    calibrate_costs(json.dumps(settings), str(tmp_path / "costs.parquet"), parent, str(path), device="cuda")
+    settings["library"] = LIBRARY
+    on_device(calibrate_costs, json.dumps(settings), str(tmp_path / "costs.parquet"), parent, str(path))
     assert set(pd.read_parquet(tmp_path / "costs.parquet").device) == {"cuda"}
     assert (pd.read_parquet(path).measured_seconds > 0).all()
 
 
-SPANS = {"weight": 0.5, "projection": 8, "spans": 3, "shortest": 2, "longest": 4}
 FINETUNING = {
-    "cached": {},
-    "streamed": {"cosine_weight": 0, "lm_weight": 0.5},
-    "by the last states alone": {"kl_weight": 0, "micro_batch_size": 1, "weight_decay": 0.1},
+    "from a cache": {},
+    "from a stream": {"cosine_weight": 0, "lm_weight": 0.5},
+    "without the head": {"kl_weight": 0, "micro_batch_size": 1, "weight_decay": 0.1},
     "with spans": {"span_contrast": SPANS},
 }
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path, pretend_cuda):
-    settings = {"epochs": 2, **FINETUNING[name]}
-    states = None if name == "streamed" else cache
-    here, there = (
-        finetuned(tmp_path / device, child, parent, tokens, settings, activations=states, device=device)
-        for device in ("cpu", "cuda")
+def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path):
+    states = None if name == "from a stream" else cache
+    here, there = on_both(
+        lambda device: finetuned(
+            tmp_path / device, child, parent, tokens, FINETUNING[name], activations=states, device=device
+        )
     )
-    assert_alike(here / "curves.parquet", there / "curves.parquet")
-    assert_alike(here / "finetuned" / "model.safetensors", there / "finetuned" / "model.safetensors")
+    assert_folders_alike(here, there, *CHILD)
     load_model(there / "finetuned")
 
 
-def test_a_killed_finetuning_goes_on(
-    child, parent, tokens, cache, killing, tmp_path, pretend_cuda, capsys, monkeypatch
-):
-    options = {"activations": cache, "device": "cuda"}
-    expected = finetuned(tmp_path / "undisturbed", child, parent, tokens, {"epochs": 2}, **options)
-    killing(5)
-    with pytest.raises(KilledError):
-        finetuned(tmp_path / "killed", child, parent, tokens, {"epochs": 2}, checkpoint_seconds=0, **options)
-    monkeypatch.undo()
-    found = finetuned(tmp_path / "killed", child, parent, tokens, {"epochs": 2}, **options)
+def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after, tmp_path, capsys):
+    problem, options = (child, parent, tokens, {"epochs": 2}), {"activations": cache}
+    expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
+    killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
+    found = on_device(finetuned, tmp_path / "killed", *problem, **options)
     assert "goes on from step 5 of 8" in capsys.readouterr().err
-    assert_alike(expected / "curves.parquet", found / "curves.parquet", 0, 0)
-    assert_alike(expected / "finetuned" / "model.safetensors", found / "finetuned" / "model.safetensors", 0, 0)
+    assert_folders_alike(expected, found, *CHILD, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("of", ["parent", "child"])
-def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path, pretend_cuda):
+def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
     settings = json.dumps({"evaluation": {"batch_size": 3}, "scenarios": SCENARIOS})
     options = {} if of == "parent" else {"child": str(child), "finetuned": str(child), "activations": cache}
-    found = []
-    for device in ("cpu", "cuda"):
+
+    def run(device):
         evaluate_model(settings, parent, tokens, str(tmp_path / device), **options, device=device)
         rows = pd.read_parquet(tmp_path / device)
-        found.append(rows[~rows.metric.str.contains("throughput|speedup")])
-        assert rows.metric.str.contains("throughput").any()
-    pd.testing.assert_frame_equal(*found, rtol=1e-3, atol=1e-4)
+        timed = rows.metric.str.contains("throughput|speedup")
+        assert timed.any()
+        return rows[~timed]
+
+    pd.testing.assert_frame_equal(*on_both(run), rtol=1e-3, atol=1e-4)
 
 
-def test_tasks_are_answered(child, parent, archive, tmp_path, pretend_cuda):
+def test_tasks_are_answered(child, parent, archive, tmp_path):
     settings = json.dumps({"tasks": ["parity"], "task_archive": archive})
     models = [f"parent={parent}", f"child={child}"]
-    for device in ("cpu", "cuda"):
-        evaluate_tasks(settings, models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device)
+    on_both(
+        lambda device: evaluate_tasks(
+            settings, models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device
+        )
+    )
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
 
-def test_classes_are_read_out(child, parent, archive, tmp_path, pretend_cuda):
-    settings = json.dumps({"readout": {"task": "parity", "labels": [2], "draws": 2}, "archive": archive})
+def test_classes_are_read_out(child, parent, archive, tmp_path):
+    settings = json.dumps({"readout": {"task": "parity", "labels": [1], "draws": 2}, "archive": archive})
     models = [f"parent={parent}", f"child={child}"]
-    for device in ("cpu", "cuda"):
-        evaluate_readout(settings, models, str(tmp_path / device), device=device)
+    evaluate_readout(settings, models, str(tmp_path / "cpu"))
+    with pretend() as products:  # embeddings are read out on the CPU
+        evaluate_readout(settings, models, str(tmp_path / "cuda"), device="cuda")
+    assert products["cuda"] > products["cpu"]
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
 
@@ -368,30 +378,39 @@ CANDIDATES = [
 
 
 @pytest.mark.parametrize("metric", ["kl", "lm_loss", "judge"])
-def test_a_child_is_selected(metric, parent, tokens, made, pieces, tmp_path, pretend_cuda):
+def test_a_child_is_selected(metric, parent, tokens, made, pieces, tmp_path):
     for layer in (layer for candidate in CANDIDATES for layer in candidate):
         for kind, variant in vars(layer).items():
             if variant != "parent":
                 pieces(kind, variant)
     candidates = [{"layers": [vars(layer) for layer in candidate]} for candidate in CANDIDATES]
     (tmp_path / "candidates.json").write_text(json.dumps({"candidates": candidates}))
-    settings = json.dumps(
-        {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
-        | {"continuation_tokens": 3, "checkpoint_seconds": 1e-9}
-    )
-    for device in ("cpu", "cuda"):
-        folder = tmp_path / device
-        select_child(
-            settings, parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"),
-            *(str(folder / name) for name in ("cache.npz", "architecture.json", "table.parquet", "summary.json")),
-            device=device,
-        )  # fmt: skip
+    settings = {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
+    settings |= {"continuation_tokens": 3, "checkpoint_seconds": 1e-9}
+    given = (json.dumps(settings), parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
+    outputs = ("cache.npz", "architecture.json", "table.parquet", "summary.json")
+    on_both(lambda device: select_child(*given, *(str(tmp_path / device / name) for name in outputs), device=device))
     assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
     one, other = ((tmp_path / device / "architecture.json").read_text() for device in ("cpu", "cuda"))
     assert one == other
 
 
-def test_layers_are_left_out_one_by_one(parent, tmp_path, pretend_cuda):
+def test_layers_are_left_out_one_by_one(parent):
     prompts = torch.randint(3, 300, (5, 8), generator=torch.Generator().manual_seed(1))
-    one, other = (layer_importance(load_model(parent, device=device), prompts, 2) for device in ("cpu", "cuda"))
+    one, other = on_both(lambda device: layer_importance(load_model(parent, device=device), prompts, 2))
     np.testing.assert_allclose(other, one, rtol=1e-4)
+
+
+def test_low_precision(child, parent, tokens, tmp_path):
+    def run(device):
+        where = {"dtype": "bfloat16", "device": device}
+        folder = distilled(tmp_path / device, "attention", "gqa-1", parent, tokens, **where)
+        library, scores = str(folder / "00-02.safetensors"), folder / "scores.parquet"
+        score_blocks("{}", "attention", "gqa-1", LAYERS, parent, tokens, library, str(scores), **where)
+        finetuned(folder / "child", child, parent, tokens, {}, **where)
+        return pd.read_parquet(scores).value, pd.read_parquet(folder / "child" / "curves.parquet").value
+
+    for one, other in zip(*on_both(run), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0.05, atol=0.01)
+    (weights,) = {tensor.dtype for tensor in load_file(tmp_path / "cuda/child/finetuned/model.safetensors").values()}
+    assert weights == torch.bfloat16

@@ -124,3 +124,11 @@ def test_other_code_is_as_before(pretend_cuda):
     (x * 2).sum().backward()
     assert type(x.grad) is torch.Tensor
     assert x.grad.device.type == "cpu"
+
+
+def test_products_are_counted_where_they_are_made(pretend_cuda):
+    here = torch.ones(2, 2)
+    here @ here
+    assert pretend_cuda == {"cpu": 1}
+    here.to("cuda") @ here.to("cuda")
+    assert pretend_cuda == {"cpu": 1, "cuda": 1}

@@ -21,6 +21,7 @@ generator's own numbers, and processes (NCCL).
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,14 @@ BODY, FACE, CPU = torch.device(NAME, 0), torch.device("cuda", 0), torch.device("
 aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+PRODUCTS = {
+    aten.mm,
+    aten.addmm,
+    aten.bmm,
+    aten.baddbmm,
+    aten.convolution,
+    aten._scaled_dot_product_flash_attention_for_cpu,
+}
 FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
 
 
@@ -160,6 +169,9 @@ def _is_made_of_others(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
+_products: Counter[str] = Counter()
+
+
 def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     """Run an operator on the values, and put what comes out where it belongs."""
     if func is torch.ops.prim.device.default:
@@ -170,6 +182,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
     inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if isinstance(tensor, DeviceTensor)]
     target = kwargs.get("device") or (BODY if inputs else CPU)
     kwargs.pop("pin_memory", None)
+    if func.overloadpacket in PRODUCTS:
+        _products[target.type if target == CPU else FACE.type] += 1
     if not inputs and target == CPU:
         return func(*args, **kwargs)
     _refuse(func, args, kwargs, target)
@@ -220,17 +234,18 @@ def _renamed(value: Any) -> Any:
 
 
 @contextmanager
-def pretend() -> Iterator[None]:
-    """Let `cuda` be a device in this thread."""
+def pretend() -> Iterator[Counter[str]]:
+    """Let `cuda` be a device in this thread; gives the numbers of matrix products on `cuda` and on `cpu` meanwhile."""
+    _products.clear()
     lifts, swaps = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a copy that can be seen
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a module's parameters stay the same objects, tied ones
+    torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps parameters, and so tied ones
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
     # Gradients in this thread: the engine's threads for devices were counted when the process made its first gradient.
     one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
         with one_thread, mock.patch.multiple(torch.cuda, **cuda), _Renaming(), _Values():
-            yield
+            yield _products
     finally:
         torch._C._set_only_lift_cpu_tensors(lifts)
         torch.__future__.set_swap_module_params_on_conversion(swaps)
