@@ -100,7 +100,7 @@ def cache(made, parent, tokens):
 
 
 SPANS = {"weight": 0.5, "projection": 8, "spans": 3, "shortest": 2, "longest": 4}
-BLD = {"epochs": 2, "batch_size": 2}
+BLD = {"epochs": 1, "batch_size": 2}
 
 
 def distilled(folder, kind, variant, parent, corpus, settings=BLD, **options):
@@ -273,11 +273,11 @@ def killed_after(monkeypatch):
 def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_after, tmp_path, capsys):
     expected = pieces("ffn", "width-0.5")
     run = functools.partial(distilled, tmp_path, "ffn", "width-0.5", parent, tokens, activations=cache)
-    killed_after(11, run)  # of 8 steps a layer: within the second
+    killed_after(6, run)  # of 4 steps a layer: within the second
     found = on_device(run)
     printed = capsys.readouterr().err
     assert "layer 0 was finished before a kill" in printed
-    assert "goes on from step 3 of 8" in printed
+    assert "goes on from step 2 of 4" in printed
     assert_folders_alike(expected, found, *PIECE)
 
 

@@ -132,3 +132,9 @@ def test_products_are_counted_where_they_are_made(pretend_cuda):
     assert pretend_cuda == {"cpu": 1}
     here.to("cuda") @ here.to("cuda")
     assert pretend_cuda == {"cpu": 1, "cuda": 1}
+
+
+def test_least_squares_are_those_that_a_gpu_has(pretend_cuda):
+    matrix, right = torch.eye(4, 3) + 1, torch.arange(8.0).view(4, 2)
+    found = torch.linalg.lstsq(matrix.to("cuda"), right.to("cuda")).solution
+    assert torch.equal(found.cpu(), torch.linalg.lstsq(matrix, right, driver="gels").solution)

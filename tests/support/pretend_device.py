@@ -49,14 +49,9 @@ BODY, FACE, CPU = torch.device(NAME, 0), torch.device("cuda", 0), torch.device("
 aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
-PRODUCTS = {
-    aten.mm,
-    aten.addmm,
-    aten.bmm,
-    aten.baddbmm,
-    aten.convolution,
-    aten._scaled_dot_product_flash_attention_for_cpu,
-}
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, ATTENTION}
+ONLY = {aten.linalg_lstsq: {"driver": "gels"}}  # what a GPU has of what the CPU can choose from
 FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
 
 
@@ -188,7 +183,7 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
         return func(*args, **kwargs)
     _refuse(func, args, kwargs, target)
     values = {name: CPU if name == "device" else _mapped(_inner, value) for name, value in kwargs.items()}
-    found = func(*_mapped(_inner, args), **values)
+    found = func(*_mapped(_inner, args), **values, **ONLY.get(func.overloadpacket, {}))
     written = {id(tensor.inner): tensor for tensor in inputs}  # what an operator in place, or with `out`, returns
 
     def put(value: Any) -> Any:
