@@ -32,6 +32,7 @@ from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import timing, torch_engine
 from tangram.evaluation.candidates import layer_importance
+from tangram.evaluation.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
 
 LAYERS, LENGTH = "00-02", 24
@@ -281,6 +282,15 @@ def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_aft
     assert_folders_alike(expected, found, *PIECE)
 
 
+def test_a_killed_distillation_with_spans_goes_on(parent, tokens, cache, killed_after, tmp_path, capsys):
+    settings = {**BLD, "span_contrast": SPANS}
+    expected = distilled(tmp_path / "cpu", "ffn", "lowrank-4", parent, tokens, settings, activations=cache)
+    run = functools.partial(distilled, tmp_path, "ffn", "lowrank-4", parent, tokens, settings, activations=cache)
+    killed_after(2, run)
+    assert_folders_alike(expected, on_device(run), *PIECE)
+    assert "goes on from step 2 of 4" in capsys.readouterr().err
+
+
 @every_piece
 def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_path):
     library = str(pieces(kind, variant) / "00-02.safetensors")
@@ -377,22 +387,54 @@ CANDIDATES = [
 ]
 
 
-@pytest.mark.parametrize("metric", ["kl", "lm_loss", "judge"])
-def test_a_child_is_selected(metric, parent, tokens, made, pieces, tmp_path):
+@pytest.fixture
+def selecting(parent, tokens, made, pieces, tmp_path):
+    """Return a function of metric and device that selects one of the candidates, in a folder named as the device."""
     for layer in (layer for candidate in CANDIDATES for layer in candidate):
         for kind, variant in vars(layer).items():
             if variant != "parent":
                 pieces(kind, variant)
     candidates = [{"layers": [vars(layer) for layer in candidate]} for candidate in CANDIDATES]
     (tmp_path / "candidates.json").write_text(json.dumps({"candidates": candidates}))
-    settings = {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
-    settings |= {"continuation_tokens": 3, "checkpoint_seconds": 1e-9}
-    given = (json.dumps(settings), parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
-    outputs = ("cache.npz", "architecture.json", "table.parquet", "summary.json")
-    on_both(lambda device: select_child(*given, *(str(tmp_path / device / name) for name in outputs), device=device))
+    given = (parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
+    names = ("cache.npz", "architecture.json", "table.parquet", "summary.json")
+
+    def select(metric, device):
+        settings = {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
+        settings |= {"continuation_tokens": 3, "checkpoint_seconds": 1e-9}
+        select_child(json.dumps(settings), *given, *(str(tmp_path / device / name) for name in names), device=device)
+
+    return select
+
+
+@pytest.mark.parametrize("metric", ["kl", "lm_loss", "judge"])
+def test_a_child_is_selected(metric, selecting, tmp_path):
+    on_both(functools.partial(selecting, metric))
     assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
     one, other = ((tmp_path / device / "architecture.json").read_text() for device in ("cpu", "cuda"))
     assert one == other
+
+
+def test_a_killed_selection_goes_on(selecting, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(scores, arms, prompts, own=JudgedScores._measure):
+        if len(measured) == 3 and kills:
+            raise KilledError
+        measured.append(len(arms) * len(prompts))
+        return own(scores, arms, prompts)
+
+    monkeypatch.setattr(JudgedScores, "_measure", measure)
+    kills = False
+    selecting("judge", device="cpu")
+    whole, kills = sum(measured), True
+    measured.clear()
+    with pytest.raises(KilledError):
+        on_device(selecting, "judge")
+    kills = False
+    on_device(selecting, "judge")
+    assert sum(measured) == whole  # nothing twice
+    assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
 
 
 def test_layers_are_left_out_one_by_one(parent):
