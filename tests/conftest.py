@@ -1,7 +1,8 @@
 """Fixtures for all tests: tiny random parents of every supported family, each with a real tokenizer, on disk."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return built[key]
 
     return factory
+
+
+@pytest.fixture
+def pretend_cuda() -> Iterator[Counter[str]]:
+    """Let `device="cuda"` run on a machine without a GPU, and count matrix products by device; see `pretend_device`."""
+    from pretend_device import pretend
+
+    with pretend() as products:
+        yield products
 
 
 def _build(model_type: str, overrides: dict, folder: Path) -> Path:

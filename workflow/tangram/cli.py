@@ -1,5 +1,6 @@
 """How every command runs: typed options, one line for a user's mistake, progress on standard error."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ def use_threads(threads: int, seed: int = 0, device: str = "cpu") -> None:
     import torch
 
     check_device(device)
-
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products on a GPU are not
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

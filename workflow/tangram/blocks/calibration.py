@@ -47,6 +47,6 @@ def ridge_regression(
     gram = x.T @ (w * x)
     strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     residual = y - x @ prior64.T
-    gram = gram + strength * torch.eye(gram.shape[0], dtype=gram.dtype)
+    gram = gram + strength * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     fitted = prior64 + torch.linalg.solve(gram, x.T @ (w * residual)).T
     return fitted.to(inputs.dtype), (mean_y - fitted @ mean_x).to(inputs.dtype)

@@ -103,7 +103,8 @@ def _half_random(
 def _monarch(operator: MonarchLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0) -> None:
     """The best rank-1 matrix per pair of blocks (2204.00595, section 3.3), for inputs weighed by their own size."""
     inner, outer, width = operator.left.shape
-    scale = (torch.ones(weight.shape[1]) if moment is None else moment.diagonal()).double().clamp_min(1e-30).sqrt()
+    scale = weight.new_ones(weight.shape[1]) if moment is None else moment.diagonal()
+    scale = scale.double().clamp_min(1e-30).sqrt()
     blocks = (weight.double() * scale).view(outer, -1, inner, width).permute(0, 2, 1, 3)  # (j, i, s, p)
     u, s, v = torch.linalg.svd(blocks, full_matrices=False)
     root = s[..., 0].sqrt()[..., None]

@@ -104,7 +104,7 @@ class EncoderDecoderButterfly(nn.Module):
         """
         sketched, target = self.butterfly(x.t()).t().double(), y.double()
         gram = sketched @ sketched.t()
-        gram += 1e-12 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        gram += 1e-12 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         crossed = target @ sketched.t()
         regression = torch.linalg.solve(gram, crossed.t()).t()  # (m, l)
         vectors = torch.linalg.eigh(regression @ crossed.t())[1][:, -self.decoder.shape[1] :]

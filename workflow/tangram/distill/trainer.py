@@ -222,7 +222,7 @@ def _restore(
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     _local(parameter).copy_(state.get_tensor(f"parameter.{name}"))
-                    optimiser.state[parameter] = {"step": state.get_tensor(f"step.{name}")}
+                    optimiser.state[parameter] = {"step": state.get_tensor(f"step.{name}").to(parameter.device)}
                     for key in ("exp_avg", "exp_avg_sq"):
                         moment = torch.zeros_like(parameter)
                         _local(moment).copy_(state.get_tensor(f"{key}.{name}"))

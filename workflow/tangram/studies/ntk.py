@@ -412,7 +412,7 @@ def generalisation(study: Study, seeds: Sequence[int], size: Size, images: Image
         for arm in ARMS:
             net = TwoLayer(d, size.image_width, None if arm == DENSE else k, arm, seed)
             kernel = net.kernel(train_x).double()
-            kernel += 1e-3 * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype)
+            kernel += 1e-3 * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
             weights = torch.linalg.solve(kernel, train_y.double())
             predicted = net.kernel(test_x, train_x).double() @ weights
             accuracy = float((predicted.sign() == test_y.double()).double().mean())

@@ -1,0 +1,458 @@
+"""Every stage's command on a device that is not the CPU: nothing is left behind, and results are the CPU's."""
+
+import functools
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pretend_device import pretend
+from safetensors.torch import load_file
+
+from tangram.blocks import structured
+from tangram.checkpoint import load_model
+from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.commands.assemble_child import assemble_child
+from tangram.commands.build_corpus import build_corpus
+from tangram.commands.calibrate_costs import calibrate_costs
+from tangram.commands.capture_activations import capture_activations
+from tangram.commands.collect_tables import collect_tables
+from tangram.commands.distill_blocks import distill_blocks
+from tangram.commands.evaluate_model import evaluate_model
+from tangram.commands.evaluate_readout import evaluate_readout
+from tangram.commands.evaluate_tasks import evaluate_tasks
+from tangram.commands.finetune_child import finetune_child
+from tangram.commands.measure_costs import measure_costs
+from tangram.commands.score_blocks import score_blocks
+from tangram.commands.select_child import select_child
+from tangram.costs import timing, torch_engine
+from tangram.evaluation.candidates import layer_importance
+from tangram.evaluation.judge import JudgedScores
+from tangram.tables import CORPUS, write_table
+
+LAYERS, LENGTH = "00-02", 24
+STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
+VARIANTS = [
+    *(("attention", variant) for variant in ("gqa-1", "linear", "no-op", *STRUCTURED)),
+    *(("ffn", variant) for variant in ("width-0.5", "linear", "no-op", *STRUCTURED)),
+]
+LIBRARY = {kind: [v for k, v in VARIANTS if k == kind] for kind in ("attention", "ffn")}
+FAMILIES = {
+    "llama": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {},
+}
+SCENARIOS = {"chat": {"prefill": 8, "generate": 2, "batch_sizes": [2]}}
+every_piece = pytest.mark.parametrize(("kind", "variant"), VARIANTS, ids=map(" ".join, VARIANTS))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Threads, seeds and modes as a test found them; nothing is timed for long."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch_engine, "COPIES", (1, 1))
+    monkeypatch.setattr(timing, "MINIMUM_SECONDS", 1e-9)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps():
+    """Learn the angles of butterflies for as few steps as show that they can be learned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structured, "LEARNING_STEPS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_parent):
+    return str(tiny_parent("llama", **FAMILIES["llama"]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder for what all tests read."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="module")
+def tokens(made):
+    """Sequences of random tokens as a split's table."""
+    ids = torch.randint(3, 300, (8, LENGTH), generator=torch.Generator().manual_seed(1))
+    facts = {"source": "made", "documents": ["d"], "document_starts": [0]}
+    rows = [{"sequence_id": i, "input_ids": row, **facts} for i, row in enumerate(ids.tolist())]
+    write_table(rows, CORPUS, made / "corpus.parquet")
+    return str(made / "corpus.parquet")
+
+
+@pytest.fixture(scope="module")
+def cache(made, parent, tokens):
+    """The parent's activations, of the CPU."""
+    capture_activations('{"batch_size": 4}', parent, tokens, str(made / "cache.npy"))
+    return str(made / "cache.npy")
+
+
+SPANS = {"weight": 0.5, "projection": 8, "spans": 3, "shortest": 2, "longest": 4}
+BLD = {"epochs": 1, "batch_size": 2}
+
+
+def distilled(folder, kind, variant, parent, corpus, settings=BLD, **options):
+    """Run a distillation; return its folder."""
+    paths = [str(folder / name) for name in ("state", "00-02.safetensors", "table.parquet", "curves.parquet")]
+    distill_blocks(json.dumps(settings), kind, variant, LAYERS, parent, corpus, *paths, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pieces(made, parent, tokens, cache):
+    """Return a function that gives a piece's folder in the library, as distilled on the CPU."""
+
+    @functools.cache
+    def piece(kind, variant):
+        return distilled(made / "library" / kind / variant, kind, variant, parent, tokens, activations=cache)
+
+    return piece
+
+
+def finetuned(folder, child, parent, corpus, settings, **options):
+    """Run a finetuning; return its folder."""
+    paths = [str(folder / name) for name in ("state", "finetuned", "curves.parquet")]
+    finetune_child(json.dumps(settings), parent, str(child), corpus, *paths, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def child(made, parent, pieces):
+    """A child of every kind of piece."""
+    layers = (LayerChoice("gqa-1", "butterfly-4"), LayerChoice("linear", "width-0.5"), LayerChoice("monarch", "no-op"))
+    for layer in layers:
+        pieces("attention", layer.attention), pieces("ffn", layer.ffn)
+    save_architecture(layers, made / "architecture.json")
+    assemble_child(parent, str(made / "architecture.json"), str(made / "library"), LAYERS, str(made / "child"))
+    return made / "child"
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """A package of two tasks, where downloads are kept; what names it in a config."""
+    monkeypatch.chdir(tmp_path)
+    examples = [
+        {"input": f"Is {i} odd or even, given that {i} is {i}?", "target_scores": {"odd": i % 2, "even": 1 - i % 2}}
+        for i in range(20)
+    ]
+    content = json.dumps({"name": "parity", "examples": examples}).encode()
+    (tmp_path / ".downloads").mkdir()
+    path = tmp_path / ".downloads" / "bigbench-1.0.0.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("bigbench-1.0.0/bigbench/benchmark_tasks/parity/task.json")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"package": "bigbench==1.0.0", "format": "sdist", "archive_sha256": checksum}
+
+
+def on_device(run, *arguments, **options):
+    """Call a function with `device="cuda"`; all of its matrix products must be there, at least one of them."""
+    with pretend() as products:
+        found = run(*arguments, **options, device="cuda")
+    assert products["cuda"]
+    assert not products["cpu"]
+    return found
+
+
+def on_both(run):
+    """Call a function of a device twice; return both results."""
+    return run(device="cpu"), on_device(run)
+
+
+def assert_alike(here: Path, there: Path, rtol: float = 1e-3, atol: float = 1e-4):
+    """Compare two files that a command wrote on two devices; seconds are of their own."""
+    if here.suffix == ".safetensors":
+        one, other = load_file(here), load_file(there)
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(other[name], one[name], rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        return
+    one, other = (pd.read_parquet(path) for path in (here, there))
+    timed = [column for column in one if column.endswith(("seconds", "spread"))]
+    pd.testing.assert_frame_equal(*(table.drop(columns=timed) for table in (other, one)), rtol=rtol, atol=atol)
+
+
+def assert_folders_alike(here: Path, there: Path, *names: str, **tolerances: float):
+    for name in names:
+        assert_alike(here / name, there / name, **tolerances)
+
+
+PIECE = ("00-02.safetensors", "table.parquet", "curves.parquet")
+CHILD = ("finetuned/model.safetensors", "curves.parquet")
+
+
+def test_a_parent_writes_the_same_corpus(parent, tmp_path):
+    split = {"tokens": 5 * LENGTH, "sources": [{"type": "parent-samples", "batch_size": 3}]}
+    settings = json.dumps({"sequence_length": LENGTH, "cross_documents": False, "split": split})
+    on_both(lambda device: build_corpus(settings, "distil", parent, str(tmp_path / device), seed=1, device=device))
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda", 0, 0)
+
+
+@pytest.mark.parametrize("by_layer", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_of_every_family(family, by_layer, tiny_parent, tokens, tmp_path):
+    folder = str(tiny_parent(family, **FAMILIES[family]))
+
+    def run(device):
+        path = str(tmp_path / f"{device}.npy")
+        capture_activations('{"batch_size": 3}', folder, tokens, path, by_layer=by_layer, device=device)
+        return np.load(path)
+
+    here, there = on_both(run)
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "by_layer"), [*zip(FAMILIES, (0, 1, 1, 0), strict=True)])
+def test_pieces_of_every_family_from_a_stream(family, by_layer, tiny_parent, tokens, tmp_path):
+    folder, settings = (
+        str(tiny_parent(family, **FAMILIES[family])),
+        {"epochs": 1, "batch_size": 4, "normalise": "token"},
+    )
+    for kind, variant in (("attention", "gqa-1"), ("ffn", "width-0.5")):
+        here, there = on_both(
+            lambda device, where=(kind, variant): distilled(
+                tmp_path / device / where[0], *where, folder, tokens, settings, by_layer=by_layer, device=device
+            )
+        )
+        assert_folders_alike(here, there, *PIECE)
+
+
+@every_piece
+def test_a_piece_is_distilled(kind, variant, parent, tokens, cache, pieces, tmp_path):
+    expected = pieces(kind, variant)
+    found = on_device(distilled, tmp_path, kind, variant, parent, tokens, activations=cache)
+    assert_folders_alike(expected, found, *PIECE)
+
+
+@pytest.mark.parametrize("projection", [0, 8])
+def test_a_piece_is_distilled_with_spans(projection, parent, tokens, cache, tmp_path):
+    settings = {**BLD, "span_contrast": {**SPANS, "projection": projection}}
+    problem = ("attention", "gqa-1", parent, tokens, settings)
+    here, there = on_both(lambda device: distilled(tmp_path / device, *problem, activations=cache, device=device))
+    assert_folders_alike(here, there, *PIECE)
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Return a function that runs something whose training ends after so many of its steps."""
+
+    def run(steps, something, *arguments, **options):
+        clip, left = torch.nn.utils.clip_grad_norm_, [steps]
+
+        def kill(*arguments, **options):
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            return clip(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.utils, "clip_grad_norm_", kill)
+            with pytest.raises(KilledError):
+                on_device(something, *arguments, **options, checkpoint_seconds=0)
+
+    return run
+
+
+def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_after, tmp_path, capsys):
+    expected = pieces("ffn", "width-0.5")
+    run = functools.partial(distilled, tmp_path, "ffn", "width-0.5", parent, tokens, activations=cache)
+    killed_after(6, run)  # of 4 steps a layer: within the second
+    found = on_device(run)
+    printed = capsys.readouterr().err
+    assert "layer 0 was finished before a kill" in printed
+    assert "goes on from step 2 of 4" in printed
+    assert_folders_alike(expected, found, *PIECE)
+
+
+def test_a_killed_distillation_with_spans_goes_on(parent, tokens, cache, killed_after, tmp_path, capsys):
+    settings = {**BLD, "span_contrast": SPANS}
+    expected = distilled(tmp_path / "cpu", "ffn", "lowrank-4", parent, tokens, settings, activations=cache)
+    run = functools.partial(distilled, tmp_path, "ffn", "lowrank-4", parent, tokens, settings, activations=cache)
+    killed_after(2, run)
+    assert_folders_alike(expected, on_device(run), *PIECE)
+    assert "goes on from step 2 of 4" in capsys.readouterr().err
+
+
+@every_piece
+def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_path):
+    library = str(pieces(kind, variant) / "00-02.safetensors")
+    options = {"activations": cache if kind == "ffn" else None, "by_layer": int(variant == "linear")}
+    scored = ('{"batch_size": 3}', kind, variant, LAYERS, parent, tokens, library)
+    on_both(lambda device: score_blocks(*scored, str(tmp_path / device), **options, device=device))
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+
+
+def test_costs_are_measured_and_calibrated(parent, tmp_path):
+    settings = {"costs": {"repeats": 3, "stack_megabytes": 1}, "scenarios": SCENARIOS}
+    tables = []
+    for kind, variants in {"model": [], **LIBRARY}.items():
+        for variant in ("parent", *variants):
+            tables.append(str(tmp_path / f"{kind}-{variant}.parquet"))
+            on_device(measure_costs, json.dumps(settings), kind, variant, parent, tables[-1])
+    collect_tables("costs", str(tmp_path / "costs.parquet"), tables)
+    path = tmp_path / "calibration.parquet"
+    settings["library"] = LIBRARY
+    on_device(calibrate_costs, json.dumps(settings), str(tmp_path / "costs.parquet"), parent, str(path))
+    assert set(pd.read_parquet(tmp_path / "costs.parquet").device) == {"cuda"}
+    assert (pd.read_parquet(path).measured_seconds > 0).all()
+
+
+FINETUNING = {
+    "from a cache": {},
+    "from a stream": {"cosine_weight": 0, "lm_weight": 0.5},
+    "without the head": {"kl_weight": 0, "micro_batch_size": 1, "weight_decay": 0.1},
+    "with spans": {"span_contrast": SPANS},
+}
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path):
+    states = None if name == "from a stream" else cache
+    here, there = on_both(
+        lambda device: finetuned(
+            tmp_path / device, child, parent, tokens, FINETUNING[name], activations=states, device=device
+        )
+    )
+    assert_folders_alike(here, there, *CHILD)
+    load_model(there / "finetuned")
+
+
+def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after, tmp_path, capsys):
+    problem, options = (child, parent, tokens, {"epochs": 2}), {"activations": cache}
+    expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
+    killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
+    found = on_device(finetuned, tmp_path / "killed", *problem, **options)
+    assert "goes on from step 5 of 8" in capsys.readouterr().err
+    assert_folders_alike(expected, found, *CHILD, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("of", ["parent", "child"])
+def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
+    settings = json.dumps({"evaluation": {"batch_size": 3}, "scenarios": SCENARIOS})
+    options = {} if of == "parent" else {"child": str(child), "finetuned": str(child), "activations": cache}
+
+    def run(device):
+        evaluate_model(settings, parent, tokens, str(tmp_path / device), **options, device=device)
+        rows = pd.read_parquet(tmp_path / device)
+        timed = rows.metric.str.contains("throughput|speedup")
+        assert timed.any()
+        return rows[~timed]
+
+    pd.testing.assert_frame_equal(*on_both(run), rtol=1e-3, atol=1e-4)
+
+
+def test_tasks_are_answered(child, parent, archive, tmp_path):
+    settings = json.dumps({"tasks": ["parity"], "task_archive": archive})
+    models = [f"parent={parent}", f"child={child}"]
+    on_both(
+        lambda device: evaluate_tasks(
+            settings, models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device
+        )
+    )
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+
+
+def test_classes_are_read_out(child, parent, archive, tmp_path):
+    settings = json.dumps({"readout": {"task": "parity", "labels": [1], "draws": 2}, "archive": archive})
+    models = [f"parent={parent}", f"child={child}"]
+    evaluate_readout(settings, models, str(tmp_path / "cpu"))
+    with pretend() as products:  # embeddings are read out on the CPU
+        evaluate_readout(settings, models, str(tmp_path / "cuda"), device="cuda")
+    assert products["cuda"] > products["cpu"]
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+
+
+CANDIDATES = [
+    (LayerChoice("gqa-1", "butterfly-4"), LayerChoice("linear", "width-0.5"), LayerChoice("monarch", "no-op")),
+    (LayerChoice("gqa-1", "lowrank-4"), LayerChoice("no-op", "linear"), LayerChoice("butterfly-4", "parent")),
+    (LayerChoice("ntk-4", "ntk-4"), LayerChoice("parent", "monarch"), LayerChoice("lowrank-4", "parent")),
+]
+
+
+@pytest.fixture
+def selecting(parent, tokens, made, pieces, tmp_path):
+    """Return a function of metric and device that selects one of the candidates, in a folder named as the device."""
+    for layer in (layer for candidate in CANDIDATES for layer in candidate):
+        for kind, variant in vars(layer).items():
+            if variant != "parent":
+                pieces(kind, variant)
+    candidates = [{"layers": [vars(layer) for layer in candidate]} for candidate in CANDIDATES]
+    (tmp_path / "candidates.json").write_text(json.dumps({"candidates": candidates}))
+    given = (parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
+    names = ("cache.npz", "architecture.json", "table.parquet", "summary.json")
+
+    def select(metric, device):
+        settings = {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
+        settings |= {"continuation_tokens": 3, "checkpoint_seconds": 1e-9}
+        select_child(json.dumps(settings), *given, *(str(tmp_path / device / name) for name in names), device=device)
+
+    return select
+
+
+@pytest.mark.parametrize("metric", ["kl", "lm_loss", "judge"])
+def test_a_child_is_selected(metric, selecting, tmp_path):
+    on_both(functools.partial(selecting, metric))
+    assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
+    one, other = ((tmp_path / device / "architecture.json").read_text() for device in ("cpu", "cuda"))
+    assert one == other
+
+
+def test_a_killed_selection_goes_on(selecting, tmp_path, monkeypatch):
+    measured = []
+
+    def measure(scores, arms, prompts, own=JudgedScores._measure):
+        if len(measured) == 3 and kills:
+            raise KilledError
+        measured.append(len(arms) * len(prompts))
+        return own(scores, arms, prompts)
+
+    monkeypatch.setattr(JudgedScores, "_measure", measure)
+    kills = False
+    selecting("judge", device="cpu")
+    whole, kills = sum(measured), True
+    measured.clear()
+    with pytest.raises(KilledError):
+        on_device(selecting, "judge")
+    kills = False
+    on_device(selecting, "judge")
+    assert sum(measured) == whole  # nothing twice
+    assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
+
+
+def test_layers_are_left_out_one_by_one(parent):
+    prompts = torch.randint(3, 300, (5, 8), generator=torch.Generator().manual_seed(1))
+    one, other = on_both(lambda device: layer_importance(load_model(parent, device=device), prompts, 2))
+    np.testing.assert_allclose(other, one, rtol=1e-4)
+
+
+def test_low_precision(child, parent, tokens, tmp_path):
+    def run(device):
+        where = {"dtype": "bfloat16", "device": device}
+        folder = distilled(tmp_path / device, "attention", "gqa-1", parent, tokens, **where)
+        library, scores = str(folder / "00-02.safetensors"), folder / "scores.parquet"
+        score_blocks("{}", "attention", "gqa-1", LAYERS, parent, tokens, library, str(scores), **where)
+        finetuned(folder / "child", child, parent, tokens, {}, **where)
+        return pd.read_parquet(scores).value, pd.read_parquet(folder / "child" / "curves.parquet").value
+
+    for one, other in zip(*on_both(run), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0.05, atol=0.01)
+    (weights,) = {tensor.dtype for tensor in load_file(tmp_path / "cuda/child/finetuned/model.safetensors").values()}
+    assert weights == torch.bfloat16

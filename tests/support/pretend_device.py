@@ -1,0 +1,246 @@
+"""A device that is not the CPU, on a machine that has none: `device="cuda"` runs, and a tensor left behind is an error.
+
+PyTorch reserves one device (`PrivateUse1`) for backends that are registered from outside. Here it is a backend without
+hardware: its tensors hold values in main memory, every operator runs on these with the CPU's own kernels, and what
+comes out is on the device again. So results must equal those of the CPU, up to the rounding of another decomposition.
+What a GPU would refuse is refused:
+
+- tensors on two devices in one operator; as on a GPU, a CPU tensor without dimensions may meet elementwise operators,
+  CPU indices may index a device's tensor, and copies cross;
+- a generator of another device than what it fills;
+- NumPy on a device's tensor;
+- an optimizer's state on the CPU in a fused step (`_fused_adamw_` is not elementwise).
+
+All of PyTorch sees the reserved device, autograd with its own checks included. To Python code it is called `cuda`: a
+function mode translates the name on its way in, and `Tensor.device` on its way out.
+
+Not modelled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise, a
+generator's own numbers, and processes (NCCL).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "npu"  # one of the names by which safetensors knows a reserved device
+
+
+class _NoHardware:
+    """What PyTorch's own code asks a backend's module: to other tests of this process, there is nothing there."""
+
+    is_initialized = is_available = _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = device_count = staticmethod(lambda: 0)
+    manual_seed_all = staticmethod(lambda seed: None)
+
+
+_setup_privateuseone_for_python_backend(NAME, _NoHardware())  # once for a process, for good
+BODY, FACE, CPU = torch.device(NAME, 0), torch.device("cuda", 0), torch.device("cpu")
+
+aten = torch.ops.aten
+COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, ATTENTION}
+ONLY = {aten.linalg_lstsq: {"driver": "gels"}}  # what a GPU has of what the CPU can choose from
+FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor on the pretended device; ``inner`` is its value, a CPU tensor of the same storage."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> DeviceTensor:
+        self = torch.Tensor._make_subclass(cls, inner.detach(), dispatch_device=True, device_for_backend_keys=BODY)
+        self.inner = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _run(func, args, dict(kwargs or {}))
+
+    @property
+    def device(self) -> torch.device:
+        """The name that the code under test knows; PyTorch's own Python code gets the true one."""
+        return BODY if _Renaming.depth else FACE
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device == FACE
+
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        self.inner = value.inner  # type: ignore[attr-defined]
+
+    # What PyTorch refuses for subclasses, or does by way of their type, as it is on a GPU:
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if force:
+            return self.detach().cpu().numpy()
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.numpy()
+
+    def __deepcopy__(self, memo: dict) -> DeviceTensor:
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that the user made can be copied deeply")
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        if hasattr(self, "_is_param"):
+            copied._is_param = True  # type: ignore[attr-defined]
+        return memo.setdefault(id(self), copied)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"{self.inner!r} on the device"
+
+    def __format__(self, form: str) -> str:
+        return format(self.item() if self.dim() == 0 else repr(self), form)
+
+
+def _mapped(change: Callable, value: Any) -> Any:
+    """Change what an operator's arguments or results consist of."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, part) for part in value)
+    return change(value)
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    """Return the tensors among an operator's arguments."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    return [tensor for value in values for tensor in _tensors(value)] if isinstance(values, (list, tuple)) else []
+
+
+def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
+    """Raise what a GPU raises, if it would."""
+    generator = kwargs.get("generator")
+    if generator is not None and generator.device.type != target.type:
+        raise RuntimeError(f"Expected a '{target}' device type for generator but found '{generator.device}' ({func})")
+    packet, together = func.overloadpacket, [(*args, *kwargs.values())]
+    if packet in COPIES:
+        return
+    if packet in INDEXING and isinstance(args[0], DeviceTensor):
+        together = [(args[0], *args[2:])]  # the indices may be on the CPU
+    elif packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_"):
+        # Of lists that are changed in place, such as an optimizer's counts of steps, each place stands for itself.
+        lists, others = (
+            [arg for arg in args if isinstance(arg, list)],
+            [arg for arg in args if not isinstance(arg, list)],
+        )
+        together = [(*parts, *others) for parts in zip(*lists, strict=True)]
+    scalars = packet in FILLING or torch.Tag.pointwise in func.tags
+    for values in together:
+        tensors = _tensors(values)
+        left = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
+        if len(left) < len(tensors) and any(tensor.dim() or not scalars for tensor in left):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"({func}, on the CPU: {', '.join(str(tuple(tensor.shape)) for tensor in left)})"
+            )
+
+
+@functools.cache
+def _is_made_of_others(func: Any) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+_products: Counter[str] = Counter()
+
+
+def _run(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Run an operator on the values, and put what comes out where it belongs."""
+    if func is torch.ops.prim.device.default:
+        return BODY
+    if _is_made_of_others(func):  # only inference mode leaves it whole until here
+        with _Values():
+            return func.decompose(*args, **kwargs)
+    inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if isinstance(tensor, DeviceTensor)]
+    target = kwargs.get("device") or (BODY if inputs else CPU)
+    kwargs.pop("pin_memory", None)
+    if func.overloadpacket in PRODUCTS:
+        _products[target.type if target == CPU else FACE.type] += 1
+    if not inputs and target == CPU:
+        return func(*args, **kwargs)
+    _refuse(func, args, kwargs, target)
+    values = {name: CPU if name == "device" else _mapped(_inner, value) for name, value in kwargs.items()}
+    found = func(*_mapped(_inner, args), **values, **ONLY.get(func.overloadpacket, {}))
+    written = {id(tensor.inner): tensor for tensor in inputs}  # what an operator in place, or with `out`, returns
+
+    def put(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if (known := written.get(id(value))) is not None:
+            if known.shape != value.shape:
+                raise NotImplementedError(f"{func} changes a shape in place")
+            return known
+        return DeviceTensor(value) if target.type == NAME else value
+
+    return _mapped(put, found)
+
+
+def _inner(value: Any) -> Any:
+    return value.inner if isinstance(value, DeviceTensor) else value
+
+
+class _Values(TorchDispatchMode):
+    """Catches what makes tensors from none."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return _run(func, args, dict(kwargs or {}))
+
+
+class _Renaming(TorchFunctionMode):
+    """Lets callers say `cuda`; ``depth`` tells callers from PyTorch's own code."""
+
+    depth = 0
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.device:  # a name, such as one that is copied
+            return func(*args, **(kwargs or {}))
+        _Renaming.depth += 1
+        try:
+            return func(*map(_renamed, args), **{name: _renamed(value) for name, value in (kwargs or {}).items()})
+        finally:
+            _Renaming.depth -= 1
+
+
+def _renamed(value: Any) -> Any:
+    return BODY if isinstance(value, str | torch.device) and str(value) in ("cuda", "cuda:0") else value
+
+
+@contextmanager
+def pretend() -> Iterator[Counter[str]]:
+    """Let `cuda` be a device in this thread; gives the numbers of matrix products on `cuda` and on `cpu` meanwhile."""
+    _products.clear()
+    lifts, swaps = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
+    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a copy that can be seen
+    torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps parameters, and so tied ones
+    cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
+    # Gradients in this thread: the engine's threads for devices were counted when the process made its first gradient.
+    one_thread = torch.autograd.set_multithreading_enabled(False)
+    try:
+        with one_thread, mock.patch.multiple(torch.cuda, **cuda), _Renaming(), _Values():
+            yield _products
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifts)
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
