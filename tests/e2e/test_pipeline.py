@@ -98,7 +98,7 @@ def test_the_child_loads_where_this_package_is_not_installed(run: Run, child: st
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"folder = {str(run.results / child)!r}\n"
         "model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\n"
-        "text = AutoTokenizer.from_pretrained(folder)('The parent', return_tensors='pt')\n"
+        "text = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)('The parent', return_tensors='pt')\n"
         "print(model.generate(**text, max_new_tokens=4, do_sample=False).shape[1] - text['input_ids'].shape[1])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=run.folder)
