@@ -57,4 +57,7 @@ onsuccess:
 
 
 onerror:
-    print(f"error: a job failed, and says why above and in {RESULTS}/logs; the same command goes on from here")
+    print(
+        f"error: a job failed, and says why above and in {RESULTS}/logs; the same command goes on from here"
+        " (if Snakemake was interrupted: after `python -m tangram.recover`)"
+    )
