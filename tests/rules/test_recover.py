@@ -84,9 +84,16 @@ class Folder:
         paths = [self.path / run / name for name in OUTPUTS]
         return [path.read_text().strip() if path.exists() else None for path in paths]
 
+    def state(self, kind: str, output: str) -> Path:
+        """Return the file that Snakemake keeps of an output."""
+        return self.path / ".snakemake" / kind / base64.urlsafe_b64encode(output.encode()).decode()
+
+    def marked(self, output: str) -> bool:
+        return self.state("incomplete", output).exists()
+
     def mark(self, output: str) -> None:
         """Mark an output as incomplete, as Snakemake does it at a job's start."""
-        path = self.path / ".snakemake" / "incomplete" / base64.urlsafe_b64encode(output.encode()).decode()
+        path = self.state("incomplete", output)
         path.parent.mkdir(exist_ok=True)
         path.write_text('{"external_jobid": null}')
 
@@ -160,17 +167,23 @@ def test_the_same_command_goes_on_after_a_kill(
     assert_recovers(folder)
 
 
-@pytest.mark.parametrize("marks", ["kept", "gone"])
-def test_what_an_orphan_wrote_is_never_taken_for_another_settings_output(folder: Folder, marks: str) -> None:
+@pytest.mark.parametrize("where", ["here", "on SLURM"])
+def test_what_an_orphan_wrote_is_never_taken_for_another_settings_output(folder: Folder, where: str) -> None:
     folder.go("a", "b")
     assert folder.snakemake(value="A").returncode == 0
     folder.stop()
     kill(folder.start(value="B"))
+    if where == "on SLURM":  # a Snakemake of its own around each job, with the arguments that SLURM's executor gives
+        for job in folder.jobs():
+            job.kill()
+        folder.go("a", "b")
+        around = ["--mode", "remote", "--target-jobs", "two:", "--allowed-rules", "two", "--nolock", "--force"]
+        done = folder.snakemake(*around, "--ignore-incomplete", value="B")
+        assert done.returncode == 0, done.stderr
     folder.go("a", "b")
     wait_for(lambda: not folder.jobs(), 60)
     assert folder.values()[:2] == ["B", "B"]
-    if marks == "gone":
-        folder.take_marks_away()
+    assert folder.marked("one/a.txt") == (where == "here")
     assert_recovers(folder, value="A")
 
 
@@ -183,7 +196,7 @@ def test_a_kill_amid_the_recording_loses_only_what_is_not_recorded(folder: Folde
     for name in names:
         folder.mark(name)
     for name in names[recorded:]:
-        record = folder.path / ".snakemake" / "metadata" / base64.urlsafe_b64encode(name.encode()).decode()
+        record = folder.state("metadata", name)
         record.write_text(record.read_text()[:40])
     (folder.path / ".snakemake" / "locks").mkdir(exist_ok=True)
     (folder.path / ".snakemake" / "locks" / "0.output.lock").write_text("\n".join(names) + "\n")
