@@ -7,9 +7,10 @@ CORES ?= all
 READY := .venv/ready-$(shell cat envs/requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export CONFIG  # the shell reads it from there, whatever is in its name
 
 run: $(READY)
-	snakemake --cores '$(CORES)' --configfile '$(subst ','\'',$(value CONFIG))'
+	snakemake --cores '$(CORES)' --configfile "$$CONFIG"
 
 test: $(READY)
 	ruff check .

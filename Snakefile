@@ -57,4 +57,4 @@ onsuccess:
 
 
 onerror:
-    print(f"error: a job failed, and says why above and in {RESULTS}/logs; the same command goes on from here")
+    print(f"error: a job failed, see {RESULTS}/logs; the same command goes on (after Ctrl-C: tangram.recover first)")

@@ -59,7 +59,7 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_
     assert not store.exists()
 
 
-@pytest.mark.parametrize(
+JOBS = pytest.mark.parametrize(
     ("command", "target", "files", "begun"),
     [
         ("distill_blocks", PIECE, PIECE_FILES, "attention/gqa-1/00-02/0-training/latest"),
@@ -67,6 +67,49 @@ def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_
     ],
     ids=["distillation", "finetuning"],
 )
+
+
+@pytest.mark.parametrize("marks", ["kept", "gone"])
+@JOBS
+def test_a_job_that_ends_by_itself_after_a_kill_is_made_again_by_the_same_command(
+    command: str,
+    target: str,
+    files: list[str],
+    begun: str,
+    marks: str,
+    copy_of_run: Callable[[], Path],
+    slow_config: dict,
+    undisturbed: Path,
+) -> None:
+    """No Snakemake recorded what it was made from. A job on SLURM even takes the mark away that says so."""
+    folder = copy_of_run()
+    if command == "finetune_child":  # its pieces are those of the slow config, too
+        shutil.rmtree(folder)
+        shutil.copytree(undisturbed, folder, symlinks=True)
+        (folder / target).unlink()
+    main = start(folder, slow_config, "--cores", "2", target)
+    wait_for((folder / "results/tiny/checkpoints" / begun).exists)
+    main.send_signal(signal.SIGKILL)
+    main.wait()
+    wait_for(lambda: not jobs_in(folder, command))
+    for path in files:
+        assert content(folder / path) == content(undisturbed / path), path
+    if marks == "gone":
+        shutil.rmtree(folder / ".snakemake" / "incomplete")
+
+    recovered = recover(folder)
+    assert recovered.returncode == 0, recovered.stderr
+    assert all(f"removed {path}" in recovered.stdout for path in files)
+    assert not any((folder / path).exists() for path in files)
+    again = snakemake(folder, slow_config, "--cores", "2", target)
+    assert again.returncode == 0, again.stderr
+    for path in files:
+        assert content(folder / path) == content(undisturbed / path), path
+    once_more = snakemake(folder, slow_config, "--cores", "2", target)
+    assert "Nothing to be done" in once_more.stdout + once_more.stderr
+
+
+@JOBS
 def test_a_killed_job_goes_on_from_its_checkpoint(
     command: str,
     target: str,

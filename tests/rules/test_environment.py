@@ -1,6 +1,9 @@
 """One environment, written down three times: what a user installs, what is locked, and what conda makes."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -41,3 +44,23 @@ def test_conda_installs_the_dependencies_at_the_locked_versions() -> None:
     assert lines == {name: pinned(LOCK)[name] for name in lines}
     python = next(entry for entry in environment if str(entry).startswith("python="))
     assert python.removeprefix("python=") == PROJECT["requires-python"].removeprefix(">=")
+
+
+def test_make_gives_the_commands_of_the_readme_and_takes_any_name_of_a_config(tmp_path: Path) -> None:
+    config = tmp_path / "it's mine (v1)" / "a & b $HOME.yaml"
+    config.parent.mkdir()
+    config.write_text((ROOT / "config" / "config.yaml").read_text().replace("run: smollm2-cpu", "run: mine"))
+    asked = ["make", "--question", "--print-data-base", "setup"]
+    (ready,) = re.findall(
+        r"^READY := (.*)$", subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout, re.MULTILINE
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["make", "--assume-old", ready, "run", "CORES=2 --dry-run --directory $$FOLDER"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path, "CONFIG": str(config), "FOLDER": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "results/mine/parent/model.safetensors" in done.stdout

@@ -1,7 +1,9 @@
 """The corpus: no overlap, exact lengths, honest bookkeeping, and the parent's text against a naive sampler."""
 
+import errno
 import json
 import math
+import shutil
 import tarfile
 from collections import Counter
 from io import BytesIO
@@ -223,6 +225,111 @@ def test_a_member_that_is_no_task_is_told(parent, tmp_path, monkeypatch):
         build(parent, "heldout", split(LENGTH, source))
 
 
+# --- conversations, and columns that hold no text -------------------------------------------------------------------
+
+
+def chats(count: int) -> list[list[dict]]:
+    return [
+        [{"role": "user", "content": f"Who met parent {i}?"}, {"role": "assistant", "content": f"Child {i * i} did."}]
+        for i in range(count)
+    ]
+
+
+def rendered(chat: list[dict]) -> str:
+    return "".join(f"<|im_start|>{message['content']}<|im_end|>" for message in chat)
+
+
+def chat_source(kind: str, folder: Path, monkeypatch) -> dict:
+    """Write forty conversations, a copy of one, and rows without any, as a source of some kind."""
+    values = [*chats(40), chats(1)[0], None, []]
+    if kind == "jsonl":
+        path = folder / "chat.jsonl"
+        path.write_text("".join(json.dumps({"messages": value, "id": i}) + "\n" for i, value in enumerate(values)))
+    elif kind == "ShareGPT":
+        path, speakers = folder / "chat.jsonl", {"user": "human", "assistant": "gpt"}
+        turns = [
+            value and [{"from": speakers[turn["role"]], "value": turn["content"]} for turn in value] for value in values
+        ]
+        path.write_text("".join(json.dumps({"messages": value}) + "\n" for value in turns))
+    else:
+        (folder / "data").mkdir()
+        path = folder / "data" / "train.parquet"
+        pq.write_table(pa.table({"messages": values, "id": range(len(values))}), path)
+    if kind == "hub":
+        monkeypatch.chdir(folder)  # a repository id that is a folder here is read as one
+        return {"type": "hub", "repo": "data", "text_column": "messages"}
+    return {"type": "local", "paths": [str(path)], "text_column": "messages"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "ShareGPT", "parquet", "hub"])
+def test_conversations_are_documents_as_the_chat_template_renders_them(parent, tmp_path, monkeypatch, kind):
+    source = split(1, chat_source(kind, tmp_path, monkeypatch)).sources[0]
+    tokenizer = load_tokenizer(parent)
+    parts = [list(corpus.documents(source, name, 0, tokenizer)) for name in SPLITS]
+    assert all(parts)
+    assert sorted(text for part in parts for text in part) == sorted(map(rendered, chats(40)))
+    rows = build(parent, "distil", split(4 * LENGTH, source.model_dump()))
+    texts = {corpus.document_hash(text): text for text in parts[SPLITS.index("distil")]}
+    for row in rows:
+        ids = tokenizer(texts[row["documents"][0]], add_special_tokens=False)["input_ids"]
+        assert row["input_ids"] in [ids[i : i + LENGTH] for i in range(0, len(ids), LENGTH)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "hub"])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (chats(3), "holds conversations, and the parent has no chat template"),
+        ([["one", "two"], ["three"]], "holds lists, not text"),
+        ([[{"question": "Who?"}]], "holds lists, not text"),
+        ([7, 8], "holds numbers, not text"),
+        ([1.5, None], "holds numbers, not text"),
+        ([True], "holds booleans, not text"),
+        ([{"a": "x"}], "holds mappings, not text"),
+    ],
+)
+def test_a_column_without_text_is_one_line_before_the_parent_writes(
+    tiny_parent, tmp_path, monkeypatch, kind, values, message
+):
+    bare = tmp_path / "parent"
+    shutil.copytree(tiny_parent("llama"), bare)
+    (bare / "chat_template.jinja").unlink()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps({"content": value}) + "\n" for value in values))
+    monkeypatch.chdir(tmp_path)
+    source = {"type": "hub", "repo": "data"} if kind == "hub" else {"type": "local", "paths": ["data/train.jsonl"]}
+    monkeypatch.setattr(corpus, "parent_samples", lambda *_: pytest.fail("this takes hours"))
+    with pytest.raises(TangramError, match=f"column 'content' {message}.*set text_column") as error:
+        build(bare, "distil", split(10**6, OWN, {**source, "text_column": "content"}))
+    assert "\n" not in str(error.value)
+
+
+def test_columns_of_a_streamed_dataset_may_be_unknown_until_its_first_row(parent, tmp_path, monkeypatch):
+    from datasets import IterableDataset
+
+    def rows():
+        yield from ({"messages": chat, "id": 1} for chat in chats(40))
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: IterableDataset.from_generator(rows))
+    assert IterableDataset.from_generator(rows).column_names is None
+    source = split(1, {"type": "hub", "repo": "no/such", "text_column": "messages"}).sources[0]
+    tokenizer = load_tokenizer(parent)
+    found = [text for name in SPLITS for text in corpus.documents(source, name, 0, tokenizer)]
+    assert sorted(found) == sorted(map(rendered, chats(40)))
+    wrong = source.model_copy(update={"text_column": "text"})
+    with pytest.raises(TangramError, match="no/such has no column 'text'; it has messages, id: set text_column"):
+        list(corpus.documents(wrong, "score", 0, tokenizer))
+
+
+def test_text_in_other_types_of_parquet_is_read(tmp_path):
+    texts = [f"text {i}" for i in range(8)]
+    for i, values in enumerate([pa.array(texts, pa.large_string()), pa.array(texts).dictionary_encode(), pa.nulls(8)]):
+        pq.write_table(pa.table({"text": values}), tmp_path / f"{i}.parquet")
+        source = LocalText(type="local", paths=(str(tmp_path / f"{i}.parquet"),))
+        found = [text for name in SPLITS for text in corpus.documents(source, name, 0)]
+        assert sorted(found) == (texts if i < 2 else [])
+
+
 # --- the parent's own text ------------------------------------------------------------------------------------------
 
 
@@ -365,6 +472,57 @@ def test_a_hub_dataset_is_streamed_and_split_like_any_other(tmp_path, monkeypatc
     assert all(parts)
     assert sorted(text for part in parts for text in part) == sorted(texts)
     assert [list(corpus.documents(source, name, 0)) for name in SPLITS] == parts
+
+
+def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_text(stories, tmp_path, monkeypatch):
+    source, nowhere = split(1, stories).sources[0], "/proc/nope"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", f"{nowhere}/datasets")
+    with pytest.raises(TangramError, match=rf"Hugging Face's cache {nowhere}\S* cannot be written .*HF_HOME") as error:
+        list(corpus.documents(source, "score", 0))
+    assert "\n" not in str(error.value)
+    assert stories["paths"][0] not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system", "/cache/datasets/json"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("Not enough disk space. Needed: Unknown size"),
+        PermissionError(errno.EACCES, "Permission denied", "/cache"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/cache/datasets"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", ["local", "hub"])
+def test_whatever_the_cache_raises_is_one_line_about_it(stories, monkeypatch, fault, wrapped, kind):
+    """What `datasets` 5.2 raised on a full, a read-only and a missing file system, bare or as a cause."""
+    from datasets.exceptions import DatasetGenerationError
+
+    def fail(*_, **__):
+        if not wrapped:
+            raise fault
+        raise DatasetGenerationError("An error occurred while generating the dataset") from fault
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/cache/datasets")
+    source = split(1, stories if kind == "local" else {"type": "hub", "repo": "no/such"}).sources[0]
+    with pytest.raises(TangramError, match=r"Hugging Face's cache /cache\S* cannot be written .*HF_HOME") as error:
+        list(corpus.documents(source, "score", 0))
+    assert "\n" not in str(error.value)
+
+
+def test_a_text_that_cannot_be_read_is_blamed_and_not_the_cache(stories, monkeypatch):
+    fault = PermissionError(errno.EACCES, "Permission denied", stories["paths"][0])
+
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(TangramError, match=r"stories\.jsonl cannot be read as json: .*Permission denied"):
+        list(corpus.documents(split(1, stories).sources[0], "score", 0))
 
 
 def test_an_unknown_split_is_named(parent):

@@ -180,7 +180,9 @@ class HubText(Section):
     name: str | None = Field(None, description="Dataset configuration.")
     revision: str | None = Field(None, description="Commit, tag or branch.")
     split: str = Field("train", description="Split to read.")
-    text_column: str = Field("text", description="Column that holds the text.")
+    text_column: str = Field(
+        "text", description="Column that holds the text, or conversations: the parent's chat template renders them."
+    )
 
 
 class LocalText(Section):
@@ -191,7 +193,9 @@ class LocalText(Section):
     paths: Annotated[tuple[Filled, ...], Unique] = Field(
         min_length=1, description="Files (`.txt`, `.jsonl`, `.parquet`); globs allowed."
     )
-    text_column: str = Field("text", description="Column that holds the text in JSONL and parquet.")
+    text_column: str = Field(
+        "text", description="Column of JSONL and parquet that holds the text, or conversations, as with `hub`."
+    )
 
 
 class PackageText(PackageFile):
@@ -232,7 +236,9 @@ class Corpus(Section):
     """Text, tokenised and packed to fixed length; split by document, so that no two splits share one."""
 
     sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
-    cross_documents: bool = Field(False, description="Let a packed sequence span several documents.")
+    cross_documents: bool = Field(
+        False, description="Let a packed sequence span several documents, one end-of-sequence token between them."
+    )
     distil: Split = Field(description="For block distillation (BLD).")
     score: Split = Field(description="For replace-1-block scores.")
     finetune: Split = Field(description="For end-to-end distillation (GKD).")

@@ -7,12 +7,14 @@ its first token.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import math
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ import torch
 
 from tangram.config import SPLITS, HubText, LocalText, PackageText, ParentSamples, Split, TextSource
 from tangram.errors import TangramError
+from tangram.framing import document, opening, render, text_tokens
 from tangram.packages import fetch_archive, read_members
 from tangram.tables import CORPUS, read_arrow
 
@@ -80,6 +83,50 @@ def _package_documents(source: PackageText) -> Iterator[str]:
             yield data.decode("utf-8", errors="replace")
 
 
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that reading text never ends in
+_TEXT = ("string", "large_string", "binary", "large_binary", "null")
+
+
+def _cache_fault(error: BaseException) -> TangramError | None:
+    """Return what to say when not the text is at fault, but the folder where `datasets` keeps its copy of it."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    folders = [Path(folder).absolute() for folder in (config.HF_DATASETS_CACHE, config.HF_CACHE_HOME)]
+    folders.append(Path(constants.HF_HUB_CACHE).absolute())
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            path = Path(str(cause.filename)).absolute() if cause.filename else None
+            inside = path and any(path.is_relative_to(one) or one.is_relative_to(path) for one in folders)
+            if inside or cause.errno in _WRITING or "Not enough disk space" in str(cause):
+                return TangramError(
+                    f"corpus: Hugging Face's cache {path or folders[0]} cannot be written "
+                    f"({cause.strerror or str(cause).strip()}); set HF_HOME or HF_DATASETS_CACHE to a folder that can, "
+                    "with space in it"
+                )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextmanager
+def _reading(fault: str) -> Iterator[None]:
+    """Turn what `datasets`, its readers and the hub raise, which has no base class, into one line.
+
+    Args:
+        fault: the line, with ``{name}`` and ``{reason}`` of the exception to fill in.
+    """
+    try:
+        yield
+    except TangramError:
+        raise
+    except Exception as error:
+        if cache := _cache_fault(error):
+            raise cache from error
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise TangramError(fault.replace("{name}", type(error).__name__).replace("{reason}", reason)) from error
+
+
 def _local_dataset(source: LocalText) -> Any:
     from datasets import Value, concatenate_datasets, load_dataset
 
@@ -99,64 +146,94 @@ def _local_dataset(source: LocalText) -> Any:
     for loader, paths in files.items():
         where = f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else paths[0]
         column, options = (source.text_column, {}) if loader != "text" else ("text", {"sample_by": "document"})
-        try:
+        with _reading(f"corpus: {where} cannot be read as {loader}: {{reason}}"):
             part = load_dataset(loader, data_files=paths, split="train", **options)
-        except Exception as error:  # datasets wraps what its readers raise in classes of its own
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise TangramError(f"corpus: {where} cannot be read as {loader}: {reason}") from error
-        _check_column(part.column_names, column, where)
-        part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
-        parts.append(part.cast_column("text", Value("string")))
-    return concatenate_datasets(parts)
+            _check_column(part.column_names, column, where)
+            part = part.select_columns([column]).rename_columns({column: "text"} if column != "text" else {})
+            if getattr(part.features["text"], "dtype", None) in _TEXT:
+                part = part.cast_column("text", Value("string"))
+        parts.append(part)
+    with _reading(f"corpus: {', '.join(source.paths)} do not go together: {{reason}}; make each a source of its own"):
+        return concatenate_datasets(parts)
 
 
 def _hub_dataset(source: HubText) -> Any:
     from datasets import load_dataset
 
-    try:
-        dataset = load_dataset(
-            source.repo, source.name, revision=source.revision, split=source.split, streaming=True
-        )  # streamed: a corpus takes a sliver of most datasets
-    except Exception as error:  # hub, network and builder failures share no base class
-        reason = str(error).strip().split("\n")[0]
-        raise TangramError(
-            f"corpus: cannot read dataset {source.repo} from the hub ({type(error).__name__}: {reason}); "
-            "check its name and the network, or use local files"
-        ) from error
+    # Streamed: a corpus takes a sliver of most datasets.
+    dataset = load_dataset(source.repo, source.name, revision=source.revision, split=source.split, streaming=True)
+    if dataset.column_names is None:  # not known before the first row
+        return dataset.map(lambda row: _checked(row, source))
     _check_column(dataset.column_names, source.text_column, source.repo)
     if source.text_column != "text":
         dataset = dataset.select_columns([source.text_column]).rename_column(source.text_column, "text")
     return dataset
 
 
-def _check_column(columns: list[str] | None, wanted: str, where: str) -> None:
-    if columns is not None and wanted not in columns:
+def _checked(row: dict[str, Any], source: HubText) -> dict[str, Any]:
+    _check_column(list(row), source.text_column, source.repo)
+    return {"text": row[source.text_column]}
+
+
+def _check_column(columns: list[str], wanted: str, where: str) -> None:
+    if wanted not in columns:
         raise TangramError(f"corpus: {where} has no column '{wanted}'; it has {', '.join(columns)}: set text_column")
 
 
-def documents(source: TextSource, split: str, seed: int) -> Iterator[str]:
-    """Yield a source's documents that belong to ``split``, each once, in an order that follows from ``seed``.
-
-    A document is a row of a dataset, a whole text file, or what a package's reader yields; blank ones are left out.
-
-    Raises:
-        TangramError: the source cannot be read.
-    """
+def _rows(source: TextSource, seed: int) -> Iterator[Any]:
+    """Yield what the source's text column holds, row by row, in an order that follows from ``seed``."""
     from datasets import Dataset
 
     if isinstance(source, HubText):
-        dataset = _hub_dataset(source)
-    elif isinstance(source, LocalText):
-        dataset = _local_dataset(source)
-    elif isinstance(source, PackageText):
-        dataset = Dataset.from_dict({"text": list(_package_documents(source))})
+        fault = (
+            f"corpus: cannot read dataset {source.repo} from the hub ({{name}}: {{reason}}); "
+            "check its name and the network, or use local files"
+        )
     else:
-        from pydoc_data.topics import topics
+        fault = f"corpus: source {source_name(source)} cannot be read ({{name}}: {{reason}})"
+    with _reading(fault):
+        if isinstance(source, HubText):
+            dataset = _hub_dataset(source)
+        elif isinstance(source, LocalText):
+            dataset = _local_dataset(source)
+        elif isinstance(source, PackageText):
+            dataset = Dataset.from_dict({"text": list(_package_documents(source))})
+        else:
+            from pydoc_data.topics import topics
 
-        dataset = Dataset.from_dict({"text": [text for _, text in sorted(topics.items())]})
+            dataset = Dataset.from_dict({"text": [text for _, text in sorted(topics.items())]})
+        for row in dataset.shuffle(seed=seed):
+            yield row["text"]
+
+
+def documents(
+    source: TextSource, split: str, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Iterator[str]:
+    """Yield a source's documents that belong to ``split``, each once, in an order that follows from ``seed``.
+
+    A document is a row of a dataset, a whole text file, or what a package's reader yields; blank ones are left out. A
+    row that holds a conversation is a document as the parent's chat template renders it; one with a turn without text
+    (a call of a tool) is left out.
+
+    Args:
+        source: where they come from.
+        split: one of `config.SPLITS`.
+        seed: of their order.
+        tokenizer: the parent's, with its chat template; only conversations need it.
+
+    Raises:
+        TangramError: the source cannot be read, or its column holds no text.
+    """
+    column = getattr(source, "text_column", "text")
     seen = set()
-    for row in dataset.shuffle(seed=seed):
-        text = row["text"]
+    for value in _rows(source, seed):
+        try:
+            text = value if value is None or isinstance(value, str) else render(value, tokenizer)
+        except TangramError as error:
+            where = getattr(source, "repo", None) or ", ".join(getattr(source, "paths", ()))
+            raise TangramError(
+                f"corpus: {where}: column '{column}' {error}; set text_column to one of text, or take another source"
+            ) from error
         if text and text.strip() and (key := document_hash(text)) not in seen and split_of(key) == split:
             seen.add(key)
             yield text
@@ -167,19 +244,24 @@ def pack(
 ) -> Iterator[Sequence]:
     """Tokenise documents and cut them into sequences of exactly ``sequence_length`` tokens, without padding.
 
-    Each sequence holds one document, and what is left of a document after its last full sequence is dropped. With
-    ``cross_documents`` they follow each other, the end-of-sequence token after each, and nothing is dropped between.
+    Each sequence holds one document, and what is left of a document after its last full sequence is dropped; whether it
+    ends in an end-of-sequence token is the tokenizer's to say. With ``cross_documents`` they follow each other, one
+    such token between them, and nothing is dropped.
     """
     ids: list[int] = []
     spans: list[tuple[str, int]] = []  # documents in `ids` and where each starts
+    closed = False  # whether an end-of-sequence token came before
     for text in texts:
-        key = document_hash(text)
+        own = document(text, tokenizer, separate=cross_documents)
         if not cross_documents:
             ids, spans = [], []
-        spans.append((key, len(ids)))
-        ids.extend(tokenizer(text)["input_ids"])
-        if cross_documents and tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
+        elif closed and own[:1] == [tokenizer.eos_token_id]:
+            own = own[1:]  # BOS and EOS are one token: it closes the one before, and opens this one
+        if not own:
+            continue
+        closed = own[-1] == tokenizer.eos_token_id
+        spans.append((document_hash(text), len(ids)))
+        ids.extend(own)
         while len(ids) >= sequence_length:
             inside = [(name, start) for name, start in spans if start < sequence_length]
             yield Sequence(ids[:sequence_length], [name for name, _ in inside], [start for _, start in inside])
@@ -192,13 +274,6 @@ def pack(
 
 
 # --- the parent's own text ------------------------------------------------------------------------------------------
-
-
-def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of all tokens that stand for text: no special ones, no embeddings without a token."""
-    special = set(tokenizer.all_special_ids)
-    special.update(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return sorted(set(tokenizer.get_vocab().values()) - special)
 
 
 @torch.inference_mode()
@@ -260,8 +335,8 @@ def parent_samples(
     """Yield ``count`` sequences that the parent writes: a random first token, then sampling.
 
     Special tokens are never drawn, so a document never ends and each fills its sequence exactly. Whatever the
-    tokenizer puts before a text (a BOS token, for some families) comes first. No first token is used twice before all
-    of the split's have been used once.
+    tokenizer puts before a text (a BOS token, for some families) comes first; what it puts after one never comes. No
+    first token is used twice before all of the split's have been used once.
     """
     from tqdm import tqdm
 
@@ -272,8 +347,8 @@ def parent_samples(
     if not pool:
         raise TangramError(f"corpus.{split}: the tokenizer has too few tokens ({len(text)}) to start documents with")
     random.Random(seed).shuffle(pool)
-    opening = tokenizer("")["input_ids"]
-    prefix = torch.tensor([[*opening, pool[i % len(pool)]] for i in range(count)])
+    first = opening(tokenizer)
+    prefix = torch.tensor([[*first, pool[i % len(pool)]] for i in range(count)])
     generator = torch.Generator().manual_seed(seed)
     uniforms = torch.rand(count, sequence_length - prefix.shape[1], generator=generator, dtype=torch.float64)
     label = f"build_corpus {split}: parent writes"
@@ -282,7 +357,7 @@ def parent_samples(
             rows = slice(start, start + source.batch_size)
             given, drawn = prefix[rows].to(model.device), uniforms[rows].to(model.device)
             for row in sample(model, given, drawn, allowed, source.temperature, progress).tolist():
-                yield Sequence(row, [document_hash(str(tokenizer.decode(row[len(opening) :])))], [0])
+                yield Sequence(row, [document_hash(str(tokenizer.decode(row[len(first) :])))], [0])
 
 
 # --- the split ------------------------------------------------------------------------------------------------------
@@ -329,15 +404,17 @@ def build(
         raise TangramError(f"'{name}' is not a split; valid: {', '.join(SPLITS)}")
     tokenizer = load_tokenizer(parent)
     counts = shares(math.ceil(split.tokens / sequence_length), [source.weight for source in split.sources])
-    rows = []
-    for index, (source, count) in enumerate(zip(split.sources, counts, strict=True)):
-        source_seed = _seed(seed, name, index)
+    parts: dict[int, list[dict[str, Any]]] = {}
+    # Text that is there already comes first: what is wrong with it shows before the parent writes for long.
+    for index in sorted(range(len(counts)), key=lambda i: isinstance(split.sources[i], ParentSamples)):
+        source, count, source_seed = split.sources[index], counts[index], _seed(seed, name, index)
         sequences: Iterable[Sequence]
         if isinstance(source, ParentSamples):
             model = load_model(parent, dtype, device)
             sequences = parent_samples(source, model, tokenizer, name, count, sequence_length, source_seed)
         else:
-            sequences = pack(documents(source, name, source_seed), tokenizer, sequence_length, cross_documents)
+            texts = documents(source, name, source_seed, tokenizer)
+            sequences = pack(texts, tokenizer, sequence_length, cross_documents)
         taken = [sequence for _, sequence in zip(range(count), sequences, strict=False)]
         if len(taken) < count:
             raise TangramError(
@@ -345,7 +422,8 @@ def build(
                 f"sequences of {sequence_length}, {count * sequence_length} wanted (each split takes only its own "
                 f"{len(SPLITS)}th of the documents); add text, lower corpus.{name}.tokens or corpus.sequence_length"
             )
-        rows += [{"source": source_name(source), **vars(sequence)} for sequence in taken]
+        parts[index] = [{"source": source_name(source), **vars(sequence)} for sequence in taken]
+    rows = [row for index in sorted(parts) for row in parts[index]]
     random.Random(_seed(seed, name, -1)).shuffle(rows)
     return [{"sequence_id": i, **row} for i, row in enumerate(rows)]
 

@@ -8,6 +8,7 @@ from tangram.blocks.layer import build_layer
 from tangram.checkpoint import load_model
 from tangram.config import BlockDistillation
 from tangram.distill.local import LocalProblem
+from tangram.errors import TangramError
 from tangram.families import decoder_layers
 
 
@@ -24,6 +25,18 @@ def local_problem(model, sequences=8, **settings):
 
 def gqa(model):
     return f"gqa-{model.config.num_key_value_heads // 2}"
+
+
+@pytest.mark.parametrize(("sequences", "fraction"), [(1, 0.125), (1, 0.9), (2, 0.9), (4, 0.9)])
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(model, sequences, fraction):
+    """It gave initial weights, trained on no tokens, without a word."""
+    with pytest.raises(TangramError, match=rf"of {sequences} sequences.* none to train on; raise corpus.distil.tokens"):
+        local_problem(model, sequences, holdout_fraction=fraction)
+
+
+@pytest.mark.parametrize(("sequences", "fraction"), [(2, 0.01), (2, 0.5), (4, 0.75)])
+def test_one_sequence_to_train_on_is_enough(model, sequences, fraction):
+    assert local_problem(model, sequences, holdout_fraction=fraction).training == 1
 
 
 def test_the_parents_own_block_has_no_loss_and_no_block_a_loss_of_one(model):

@@ -22,6 +22,7 @@ from tangram.checkpoint import resident
 from tangram.config import BlockDistillation
 from tangram.distill.losses import normalised_mse
 from tangram.distill.trainer import BatchLoss, Checkpointing, TrainingPlan, train
+from tangram.errors import TangramError
 from tangram.families import Shape, decoder_layers, norm_before, subblock
 from tangram.metric_learning.spans import SpanTerm
 
@@ -75,6 +76,9 @@ class LocalProblem:
         outputs: the parent's block output, ``(sequences, length, hidden)``.
         settings: how to train.
         tokens: ``(sequences, length)``; the span-contrastive term needs them.
+
+    Raises:
+        TangramError: no sequence is left to train on.
     """
 
     def __init__(
@@ -93,6 +97,12 @@ class LocalProblem:
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
+        if self.training < 1:
+            raise TangramError(
+                f"of {len(inputs)} sequences, library.bld.holdout_fraction {settings.holdout_fraction:g} holds out "
+                f"{held_out} and leaves none to train on; raise corpus.distil.tokens, or lower one of "
+                "corpus.sequence_length and library.bld.holdout_fraction"
+            )
         contribution = (outputs.float() - inputs.float()).square().mean(-1)
         per_token = settings.normalise == "token"
         self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)

@@ -22,6 +22,7 @@ from tangram.blocks import PARENT
 from tangram.config import Readout
 from tangram.errors import TangramError
 from tangram.families import decoder_layers
+from tangram.framing import opened, opening
 from tangram.metric_learning.readouts import linear_accuracy, metric_embedding_accuracy, nearest_neighbour_accuracy
 from tangram.metric_learning.samplers import draw_per_class
 from tangram.scoring.metrics import standard_error_by_sequence
@@ -89,7 +90,8 @@ def embed_texts(
         TangramError: the hidden states are not finite.
     """
     layers = decoder_layers(model)[: max(1, round(depth * len(decoder_layers(model))))]
-    tokens = [torch.tensor(tokenizer(text)["input_ids"]) for text in texts]
+    first = opening(tokenizer)
+    tokens = [torch.tensor(opened(text, tokenizer, first)) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: -len(tokens[i]))
     found: dict[int, torch.Tensor] = {}
     for start in tqdm(range(0, len(order), batch_size), desc=label, mininterval=5):

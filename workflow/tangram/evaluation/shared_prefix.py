@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tangram.errors import TangramError
 from tangram.evaluation.question_tree import Tree, target_logits
+from tangram.framing import opened, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,21 @@ class SharedPrefixLM(HFLM):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
         self._label = label
+        self._opening = opening(tokenizer)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the ids of a text that goes on, opened but not closed.
+
+        lm-eval's own closes a question as the tokenizer closes a text: where that is by EOS, the choices were scored
+        after the text's end, and without their first token.
+        """
+        if add_special_tokens is None:
+            ids = opened(string, self.tokenizer, self._opening)
+        else:
+            ids = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
