@@ -1,6 +1,7 @@
 """Two processes over gloo against one: the same loss curve and the same child, in both ways to share the work."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,42 +10,52 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tangram.activations import capture
+from tangram.activations import StreamedActivations, capture
 from tangram.checkpoint import load_model
 from tangram.child.architecture import LayerChoice
 from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
 from tangram.commands.finetune_child import finetune_child
-from tangram.config import Finetune
+from tangram.config import BlockDistillation, Finetune
 from tangram.corpus import read_tokens
+from tangram.distill.local import LocalProblem
 from tangram.distill.parallel import World
 from tangram.tables import CORPUS, CURVES, read_table, write_table
 
 
-@pytest.fixture(scope="module")
-def job(tiny_parent, tmp_path_factory) -> dict[str, str]:
-    """A child without its second layer's FFN, and seven sequences: the last step of an epoch is a small one."""
-    folder = tmp_path_factory.mktemp("job")
-    parent = tiny_parent("llama", tie_word_embeddings=True)
+def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **settings: object) -> dict[str, str]:
+    """A child with another FFN in its second layer, and seven sequences: the last step of an epoch is a small one."""
+    model = load_model(parent, dtype)
+    model.save_pretrained(folder / "parent")
+    for path in parent.glob("tokenizer*"):
+        shutil.copyfile(path, folder / "parent" / path.name)
+    parent = folder / "parent"
     config, state = load_parent(parent)
-    architecture = (LayerChoice(), LayerChoice(ffn="no-op"), LayerChoice())
-    child = assemble_state(state, architecture, lambda *piece: {})
-    save_child(child, build_config(config, architecture), parent, folder / "child", {})
+    architecture = (LayerChoice(), LayerChoice(ffn=ffn), LayerChoice())
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
+    states = StreamedActivations(model, tokens, 2)
+    problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
+    child = assemble_state(state, architecture, lambda kind, variant, _: problem.distil(kind, variant, 0).weights)
+    save_child(child, build_config(config, architecture), parent, folder / "child", {})
     rows = [
         {"sequence_id": i, "source": "test", "input_ids": ids, "documents": [str(i)], "document_starts": [0]}
         for i, ids in enumerate(tokens.tolist())
     ]
     write_table(rows, CORPUS, folder / "corpus.parquet")
-    model = load_model(parent)
     capture(model, read_tokens(folder / "corpus.parquet"), 2, folder / "states.npy", "test")
-    settings = Finetune(epochs=2, batch_size=4, micro_batch_size=1, lm_weight=0.5, learning_rate=1e-3)
+    options = {"epochs": 2, "batch_size": 4, "micro_batch_size": 1, "lm_weight": 0.5, "learning_rate": 1e-3}
     return {
-        "settings": settings.model_dump_json(exclude={"parallel", "checkpoint_seconds"}),
+        "settings": Finetune(**options | settings).model_dump_json(exclude={"parallel", "checkpoint_seconds"}),
         "parent": str(parent),
         "child": str(folder / "child"),
         "corpus": str(folder / "corpus.parquet"),
         "activations": str(folder / "states.npy"),
+        "dtype": dtype,
     }
+
+
+@pytest.fixture(scope="module")
+def job(tiny_parent, tmp_path_factory) -> dict[str, str]:
+    return make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path_factory.mktemp("job"), "float32")
 
 
 def finetuned(job: dict[str, str], folder: Path, **options: str) -> tuple[dict[str, torch.Tensor], list]:

@@ -125,7 +125,8 @@ def finetune(
 
     ``term`` is what spans add to the loss, where their weight is not 0.
 
-    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder.
+    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder;
+    `World.gather` then rounds the trained weights to the child's dtype.
     """
     plan = TrainingPlan(
         examples=len(input_ids),
@@ -143,8 +144,9 @@ def finetune(
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed, term)
     loss = Distillation(child, parent, activations, input_ids, settings, spans)
     all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
-    shared = world.distribute(loss, decoder_layers(child), all_used)
-    if weights is not None:
-        world.load(child, weights)
     module = child if spans is None else nn.ModuleList([child, spans])
-    return train(module, shared, plan, label, checkpointing, world)
+    parts = [*decoder_layers(child), *(spans or {}).values()]
+    with world.distribute(loss, parts, all_used) as shared:
+        if weights is not None:
+            world.load(child, weights)
+        return train(module, shared, plan, label, checkpointing, world)
