@@ -89,6 +89,21 @@ def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
     torch.testing.assert_close(channel_contribution(ffn, calibration), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
+def test_channels_of_a_bfloat16_parent_are_not_ranked_by_rounded_norms(model):
+    """Norms of bfloat16 columns in bfloat16 would be equal for many channels, whatever is in them."""
+    mlp = decoder_layers(model)[0].mlp.bfloat16()
+    inputs = torch.randn(200, 24).bfloat16()
+    found = channel_contribution(mlp, Calibration(inputs, mlp(inputs), torch.ones(200), 0.0))
+    mean = (mlp.act_fn(mlp.gate_proj(inputs)) * mlp.up_proj(inputs)).float().abs().mean(0)
+    torch.testing.assert_close(found, mean * mlp.down_proj.weight.float().norm(dim=0), rtol=1e-5, atol=0)
+
+
+def test_heads_of_a_bfloat16_parent_are_pooled_in_float32(model, shape):
+    attention = decoder_layers(model)[0].self_attn.bfloat16()
+    found = get_block("attention", "gqa-2").initialise(attention, shape, None)["k_proj.weight"]
+    assert torch.equal(found, attention.k_proj.weight.double().unflatten(0, (2, 2, 10)).mean(1).flatten(0, 1).float())
+
+
 def test_dropping_dead_channels_changes_nothing(model, shape):
     layer = decoder_layers(model)[0]
     dead = torch.randperm(32)[:16]

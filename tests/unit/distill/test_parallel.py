@@ -71,6 +71,18 @@ def finetuned(job: dict[str, str], folder: Path, **options: str) -> tuple[dict[s
     return load_file(folder / "output" / "model.safetensors"), rows[["step", "metric", "value"]].values.tolist()
 
 
+def killed(job: dict[str, str], folder: Path, **options: str) -> Path:
+    """Train to the end without being able to say so, as a killed job: its table cannot be written; return its state."""
+    (folder / "curves").mkdir(parents=True)
+    outputs = {name: str(folder / name) for name in ("checkpoints", "output", "curves")}
+    command = [sys.executable, "-m", "tangram.commands.finetune_child"]
+    for name, value in {**job, **outputs, "checkpoint-seconds": "0", **options}.items():
+        command += [f"--{name}", value]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=300).returncode != 0
+    (folder / "curves").rmdir()
+    return folder / "checkpoints"
+
+
 @pytest.fixture(scope="module")
 def alone(job, tmp_path_factory):
     return finetuned(job, tmp_path_factory.mktemp("alone"))
@@ -94,22 +106,60 @@ def test_two_processes_follow_the_loss_curve_of_one(job, alone, tmp_path, strate
 @pytest.mark.slow
 def test_sharded_training_resumes_from_its_parts(job, alone, tmp_path):
     """Every process leaves its part of a state; a training that found one ends like one that never stopped."""
-    state = Path(tmp_path, "checkpoints")
-    layout = json.dumps({"processes_per_node": 2, "strategy": "fsdp"})
-    # One that stops early, as a killed one does: its table cannot be written, so its state stays.
-    (tmp_path / "curves").mkdir()
-    command = [sys.executable, "-m", "tangram.commands.finetune_child"]
-    options = {**job, "checkpoint-seconds": "0", "parallel": layout, "checkpoints": str(state)}
-    for name, value in {**options, "output": str(tmp_path / "output"), "curves": str(tmp_path / "curves")}.items():
-        command += [f"--{name}", value]
-    assert subprocess.run(command, capture_output=True, text=True, timeout=300).returncode != 0
+    layout = {"parallel": json.dumps({"processes_per_node": 2, "strategy": "fsdp"})}
+    state = killed(job, tmp_path, **layout)
     assert sorted(path.name for path in state.iterdir()) == ["3.0-of-2.safetensors", "3.1-of-2.safetensors", "latest"]
-    (tmp_path / "curves").rmdir()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    weights = load_file(tmp_path / "output" / "model.safetensors")
+    weights, _ = finetuned(job, tmp_path, **layout)
     for name, tensor in alone[0].items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def share_moved(job: dict[str, str], state: Path) -> float:
+    """Return the share of weights that differ from the child's in a state of float32, from all of its parts."""
+    begin = load_file(Path(job["child"]) / "model.safetensors")
+    files = [load_file(path) for path in sorted(state.glob("*.safetensors"))]
+    moved = 0
+    for name, tensor in begin.items():
+        found = torch.cat([file[f"parameter.{name}"] for file in files])
+        assert found.dtype == torch.float32
+        moved += int((found != tensor.float()).sum())
+    return moved / sum(tensor.numel() for tensor in begin.values())
+
+
+@pytest.fixture(scope="module")
+def float32(job, alone, tmp_path_factory) -> tuple[float, list]:
+    """The share of weights that training in float32 moves, and its curve."""
+    return share_moved(job, killed(job, tmp_path_factory.mktemp("float32"))), alone[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp"])
+def test_bfloat16_trains_like_float32(tiny_parent, float32, tmp_path, strategy):
+    """Also where it resumes, as it does here; and the child on disk is bfloat16."""
+    job = make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path, "bfloat16")
+    layout = {} if strategy == "one" else {"processes_per_node": 2, "strategy": strategy}
+    options = {"parallel": json.dumps(layout), "threads": "2"}
+    share = share_moved(job, killed(job, tmp_path / "run", **options))
+    weights, curve = finetuned(job, tmp_path / "run", **options)
+    assert share == pytest.approx(float32[0], abs=0.01)  # bfloat16 alone: 0.48
+    assert [row[:2] for row in curve] == [row[:2] for row in float32[1]]
+    assert [row[2] for row in curve] == pytest.approx([row[2] for row in float32[1]], rel=0.01)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
+    """An `ntk` piece has a factor that is not trained, so it is in the file but no parameter."""
+    job = make_job(tiny_parent("llama"), tmp_path, "bfloat16", ffn="ntk-8")
+    expected_weights, expected_curve = finetuned(job, tmp_path / "one")
+    layout = json.dumps({"processes_per_node": 2, "strategy": "fsdp"})
+    weights, curve = finetuned(job, tmp_path / "two", parallel=layout, threads="2")
+    assert [row[2] for row in curve] == pytest.approx([row[2] for row in expected_curve], rel=1e-3)
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in expected_weights.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=2e-2, atol=1e-3, msg=name)
+        if name.endswith("proj.down"):
+            assert torch.equal(weights[name], tensor)
 
 
 def test_shares_make_up_the_step_and_all_processes_work_equally_often():

@@ -30,7 +30,10 @@ class Block:
         raise NotImplementedError
 
     def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Return the subblock's initial weights by name (`k_proj.weight`, …), from the parent's, without training."""
+        """Return the subblock's initial weights by name (`k_proj.weight`, …), from the parent's, without training.
+
+        Those that are computed may be float32 in a parent of low precision: training begins with them unrounded.
+        """
         raise NotImplementedError
 
 

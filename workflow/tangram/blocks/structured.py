@@ -29,7 +29,9 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     """
     import torch
 
-    moment = (inputs.t() @ (inputs * (calibration.weights / calibration.weights.sum())[:, None].to(inputs))).double()
+    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    weights = calibration.weights / calibration.weights.sum()
+    moment = (inputs.t() @ (inputs * weights[:, None].to(inputs))).double()
     moment = (moment + moment.t()) / 2
     strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
     return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
@@ -94,6 +96,6 @@ class StructuredProjections(Block):
                 moment = second_moment(inputs.detach(), calibration)
                 from_dense(operator, dense.weight.detach(), moment, LEARNING_STEPS)
             del weights[f"{name}.weight"]
-            state = {f"{name}.{part}": tensor.to(dense.weight.dtype) for part, tensor in operator.state_dict().items()}
+            state = {f"{name}.{part}": tensor for part, tensor in operator.state_dict().items()}
             weights = {**weights, **state, **{n: t for n, t in weights.items() if n == f"{name}.bias"}}
         return weights

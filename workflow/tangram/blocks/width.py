@@ -17,7 +17,7 @@ def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
     """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
     hidden = parent.act_fn(parent.gate_proj(calibration.inputs)) * parent.up_proj(calibration.inputs)
     weights = calibration.weights[:, None] / calibration.weights.sum()
-    return (weights * hidden.abs()).sum(0) * parent.down_proj.weight.norm(dim=0)
+    return (weights * hidden.abs()).sum(0) * parent.down_proj.weight.float().norm(dim=0)
 
 
 class NarrowFFN(Block):

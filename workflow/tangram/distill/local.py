@@ -190,12 +190,15 @@ class LocalProblem:
                 term = SpanTerm(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
             module = child if term is None else nn.ModuleList([child, term])
             with World().distribute(Imitation(self, layer, kind, term), [layer]) as loss:
+                child.load_state_dict(initial)  # unrounded: its weights are float32 now
                 curve = train(module, loss, plan, checkpointing=checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
                 kept, weights = "trained", child.state_dict()
         return Piece(
-            weights={name: tensor.detach().clone().contiguous() for name, tensor in weights.items()},
+            weights={
+                name: tensor.detach().to(self.model.dtype).clone().contiguous() for name, tensor in weights.items()
+            },
             loss_before=before,
             loss_after=after,
             kept=kept,
