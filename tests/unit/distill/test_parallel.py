@@ -126,25 +126,50 @@ def share_moved(job: dict[str, str], state: Path) -> float:
     return moved / sum(tensor.numel() for tensor in begin.values())
 
 
+LONGER = {"epochs": 10, "learning_rate": 3e-4}  # 20 steps, most of which bfloat16 alone would round away
+
+
 @pytest.fixture(scope="module")
-def float32(job, alone, tmp_path_factory) -> tuple[float, list]:
+def float32(tiny_parent, tmp_path_factory) -> tuple[float, list]:
     """The share of weights that training in float32 moves, and its curve."""
-    return share_moved(job, killed(job, tmp_path_factory.mktemp("float32"))), alone[1]
+    folder = tmp_path_factory.mktemp("float32")
+    job = make_job(tiny_parent("llama", tie_word_embeddings=True), folder, "float32", **LONGER)
+    return share_moved(job, killed(job, folder / "run")), finetuned(job, folder / "run")[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["one", "ddp", "fsdp"])
 def test_bfloat16_trains_like_float32(tiny_parent, float32, tmp_path, strategy):
     """Also where it resumes, as it does here; and the child on disk is bfloat16."""
-    job = make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path, "bfloat16")
+    job = make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path, "bfloat16", **LONGER)
     layout = {} if strategy == "one" else {"processes_per_node": 2, "strategy": strategy}
     options = {"parallel": json.dumps(layout), "threads": "2"}
     share = share_moved(job, killed(job, tmp_path / "run", **options))
     weights, curve = finetuned(job, tmp_path / "run", **options)
-    assert share == pytest.approx(float32[0], abs=0.01)  # bfloat16 alone: 0.48
-    assert [row[:2] for row in curve] == [row[:2] for row in float32[1]]
-    assert [row[2] for row in curve] == pytest.approx([row[2] for row in float32[1]], rel=0.01)
+    assert share == pytest.approx(float32[0], abs=0.01)  # bfloat16 alone: 0.35 of 1
+    last, last32 = ([value for _, metric, value in rows if metric == "loss"][-1] for rows in (curve, float32[1]))
+    assert last == pytest.approx(last32, rel=0.005)  # bfloat16 alone: 0.06
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_a_sharded_teacher_is_never_whole(job, tmp_path):
+    """Its layers run one by one; each gives its gathered weights back."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from torch.distributed.tensor import DTensor\n"
+        "from tangram.activations import StreamedActivations\n"
+        "from tangram.distill.parallel import join\n"
+        "with join('cpu', 'fsdp') as world:\n"
+        "    teacher = world.teacher(sys.argv[1], 'float32', runs=True)\n"
+        "    states = StreamedActivations(teacher, torch.zeros(2, 8, dtype=torch.long), 2)\n"
+        "    assert states.of_sequences(torch.arange(2), [3])[0].isfinite().all()\n"
+        "    assert all(isinstance(p, DTensor) for layer in teacher.model.layers for p in layer.parameters())\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*command, str(script), job["parent"]], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

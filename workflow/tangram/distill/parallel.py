@@ -135,8 +135,8 @@ class World:
             lower = {dtypes[parameter] for parameter in own if parameter in dtypes} if dtypes else set()
             assert len(lower) < 2, "one dtype per module"
             policy = MixedPrecisionPolicy(lower.pop(), torch.float32) if lower else MixedPrecisionPolicy()
-            if own:
-                fully_shard(module, mesh=mesh, mp_policy=policy)
+            if own:  # a layer that is run by itself, as the teacher's are, would else stay whole after its first pass
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
     def load(self, model: PreTrainedModel, folder: str | Path) -> None:
         """Read this process's parts of a sharded model that has no weights yet (`checkpoint.skeleton`).
