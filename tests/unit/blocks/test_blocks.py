@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tangram.blocks import get_block
+from tangram.blocks import calibration, get_block
 from tangram.blocks.calibration import Calibration, ridge_regression
 from tangram.blocks.layer import build_layer
 from tangram.blocks.linear import value_output_map
+from tangram.blocks.structured import second_moment
 from tangram.blocks.width import channel_contribution
 from tangram.errors import TangramError
 from tangram.families import Shape, decoder_layers
@@ -153,6 +154,19 @@ def test_ridge_equals_augmented_least_squares(seed, ridge):
     expected = np.linalg.lstsq(rows, targets, rcond=None)[0].T
     np.testing.assert_allclose(fitted.numpy(), expected, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(bias.numpy(), mean_y - expected @ mean_x, rtol=1e-6, atol=1e-8)
+
+
+def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, y, prior = (torch.randn(*size, generator=generator) for size in ((100, 24), (100, 5), (5, 24)))
+    weights = torch.rand(100, generator=generator)
+    mlp, found = decoder_layers(model)[0].mlp, []
+    for tokens in (16_384, 7):
+        monkeypatch.setattr(calibration, "TOKENS", tokens)
+        known = Calibration(x, x, weights, 1e-3)
+        fitted = ridge_regression(x, y, weights, 1e-3, prior)
+        found.append([*fitted, channel_contribution(mlp, known), second_moment(x, known)])
+    torch.testing.assert_close(found[1], found[0], check_dtype=False, rtol=1e-5, atol=1e-6)
 
 
 def test_no_op_leaves_the_residual_and_the_other_subblock(model):

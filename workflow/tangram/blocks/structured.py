@@ -29,9 +29,13 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     """
     import torch
 
-    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-    weights = calibration.weights / calibration.weights.sum()
-    moment = (inputs.t() @ (inputs * weights[:, None].to(inputs))).double()
+    from tangram.blocks.calibration import TOKENS
+
+    weights = (calibration.weights / calibration.weights.sum())[:, None]
+    moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
+    for x, weight in zip(inputs.split(TOKENS), weights.split(TOKENS), strict=True):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        moment += x.t() @ (x * weight.to(x))
     moment = (moment + moment.t()) / 2
     strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
     return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)

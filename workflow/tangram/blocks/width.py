@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
     """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
-    hidden = parent.act_fn(parent.gate_proj(calibration.inputs)) * parent.up_proj(calibration.inputs)
+    from tangram.blocks.calibration import TOKENS
+
     weights = calibration.weights[:, None] / calibration.weights.sum()
-    return (weights * hidden.abs()).sum(0) * parent.down_proj.weight.float().norm(dim=0)
+    total = weights.new_zeros(parent.down_proj.in_features)
+    for x, weight in zip(calibration.inputs.split(TOKENS), weights.split(TOKENS), strict=True):
+        hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
+        total += (weight * hidden.abs()).sum(0)
+    return total * parent.down_proj.weight.float().norm(dim=0)
 
 
 class NarrowFFN(Block):

@@ -114,7 +114,8 @@ class LocalProblem:
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
-        contribution = (outputs.float() - inputs.float()).square().mean(-1)
+        parts = zip(inputs.split(settings.batch_size), outputs.split(settings.batch_size), strict=True)
+        contribution = torch.cat([(after.float() - before.float()).square().mean(-1) for before, after in parts])
         per_token = settings.normalise == "token"
         self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
 
@@ -127,11 +128,14 @@ class LocalProblem:
         """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
         before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
         before, after = before[: self.training], after[: self.training]
+        norm = norm_before(self.layer, kind)
         with torch.inference_mode():
-            normed = norm_before(self.layer, kind)(before)
+            normed = [norm(part) for part in before.split(self.settings.batch_size)]
+        outputs = after.to(torch.float32, copy=True)
+        outputs -= before  # in place: both are a whole split
         return Calibration(
-            inputs=normed.flatten(0, 1).clone(),
-            outputs=(after.float() - before.float()).flatten(0, 1),
+            inputs=torch.cat(normed).flatten(0, 1),
+            outputs=outputs.flatten(0, 1),
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
         )
