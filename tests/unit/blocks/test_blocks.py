@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tangram.blocks import calibration, get_block
+from tangram.blocks import calibration, get_block, structured, width
 from tangram.blocks.calibration import Calibration, ridge_regression
 from tangram.blocks.layer import build_layer
 from tangram.blocks.linear import value_output_map
@@ -162,7 +162,8 @@ def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monk
     weights = torch.rand(100, generator=generator)
     mlp, found = decoder_layers(model)[0].mlp, []
     for tokens in (16_384, 7):
-        monkeypatch.setattr(calibration, "TOKENS", tokens)
+        for module in (calibration, structured, width):
+            monkeypatch.setattr(module, "FITTED_TOKENS", tokens)
         known = Calibration(x, x, weights, 1e-3)
         fitted = ridge_regression(x, y, weights, 1e-3, prior)
         found.append([*fitted, channel_contribution(mlp, known), second_moment(x, known)])

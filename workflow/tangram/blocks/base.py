@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tangram.blocks.calibration import Calibration
 
 PARENT = "parent"
+FITTED_TOKENS = 16_384  # at a time: intermediate values of a whole split would not fit a GPU
 CONFIG_NAME = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-TOKENS = 16_384  # that are fitted to at a time: intermediate values of a whole split would not fit a GPU
+from tangram.blocks.base import FITTED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def ridge_regression(
         The map ``(m, n)`` and the bias ``(m,)``, in the dtype of ``inputs``.
     """
     w = (weights / weights.sum()).double()[:, None]
-    parts = list(zip(inputs.split(TOKENS), outputs.split(TOKENS), w.split(TOKENS), strict=True))
+    parts = list(zip(inputs.split(FITTED_TOKENS), outputs.split(FITTED_TOKENS), w.split(FITTED_TOKENS), strict=True))
     mean_x, mean_y = (torch.stack([(part[2] * part[i].double()).sum(0) for part in parts]).sum(0) for i in (0, 1))
     prior64 = prior.double()
     gram, crossed = prior64.new_zeros(2 * prior64.shape[1:]), torch.zeros_like(prior64.T)

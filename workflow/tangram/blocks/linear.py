@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, Block
-from tangram.blocks.calibration import ridge_regression
 from tangram.families import Shape
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ class LinearMap(Block):
 
     def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit the map to the parent's outputs."""
+        from tangram.blocks.calibration import ridge_regression
+
         if self.kind == "attention":
             prior, name = value_output_map(parent, shape), "linear_attn"
         else:

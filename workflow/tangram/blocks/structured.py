@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import CONFIG_NAME, Block
+from tangram.blocks.base import CONFIG_NAME, FITTED_TOKENS, Block
 from tangram.errors import TangramError
 from tangram.families import Shape
 
@@ -29,11 +29,9 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     """
     import torch
 
-    from tangram.blocks.calibration import TOKENS
-
     weights = (calibration.weights / calibration.weights.sum())[:, None]
     moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
-    for x, weight in zip(inputs.split(TOKENS), weights.split(TOKENS), strict=True):
+    for x, weight in zip(inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         moment += x.t() @ (x * weight.to(x))
     moment = (moment + moment.t()) / 2
