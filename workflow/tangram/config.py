@@ -491,7 +491,9 @@ class Parallel(Section):
     nodes: int = Field(1, gt=0, description="Nodes; more than one needs `--profile slurm`.")
     processes_per_node: int = Field(1, gt=0, description="Processes on each: as many as it has GPUs.")
     strategy: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="`ddp`: every process holds the child; `fsdp`: every process holds a part of it."
+        "ddp",
+        description="`ddp`: every process holds the child; `fsdp`: every process holds a part of it, and runs each "
+        "layer again in the backward pass rather than keep its activations.",
     )
 
 
@@ -590,7 +592,9 @@ class Config(Section):
     run: Name = Field(description="Folder under `results/`.")
     seed: int = Field(0, ge=0, le=LARGEST, description="Every random number follows from it.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where models run.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of weights and activations.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of weights and activations; what is trained is kept in float32 meanwhile."
+    )
     parent: Parent = Field(description="The model to make faster.")
     corpus: Corpus = Field(description="Text.")
     activations: Activations = Field(Activations(), description="Teacher's hidden states.")

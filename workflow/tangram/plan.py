@@ -15,12 +15,21 @@ from typing import Annotated
 
 import typer
 
+from tangram.blocks.base import FITTED_TOKENS
 from tangram.cli import run
 from tangram.config import SPLITS, Config, Split, load
 from tangram.errors import TangramError
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward; forward, and backward to inputs and weights
-ADAM_BYTES = 4 * 2  # weight, gradient and two moments, in units of half a float32: all are held in the run's dtype
+MASTER_BYTES = 4 * 4  # of a trained parameter: weight, gradient and two moments, float32 whatever the run's dtype
+
+
+def trained_bytes(parameters: float, element: int) -> float:
+    """Return the memory of parameters in training where nothing is sharded, ``element`` bytes being one of the run's.
+
+    A pass computes with weights that are rounded to the run's dtype, and keeps them until its gradients are there.
+    """
+    return parameters * (MASTER_BYTES + (element if element < 4 else 0))
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,16 @@ class Sizes:
     tied: bool
 
     @property
+    def inner(self) -> int:
+        """Channels of an FFN."""
+        return self.ffn // (3 * self.hidden)
+
+    @property
+    def kept(self) -> int:
+        """Numbers of the run's dtype that a layer keeps of each token for its backward pass, counted on a Llama's."""
+        return 11 * self.hidden + 4 * self.inner
+
+    @property
     def layer(self) -> int:
         """Parameters of one layer."""
         return self.attention + self.ffn
@@ -81,7 +100,12 @@ class Sizes:
     @property
     def total(self) -> int:
         """Parameters that are stored."""
-        return self.body + self.embedding + (0 if self.tied else self.head)
+        return self.body + self.ends
+
+    @property
+    def ends(self) -> int:
+        """Parameters outside the layers."""
+        return self.embedding + (0 if self.tied else self.head)
 
 
 @dataclass(frozen=True)
@@ -196,14 +220,22 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
             yield Stage("capture_activations", 1, 1, seconds, held, hidden_bytes[name])
 
     bld, trained = config.library.bld, (1 - config.library.bld.holdout_fraction) * tokens["distil"]
-    states = element * 5 * tokens["distil"] * sizes.hidden  # inputs, middle, outputs, and what pieces are fitted to
+    stream_bytes = tokens["distil"] * sizes.hidden  # of one byte a number
+    given = 3 * element * stream_bytes  # inputs, middle and outputs
+    # What pieces are fitted to, normed inputs and float32 differences, and some tokens' intermediate values: in
+    # float64, or every channel's in float32.
+    fitting = (element + 4) * stream_bytes
+    fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
+    pass_bytes = bld.batch_size * config.corpus.sequence_length * sizes.kept * element
     for kind, variant in pieces:
         own = getattr(sizes, kind) * _share(variant, config)
         behind = sizes.ffn if kind == "attention" else 0  # the parent's frozen FFN, forward and back to its input
         local = per_shard * trained * bld.epochs * (TRAINING * own + 2 * FORWARD * behind) if _trained(variant) else 0
         local += per_shard * tokens["distil"] * FORWARD * (2 * sizes.layer + sizes.hidden**2 * (variant == "linear"))
         before = forward(tokens["distil"], sizes.layers / 2) if stream else 0  # the mean shard is half-way up
-        memory = held + states + ADAM_BYTES / 2 * element * own
+        # Trained in a copy of the layer; the piece's initial weights are kept.
+        training = pass_bytes + element * sizes.layer + 4 * own + trained_bytes(own, element)
+        memory = held + given + max(fitting, training)
         disk = element * own * sizes.layers
         yield Stage("distill_blocks", shards, 1, loading + before + local / rates.flops, memory, disk)
 
@@ -239,10 +271,19 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     devices = layout.nodes * layout.processes_per_node
     parts = devices if layout.strategy == "fsdp" else 1
     step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if stream else 0))
-    teacher = whole if stream else 2 * element * sizes.head
+    step += FORWARD * sizes.body if parts > 1 else 0  # layers are recomputed
     batch = config.finetune.micro_batch_size * config.corpus.sequence_length
-    kept = batch * (sizes.layers * 16 * sizes.hidden * element + 4 * 4 * sizes.head / sizes.hidden)
-    memory = (ADAM_BYTES / 2 * element * sizes.total + teacher) / parts + kept
+    kept, logits = batch * sizes.kept * element, batch * 4 * 4 * sizes.head / sizes.hidden
+    ends = 2 * element * sizes.head  # the teacher's embedding and head, whole in every process
+    body = element * sizes.body if stream else 0
+    if parts == 1:
+        memory = trained_bytes(sizes.total, element) + body + ends + sizes.layers * kept + logits
+    else:
+        # Gathered: weights and gradients of the ends, and either what is exchanged of them, in float32, or two layers'
+        # weights, gradients and exchanges. Layers are recomputed, so that only their inputs are kept.
+        gathered = 2 * element * sizes.ends + max(4 * sizes.ends, (4 * element + 2 * 4) * sizes.layer)
+        inputs = sizes.layers * batch * sizes.hidden * element
+        memory = (MASTER_BYTES * sizes.total + body) / parts + ends + gathered + inputs + kept + logits
     seconds = loading + count * step / rates.flops / devices + 2 * whole / rates.disk_bytes
     yield Stage("finetune_child", children, devices, seconds, memory, children * whole)
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tangram.blocks import get_block
+from tangram.blocks import calibration, get_block, structured, width
 from tangram.blocks.calibration import Calibration, ridge_regression
 from tangram.blocks.layer import build_layer
 from tangram.blocks.linear import value_output_map
+from tangram.blocks.structured import second_moment
 from tangram.blocks.width import channel_contribution
 from tangram.errors import TangramError
 from tangram.families import Shape, decoder_layers
@@ -89,6 +90,21 @@ def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
     torch.testing.assert_close(channel_contribution(ffn, calibration), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
+def test_channels_of_a_bfloat16_parent_are_not_ranked_by_rounded_norms(model):
+    """Norms of bfloat16 columns in bfloat16 would be equal for many channels, whatever is in them."""
+    mlp = decoder_layers(model)[0].mlp.bfloat16()
+    inputs = torch.randn(200, 24).bfloat16()
+    found = channel_contribution(mlp, Calibration(inputs, mlp(inputs), torch.ones(200), 0.0))
+    mean = (mlp.act_fn(mlp.gate_proj(inputs)) * mlp.up_proj(inputs)).float().abs().mean(0)
+    torch.testing.assert_close(found, mean * mlp.down_proj.weight.float().norm(dim=0), rtol=1e-5, atol=0)
+
+
+def test_heads_of_a_bfloat16_parent_are_pooled_in_float32(model, shape):
+    attention = decoder_layers(model)[0].self_attn.bfloat16()
+    found = get_block("attention", "gqa-2").initialise(attention, shape, None)["k_proj.weight"]
+    assert torch.equal(found, attention.k_proj.weight.double().unflatten(0, (2, 2, 10)).mean(1).flatten(0, 1).float())
+
+
 def test_dropping_dead_channels_changes_nothing(model, shape):
     layer = decoder_layers(model)[0]
     dead = torch.randperm(32)[:16]
@@ -138,6 +154,20 @@ def test_ridge_equals_augmented_least_squares(seed, ridge):
     expected = np.linalg.lstsq(rows, targets, rcond=None)[0].T
     np.testing.assert_allclose(fitted.numpy(), expected, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(bias.numpy(), mean_y - expected @ mean_x, rtol=1e-6, atol=1e-8)
+
+
+def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, y, prior = (torch.randn(*size, generator=generator) for size in ((100, 24), (100, 5), (5, 24)))
+    weights = torch.rand(100, generator=generator)
+    mlp, found = decoder_layers(model)[0].mlp, []
+    for tokens in (16_384, 7):
+        for module in (calibration, structured, width):
+            monkeypatch.setattr(module, "FITTED_TOKENS", tokens)
+        known = Calibration(x, x, weights, 1e-3)
+        fitted = ridge_regression(x, y, weights, 1e-3, prior)
+        found.append([*fitted, channel_contribution(mlp, known), second_moment(x, known)])
+    torch.testing.assert_close(found[1], found[0], check_dtype=False, rtol=1e-5, atol=1e-6)
 
 
 def test_no_op_leaves_the_residual_and_the_other_subblock(model):

@@ -97,6 +97,12 @@ def test_second_moment_weighs_tokens():
     torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_second_moment_of_bfloat16_inputs_is_summed_in_float32():
+    x, weights = torch.randn(4096, 16).bfloat16(), torch.rand(4096)
+    exact = x.double().T @ (x.double() * (weights.double() / weights.double().sum())[:, None])
+    torch.testing.assert_close(second_moment(x, Calibration(x, x, weights, 0.0)), exact, rtol=1e-5, atol=1e-6)
+
+
 def test_operators_larger_than_their_matrices_are_refused(tiny_parent):
     model = load_model(tiny_parent("llama"), "float32", "cpu")
     shape = Shape.of(model.config)

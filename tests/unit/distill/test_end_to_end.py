@@ -65,6 +65,17 @@ def test_total_is_the_weighted_sum(parent, child, tokens):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_recomputing_layers_changes_no_gradient(parent, child, tokens):
+    found = []
+    for recompute in (False, True):
+        states = StreamedActivations(parent, tokens, 4)
+        loss = Distillation(child, parent, states, tokens, Finetune(), recompute=recompute)
+        child.zero_grad()
+        loss(torch.arange(4))[0].backward()
+        found.append([parameter.grad.clone() for parameter in child.parameters()])
+    assert all(map(torch.equal, *found))
+
+
 def test_the_parent_itself_has_no_loss(parent, tokens):
     states = StreamedActivations(parent, tokens, 4)
     loss, _ = Distillation(copy.deepcopy(parent), parent, states, tokens, Finetune())(torch.arange(4))

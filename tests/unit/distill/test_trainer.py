@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tangram.distill.trainer import Checkpointing, TrainingPlan, train
+from tangram.distill.parallel import World
+from tangram.distill.trainer import Checkpointing, TrainingPlan, _restore, train
 from tangram.errors import TangramError
 
 
@@ -44,6 +45,19 @@ def test_every_epoch_sees_every_sequence_once_in_its_own_order():
     epochs = [torch.cat([chosen.batch(epoch * 3 + step) for step in range(3)]) for epoch in range(3)]
     assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 18_446_688_000_000])
+def test_the_order_of_a_seed_is_the_one_that_it_always_had(seed):
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + 2)
+    assert plan(seed=seed).batch(7).tolist() == torch.randperm(12, generator=generator)[4:8].tolist()
+
+
+@pytest.mark.parametrize("seed", [20_261_125_173_000, 2**63 - 1])
+def test_large_seeds_have_their_own_orders(seed):
+    orders = [plan(seed=other, batch_size=12).batch(step).tolist() for other in (seed, seed - 1) for step in (0, 1)]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4
 
 
 def test_rate_rises_then_falls_to_a_tenth():
@@ -91,6 +105,33 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     assert len(steps) == 9 - 5
     assert torch.equal(weights(resumed), weights(undisturbed))
     assert rows == expected
+
+
+def test_a_parameter_without_a_gradient_does_not_keep_others_from_resuming(tmp_path):
+    """Under the cosine alone, the final norm and the LM head have none."""
+    undisturbed, loss = problem()
+    undisturbed.unused = nn.Parameter(torch.ones(2))
+    expected = train(undisturbed, lambda batch: loss(batch), plan())
+    state = Checkpointing(tmp_path / "state", 0.0, "same")
+    for _ in range(2):  # the second one begins with the last state of the first
+        module, loss = problem()
+        module.unused = nn.Parameter(torch.ones(2))
+        assert train(module, lambda batch, loss=loss: loss(batch), plan(), checkpointing=state) == expected
+        assert torch.equal(weights(module), weights(undisturbed))
+
+
+def test_states_are_put_back_where_the_parameters_are(tmp_path):
+    """Also the count of steps: fused AdamW on a GPU wants it there. torch's `meta` device stands for one."""
+    state = Checkpointing(tmp_path / "state", 0.0, "one")
+    module, loss = problem()
+    train(module, loss, plan(), checkpointing=state)
+    parameters = dict(module.to("meta").named_parameters())
+    optimiser = torch.optim.AdamW(parameters.values())
+    optimiser.param_groups[0]["fused"] = True  # its constructor knows no fused kernel for `meta`
+    assert _restore(parameters, optimiser, state, World())[0] == 8
+    states = [optimiser.state[parameter] for parameter in parameters.values()]
+    assert [sorted(kept) for kept in states] == [["exp_avg", "exp_avg_sq", "step"]] * 4
+    assert {tensor.device.type for kept in states for tensor in kept.values()} == {"meta"}
 
 
 def test_a_state_of_another_training_is_not_resumed(tmp_path):

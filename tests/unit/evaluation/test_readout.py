@@ -49,6 +49,12 @@ def test_what_is_no_classification_is_refused(tmp_path, examples):
         read_classification(archive_of(tmp_path, examples), "intents")
 
 
+def test_any_seed_of_the_config_draws_labels():
+    embeddings, labels = torch.randn(40, 4), torch.arange(40) % 2
+    found = read_out(embeddings, labels, Readout(labels=(2,), draws=2), seed=2**63 - 1)  # times 1,000: beyond 2**64
+    assert all(len(values) == 2 for values in found.values())
+
+
 @pytest.mark.parametrize("depth", [0.34, 1.0])
 def test_embeddings_are_means_of_hidden_states_whatever_the_batch(tiny_parent, depth):
     model, tokenizer = load_model(tiny_parent("llama")), load_tokenizer(tiny_parent("llama"))

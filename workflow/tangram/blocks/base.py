@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tangram.blocks.calibration import Calibration
 
 PARENT = "parent"
+FITTED_TOKENS = 16_384  # at a time: intermediate values of a whole split would not fit a GPU
 CONFIG_NAME = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
 
 
@@ -30,7 +31,10 @@ class Block:
         raise NotImplementedError
 
     def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Return the subblock's initial weights by name (`k_proj.weight`, …), from the parent's, without training."""
+        """Return the subblock's initial weights by name (`k_proj.weight`, …), from the parent's, without training.
+
+        Those that are computed may be float32 in a parent of low precision: training begins with them unrounded.
+        """
         raise NotImplementedError
 
 

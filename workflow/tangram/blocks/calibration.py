@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tangram.blocks.base import FITTED_TOKENS
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -41,12 +43,16 @@ def ridge_regression(
     Returns:
         The map ``(m, n)`` and the bias ``(m,)``, in the dtype of ``inputs``.
     """
-    x, y, w = inputs.double(), outputs.double(), (weights / weights.sum()).double()[:, None]
-    mean_x, mean_y = (w * x).sum(0), (w * y).sum(0)
-    x, y, prior64 = x - mean_x, y - mean_y, prior.double()
-    gram = x.T @ (w * x)
+    w = (weights / weights.sum()).double()[:, None]
+    parts = list(zip(inputs.split(FITTED_TOKENS), outputs.split(FITTED_TOKENS), w.split(FITTED_TOKENS), strict=True))
+    mean_x, mean_y = (torch.stack([(part[2] * part[i].double()).sum(0) for part in parts]).sum(0) for i in (0, 1))
+    prior64 = prior.double()
+    gram, crossed = prior64.new_zeros(2 * prior64.shape[1:]), torch.zeros_like(prior64.T)
+    for part_x, part_y, part_w in parts:
+        x, y = part_x.double() - mean_x, part_y.double() - mean_y
+        gram += x.T @ (part_w * x)
+        crossed += x.T @ (part_w * (y - x @ prior64.T))
     strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    residual = y - x @ prior64.T
-    gram = gram + strength * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    fitted = prior64 + torch.linalg.solve(gram, x.T @ (w * residual)).T
+    gram += strength * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    fitted = prior64 + torch.linalg.solve(gram, crossed).T
     return fitted.to(inputs.dtype), (mean_y - fitted @ mean_x).to(inputs.dtype)

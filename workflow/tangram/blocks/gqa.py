@@ -33,5 +33,5 @@ class GroupedQuery(Block):
         weights = dict(parent.state_dict())
         for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:
             heads = weights[name].unflatten(0, (self.kv_heads, shape.kv_heads // self.kv_heads, shape.head_dim))
-            weights[name] = heads.mean(dim=1).flatten(0, 1)
+            weights[name] = heads.float().mean(dim=1).flatten(0, 1)
         return weights

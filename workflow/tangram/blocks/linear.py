@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, Block
-from tangram.blocks.calibration import ridge_regression
 from tangram.families import Shape
 
 if TYPE_CHECKING:
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def value_output_map(parent: Any, shape: Shape) -> torch.Tensor:
-    """Return ``W_o · repeat_groups(W_v)``, ``(hidden, hidden)``: attention when each token sees only itself."""
-    values = parent.v_proj.weight.detach().unflatten(0, (shape.kv_heads, shape.head_dim))
+    """Return ``W_o · repeat_groups(W_v)``, ``(hidden, hidden)`` float32: attention when each token sees only itself."""
+    values = parent.v_proj.weight.detach().float().unflatten(0, (shape.kv_heads, shape.head_dim))
     repeated = values.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
-    return parent.o_proj.weight.detach() @ repeated
+    return parent.o_proj.weight.detach().float() @ repeated
 
 
 class LinearMap(Block):
@@ -36,10 +35,13 @@ class LinearMap(Block):
 
     def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit the map to the parent's outputs."""
+        from tangram.blocks.calibration import ridge_regression
+
         if self.kind == "attention":
             prior, name = value_output_map(parent, shape), "linear_attn"
         else:
-            prior, name = parent.down_proj.weight.detach() @ parent.up_proj.weight.detach(), "linear_mlp"
+            down, up = parent.down_proj.weight.detach().float(), parent.up_proj.weight.detach().float()
+            prior, name = down @ up, "linear_mlp"
         weight, bias = ridge_regression(
             calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
         )

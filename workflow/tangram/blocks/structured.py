@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import CONFIG_NAME, Block
+from tangram.blocks.base import CONFIG_NAME, FITTED_TOKENS, Block
 from tangram.errors import TangramError
 from tangram.families import Shape
 
@@ -29,7 +29,11 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     """
     import torch
 
-    moment = (inputs.t() @ (inputs * (calibration.weights / calibration.weights.sum())[:, None].to(inputs))).double()
+    weights = (calibration.weights / calibration.weights.sum())[:, None]
+    moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
+    for x, weight in zip(inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        moment += x.t() @ (x * weight.to(x))
     moment = (moment + moment.t()) / 2
     strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
     return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
@@ -94,6 +98,6 @@ class StructuredProjections(Block):
                 moment = second_moment(inputs.detach(), calibration)
                 from_dense(operator, dense.weight.detach(), moment, LEARNING_STEPS)
             del weights[f"{name}.weight"]
-            state = {f"{name}.{part}": tensor.to(dense.weight.dtype) for part, tensor in operator.state_dict().items()}
+            state = {f"{name}.{part}": tensor for part, tensor in operator.state_dict().items()}
             weights = {**weights, **state, **{n: t for n, t in weights.items() if n == f"{name}.bias"}}
         return weights

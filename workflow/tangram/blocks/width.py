@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import Block
+from tangram.blocks.base import FITTED_TOKENS, Block
 from tangram.families import Shape
 
 if TYPE_CHECKING:
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
     """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
-    hidden = parent.act_fn(parent.gate_proj(calibration.inputs)) * parent.up_proj(calibration.inputs)
     weights = calibration.weights[:, None] / calibration.weights.sum()
-    return (weights * hidden.abs()).sum(0) * parent.down_proj.weight.norm(dim=0)
+    total = weights.new_zeros(parent.down_proj.in_features)
+    for x, weight in zip(calibration.inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
+        hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
+        total += (weight * hidden.abs()).sum(0)
+    return total * parent.down_proj.weight.float().norm(dim=0)
 
 
 class NarrowFFN(Block):

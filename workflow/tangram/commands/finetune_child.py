@@ -37,6 +37,8 @@ def finetune_child(
     import shutil
     from pathlib import Path
 
+    import torch
+
     from tangram.activations import open_activations
     from tangram.checkpoint import load_model, skeleton
     from tangram.child.assemble import save_child
@@ -62,7 +64,7 @@ def finetune_child(
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         folder = child if world.sharded else None
         rows = finetune(student, teacher, states, input_ids, section, seed, label, checkpointing, world, folder)
-        weights = world.gather(student)
+        weights = world.gather(student, getattr(torch, dtype))
         if world.rank == 0:
             per_step = section.batch_size * input_ids.shape[1]
             rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tangram.activations import Activations, layer_context
 from tangram.config import Finetune
@@ -36,6 +37,7 @@ class Distillation(nn.Module):
         input_ids: ``(sequences, length)``.
         settings: the weights of the losses.
         spans: what `span_terms` returns, where spans are contrasted.
+        recompute: keep only what goes into each layer, and run it again in the backward pass.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class Distillation(nn.Module):
         input_ids: torch.Tensor,
         settings: Finetune,
         spans: nn.ModuleDict | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         self.child, self.spans = child, spans
         self._teacher, self._activations = [parent], activations  # in a list: its weights are not this module's
-        self._input_ids, self._settings = input_ids, settings
+        self._input_ids, self._settings, self._recompute = input_ids, settings, recompute
 
     def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the total and every loss, each a mean over the tokens of ``sequences`` (indices)."""
@@ -65,7 +68,10 @@ class Distillation(nn.Module):
         context = layer_context(child, hidden)
         cosines, contrasts = [], []
         for index, layer in enumerate(layers):
-            hidden = layer(hidden, **context)
+            if self._recompute:
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **context)
+            else:
+                hidden = layer(hidden, **context)
             if settings.cosine_weight:
                 cosines.append(cosine_distance(hidden, targets[index + 1]))
             if index in terms:
@@ -125,7 +131,8 @@ def finetune(
 
     ``term`` is what spans add to the loss, where their weight is not 0.
 
-    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder.
+    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder;
+    `World.gather` then rounds the trained weights to the child's dtype.
     """
     plan = TrainingPlan(
         examples=len(input_ids),
@@ -141,10 +148,12 @@ def finetune(
     child.requires_grad_(True)
     parent.requires_grad_(False)
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed, term)
-    loss = Distillation(child, parent, activations, input_ids, settings, spans)
+    # Whoever shards a model is short of memory; and rounded weights, which others compute with, are gone in backward.
+    loss = Distillation(child, parent, activations, input_ids, settings, spans, recompute=world.sharded)
     all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
-    shared = world.distribute(loss, decoder_layers(child), all_used)
-    if weights is not None:
-        world.load(child, weights)
     module = child if spans is None else nn.ModuleList([child, spans])
-    return train(module, shared, plan, label, checkpointing, world)
+    parts = [*decoder_layers(child), *(spans or {}).values()]
+    with world.distribute(loss, parts, all_used) as shared:
+        if weights is not None:
+            world.load(child, weights)
+        return train(module, shared, plan, label, checkpointing, world)

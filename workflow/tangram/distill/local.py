@@ -21,7 +21,8 @@ from tangram.blocks.layer import build_layer
 from tangram.checkpoint import resident
 from tangram.config import BlockDistillation
 from tangram.distill.losses import normalised_mse
-from tangram.distill.trainer import BatchLoss, Checkpointing, TrainingPlan, train
+from tangram.distill.parallel import World
+from tangram.distill.trainer import Checkpointing, TrainingPlan, train
 from tangram.errors import TangramError
 from tangram.families import Shape, decoder_layers, norm_before, subblock
 from tangram.metric_learning.spans import SpanTerm
@@ -61,6 +62,26 @@ def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, 
         attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
         parts.append(part + attention)
     return torch.cat(parts)
+
+
+class Imitation(nn.Module):
+    """The training loss of some sequences: `LocalProblem.loss`, which judges a piece, and the term on spans, if any."""
+
+    def __init__(self, problem: LocalProblem, layer: nn.Module, kind: str, term: SpanTerm | None):
+        super().__init__()
+        self.layer, self.term = layer, term
+        self._problem, self._kind = problem, kind
+
+    def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the total, and its two parts where there are two, for ``sequences`` (indices)."""
+        problem = self._problem
+        predicted, wanted = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
+        mse = normalised_mse(predicted, wanted, problem.scale[sequences]).mean()
+        if self.term is None:
+            return mse, {}
+        contrast = self.term(predicted, wanted, sequences)
+        total = mse + problem.settings.span_contrast.weight * contrast
+        return total, {"normalised_mse": mse.item(), "span_contrast": contrast.item()}
 
 
 class LocalProblem:
@@ -103,7 +124,8 @@ class LocalProblem:
                 f"{held_out} and leaves none to train on; raise corpus.distil.tokens, or lower one of "
                 "corpus.sequence_length and library.bld.holdout_fraction"
             )
-        contribution = (outputs.float() - inputs.float()).square().mean(-1)
+        parts = zip(inputs.split(settings.batch_size), outputs.split(settings.batch_size), strict=True)
+        contribution = torch.cat([(after.float() - before.float()).square().mean(-1) for before, after in parts])
         per_token = settings.normalise == "token"
         self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
 
@@ -116,11 +138,14 @@ class LocalProblem:
         """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
         before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
         before, after = before[: self.training], after[: self.training]
+        norm = norm_before(self.layer, kind)
         with torch.inference_mode():
-            normed = norm_before(self.layer, kind)(before)
+            normed = [norm(part) for part in before.split(self.settings.batch_size)]
+        outputs = after.to(torch.float32, copy=True)
+        outputs -= before  # in place: both are a whole split
         return Calibration(
-            inputs=normed.flatten(0, 1).clone(),
-            outputs=(after - before).flatten(0, 1).clone(),
+            inputs=torch.cat(normed).flatten(0, 1),
+            outputs=outputs.flatten(0, 1),
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
         )
@@ -137,18 +162,6 @@ class LocalProblem:
         """Return the mean normalised loss of a replaced layer on some sequences."""
         predicted = self.predict(layer, kind, sequences)
         return normalised_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
-
-    def contrasted_loss(self, layer: nn.Module, kind: str, term: SpanTerm) -> BatchLoss:
-        """Return the training loss with the span-contrastive term; what judges a piece stays `loss`."""
-
-        def loss(sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-            predicted, wanted = self.predict(layer, kind, sequences), self.outputs[sequences]
-            mse = normalised_mse(predicted, wanted, self.scale[sequences]).mean()
-            contrast = term(predicted, wanted, sequences)
-            total = mse + self.settings.span_contrast.weight * contrast
-            return total, {"normalised_mse": mse.item(), "span_contrast": contrast.item()}
-
-        return loss
 
     @torch.no_grad()
     def held_out_loss(self, layer: nn.Module, kind: str) -> float:
@@ -184,20 +197,22 @@ class LocalProblem:
             seed=seed,
         )
         if block.trainable and plan.steps:
-            child = subblock(layer, kind).requires_grad_(True)
-            module: nn.Module = child
-            loss: BatchLoss = lambda sequences: (self.loss(layer, kind, sequences), {})  # noqa: E731
+            child, term = subblock(layer, kind).requires_grad_(True), None
             if self.settings.span_contrast.weight:
                 if self.tokens is None:
                     raise ValueError("the span-contrastive term needs the tokens")
                 term = SpanTerm(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
-                module, loss = nn.ModuleList([child, term]), self.contrasted_loss(layer, kind, term)
-            curve = train(module, loss, plan, checkpointing=checkpointing)
+            module = child if term is None else nn.ModuleList([child, term])
+            with World().distribute(Imitation(self, layer, kind, term), [layer]) as loss:
+                child.load_state_dict(initial)  # unrounded: its weights are float32 now
+                curve = train(module, loss, plan, checkpointing=checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
                 kept, weights = "trained", child.state_dict()
         return Piece(
-            weights={name: tensor.detach().clone().contiguous() for name, tensor in weights.items()},
+            weights={
+                name: tensor.detach().to(self.model.dtype).clone().contiguous() for name, tensor in weights.items()
+            },
             loss_before=before,
             loss_after=after,
             kept=kept,

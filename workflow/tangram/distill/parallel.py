@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from tangram.checkpoint import load_by_layer, load_model, skeleton
+from tangram.distill.precision import Dtypes, Rounded, promote, round_back
 from tangram.errors import TangramError
 from tangram.families import decoder_layers
 
@@ -89,31 +90,53 @@ class World:
         own = [(part, len(part) / sequences) for part in parts[self.rank :: self.size]]
         return own + [(parts[0], 0.0)] * (-(-len(parts) // self.size) - len(own))
 
-    def distribute(self, module: nn.Module, layers: Iterable[nn.Module], all_used: bool = True) -> nn.Module:
-        """Return a module whose gradients all processes average.
+    @contextlib.contextmanager
+    def distribute(self, module: nn.Module, parts: Iterable[nn.Module], all_used: bool = True) -> Iterator[nn.Module]:
+        """Yield a module for training: all processes average its gradients, and its weights are float32 meanwhile.
+
+        Afterwards trained weights are rounded to the dtypes that they had; sharded ones only when `gather` is called.
 
         Args:
             module: its forward pass returns the loss.
-            layers: those of its submodules that are gathered one by one when parameters are sharded.
+            parts: those of its submodules that are gathered one by one when parameters are sharded.
             all_used: whether every parameter takes part in the loss.
         """
-        if self.size == 1:
-            return module
-        if self.strategy == "ddp":
-            return nn.parallel.DistributedDataParallel(module, find_unused_parameters=not all_used)
-        self.shard(layers)
-        self.shard([module])
-        return module
+        dtypes = promote(module)
+        if self.sharded:
+            self.shard([*parts, module], dtypes)
+            yield module
+            return
+        shared = Rounded(module, dtypes) if dtypes else module
+        if self.size > 1:
+            # One memory for gradients and what is exchanged.
+            options: dict[str, Any] = {"find_unused_parameters": not all_used, "gradient_as_bucket_view": True}
+            shared = nn.parallel.DistributedDataParallel(shared, **options)
+        try:
+            yield shared
+        finally:
+            round_back(dtypes)
 
-    def shard(self, modules: Iterable[nn.Module]) -> None:
-        """Leave every process a part of each module's parameters; they are gathered while it runs. See `sharded`."""
+    def shard(self, modules: Iterable[nn.Module], dtypes: Dtypes | None = None) -> None:
+        """Leave every process a part of each module's parameters; they are gathered while it runs. See `sharded`.
+
+        Args:
+            modules: a submodule before the module that holds it.
+            dtypes: what promoted parameters are rounded to before they are gathered; their gradients are averaged in
+                float32.
+        """
         if not self.sharded:
             return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        mesh = init_device_mesh(self.device.split(":")[0], (self.size,))
         for module in modules:
-            fully_shard(module, mesh=init_device_mesh(self.device.split(":")[0], (self.size,)))
+            own = [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+            lower = {dtypes[parameter] for parameter in own if parameter in dtypes} if dtypes else set()
+            assert len(lower) < 2, "one dtype per module"
+            policy = MixedPrecisionPolicy(lower.pop(), torch.float32) if lower else MixedPrecisionPolicy()
+            if own:  # a layer that is run by itself, as the teacher's are, would else stay whole after its first pass
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
     def load(self, model: PreTrainedModel, folder: str | Path) -> None:
         """Read this process's parts of a sharded model that has no weights yet (`checkpoint.skeleton`).
@@ -129,15 +152,17 @@ class World:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(self.device)
         path = Path(folder) / "model.safetensors"
         with safe_open(path, framework="pt") as stored, torch.no_grad():
-            there = set(stored.keys())
-            for name, parameter in model.named_parameters():  # tied ones once
+            there, saved = set(stored.keys()), model.state_dict().keys()
+            tensors: dict[str, torch.Tensor] = dict(model.named_parameters())  # tied ones once
+            tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+            for name, tensor in tensors.items():
                 if name not in there:
                     raise TangramError(f"{path} lacks '{name}'; replace the checkpoint")
-                if not isinstance(parameter, DTensor):
-                    parameter.copy_(stored.get_tensor(name))
+                if not isinstance(tensor, DTensor):
+                    tensor.copy_(stored.get_tensor(name))
                     continue
-                rows = -(-parameter.shape[0] // self.size)  # as FSDP2 cuts them
-                own = parameter.to_local()
+                rows = -(-tensor.shape[0] // self.size)  # as FSDP2 cuts them
+                own = tensor.to_local()
                 if len(own):
                     own.copy_(stored.get_slice(name)[rows * self.rank : rows * (self.rank + 1)])
 
@@ -185,14 +210,20 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
-    def gather(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Return a module's whole state on the CPU in the first process; empty in the others when it is sharded."""
-        if not self.sharded:
-            return dict(module.state_dict())
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    def gather(self, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return a module's whole state, its parameters in ``dtype``; on the CPU and in the first process if sharded.
 
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, torch.Tensor] = get_model_state_dict(module, options=options)  # type: ignore[assignment]
+        The other processes of a sharded module get an empty state.
+        """
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        state = {}
+        for name, tensor in module.state_dict().items():
+            tensor = tensor.to(dtype) if name in parameters else tensor  # before it is sent
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if not self.sharded:
+                state[name] = whole
+            elif self.rank == 0:
+                state[name] = whole.cpu()
         return state
 
 

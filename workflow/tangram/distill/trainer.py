@@ -70,7 +70,7 @@ class TrainingPlan:
     def batch(self, step: int) -> torch.Tensor:
         """Return the indices of a step's sequences: a function of seed and step alone, so a resumed run agrees."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)  # all that it takes
         order = torch.randperm(self.examples, generator=generator)
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
@@ -106,15 +106,18 @@ def train(
         plan: length, batches and learning rate.
         label: shown on a progress bar; none without it.
         checkpointing: where states go; a run that finds one continues from it, bit for bit.
-        world: the processes that train together; ``batch_loss`` is then what `World.distribute` returned.
+        world: the processes that train together; ``batch_loss`` is then what `World.distribute` yielded.
 
     Returns:
         One row per step and metric: step, tokens (filled by the caller), metric, value.
 
     Raises:
         TangramError: the loss is not finite.
+        ValueError: a parameter is of low precision, in which most steps would be rounded away; see `World.distribute`.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if low := [name for name, p in parameters.items() if p.dtype.itemsize < 4]:
+        raise ValueError(f"{low[0]} is {parameters[low[0]].dtype}; train it as float32")
     optimiser = torch.optim.AdamW(
         parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
     )
@@ -181,11 +184,11 @@ def _save(
 ) -> None:
     """Write a state; it counts once `latest` names its step, so a kill in between leaves the one before."""
     tensors = {}
-    for name, parameter in parameters.items():
-        state = optimiser.state[parameter]
+    states = optimiser.state_dict()["state"]  # by position; a parameter that got no gradient has none
+    for index, (name, parameter) in enumerate(parameters.items()):
         tensors[f"parameter.{name}"] = _local(parameter).contiguous()
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            tensors[f"{key}.{name}"] = _local(state[key]).contiguous()
+        for key, value in states.get(index, {}).items():
+            tensors[f"{key}.{name}"] = _local(value).contiguous()
     if world.rank == 0 or world.sharded:
         metadata = {"identity": checkpointing.identity, "rows": json.dumps(rows)}
         write_tensors(_file(next_step, checkpointing, world), tensors, metadata)
@@ -219,14 +222,18 @@ def _restore(
             metadata = state.metadata()
             if metadata["identity"] != checkpointing.identity:
                 return 0, []
+            there, states = set(state.keys()), dict[int, dict[str, torch.Tensor]]()
             with torch.no_grad():
-                for name, parameter in parameters.items():
+                for index, (name, parameter) in enumerate(parameters.items()):
                     _local(parameter).copy_(state.get_tensor(f"parameter.{name}"))
-                    optimiser.state[parameter] = {"step": state.get_tensor(f"step.{name}").to(parameter.device)}
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        moment = torch.zeros_like(parameter)
-                        _local(moment).copy_(state.get_tensor(f"{key}.{name}"))
-                        optimiser.state[parameter][key] = moment
+                    if f"step.{name}" in there:
+                        states[index] = {"step": state.get_tensor(f"step.{name}")}
+                        for key in ("exp_avg", "exp_avg_sq"):
+                            moment = torch.zeros_like(parameter)
+                            _local(moment).copy_(state.get_tensor(f"{key}.{name}"))
+                            states[index][key] = moment
+            # The optimiser itself puts every state where its kernels want it.
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
     except (SafetensorError, KeyError, OSError) as error:
         raise TangramError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
     return int(step), json.loads(metadata["rows"])

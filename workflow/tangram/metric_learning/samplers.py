@@ -22,7 +22,7 @@ def draw_per_class(labels: torch.Tensor, per_class: int, seed: int) -> torch.Ten
     Raises:
         TangramError: a class has fewer.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed % 2**64))  # all that it takes
     parts = []
     for label in labels.unique():
         of_class = order[labels[order] == label]
