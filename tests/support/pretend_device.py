@@ -148,7 +148,9 @@ def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
             [arg for arg in args if not isinstance(arg, list)],
         )
         together = [(*parts, *others) for parts in zip(*lists, strict=True)]
-    scalars = packet in FILLING or torch.Tag.pointwise in func.tags
+    in_place = args[:1] if packet.__name__.endswith("_") else (kwargs.get("out"),)
+    into_cpu = any(not isinstance(tensor, DeviceTensor) for tensor in _tensors(in_place))
+    scalars = (packet in FILLING or torch.Tag.pointwise in func.tags) and not into_cpu  # read, never written
     for values in together:
         tensors = _tensors(values)
         left = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
