@@ -15,7 +15,7 @@ from pretend_device import pretend
 from safetensors.torch import load_file
 
 from tangram.blocks import structured
-from tangram.checkpoint import load_model
+from tangram.checkpoint import load_model, skeleton
 from tangram.child.architecture import LayerChoice, save_architecture
 from tangram.commands.assemble_child import assemble_child
 from tangram.commands.build_corpus import build_corpus
@@ -31,6 +31,7 @@ from tangram.commands.measure_costs import measure_costs
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import timing, torch_engine
+from tangram.distill.parallel import World
 from tangram.evaluation.candidates import layer_importance
 from tangram.evaluation.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
@@ -342,6 +343,21 @@ def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after,
     found = on_device(finetuned, tmp_path / "killed", *problem, **options)
     assert "goes on from step 5 of 8" in capsys.readouterr().err
     assert_folders_alike(expected, found, *CHILD, rtol=0, atol=0)
+
+
+def test_a_model_without_weights_is_filled(child):
+    """Each process of a sharded training does so; here, with one that is given everything."""
+    ids = torch.randint(3, 300, (2, 8), generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def logits(device):
+        model = skeleton(child, "float32")
+        World(device=device).load(model, child)
+        return model(input_ids=ids.to(device)).logits.cpu()
+
+    here, there = on_both(logits)
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(here, load_model(child)(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("of", ["parent", "child"])

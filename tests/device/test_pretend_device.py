@@ -18,6 +18,8 @@ def there(pretend_cuda):
 REFUSED = {
     "an operand": lambda x: x + torch.ones(3),
     "an operand of the CPU's": lambda x: torch.ones(2, 3).add_(x),
+    "a sum of the CPU's": lambda x: torch.zeros(()).add_(x.sum()),
+    "a place for results": lambda x: torch.add(x, x, out=torch.empty(2, 3)),
     "a matrix": lambda x: x @ torch.ones(3, 1),
     "an identity": lambda x: x.T @ x + torch.eye(3),
     "a scalar in a list": lambda x: torch.stack([x[0, 0], torch.tensor(1.0)]),

@@ -11,7 +11,14 @@ from tangram.blocks import structured
 from tangram.blocks.fitting import from_dense
 from tangram.blocks.sketching import EncoderDecoderButterfly, LearnedSketch, two_phase_fit
 from tangram.checkpoint import load_model
-from tangram.child.structured import structured_linear
+from tangram.child.structured import (
+    ButterflyLinear,
+    LowRankLinear,
+    LowRankPlusButterfly,
+    MonarchLinear,
+    NTKFactorLinear,
+    structured_linear,
+)
 from tangram.config import Finetune
 from tangram.corpus import read_tokens
 from tangram.evaluation.readout import Texts
@@ -44,6 +51,36 @@ def test_an_operator_begins_from_a_matrix_alone(variant):
         return operator(torch.eye(32, device=device)).cpu()
 
     torch.testing.assert_close(*on_both(run), rtol=1e-4, atol=1e-5)
+
+
+OPERATORS = {
+    "butterfly": lambda: ButterflyLinear(24, 20, 6, 10, bias=True),
+    "butterfly, random rows": lambda: ButterflyLinear(12, 20, 5, 7, truncation="random", init="ortho"),
+    "butterfly, padded": lambda: ButterflyLinear(12, 20, 5, 7, padding="power-of-2"),
+    "butterfly, free": lambda: ButterflyLinear(16, 16, 8, 8, free=True, init="identity"),
+    "low rank and butterfly": lambda: LowRankPlusButterfly(12, 20, 2, 5, 7),
+    "low rank": lambda: LowRankLinear(12, 20, 3),
+    "Monarch": lambda: MonarchLinear(12, 20, bias=True),
+    "factors, V random": lambda: NTKFactorLinear(12, 20, 4),
+    "factors, U random": lambda: NTKFactorLinear(12, 20, 4, fixed="U", sketch="fjlt"),
+}
+
+
+@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+def test_an_operator_is_built_and_run_in_all_of_its_forms(make):
+    def run(device):
+        torch.manual_seed(0)
+        with torch.device(device):
+            operator = make()
+        x = random(7, operator.in_features).to(device)
+        operator(x).square().mean().backward()
+        gradients = [weight.grad for weight in operator.parameters()]
+        with torch.no_grad():
+            forms = [operator.compute(form, x, *operator.tensors(form)) for form in operator.kernels]
+            return [tensor.cpu() for tensor in (*forms, operator(x), operator.matrix(), *gradients)]
+
+    for one, other in zip(*on_both(run), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_butterfly_encodes_and_decodes():

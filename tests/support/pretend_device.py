@@ -5,8 +5,8 @@ hardware: its tensors hold values in main memory, every operator runs on these w
 comes out is on the device again. So results must equal those of the CPU, up to the rounding of another decomposition.
 What a GPU would refuse is refused:
 
-- tensors on two devices in one operator; as on a GPU, a CPU tensor without dimensions may meet elementwise operators,
-  CPU indices may index a device's tensor, and copies cross;
+- tensors on two devices in one operator; as on a GPU, elementwise operators read a CPU tensor without dimensions, CPU
+  indices may index a device's tensor, and copies cross;
 - a generator of another device than what it fills;
 - NumPy on a device's tensor;
 - an optimizer's state on the CPU in a fused step (`_fused_adamw_` is not elementwise).
@@ -14,8 +14,8 @@ What a GPU would refuse is refused:
 All of PyTorch sees the reserved device, autograd with its own checks included. To Python code it is called `cuda`: a
 function mode translates the name on its way in, and `Tensor.device` on its way out.
 
-Not modelled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise, a
-generator's own numbers, and processes (NCCL).
+Not modelled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise (but
+for least squares, of which it has one), a generator's own numbers, and processes (NCCL).
 """
 
 from __future__ import annotations
@@ -143,12 +143,12 @@ def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
         together = [(args[0], *args[2:])]  # the indices may be on the CPU
     elif packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_"):
         # Of lists that are changed in place, such as an optimizer's counts of steps, each place stands for itself.
-        lists, others = (
-            [arg for arg in args if isinstance(arg, list)],
-            [arg for arg in args if not isinstance(arg, list)],
-        )
+        lists = [arg for arg in args if isinstance(arg, list)]
+        others = [arg for arg in args if not isinstance(arg, list)]
         together = [(*parts, *others) for parts in zip(*lists, strict=True)]
-    scalars = packet in FILLING or torch.Tag.pointwise in func.tags
+    in_place = args[:1] if packet.__name__.endswith("_") else (kwargs.get("out"),)
+    into_cpu = any(not isinstance(tensor, DeviceTensor) for tensor in _tensors(in_place))
+    scalars = (packet in FILLING or torch.Tag.pointwise in func.tags) and not into_cpu  # read, never written
     for values in together:
         tensors = _tensors(values)
         left = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
