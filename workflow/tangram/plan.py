@@ -209,7 +209,10 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
         step = max(whole / rates.decode_bytes, FORWARD * batch * (sizes.body + sizes.head) / rates.flops)
         return own * split.tokens / batch * step
 
-    yield Stage("fetch_parent", 1, 1, rates.startup + 3 * whole / rates.disk_bytes, 2 * whole, whole)
+    # The fidelity gate computes on a CPU, in float32: its budget of operations, or 64 tokens in each of its six ways.
+    gate = max(1e12, FORWARD * 6 * 64 * sizes.total) / RATES["cpu"].flops
+    seconds, memory = rates.startup + 5 * whole / rates.disk_bytes + gate, max(2 * whole, whole + 4 * sizes.total)
+    yield Stage("fetch_parent", 1, 1, seconds, memory, whole)
     for split in corpus.values():
         written = writing(split)
         seconds = loading + written if written else rates.startup
