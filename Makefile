@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CONFIG  # the shell reads it from there, whatever is in its name
 
 run: $(READY)
-	snakemake --cores '$(CORES)' --configfile "$$CONFIG"
+	snakemake --cores $(CORES) --configfile "$$CONFIG"
 
 test: $(READY)
 	ruff check .
