@@ -7,7 +7,9 @@ CORES ?= all
 READY := .venv/ready-$(shell cat envs/requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-export CONFIG  # the shell reads it from there, whatever is in its name
+# As it was given, whatever is in its name: make would expand a `$` of it, and the shell much else.
+override CONFIG := $(value CONFIG)
+export CONFIG
 
 run: $(READY)
 	snakemake --cores $(CORES) --configfile "$$CONFIG"
