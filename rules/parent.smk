@@ -21,9 +21,9 @@ rule fetch_parent:
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.fetch_parent"),
         environment=pins("torch", "transformers", "gguf"),
-    threads: 1
+    threads: all_cores  # nothing can run beside it: all else needs the parent
     conda:
         "../envs/tangram.yaml"
     shell:
         "python -m tangram.commands.fetch_parent --settings {params.settings:q} --dtype {params.dtype:q}"
-        " --source-files {params.sources:q} --output {params.parent:q} 2> >(tee {log:q} >&2)"
+        " --source-files {params.sources:q} --threads {threads:q} --output {params.parent:q} 2> >(tee {log:q} >&2)"
