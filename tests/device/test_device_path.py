@@ -472,3 +472,24 @@ def test_low_precision(child, parent, tokens, tmp_path):
         np.testing.assert_allclose(other, one, rtol=0.05, atol=0.01)
     (weights,) = {tensor.dtype for tensor in load_file(tmp_path / "cuda/child/finetuned/model.safetensors").values()}
     assert weights == torch.bfloat16
+
+
+def test_what_an_output_matrix_reads_is_recovered_where_it_is_not_of_full_rank():
+    from types import SimpleNamespace
+
+    from tangram.blocks.calibration import Calibration
+    from tangram.blocks.structured import projection_inputs
+
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(32, 5, generator=generator) @ torch.randn(5, 48, generator=generator)
+    outputs = torch.randn(40, 48, generator=generator) @ matrix.T
+
+    def recovered(device):
+        o_proj = SimpleNamespace(weight=matrix.to(device), bias=None)
+        calibration = Calibration(torch.zeros(40, 32).to(device), outputs.to(device), torch.ones(40).to(device), 0.0)
+        return projection_inputs(SimpleNamespace(o_proj=o_proj), "attention", calibration)["o_proj"].cpu().float()
+
+    with pretend():
+        there = recovered("cuda")
+    for found in (recovered("cpu"), there):
+        torch.testing.assert_close(found @ matrix.T, outputs, rtol=1e-4, atol=1e-3)

@@ -113,7 +113,11 @@ MISTAKES = {
     "an infinite weight": ("finetune", {"kl_weight": float("inf")}, "kl_weight: Input should be a finite number"),
     "no number at all": ("library/bld", {"ridge": float("nan")}, "ridge: Input should be a finite number"),
     "infinity as text": ("finetune", {"learning_rate": "1e999"}, "learning_rate: Input should be a finite number"),
-    "a learning rate above one": ("finetune", {"learning_rate": 1.5}, "less than or equal to 1 (got 1.5)"),
+    "a learning rate that no training survives": (
+        "finetune",
+        {"learning_rate": 15},
+        "less than or equal to 10 (got 15)",
+    ),
     "a truth for a number": (
         "library/bld",
         {"epochs": True},

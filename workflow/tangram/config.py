@@ -319,7 +319,7 @@ class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
     epochs: int = Field(2, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
-    learning_rate: float = Field(4e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(1, gt=0, description="Sequences per step.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     normalise: Literal["tensor", "token"] = Field(
@@ -501,7 +501,7 @@ class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
     epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(2, gt=0, description="Sequences per optimiser step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")

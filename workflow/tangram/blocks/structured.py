@@ -52,7 +52,8 @@ def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[
         hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
         return {"gate_proj": x, "up_proj": x, "down_proj": hidden}
     outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-    attended = torch.linalg.lstsq(parent.o_proj.weight.double(), outputs.double().t()).solution.t()
+    # A pseudo-inverse and no least squares: on a GPU these hold for matrices of full rank only.
+    attended = outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
     return {"q_proj": x, "k_proj": x, "v_proj": x, "o_proj": attended}
 
 
