@@ -211,8 +211,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
 
     # The fidelity gate computes on a CPU, in float32: its budget of operations, or 64 tokens in each of its six ways.
     gate = max(1e12, FORWARD * 6 * 64 * sizes.total) / RATES["cpu"].flops
-    seconds, memory = rates.startup + 5 * whole / rates.disk_bytes + gate, max(2 * whole, whole + 4 * sizes.total)
-    yield Stage("fetch_parent", 1, 1, seconds, memory, whole)
+    seconds = rates.startup + 5 * whole / rates.disk_bytes + gate
+    yield Stage("fetch_parent", 1, 1, seconds, max(2 * whole, whole + 4 * sizes.total), whole)
     for split in corpus.values():
         written = writing(split)
         seconds = loading + written if written else rates.startup
