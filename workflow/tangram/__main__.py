@@ -1,4 +1,4 @@
-"""The command `tangram`: what people run beside Snakemake. Every rule's command is `python -m tangram.commands.<rule>`."""
+"""The command `tangram`: what people run beside Snakemake; a rule's own is `python -m tangram.commands.<rule>`."""
 
 from __future__ import annotations
 
