@@ -1,4 +1,4 @@
-# `make`: set up .venv, then run the main job.   `make test`: set up .venv, then check and test.
+# `make`: set up .venv, then run the main job.   `make test`: set up .venv, then check and test all;   `make check`: quickly.
 # `make CONFIG=config/other.yaml CORES=8` runs another config, or on fewer cores.
 
 PYTHON ?= python3
@@ -18,9 +18,27 @@ test: $(READY)
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile rules workflow/Snakefile
 	snakemake --lint
 	OMP_NUM_THREADS=1 pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
+
+# Lint, types and the quick tests.
+check: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules workflow/Snakefile
+	OMP_NUM_THREADS=1 pytest --numprocesses logical --dist loadfile -m "not slow" tests/unit
+
+# Renew the lock: the newest versions that pyproject.toml allows, in an environment of their own.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install $(shell grep '^torch==' envs/requirements.lock)
+	.venv-lock/bin/pip install '.[dev,studies]' 'setuptools>=77'
+	{ sed '/^#/!d' envs/requirements.lock; .venv-lock/bin/pip freeze --all --exclude tangram --exclude pip; } \
+		| sed 's/+cpu$$//' > .venv-lock/lock
+	mv .venv-lock/lock envs/requirements.lock
+	rm -r .venv-lock
 
 setup: $(READY)
 
@@ -36,4 +54,4 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-.PHONY: run test setup
+.PHONY: run test check lock setup

@@ -10,7 +10,7 @@ min_version("9.27")
 # `--configfile other.yaml` replaces the default; else Snakemake would merge the two.
 if not workflow.configfiles:
 
-    configfile: f"{workflow.basedir}/config/config.yaml"
+    configfile: workflow.current_basedir.join("config/config.yaml").get_path_or_uri(secret_free=False)
 
 
 report: "workflow/report/workflow.rst"

@@ -29,6 +29,7 @@ except TangramError as error:
 # Jobs run the Python that runs Snakemake, on a cluster's nodes too, whether or not its environment is activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent  # whichever Snakefile includes this
 RESULTS = f"results/{cfg.run}"
 PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
@@ -55,7 +56,7 @@ try:
 except TangramError as error:
     sys.exit(f"error: {error}")
 
-STUDIES = sorted(path.stem for path in (Path(workflow.basedir) / "rules" / "studies").glob("*.smk"))
+STUDIES = sorted(path.stem for path in (ROOT / "rules" / "studies").glob("*.smk"))
 
 
 def _shards(layers, size):
@@ -149,14 +150,14 @@ def option(name, values):
 
 def pins(*packages):
     """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
-    lock = (Path(workflow.basedir) / "envs" / "requirements.lock").read_text()
+    lock = (ROOT / "envs" / "requirements.lock").read_text()
     versions = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
     return " ".join(f"{package}=={versions[package]}" for package in packages)
 
 
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
-    return sha256_of(Path(workflow.basedir) / path)
+    return sha256_of(ROOT / path)
 
 
 def all_cores(wildcards):

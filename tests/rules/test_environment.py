@@ -1,13 +1,16 @@
 """One environment, written down three times: what a user installs, what is locked, and what conda makes."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -16,7 +19,7 @@ LOCK = (ROOT / "envs" / "requirements.lock").read_text()
 
 def normalised(name: str) -> str:
     """Return a package's name as the index compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ]", name)[0]).lower()
 
 
 def pinned(lines: str) -> dict[str, str]:
@@ -35,6 +38,27 @@ def test_every_dependency_is_locked() -> None:
     extras = PROJECT["optional-dependencies"]
     wanted = [*PROJECT["dependencies"], *extras["dev"], *extras["studies"]]
     assert {normalised(name) for name in wanted} <= pinned(LOCK).keys()
+
+
+def test_every_dependency_has_a_lower_bound_that_the_lock_meets() -> None:
+    for wanted in map(Requirement, PROJECT["dependencies"]):
+        assert str(wanted.specifier).startswith(">="), wanted
+        assert pinned(LOCK)[normalised(wanted.name)] in wanted.specifier
+
+
+def test_every_package_that_the_code_imports_is_declared() -> None:
+    modules = {
+        name.partition(".")[0]
+        for path in (ROOT / "workflow" / "tangram").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
+        if isinstance(node, ast.Import | ast.ImportFrom) and name and not getattr(node, "level", 0)
+    }
+    others = modules - set(sys.stdlib_module_names) - {"tangram"}
+    extras = PROJECT["optional-dependencies"]
+    declared = {normalised(name) for name in [*PROJECT["dependencies"], *extras["studies"], *extras["fast"]]}
+    distributions = packages_distributions()
+    assert not {name for name in others if not {normalised(d) for d in distributions[name]} & declared}
 
 
 def test_conda_installs_the_dependencies_at_the_locked_versions() -> None:

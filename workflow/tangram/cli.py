@@ -14,6 +14,11 @@ def run(command: Callable[..., Any]) -> None:
     """Run a command function as a typer program; a `TangramError` becomes one line on standard error and exit 1."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a typer program; see `run`."""
     try:
         app()
     except TangramError as error:

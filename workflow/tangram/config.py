@@ -128,7 +128,7 @@ class GgufParent(PackageFile):
 
 
 class Sizes(Section):
-    """What the planner (`python -m tangram.plan`) must know of a parent that is not fetched yet; no job reads it."""
+    """What the planner (`tangram plan`) must know of a parent that is not fetched yet; no job reads it."""
 
     hidden_size: int = Field(gt=0, description="Width of the residual stream.")
     intermediate_size: int = Field(gt=0, description="Channels of the FFN.")

@@ -1,4 +1,4 @@
-"""What a run will need before it runs: `python -m tangram.plan --config config/llama-3.1-70b-h100.yaml`.
+"""What a run will need before it runs: `tangram plan --config config/llama-3.1-70b-h100.yaml`.
 
 Counts the work of every stage from the config: floating-point operations and bytes, divided by what a device does in a
 second. The rates are round figures (`RATES`, or options of the command); beside a finished run, `--measured` shows how

@@ -1,4 +1,4 @@
-"""Make a folder usable again after its Snakemake was killed: `python -m tangram.recover`, then the same command.
+"""Make a folder usable again after its Snakemake was killed: `tangram recover`, then the same command.
 
 A killed Snakemake leaves a lock, and jobs that live on: its own children on this machine, or SLURM's on others. Started
 anew beside them it would run the same jobs twice, so they end first. An output that no Snakemake was left to record is
