@@ -315,14 +315,20 @@ def merged(found: Iterator[Stage]) -> list[Stage]:
     return list(rules.values())
 
 
+def mean_seconds(results: Path) -> dict[str, float]:
+    """Return the mean seconds of a job, by rule, of a run's finished jobs, from its benchmarks."""
+    means = {}
+    for folder in sorted((results / "benchmarks").glob("*")):
+        seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in sorted(folder.rglob("*.tsv"))]
+        if seconds:
+            means[folder.name] = sum(seconds) / len(seconds)
+    return means
+
+
 def with_measured(found: list[Stage], results: Path) -> list[Stage]:
-    """Return the stages with the mean seconds that a finished run's jobs took, from its benchmarks."""
-    compared = []
-    for stage in found:
-        paths = sorted((results / "benchmarks" / stage.rule).rglob("*.tsv"))
-        seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in paths]
-        compared.append(replace(stage, measured=sum(seconds) / len(seconds) if seconds else None))
-    return compared
+    """Return the stages with the mean seconds that a finished run's jobs took."""
+    measured = mean_seconds(results)
+    return [replace(stage, measured=measured.get(stage.rule)) for stage in found]
 
 
 def _bytes(value: float) -> str:

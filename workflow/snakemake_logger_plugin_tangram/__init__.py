@@ -1,0 +1,176 @@
+"""What a person sees of a run: `snakemake --logger tangram`, as `make` calls it.
+
+A line for every finished stage and every error, and in a terminal a bar below them. What jobs print goes to their log
+files and to Snakemake's own, which the last line names. Where nothing runs, as with `-n`, nothing is different.
+"""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from snakemake_logger_plugin_tangram.progress import Job, Progress, Stage, duration
+
+NEWS = ("Nothing to be done", "Trying to restart", "Will exit after", "Terminating processes")
+KNOWN = (
+    "Exiting because a job execution failed",
+    "WorkflowError:\nAt least one job did not complete",
+)  # after an error
+
+
+class LogHandler(LogHandlerBase):
+    """The display: Snakemake calls `emit` in a thread of its own, a clock redraws the bar in another."""
+
+    writes_to_file = has_filter = has_formatter = needs_rulegraph = False
+
+    def __post_init__(self) -> None:
+        from snakemake.logging import ColorizingTextHandler, logger
+
+        self.stream = os.fdopen(os.dup(2), "w", errors="replace")
+        self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.default = ColorizingTextHandler(self.common_settings.nocolor, self.stream)
+        self.progress: Progress | None = None
+        self.held: list[logging.LogRecord] | None = []  # what Snakemake says until something runs
+        self.exit_status = "failed"
+        self.jobs: set[int] = set()  # that run or are about to
+        self.closed = threading.Event()
+        self.logger = logger
+        self.logger.addFilter(self._redirect)
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """Whether Snakemake's own display is replaced."""
+        return not self.common_settings.dryrun
+
+    def emit(self, record: Any) -> None:
+        """Show what a record tells."""
+        event = getattr(record, "event", None)
+        if self.common_settings.dryrun:
+            return
+        if event == LogEvent.WORKFLOW_STARTED:
+            self.held, self.configs = None, record.configfiles
+        elif self.held is not None and record.levelno == logging.INFO:
+            self.held.append(record)
+        elif event == LogEvent.RUN_INFO:
+            stages = {rule: Stage(jobs) for rule, jobs in record.stats.items() if rule != "total"}
+            self.progress = Progress(record.created, stages, record.stats["total"])
+            self._expect(self.progress)
+            threading.Thread(target=self._tick, daemon=True).start()
+            self._show(f"{self.progress.total} jobs")
+        elif event is not None and record.levelno >= logging.INFO and self.progress is not None:
+            self._job(event, record, self.progress)
+        elif record.levelno != logging.INFO:
+            if not record.msg.startswith(KNOWN):
+                self._show(self.default.decorate(record, self.format(record)))
+        elif record.msg.startswith("Complete log") and (progress := self.progress):
+            for rule in [rule for rule, stage in progress.stages.items() if 0 < stage.done < stage.jobs]:
+                self._finished(rule, progress, record.created)  # as far as it came, or was needed
+            took, log = duration(record.created - progress.start), record.msg.partition(": ")[2]
+            self._show(f"{progress.done} jobs done in {took}; full log: {log}")
+        elif record.msg.startswith(NEWS):
+            self._show(record.msg)
+
+    def _job(self, event: LogEvent, record: Any, progress: Progress) -> None:
+        if event == LogEvent.JOB_INFO:
+            piece = " ".join([record.rule_name, *map(str, record.wildcards.values())])
+            progress.begin(record.jobid, Job(record.rule_name, piece, record.created))
+            self._show()
+        elif event == LogEvent.JOB_FINISHED and (job := progress.end(record.job_id, record.created, done=True)):
+            if progress.stages[job.rule].done == progress.stages[job.rule].jobs:
+                self._expect(progress)
+                self._finished(job.rule, progress, record.created)
+        elif event == LogEvent.PROGRESS:
+            progress.total = record.total
+        elif event == LogEvent.JOB_ERROR:
+            job = progress.end(record.jobid, record.created, done=False)
+            self._show(f"error: {record.rule_msg or _last_words(record.log)}")
+            logs = " ".join(record.log) or "none"
+            self._show(f"  {job.piece if job else record.rule_name} {self.exit_status}; its log: {logs}")
+        elif event == LogEvent.ERROR:
+            if record.msg.startswith("RuleException:\nCalledProcessError"):  # comes before its job's JOB_ERROR
+                self.exit_status = record.msg.rstrip(" .\n").rpartition("' ")[2]
+            elif not record.msg.startswith(KNOWN):
+                self._show(self.default.decorate(record, self.format(record)))
+
+    def close(self) -> None:
+        """Show what was held if nothing ran, and leave the terminal as it was."""
+        if not self.closed.is_set():
+            self.closed.set()
+            for record in self.held or []:
+                self._show(self.default.decorate(record, self.format(record)))
+            self._show()
+            self.logger.removeFilter(self._redirect)
+            os.dup2(self.stream.fileno(), 2)
+        super().close()
+
+    def _redirect(self, record: Any) -> bool:
+        """Give standard error to the log file while jobs run: in the threads that start and end them, and before that."""
+        event = getattr(record, "event", None)
+        if event == LogEvent.JOB_STARTED and not self.jobs:
+            files = [handler.baseFilename for handler in self.logger.handlers if hasattr(handler, "baseFilename")]
+            log = os.open(files[0] if files else os.devnull, os.O_WRONLY | os.O_APPEND)
+            os.dup2(log, 2)
+            os.close(log)
+        if event == LogEvent.JOB_STARTED:
+            self.jobs.update(record.jobs)
+        elif event in (LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR) and self.jobs:
+            self.jobs.discard(record.job_id if event == LogEvent.JOB_FINISHED else record.jobid)
+            if not self.jobs:
+                os.dup2(self.stream.fileno(), 2)
+        return True
+
+    def _expect(self, progress: Progress) -> None:
+        """Look up how long jobs take: as benchmarks say, or the planner, which knows more once the parent is there."""
+        from tangram.config import load
+        from tangram.errors import TangramError
+        from tangram.plan import RATES, mean_seconds, merged, stages
+
+        try:
+            config = load(self.configs[-1])
+            progress.expected = mean_seconds(Path("results", config.run))
+            planned = {stage.rule: stage.seconds for stage in merged(stages(config, RATES[config.device]))}
+            progress.expected = planned | progress.expected
+        except (TangramError, IndexError):
+            pass
+
+    def _finished(self, rule: str, progress: Progress, now: float) -> None:
+        stage = progress.stages[rule]
+        jobs = f"{stage.done} job{'s' if stage.done > 1 else ' '}"
+        line = f"{rule:<{max(map(len, progress.stages))}} {jobs:>9} {duration(stage.seconds):>7}"
+        if not self.terminal:
+            line += f"   ({progress.done}/{progress.total} jobs, time left: {progress.time_left(now)})"
+        if rule != "all":
+            self._show(line)
+
+    def _show(self, line: str | None = None) -> None:
+        """Print a line where the bar is, and the bar below; no bar while nothing runs, as others may print then."""
+        text, progress = "" if line is None else f"{line}\n", self.progress
+        if self.terminal:
+            text = f"\r\x1b[K{text}"
+        if self.terminal and progress is not None and progress.running and not self.closed.is_set():
+            now, filled = time.time(), 20 * progress.done // progress.total
+            running = ", ".join(f"{job.piece} ({duration(now - job.start)})" for job in progress.running.values())
+            bar = f"[{'#' * filled}{'.' * (20 - filled)}] {progress.done}/{progress.total} jobs"
+            bar = f"{bar}, time left: {progress.time_left(now)}, running: {running}"
+            text += bar[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
+        self.stream.write(text)
+        self.stream.flush()
+
+    def _tick(self) -> None:
+        while self.terminal and not self.closed.wait(1):
+            self.acquire()
+            self._show()
+            self.release()
+
+
+def _last_words(logs: list[str]) -> str:
+    """Return a job's own error, or else the last line of its log."""
+    text = Path(logs[0]).read_text(errors="replace") if logs and Path(logs[0]).exists() else ""
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["the job left no message"])[-1]
