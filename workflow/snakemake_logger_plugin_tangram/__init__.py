@@ -14,17 +14,16 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from snakemake_logger_plugin_tangram.progress import Job, Progress, Stage, duration
+from snakemake_logger_plugin_tangram.progress import Job, Progress, Stage
+from tangram.plan import duration, expected_seconds
 
 NEWS = ("Nothing to be done", "Trying to restart", "Will exit after", "Terminating processes")
-KNOWN = (
-    "Exiting because a job execution failed",
-    "WorkflowError:\nAt least one job did not complete",
-)  # after an error
+KNOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
+FAILED = "RuleException:\nCalledProcessError"  # with the whole command; the job's own error follows
 
 
 class LogHandler(LogHandlerBase):
-    """The display: Snakemake calls `emit` in a thread of its own, a clock redraws the bar in another."""
+    """The display: Snakemake calls `emit` in one thread, and a clock redraws the bar in another."""
 
     writes_to_file = has_filter = has_formatter = needs_rulegraph = False
 
@@ -34,10 +33,10 @@ class LogHandler(LogHandlerBase):
         self.stream = os.fdopen(os.dup(2), "w", errors="replace")
         self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.default = ColorizingTextHandler(self.common_settings.nocolor, self.stream)
+        self.held: list[Any] | None = []  # what Snakemake says until something runs
         self.progress: Progress | None = None
-        self.held: list[logging.LogRecord] | None = []  # what Snakemake says until something runs
-        self.exit_status = "failed"
         self.jobs: set[int] = set()  # that run or are about to
+        self.ending = "failed"
         self.closed = threading.Event()
         self.logger = logger
         self.logger.addFilter(self._redirect)
@@ -49,7 +48,7 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: Any) -> None:
         """Show what a record tells."""
-        event = getattr(record, "event", None)
+        event, progress = getattr(record, "event", None), self.progress
         if self.common_settings.dryrun:
             return
         if event == LogEvent.WORKFLOW_STARTED:
@@ -60,42 +59,21 @@ class LogHandler(LogHandlerBase):
             stages = {rule: Stage(jobs) for rule, jobs in record.stats.items() if rule != "total"}
             self.progress = Progress(record.created, stages, record.stats["total"])
             self._expect(self.progress)
-            threading.Thread(target=self._tick, daemon=True).start()
             self._show(f"{self.progress.total} jobs")
-        elif event is not None and record.levelno >= logging.INFO and self.progress is not None:
-            self._job(event, record, self.progress)
-        elif record.levelno != logging.INFO:
-            if not record.msg.startswith(KNOWN):
-                self._show(self.default.decorate(record, self.format(record)))
-        elif record.msg.startswith("Complete log") and (progress := self.progress):
-            for rule in [rule for rule, stage in progress.stages.items() if 0 < stage.done < stage.jobs]:
-                self._finished(rule, progress, record.created)  # as far as it came, or was needed
-            took, log = duration(record.created - progress.start), record.msg.partition(": ")[2]
-            self._show(f"{progress.done} jobs done in {took}; full log: {log}")
-        elif record.msg.startswith(NEWS):
-            self._show(record.msg)
-
-    def _job(self, event: LogEvent, record: Any, progress: Progress) -> None:
-        if event == LogEvent.JOB_INFO:
-            piece = " ".join([record.rule_name, *map(str, record.wildcards.values())])
-            progress.begin(record.jobid, Job(record.rule_name, piece, record.created))
-            self._show()
-        elif event == LogEvent.JOB_FINISHED and (job := progress.end(record.job_id, record.created, done=True)):
-            if progress.stages[job.rule].done == progress.stages[job.rule].jobs:
-                self._expect(progress)
-                self._finished(job.rule, progress, record.created)
-        elif event == LogEvent.PROGRESS:
-            progress.total = record.total
-        elif event == LogEvent.JOB_ERROR:
-            job = progress.end(record.jobid, record.created, done=False)
-            self._show(f"error: {record.rule_msg or _last_words(record.log)}")
-            logs = " ".join(record.log) or "none"
-            self._show(f"  {job.piece if job else record.rule_name} {self.exit_status}; its log: {logs}")
-        elif event == LogEvent.ERROR:
-            if record.msg.startswith("RuleException:\nCalledProcessError"):  # comes before its job's JOB_ERROR
-                self.exit_status = record.msg.rstrip(" .\n").rpartition("' ")[2]
+            threading.Thread(target=self._tick, daemon=True).start()
+        elif event in (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS):
+            if progress is not None:
+                self._update(event, record, progress)
+        elif record.levelno != logging.INFO and event != LogEvent.GROUP_ERROR:
+            if record.msg.startswith(FAILED):
+                self.ending = record.msg.rstrip(" .\n").rpartition("' ")[2]
             elif not record.msg.startswith(KNOWN):
                 self._show(self.default.decorate(record, self.format(record)))
+        elif record.msg.startswith("Complete log") and progress is not None:
+            took, log = duration(record.created - progress.start), record.msg.partition(": ")[2]
+            self._show(f"{progress.done} job{'s' * (progress.done != 1)} done in {took}; full log: {log}")
+        elif record.msg.startswith(NEWS):
+            self._show(record.msg)
 
     def close(self) -> None:
         """Show what was held if nothing ran, and leave the terminal as it was."""
@@ -108,56 +86,59 @@ class LogHandler(LogHandlerBase):
             os.dup2(self.stream.fileno(), 2)
         super().close()
 
+    def _update(self, event: LogEvent, record: Any, progress: Progress) -> None:
+        if event == LogEvent.JOB_INFO:
+            piece = " ".join([record.rule_name, *map(str, record.wildcards.values())])
+            progress.begin(record.jobid, Job(record.rule_name, piece, record.created))
+        elif event == LogEvent.PROGRESS:
+            progress.total = record.total
+        elif event == LogEvent.JOB_ERROR:
+            job = progress.end(record.jobid, record.created, done=False)
+            self._show(f"error: {record.rule_msg or _last_words(record.log)}")
+            self._show(
+                f"  {job.piece if job else record.rule_name} {self.ending}; log: {' '.join(record.log) or 'none'}"
+            )
+        elif (job := progress.end(record.job_id, record.created, done=True)) and job.rule != "all":
+            stage = progress.stages[job.rule]
+            if stage.done == stage.jobs:
+                self._expect(progress)
+                jobs = f"{stage.done:>4} job{'s' if stage.done > 1 else ' '}"
+                line = f"{job.rule:<{max(map(len, progress.stages))}} {jobs} {duration(stage.seconds):>8}"
+                count = (
+                    f"{progress.done} of {progress.total} jobs done, time left: {progress.time_left(record.created)}"
+                )
+                self._show(line if self.terminal else f"{line}   ({count})")
+        self._show()
+
+    def _expect(self, progress: Progress) -> None:
+        """Look up how long jobs take; more is known once the parent is there."""
+        progress.expected = expected_seconds(self.configs[-1]) if self.configs else {}
+
     def _redirect(self, record: Any) -> bool:
-        """Give standard error to the log file while jobs run: in the threads that start and end them, and before that."""
+        """Give standard error to the log file while jobs run: in the threads that start and end them, in time."""
         event = getattr(record, "event", None)
-        if event == LogEvent.JOB_STARTED and not self.jobs:
-            files = [handler.baseFilename for handler in self.logger.handlers if hasattr(handler, "baseFilename")]
-            log = os.open(files[0] if files else os.devnull, os.O_WRONLY | os.O_APPEND)
-            os.dup2(log, 2)
-            os.close(log)
         if event == LogEvent.JOB_STARTED:
+            files = [handler.baseFilename for handler in self.logger.handlers if hasattr(handler, "baseFilename")]
             self.jobs.update(record.jobs)
+            with open(files[0] if files else os.devnull, "a") as log:
+                os.dup2(log.fileno(), 2)
         elif event in (LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR) and self.jobs:
             self.jobs.discard(record.job_id if event == LogEvent.JOB_FINISHED else record.jobid)
             if not self.jobs:
                 os.dup2(self.stream.fileno(), 2)
         return True
 
-    def _expect(self, progress: Progress) -> None:
-        """Look up how long jobs take: as benchmarks say, or the planner, which knows more once the parent is there."""
-        from tangram.config import load
-        from tangram.errors import TangramError
-        from tangram.plan import RATES, mean_seconds, merged, stages
-
-        try:
-            config = load(self.configs[-1])
-            progress.expected = mean_seconds(Path("results", config.run))
-            planned = {stage.rule: stage.seconds for stage in merged(stages(config, RATES[config.device]))}
-            progress.expected = planned | progress.expected
-        except (TangramError, IndexError):
-            pass
-
-    def _finished(self, rule: str, progress: Progress, now: float) -> None:
-        stage = progress.stages[rule]
-        jobs = f"{stage.done} job{'s' if stage.done > 1 else ' '}"
-        line = f"{rule:<{max(map(len, progress.stages))}} {jobs:>9} {duration(stage.seconds):>7}"
-        if not self.terminal:
-            line += f"   ({progress.done}/{progress.total} jobs, time left: {progress.time_left(now)})"
-        if rule != "all":
-            self._show(line)
-
     def _show(self, line: str | None = None) -> None:
-        """Print a line where the bar is, and the bar below; no bar while nothing runs, as others may print then."""
+        """Print a line in the bar's place, and the bar below; no bar while nothing runs, as others may print then."""
         text, progress = "" if line is None else f"{line}\n", self.progress
         if self.terminal:
             text = f"\r\x1b[K{text}"
-        if self.terminal and progress is not None and progress.running and not self.closed.is_set():
-            now, filled = time.time(), 20 * progress.done // progress.total
-            running = ", ".join(f"{job.piece} ({duration(now - job.start)})" for job in progress.running.values())
-            bar = f"[{'#' * filled}{'.' * (20 - filled)}] {progress.done}/{progress.total} jobs"
-            bar = f"{bar}, time left: {progress.time_left(now)}, running: {running}"
-            text += bar[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
+            if progress is not None and progress.running and not self.closed.is_set():
+                now, filled = time.time(), 20 * progress.done // progress.total
+                running = ", ".join(f"{job.piece} ({duration(now - job.start)})" for job in progress.running.values())
+                bar = f"[{'#' * filled}{'.' * (20 - filled)}] {progress.done} of {progress.total} jobs done"
+                bar = f"{bar}, time left: {progress.time_left(now)}; {running}"
+                text += bar[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
         self.stream.write(text)
         self.stream.flush()
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from tangram.plan import duration
+
 
 @dataclass(frozen=True)
 class Job:
@@ -23,9 +25,9 @@ class Stage:
 
 @dataclass
 class Progress:
-    """A run: its start, its stages by rule, what is expected of a job of a rule, and its running jobs by number.
+    """A run: its start, its stages by rule, its jobs, the seconds expected of a rule's job, and running jobs by number.
 
-    ``total`` is how many jobs there are after the last checkpoint, which may have added or spared some of any stage.
+    A checkpoint may add jobs or spare some, of whichever stages: ``total`` counts that, and ``stages`` do not.
     """
 
     start: float
@@ -54,35 +56,26 @@ class Progress:
         return job
 
     def time_left(self, now: float) -> str:
-        """Return how long it takes from now, at the least if nothing is known of some jobs; a dash if of none.
+        """Return how long the run goes on: at the least, if of some jobs nothing is known; a dash if of all.
 
-        A job takes as long as others of its rule did in this run. Of a rule without any, what is expected counts, times
-        how far off expectations were so far. Jobs run side by side as they did until now.
+        A job takes as long as others of its rule did. Of a rule without any, what is expected counts, times how far off
+        that was until now. Jobs run side by side as they did until now.
         """
         found = [(self.stages[rule], seconds) for rule, seconds in self.expected.items() if rule in self.stages]
         foreseen = sum(stage.done * seconds for stage, seconds in found)
-        pace = sum(stage.seconds for stage, _ in found if stage.done) / foreseen if foreseen else 1.0
+        pace = sum(stage.seconds for stage, _ in found) / foreseen if foreseen else 1.0
         rest, known = [0.0], self.total == sum(stage.jobs for stage in self.stages.values())
         for rule, stage in self.stages.items():
-            if stage.done == stage.jobs or rule == "all":
-                continue
-            each = stage.seconds / stage.done if stage.done else pace * self.expected.get(rule, 0)
-            running = self._running(rule)
-            rest += [max(0.0, each - (now - job.start)) for job in running]
-            rest += [each] * (stage.jobs - stage.done - len(running))
-            known &= stage.done > 0 or rule in self.expected
+            if stage.done < stage.jobs and rule != "all":
+                known &= stage.done > 0 or rule in self.expected
+                each = stage.seconds / stage.done if stage.done else pace * self.expected.get(rule, 0)
+                running = self._running(rule)
+                rest += [max(0.0, each - (now - job.start)) for job in running]
+                rest += [each] * (stage.jobs - stage.done - len(running))
         spent = sum(stage.seconds for stage in self.stages.values())
         spent += sum(now - job.start for job in self.running.values())
-        side_by_side = max(1.0, spent / max(1e-3, now - self.start))
-        seconds = max(*rest, sum(rest) / side_by_side)
-        return "-" if not known and not seconds else f"{'' if known else '> '}{duration(seconds)}"
+        seconds = max(*rest, sum(rest) / max(1.0, spent / max(1e-3, now - self.start)))
+        return "\N{EN DASH}" if not known and not seconds else f"{'' if known else '> '}{duration(seconds)}"
 
     def _running(self, rule: str) -> list[Job]:
         return [job for job in self.running.values() if job.rule == rule]
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
