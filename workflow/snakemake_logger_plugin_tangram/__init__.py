@@ -59,7 +59,7 @@ class LogHandler(LogHandlerBase):
             stages = {rule: Stage(jobs) for rule, jobs in record.stats.items() if rule != "total"}
             self.progress = Progress(record.created, stages, record.stats["total"])
             self._expect(self.progress)
-            self._show(f"{self.progress.total} jobs")
+            self._show(f"{self.progress.total} job{'s' * (self.progress.total != 1)}")
             threading.Thread(target=self._tick, daemon=True).start()
         elif event in (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS):
             if progress is not None:
@@ -83,7 +83,8 @@ class LogHandler(LogHandlerBase):
                 self._show(self.default.decorate(record, self.format(record)))
             self._show()
             self.logger.removeFilter(self._redirect)
-            os.dup2(self.stream.fileno(), 2)
+            if self.jobs:
+                os.dup2(self.stream.fileno(), 2)
         super().close()
 
     def _update(self, event: LogEvent, record: Any, progress: Progress) -> None:
