@@ -22,7 +22,7 @@ def test_a_run_shows_its_stages_or_a_jobs_error_and_names_the_log_with_the_rest(
     assert done.returncode == 0, done.stderr
     first, stage, last = done.stderr.splitlines()
     assert first == "1 job"
-    assert re.fullmatch(r"fetch_parent +1 job +\d+ s   \(1 of 1 jobs done, time left: 0 s\)", stage)
+    assert re.fullmatch(r"fetch_parent +1 job +\d+ s   \(1/1, 0 s left\)", stage)
     count, log = re.fullmatch(LAST, last).groups()  # type: ignore[union-attr]
     assert count == "1"
     assert "rule fetch_parent:" in Path(log).read_text(), "Snakemake's own words"

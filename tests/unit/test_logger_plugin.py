@@ -93,8 +93,8 @@ def printed(handler: LogHandler, records: list[logging.LogRecord]) -> str:
 def test_a_pipe_gets_a_line_per_finished_stage_and_the_logs_name(handler: LogHandler) -> None:
     assert printed(handler, SUCCESS).splitlines() == [
         "4 jobs",
-        "score_blocks      2 jobs     30 s   (2 of 4 jobs done, time left: \N{EN DASH})",
-        "collect_scores    1 job       1 s   (3 of 4 jobs done, time left: 0 s)",
+        "score_blocks      2 jobs     30 s   (2/4, \N{EN DASH} left)",
+        "collect_scores    1 job       1 s   (3/4, 0 s left)",
         "4 jobs done in 22 s; full log: /tmp/run/.snakemake/log/x.snakemake.log",
     ]
 
@@ -143,7 +143,7 @@ def test_a_terminal_gets_a_bar_that_fits_and_that_is_gone_in_the_end(handler: Lo
     os.close(ours)
     drawn = text.split("\r\x1b[K")
     bars = [part for part in drawn if part.startswith("[")]
-    assert bars[1].startswith("[....................] 0 of 4 jobs done, time left: \N{EN DASH}; scor")
+    assert bars[1].startswith("[............] 0/4, \N{EN DASH} left: score_blocks ffn linear")
     assert max(map(len, bars)) == 59
     assert not any("\n" in bar for bar in bars), "a line stands above the bar, never in it"
     assert text.endswith("\n\r\x1b[K"), "nothing is left of the bar"

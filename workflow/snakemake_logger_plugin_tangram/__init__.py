@@ -18,6 +18,7 @@ from snakemake_logger_plugin_tangram.progress import Job, Progress, Stage
 from tangram.plan import duration, expected_seconds
 
 NEWS = ("Nothing to be done", "Trying to restart", "Will exit after", "Terminating processes")
+UPDATES = (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS)
 KNOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
 FAILED = "RuleException:\nCalledProcessError"  # with the whole command; the job's own error follows
 
@@ -36,8 +37,9 @@ class LogHandler(LogHandlerBase):
         self.held: list[Any] | None = []  # what Snakemake says until something runs
         self.progress: Progress | None = None
         self.jobs: set[int] = set()  # that run or are about to
+        self.configs: list[str] = []
         self.ending = "failed"
-        self.closed = threading.Event()
+        self.changing, self.closed = threading.Lock(), threading.Event()
         self.logger = logger
         self.logger.addFilter(self._redirect)
 
@@ -47,23 +49,28 @@ class LogHandler(LogHandlerBase):
         return not self.common_settings.dryrun
 
     def emit(self, record: Any) -> None:
-        """Show what a record tells."""
-        event, progress = getattr(record, "event", None), self.progress
-        if self.common_settings.dryrun:
-            return
+        """Show what a record tells; no failure may end the thread, or the errors of jobs would be lost."""
+        try:
+            if not self.common_settings.dryrun:
+                with self.changing:
+                    self._emit(getattr(record, "event", None), record, self.progress)
+        except Exception:
+            self.handleError(record)
+
+    def _emit(self, event: LogEvent | None, record: Any, progress: Progress | None) -> None:
         if event == LogEvent.WORKFLOW_STARTED:
             self.held, self.configs = None, record.configfiles
-        elif self.held is not None and record.levelno == logging.INFO:
-            self.held.append(record)
         elif event == LogEvent.RUN_INFO:
+            self.held = None
             stages = {rule: Stage(jobs) for rule, jobs in record.stats.items() if rule != "total"}
             self.progress = Progress(record.created, stages, record.stats["total"])
             self._expect(self.progress)
             self._show(f"{self.progress.total} job{'s' * (self.progress.total != 1)}")
             threading.Thread(target=self._tick, daemon=True).start()
-        elif event in (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS):
-            if progress is not None:
-                self._update(event, record, progress)
+        elif self.held is not None and record.levelno == logging.INFO:
+            self.held.append(record)
+        elif event in UPDATES and progress is not None:
+            self._update(event, record, progress)
         elif record.levelno != logging.INFO and event != LogEvent.GROUP_ERROR:
             if record.msg.startswith(FAILED):
                 self.ending = record.msg.rstrip(" .\n").rpartition("' ")[2]
@@ -79,9 +86,10 @@ class LogHandler(LogHandlerBase):
         """Show what was held if nothing ran, and leave the terminal as it was."""
         if not self.closed.is_set():
             self.closed.set()
-            for record in self.held or []:
-                self._show(self.default.decorate(record, self.format(record)))
-            self._show()
+            with self.changing:
+                for record in self.held or []:
+                    self._show(self.default.decorate(record, self.format(record)))
+                self._show()
             self.logger.removeFilter(self._redirect)
             if self.jobs:
                 os.dup2(self.stream.fileno(), 2)
@@ -96,19 +104,17 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_ERROR:
             job = progress.end(record.jobid, record.created, done=False)
             self._show(f"error: {record.rule_msg or _last_words(record.log)}")
-            self._show(
-                f"  {job.piece if job else record.rule_name} {self.ending}; log: {' '.join(record.log) or 'none'}"
-            )
+            piece, logs = job.piece if job else record.rule_name, " ".join(record.log) or "none"
+            self._show(f"  {piece} {self.ending}; log: {logs}")
+            self.ending = "failed"
         elif (job := progress.end(record.job_id, record.created, done=True)) and job.rule != "all":
             stage = progress.stages[job.rule]
             if stage.done == stage.jobs:
                 self._expect(progress)
                 jobs = f"{stage.done:>4} job{'s' if stage.done > 1 else ' '}"
                 line = f"{job.rule:<{max(map(len, progress.stages))}} {jobs} {duration(stage.seconds):>8}"
-                count = (
-                    f"{progress.done} of {progress.total} jobs done, time left: {progress.time_left(record.created)}"
-                )
-                self._show(line if self.terminal else f"{line}   ({count})")
+                left = f"{progress.done}/{progress.total}, {progress.time_left(record.created)} left"
+                self._show(line if self.terminal else f"{line}   ({left})")
         self._show()
 
     def _expect(self, progress: Progress) -> None:
@@ -135,19 +141,18 @@ class LogHandler(LogHandlerBase):
         if self.terminal:
             text = f"\r\x1b[K{text}"
             if progress is not None and progress.running and not self.closed.is_set():
-                now, filled = time.time(), 20 * progress.done // progress.total
+                now, filled = time.time(), 12 * progress.done // progress.total
                 running = ", ".join(f"{job.piece} ({duration(now - job.start)})" for job in progress.running.values())
-                bar = f"[{'#' * filled}{'.' * (20 - filled)}] {progress.done} of {progress.total} jobs done"
-                bar = f"{bar}, time left: {progress.time_left(now)}; {running}"
+                bar = f"[{'#' * filled}{'.' * (12 - filled)}] {progress.done}/{progress.total}"
+                bar = f"{bar}, {progress.time_left(now)} left: {running}"
                 text += bar[: (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1]
         self.stream.write(text)
         self.stream.flush()
 
     def _tick(self) -> None:
         while self.terminal and not self.closed.wait(1):
-            self.acquire()
-            self._show()
-            self.release()
+            with self.changing:
+                self._show()
 
 
 def _last_words(logs: list[str]) -> str:
