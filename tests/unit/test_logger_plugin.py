@@ -110,21 +110,26 @@ def test_a_failed_job_is_its_own_error_and_its_log_file(handler: LogHandler) -> 
     ]
 
 
-def test_without_an_own_error_the_last_line_counts_and_the_clusters_word_above_all(handler: LogHandler) -> None:
+def test_without_an_own_error_the_clusters_counts_or_the_last_line(handler: LogHandler) -> None:
     Path(LOG).parent.mkdir(parents=True)
-    Path(LOG).write_text('Traceback (most recent call last):\n  File "x.py", line 1\nValueError: no\n')
     fields = {"jobid": 13, "rule_name": "score_blocks", "log": [LOG, "slurm.log"]}
-    crash = record(1, "Error", "job_error", rule_msg=None, **fields)
-    killed = record(3, "Error", "job_error", rule_msg="SLURM status is: 'OUT_OF_MEMORY'", **fields)
-    again = job(2, 13, "score_blocks", kind="ffn", variant="no-op", shard="00-02")
-    lines = printed(handler, [*BEFORE, crash, record(2, "Trying to restart job 13."), again, killed]).splitlines()
-    named = f"  score_blocks ffn no-op 00-02 failed; log: {LOG} slurm.log"
+    Path(LOG).write_text('Traceback (most recent call last):\n  File "x.py", line 1\nValueError: no\n')
+    for one in [*BEFORE, record(1, "Error", "job_error", rule_msg=None, **fields)]:
+        handler.emit(one)
+    handler.emit(record(2, "Trying to restart job 13."))
+    handler.emit(job(2, 13, "score_blocks", kind="ffn", variant="no-op", shard="00-02"))
+    handler.emit(record(3, "Error", "job_error", rule_msg="SLURM status is: 'OUT_OF_MEMORY'", **fields))
+    Path(LOG).write_text("error: a file is damaged\n")
+    failed = record(4, "Error", "job_error", rule_msg="SLURM status is: 'FAILED'", **fields)
+    lines = printed(handler, [failed]).splitlines()
     assert lines[1:] == [
         "error: ValueError: no",
-        named,
+        f"  score_blocks ffn no-op 00-02 failed; log: {LOG} slurm.log",
         "Trying to restart job 13.",
         "error: SLURM status is: 'OUT_OF_MEMORY'",
-        named,
+        f"  score_blocks ffn no-op 00-02 failed; log: {LOG} slurm.log",
+        "error: a file is damaged",
+        f"  score_blocks failed; log: {LOG} slurm.log",
     ]
 
 

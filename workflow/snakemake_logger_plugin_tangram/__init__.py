@@ -103,7 +103,7 @@ class LogHandler(LogHandlerBase):
             progress.total = record.total
         elif event == LogEvent.JOB_ERROR:
             job = progress.end(record.jobid, record.created, done=False)
-            self._show(f"error: {record.rule_msg or _last_words(record.log)}")
+            self._show(f"error: {_error_of(record.log, record.rule_msg)}")
             piece, logs = job.piece if job else record.rule_name, " ".join(record.log) or "none"
             self._show(f"  {piece} {self.ending}; log: {logs}")
             self.ending = "failed"
@@ -155,9 +155,9 @@ class LogHandler(LogHandlerBase):
                 self._show()
 
 
-def _last_words(logs: list[str]) -> str:
-    """Return a job's own error, or else the last line of its log."""
+def _error_of(logs: list[str], executor: str | None) -> str:
+    """Return a job's own error, or else what its executor (a cluster) says, or else the last line of its log."""
     text = Path(logs[0]).read_text(errors="replace") if logs and Path(logs[0]).exists() else ""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["the job left no message"])[-1]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return own[-1] if own else executor or (lines or ["the job left no message"])[-1]
