@@ -12,7 +12,7 @@ override CONFIG := $(value CONFIG)
 export CONFIG
 
 run: $(READY)
-	snakemake --cores $(CORES) --configfile "$$CONFIG"
+	snakemake --logger tangram --cores $(CORES) --configfile "$$CONFIG"
 
 test: $(READY)
 	ruff check .

@@ -3,6 +3,7 @@
 Read from top to bottom: the stages below are in the order in which data flows, one file each in `rules/`.
 """
 
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -57,4 +58,4 @@ onsuccess:
 
 
 onerror:
-    print(f"error: a job failed, see {RESULTS}/logs; the same command goes on (after Ctrl-C: tangram.recover first)")
+    logger.error(f"a job failed, see {RESULTS}/logs; the same command goes on (after Ctrl-C: tangram.recover first)")

@@ -49,12 +49,12 @@ def test_every_dependency_has_a_lower_bound_that_the_lock_meets() -> None:
 def test_every_package_that_the_code_imports_is_declared() -> None:
     modules = {
         name.partition(".")[0]
-        for path in (ROOT / "workflow" / "tangram").rglob("*.py")
+        for path in (ROOT / "workflow").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
         if isinstance(node, ast.Import | ast.ImportFrom) and name and not getattr(node, "level", 0)
     }
-    others = modules - set(sys.stdlib_module_names) - {"tangram"}
+    others = modules - set(sys.stdlib_module_names) - {path.name for path in (ROOT / "workflow").iterdir()}
     extras = PROJECT["optional-dependencies"]
     declared = {normalised(name) for name in [*PROJECT["dependencies"], *extras["studies"], *extras["fast"]]}
     distributions = packages_distributions()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -315,14 +316,31 @@ def merged(found: Iterator[Stage]) -> list[Stage]:
     return list(rules.values())
 
 
+def mean_seconds(results: Path) -> dict[str, float]:
+    """Return the mean seconds of a job, by rule, of a run's finished jobs, from its benchmarks."""
+    means = {}
+    for folder in sorted((results / "benchmarks").glob("*")):
+        seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in sorted(folder.rglob("*.tsv"))]
+        if seconds:
+            means[folder.name] = sum(seconds) / len(seconds)
+    return means
+
+
 def with_measured(found: list[Stage], results: Path) -> list[Stage]:
-    """Return the stages with the mean seconds that a finished run's jobs took, from its benchmarks."""
-    compared = []
-    for stage in found:
-        paths = sorted((results / "benchmarks" / stage.rule).rglob("*.tsv"))
-        seconds = [float(path.read_text().splitlines()[1].split("\t")[0]) for path in paths]
-        compared.append(replace(stage, measured=sum(seconds) / len(seconds) if seconds else None))
-    return compared
+    """Return the stages with the mean seconds that a finished run's jobs took."""
+    measured = mean_seconds(results)
+    return [replace(stage, measured=measured.get(stage.rule)) for stage in found]
+
+
+def expected_seconds(config: str | Path) -> dict[str, float]:
+    """Return the seconds of a job, by rule: as the same run took before, else as planned; rules may be missing."""
+    expected: dict[str, float] = {}
+    with suppress(TangramError):  # neither can be told without a config, nor the plan before the parent is there
+        settings = load(config)
+        expected = mean_seconds(Path("results", settings.run))
+        planned = merged(stages(settings, RATES[settings.device]))
+        expected = {stage.rule: stage.seconds for stage in planned} | expected
+    return expected
 
 
 def _bytes(value: float) -> str:
@@ -333,7 +351,8 @@ def _bytes(value: float) -> str:
     raise AssertionError
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time in the unit that it is read in."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -348,7 +367,7 @@ def table(found: list[Stage], device: str) -> str:
             stage.rule,
             str(stage.jobs),
             str(stage.devices),
-            _time(stage.seconds),
+            duration(stage.seconds),
             f"{stage.device_hours:.2f}",
             _bytes(stage.device_bytes),
             _bytes(stage.disk_bytes),
@@ -370,7 +389,7 @@ def table(found: list[Stage], device: str) -> str:
         head += ["measured each", "planned / measured"]
         for row, stage in zip(rows, found, strict=False):
             known = stage.measured
-            row += ["-", "-"] if known is None else [_time(known), f"{stage.seconds / known:.2f}"]
+            row += ["-", "-"] if known is None else [duration(known), f"{stage.seconds / known:.2f}"]
         rows[-1] += ["", ""]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     aligned = [
