@@ -3,7 +3,6 @@
 Read from top to bottom: the stages below are in the order in which data flows, one file each in `rules/`.
 """
 
-from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -58,4 +57,4 @@ onsuccess:
 
 
 onerror:
-    logger.error(f"a job failed, see {RESULTS}/logs; the same command goes on (after Ctrl-C: tangram.recover first)")
+    logger.error(f"a job failed, see {RESULTS}/logs; the same command goes on (after Ctrl-C: `tangram recover` first)")
