@@ -57,7 +57,7 @@ SUCCESS = [
     *finished(21, 2, 3),
     job(21, 0, "all"),
     *finished(21, 0, 4),
-    record(22, "Complete log(s): /tmp/run/.snakemake/log/x.snakemake.log"),
+    record(22, "Complete log(s): run/.snakemake/log/x.snakemake.log"),
     record(22, "Elapsed time: 0:00:22"),
 ]
 COMMAND = "Command 'set -euo pipefail;  python -m … --kind 'ffn'' returned non-zero exit status 1."
@@ -68,7 +68,7 @@ FAILURE = [
     *finished(13, 12, 1),
     record(13, "Shutting down, this might take some time."),
     record(13, "Exiting because a job execution failed. Look above for error messages"),
-    record(13, "Complete log(s): /tmp/run/.snakemake/log/x.snakemake.log"),
+    record(13, "Complete log(s): run/.snakemake/log/x.snakemake.log"),
     record(13, "WorkflowError:\nAt least one job did not complete successfully.", "error"),
 ]
 
@@ -95,7 +95,7 @@ def test_a_pipe_gets_a_line_per_finished_stage_and_the_logs_name(handler: LogHan
         "4 jobs",
         "score_blocks      2 jobs     30 s   (2/4, \N{EN DASH} left)",
         "collect_scores    1 job       1 s   (3/4, 0 s left)",
-        "4 jobs done in 22 s; full log: /tmp/run/.snakemake/log/x.snakemake.log",
+        "4 jobs done in 22 s; full log: run/.snakemake/log/x.snakemake.log",
     ]
 
 
@@ -106,7 +106,7 @@ def test_a_failed_job_is_its_own_error_and_its_log_file(handler: LogHandler) -> 
         "4 jobs",
         "error: a file is damaged; delete it",
         f"  score_blocks ffn no-op 00-02 returned non-zero exit status 1; log: {LOG}",
-        "1 job done in 13 s; full log: /tmp/run/.snakemake/log/x.snakemake.log",
+        "1 job done in 13 s; full log: run/.snakemake/log/x.snakemake.log",
     ]
 
 
