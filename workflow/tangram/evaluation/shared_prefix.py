@@ -95,7 +95,6 @@ class SharedPrefixLM(HFLM):
 
     def _score(self, trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probability, and whether it is the most likely one, of every target of ``trees`` in turn."""
-
         logits, targets = target_logits(self.model, trees)
         if not logits.isfinite().all():
             raise TangramError(f"{self._label}: the model's outputs are not finite; its weights are broken, rebuild it")
