@@ -160,14 +160,19 @@ def checksum(path):
     return sha256_of(ROOT / path)
 
 
+def _cores():
+    """Return the number that `--cores` gives; 1 on a cluster, where no total exists and a profile sets the threads."""
+    return workflow.resource_settings.cores or 1
+
+
 def all_cores(wildcards):
     """Return every core: nothing else may run beside a job that measures time."""
-    return workflow.cores or 1
+    return _cores()
 
 
 def half_the_cores(wildcards):
     """Return half of the cores: two trainings side by side use them better than one after the other."""
-    return max(1, (workflow.cores or 1) // 2)
+    return max(1, _cores() // 2)
 
 
 def several_nodes(nodes):

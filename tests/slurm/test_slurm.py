@@ -18,7 +18,8 @@ from tiny_run import CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover,
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
 
-# The profile as it is, but with the threads of the local run (equal threads, equal results), and polled often.
+# The profile as it is, but with the threads of the local run (equal threads, equal results), and polled often. No
+# number for `fetch_parent`: a rule whose threads follow the number of cores must not need one.
 TIMED = ("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model", "evaluate_tasks")
 PROFILE = [
     *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), "finetune_child=1"),
