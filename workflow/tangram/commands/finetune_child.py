@@ -25,7 +25,7 @@ def finetune_child(
     layout = Parallel.model_validate_json(parallel)
     check_device(runtime.device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
-        from tangram.distill.parallel import launch
+        from tangram.training.parallel import launch
 
         launch(layout.nodes, layout.processes_per_node)
     use_threads(max(1, runtime.threads // layout.processes_per_node), runtime.seed, runtime.device)
@@ -35,14 +35,15 @@ def finetune_child(
     import torch
 
     from tangram.activations import open_activations
-    from tangram.checkpoint import WEIGHTS, load_model, skeleton
     from tangram.child.assemble import save_child
-    from tangram.corpus import read_tokens
-    from tangram.distill.end_to_end import finetune
-    from tangram.distill.parallel import join
-    from tangram.distill.trainer import Checkpointing
+    from tangram.corpus.tokens import read_tokens
+    from tangram.finetune import finetune
+    from tangram.models.by_layer import skeleton
+    from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, write_table
+    from tangram.training.loop import Checkpointing
+    from tangram.training.parallel import join
 
     section = Finetune.model_validate_json(settings)
     with join(runtime.device, layout.strategy) as world:
