@@ -144,7 +144,7 @@ def test_bfloat16_trains_like_float32(tiny_parent, float32, tmp_path, strategy):
     """Also where it resumes, as it does here; and the child on disk is bfloat16."""
     job = make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path, "bfloat16", **LONGER)
     layout = {} if strategy == "one" else {"processes_per_node": 2, "strategy": strategy}
-    options = {"parallel": json.dumps(layout), "threads": "2"}
+    options = {"parallel": json.dumps(layout), "runtime": "dtype=bfloat16,threads=2"}
     share = share_moved(job, killed(job, tmp_path / "run", **options))
     weights, curve = finetuned(job, tmp_path / "run", **options)
     assert share == pytest.approx(float32[0], abs=0.01)  # bfloat16 alone: 0.35 of 1
