@@ -44,15 +44,15 @@ def distill_blocks(
     from tangram.files import sha256_of, write_tensors
     from tangram.library.distill import LocalProblem
     from tangram.library.pieces import tensor_name
+    from tangram.library.resume import PieceStore
     from tangram.models.by_layer import load_by_layer
     from tangram.models.families import shape_of
     from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import CURVES, LIBRARY, write_table
-    from tangram.training.resume import PieceStore
 
     section = BlockDistillation.model_validate_json(settings)
-    get_block(kind, variant).overrides(shape_of(parent))  # stops here if the variant is no smaller than the parent's
+    get_block(kind, variant, shape_of(parent)).overrides()  # stops here if it is no smaller than the parent's subblock
     model = (load_by_layer if by_layer else load_model)(parent, dtype, device).requires_grad_(False)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))

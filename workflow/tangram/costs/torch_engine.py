@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.models.families import decoder_layers, read_config
@@ -29,7 +29,6 @@ from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.timing import interleaved, interquartile_range
 
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
-NO_OP = "no-op"
 MODEL = "model"  # the kind of embedding, mask, rotary angles, final norm, LM head and greedy choice
 DECODE_STEPS = 4  # consecutive steps per sample, around the mean length of the cache
 COPIES = (8, 96)  # limits of a stack's layers
