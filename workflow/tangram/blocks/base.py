@@ -59,8 +59,13 @@ class Variant:
 
     def __str__(self) -> str:
         """Return the canonical name, which is also the name of the variant's folder."""
-        size = "" if self.size is None else f"-{Decimal(repr(self.size)):f}"
-        return f"{self.family}{size}{f'@{self.precision}' if self.precision else ''}"
+        parts = [self.family, f"-{self.number}" if self.number else "", f"@{self.precision}" if self.precision else ""]
+        return "".join(parts)
+
+    @property
+    def number(self) -> str:
+        """The size as it is written, ``"0.5"``; empty without one."""
+        return "" if self.size is None else f"{Decimal(repr(self.size)):f}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Block(ABC):
         kinds: the subblocks that it can replace.
         form: the names of its variants, for documentation and messages: ``"width-R"``.
         label: its name on a small tile of the report, with ``{size}`` for the number; empty for none.
-        hue: its colors in the report, as ``#rrggbb``: of the mildest and of the strongest size.
+        hue: its colors in the report, as ``#rrggbb``: of the mildest and of the strongest size; those here are after
+            Okabe and Ito's and Tol's color-blind safe sets.
         severity: how much of the parent it leaves, for the order in the report and in messages: 0 is the parent's own
             subblock, 5 nothing; 3 suits most.
         sizes: ``int`` if a name holds a count, ``float`` if a ratio below 1, None if it has no size.

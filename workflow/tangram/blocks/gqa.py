@@ -59,4 +59,4 @@ class GroupedQuery(Block):
     @classmethod
     def suggest(cls, number: float | None) -> str | None:
         """Return the name with the number cut to a whole one."""
-        return None if number is None else f"gqa-{int(number)}"
+        return None if number is None else f"gqa-{max(1, int(number))}"

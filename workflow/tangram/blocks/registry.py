@@ -31,7 +31,7 @@ def _load() -> None:
 def registry() -> Mapping[str, type[Block]]:
     """Return every family's class by the family's name, from mild to severe."""
     _load()
-    return dict(sorted(REGISTRY.items(), key=lambda item: item[1].severity))
+    return dict(sorted(REGISTRY.items(), key=lambda item: (item[1].severity, item[0])))
 
 
 def block_class(variant: Variant | str) -> type[Block]:

@@ -54,7 +54,7 @@ def not_finite(arm: int) -> TangramError:
     return TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
 
 
-def layer_of(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
+def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
     """Return the parent's layer ``index`` with both subblocks as chosen; the very same where nothing changes."""
     parent_layer = decoder_layers(model)[index]
     if choice == LayerChoice():
@@ -167,7 +167,7 @@ class CandidateScores:
 
     def _layer(self, depth: int, choice: LayerChoice) -> nn.Module:
         if (depth, choice) not in self._layers:
-            self._layers[depth, choice] = layer_of(self._model, depth, choice, self._library)
+            self._layers[depth, choice] = child_layer(self._model, depth, choice, self._library)
         return self._layers[depth, choice]
 
     def save(self) -> None:
