@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks.registry import modules_of_variants
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
@@ -35,6 +36,7 @@ PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
+FAMILIES = modules_of_variants([*cfg.library.attention, *cfg.library.ffn])  # for code hashes: imported by name
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
@@ -158,6 +160,11 @@ def pins(*packages):
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
     return sha256_of(ROOT / path)
+
+
+def variant_code(command):
+    """Return a function for `params`: the code hash of a command that computes with the wildcard's variant alone."""
+    return lambda wildcards: code_hash(command, *modules_of_variants([wildcards.variant]))
 
 
 def _cores():

@@ -24,7 +24,7 @@ rule measure_costs:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.measure_costs"),
+        code=variant_code("tangram.commands.measure_costs"),
         environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
@@ -74,7 +74,7 @@ rule calibrate_costs:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.calibrate_costs"),
+        code=code_hash("tangram.commands.calibrate_costs", *FAMILIES),
         environment=pins("torch", "transformers"),
     threads: all_cores
     resources:

@@ -29,7 +29,7 @@ rule distill_blocks:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.distill_blocks"),
+        code=variant_code("tangram.commands.distill_blocks"),
         environment=pins("torch", "transformers"),
     threads: 1
     resources:

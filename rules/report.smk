@@ -52,7 +52,7 @@ rule build_report:
                 "seed": cfg.seed,
             }
         ),
-        code=code_hash("tangram.commands.build_report"),
+        code=code_hash("tangram.commands.build_report", *FAMILIES),
         template=checksum("workflow/report/report.html.j2"),
         environment=pins("matplotlib", "Jinja2"),
     threads: 1

@@ -25,7 +25,7 @@ rule score_blocks:
         activations=option("--activations", cached_activations("score")),
         device=cfg.device,
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.score_blocks"),
+        code=variant_code("tangram.commands.score_blocks"),
         environment=pins("torch", "transformers"),
     threads: 1
     resources:

@@ -76,7 +76,7 @@ def test_shell_is_one_quoted_call_that_logs(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_the_code_hash_is_that_of_the_command(name: str) -> None:
     command = command_of(RULES[name])
-    assert f'code=code_hash("tangram.commands.{command}"),' in RULES[name]
+    assert re.search(rf'code=(code_hash|variant_code)\("tangram\.commands\.{command}"(, \*.*)?\),\n', RULES[name])
     assert command in COMMANDS
     assert name in (command, "evaluate_parent", "collect_scores", "collect_costs")
 

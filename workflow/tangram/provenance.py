@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,24 @@ def _source(module: str) -> Path | None:
     return None
 
 
+def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node outside `if TYPE_CHECKING:`."""
+    yield tree
+    type_checking = isinstance(tree, ast.If) and isinstance(tree.test, ast.Name) and tree.test.id == "TYPE_CHECKING"
+    children = tree.orelse if isinstance(tree, ast.If) and type_checking else ast.iter_child_nodes(tree)
+    for child in children:
+        yield from _that_run(child)
+
+
 def _imports(tree: ast.AST, package: str) -> set[str]:
     """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
-    Only names inside this package, and inside the module's own, are returned.
+    Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
+    computes nothing.
     """
     names: set[str] = set()
     parents = package.split(".")
-    for node in ast.walk(tree):
+    for node in _that_run(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import KINDS, PARENT
-from tangram.blocks.registry import get_block
+from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
 from tangram.models.families import CHILD_PREFIX, Shape
@@ -30,6 +30,12 @@ class LayerChoice:
 
 
 Architecture = tuple[LayerChoice, ...]
+
+
+def modules_of(*architectures: Architecture) -> list[str]:
+    """Return the modules that define the variants of architectures, for `provenance.code_hash`."""
+    choices = {choice for architecture in architectures for choice in architecture}
+    return modules_of_variants(getattr(choice, kind) for choice in choices for kind in KINDS)
 
 
 def save_architecture(architecture: Architecture, path: str | Path) -> None:

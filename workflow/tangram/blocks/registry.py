@@ -68,6 +68,10 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
     return block(kind, parsed, shape)
 
 
-def modules_of_variants(variants: Iterable[Variant | str]) -> list[str]:
-    """Return the modules that define variants, the parent's and the no-op among them: what a code hash adds."""
-    return sorted({block_class(variant).__module__ for variant in (PARENT, NO_OP, *variants)})
+def modules_of_variants(variants: Iterable[Variant | str] | None = None) -> list[str]:
+    """Return the modules that define variants, by default all, for `provenance.code_hash`: they are imported by name.
+
+    The parent's and the no-op are always among them: a layer of one subblock alone is timed with a no-op.
+    """
+    classes = registry().values() if variants is None else map(block_class, (PARENT, NO_OP, *variants))
+    return sorted({block.__module__ for block in classes})

@@ -39,7 +39,7 @@ def distill_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import get_block
+    from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_tensors
     from tangram.library.distill import LocalProblem
@@ -57,7 +57,7 @@ def distill_blocks(
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))
     first, last = (int(part) for part in layers.split("-"))
-    made_by = provenance("tangram.commands.distill_blocks", settings, device)
+    made_by = provenance("tangram.commands.distill_blocks", settings, device, modules_of_variants([variant]))
     origin = [sha256_of(path) for path in (Path(parent) / "model.safetensors", corpus)]
     facts = [*made_by.values(), *origin, kind, variant, layers, dtype, str(seed)]
     identity = hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -29,7 +29,7 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import get_block
+    from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
     from tangram.models.by_layer import load_by_layer, resident
@@ -53,7 +53,8 @@ def score_blocks(
         candidate = replace_subblocks(resident(decoder_layers(model)[layer]), model.config, layer, overrides, tensors)
         for row in scorer.score(layer, candidate):
             rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
-    write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, device))
+    made_by = provenance("tangram.commands.score_blocks", settings, device, modules_of_variants([variant]))
+    write_table(rows, SCORES, output, made_by)
 
 
 if __name__ == "__main__":
