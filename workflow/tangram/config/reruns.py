@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from tangram.blocks.base import Variant
+from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distil", "score", "finetune", "heldout")
@@ -100,6 +102,11 @@ SOURCES = {
     "the file of `studies.image_file`": "the studies of images",
 }
 
+# Rules that compute with blocks, whose modules are imported by name: a job with those of its own variant, or with those
+# of the whole library.
+OF_A_VARIANT = ("distill_blocks", "score_blocks", "measure_costs")
+OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
+
 _COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "collect_scores": "collect_tables",
@@ -145,19 +152,50 @@ def modules() -> list[str]:
     return names
 
 
-def first_of_module(module: str) -> tuple[str, ...]:
-    """Return the rules whose command imports a module, directly or not."""
-    return tuple(rule for rule in READS if module in modules_of(f"tangram.commands.{command_of(rule)}"))
+def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
+    """Whether the command of a rule imports a module, directly or not.
+
+    Args:
+        rule: its name.
+        module: dotted.
+        variants: those that a job of the rule computes with, if it does so; all by default.
+    """
+    others = modules_of_variants(variants) if rule in OF_A_VARIANT + OF_THE_LIBRARY else []
+    return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 
 
-def _names(rules: Iterable[str]) -> str:
-    """Return rules in words: a rule of all splits once."""
+def first_of_module(module: str, variants: Iterable[Variant | str] | None = None) -> tuple[str, ...]:
+    """Return the rules of which some job imports a module, directly or not.
+
+    Args:
+        module: dotted.
+        variants: the library's; all families by default.
+    """
+    library = None if variants is None else list(variants)
+    return tuple(rule for rule in READS if imports(rule, module, library))
+
+
+def _first_in_words(module: str) -> str:
+    """Return the rules that a module reaches first, and which of them only in jobs of some variants."""
+    first = first_of_module(module)
+    families = [Variant(family) for family in registry()]
+    partly = {
+        rule
+        for rule in first
+        if rule in OF_A_VARIANT and not all(imports(rule, module, [family]) for family in families)
+    }
+    return _names(first, partly)
+
+
+def _names(rules: Iterable[str], partly: Collection[str] = ()) -> str:
+    """Return rules in words: a rule of all splits once, those that only some variants reach marked."""
     rules = list(rules)
     words = []
     for rule in rules:
         name = rule.split()[0]
         of_all = [other for other in READS if other.split()[0] == name]
-        words.append(f"`{name}`" if all(other in rules for other in of_all) else f"`{name}` ({rule.split()[-1]})")
+        word = f"`{name}`" if all(other in rules for other in of_all) else f"`{name}` ({rule.split()[-1]})"
+        words.append(f"{word} (of its variants)" if name in partly else word)
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
@@ -192,7 +230,7 @@ def markdown() -> str:
     lines += [f"| {what} | {first} |" for what, first in SOURCES.items()]
     groups: dict[str, list[str]] = {}
     for module in modules():
-        groups.setdefault(_names(first_of_module(module)), []).append(module.removeprefix("tangram."))
+        groups.setdefault(_first_in_words(module), []).append(module.removeprefix("tangram."))
     lines += ["", "| a real change in (of `tangram`) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
     lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
