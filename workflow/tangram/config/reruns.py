@@ -1,4 +1,4 @@
-"""What reruns when: the table in `config/README.md`, and what a test holds Snakemake's own plan against.
+"""The rules that a change reruns: the tables of `docs/reruns.md`, which a test compares with Snakemake's own plan.
 
 `KEYS` names the rules that a key of the config reaches first; `READS` says which rules read which; what follows is
 `onward`. For modules, the first rules are those whose command imports the module, directly or not.
@@ -199,17 +199,23 @@ def _names(rules: Iterable[str], partly: Collection[str] = ()) -> str:
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
-def markdown() -> str:
-    """Return the section of `config/README.md`."""
+def page() -> str:
+    """Return `docs/reruns.md`."""
     lines = [
-        "## What reruns when",
+        "# Reruns",
         "",
-        "A change reruns the rules below, and all that read what they write: "
-        "corpus → activations → library → scores → search → pieces → child → finetuning → evaluation → report. "
-        "After `pick_pieces`, a child is made again only if its architecture or a piece of it came out differently. "
-        "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved to another "
-        "folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or restored from a backup, "
-        "and a comment rerun nothing.",
+        "`python -m tangram.config.documentation` writes this file. `tests/e2e/test_reruns.py` changes every key and "
+        "every module on a finished run and compares Snakemake's plan with the tables. `snakemake -n` shows the plan "
+        "for your own change.",
+        "",
+        "A change reruns the rules in its row, and all rules that read their outputs, in this order: "
+        "corpus → activations → library → scores → search → architecture → child → finetuning → evaluation → report. "
+        "A child is made again only if its architecture or one of its pieces changed. A deleted or damaged file reruns "
+        "its own job, and the jobs that read it. These rerun nothing: a fresh checkout, a comment or docstring in the "
+        "code, and a run that was moved, restored from a backup, or copied with its times (`cp -a`; after `cp -r`, "
+        "files beyond 1 MB look new).",
+        "",
+        "## Keys of the config",
         "",
         "| key | reruns first |",
         "|---|---|",
@@ -218,11 +224,13 @@ def markdown() -> str:
     lines += [f"| `{key}` | {text} |".replace(", library", "`, `library") for key, text in IN_WORDS.items()]
     lines += [
         "",
-        "Files that the config names by path count by what they hold. Of each source, up to 64 MiB are read whenever "
-        "Snakemake starts, its smallest files first: there, a new time of change alone reruns nothing. Files beyond "
-        "that (the weights of most parents) count by size and time of change: copy them with their times (`cp -p`, "
-        "`rsync -t`). A local source may be deleted once what is made from it is there: nothing reruns, until that is "
-        "deleted, too. What a hub repository or dataset holds is looked up only when it is fetched: name a commit.",
+        "## Files that the config names",
+        "",
+        "Files that the config names by path are compared by content. Of each source, up to 64 MiB are read whenever "
+        "Snakemake starts, the smallest files first; there, a new modification time alone reruns nothing. Files beyond "
+        "that (the weights of most parents) are compared by size and modification time: copy them with their times "
+        "(`cp -p`, `rsync -t`). A local source may be deleted once the files made from it exist: nothing reruns until "
+        "those are deleted, too. A hub repository or dataset is read only when it is fetched: name a commit.",
         "",
         "| changed in place | reruns first |",
         "|---|---|",
@@ -231,7 +239,9 @@ def markdown() -> str:
     groups: dict[str, list[str]] = {}
     for module in modules():
         groups.setdefault(_first_in_words(module), []).append(module.removeprefix("tangram."))
-    lines += ["", "| a real change in (of `tangram`) | reruns first |", "|---|---|"]
+    groups.pop(_names(()), None)
+    lines += ["", "## Modules of the package", "", "A module that is not in the table reruns nothing.", ""]
+    lines += ["| a change in (of `tangram`) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
     lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
     return "\n".join(lines) + "\n"
