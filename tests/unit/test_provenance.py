@@ -64,7 +64,7 @@ def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None
     assert changed_by("scoring/replace_one.py", _real) == {"score_blocks"}
     assert changed_by("distill/local.py", _real) == {"distill_blocks"}
     assert changed_by("distill/end_to_end.py", _real) == {"finetune_child"}
-    assert changed_by("search/mip.py", _real) >= {"solve_mip"}
+    assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
 
 

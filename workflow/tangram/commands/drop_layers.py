@@ -24,7 +24,7 @@ def drop_layers(
     from tangram.child.architecture import save_architecture
     from tangram.files import write_text
     from tangram.provenance import provenance
-    from tangram.search.baselines import drop_whole_layers
+    from tangram.search.drop_layers import drop_whole_layers
     from tangram.search.problem import Settings, load_problem
     from tangram.search.summary import architecture_summary
 

@@ -25,8 +25,8 @@ def solve_mip(
     from tangram.child.architecture import save_architecture
     from tangram.files import write_text
     from tangram.provenance import provenance
-    from tangram.search.mip import solve
     from tangram.search.problem import Settings, load_problem
+    from tangram.search.solve import solve
     from tangram.search.summary import solution_rows, solutions_summary
     from tangram.tables import SOLUTIONS, write_table
 

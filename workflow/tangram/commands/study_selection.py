@@ -58,9 +58,9 @@ def study_selection(
     from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
     from tangram.files import sha256_of
     from tangram.provenance import provenance
-    from tangram.search.mip import solve
     from tangram.search.problem import Settings as ProblemSettings
     from tangram.search.problem import load_problem
+    from tangram.search.solve import solve
     from tangram.studies.selection import Evidence, run_study, save_evidence
     from tangram.studies.study import write_study
 

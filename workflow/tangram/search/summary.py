@@ -10,7 +10,7 @@ from tangram.child.architecture import Architecture
 from tangram.search.problem import Problem
 
 if TYPE_CHECKING:
-    from tangram.search.mip import Solution
+    from tangram.search.verify import Solution
 
 
 def predictions(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -21,24 +21,23 @@ def predictions(problem: Problem, architecture: Architecture, batches: Mapping[s
         architecture: any.
         batches: batch sizes; a scenario that is not in there gets the one of largest throughput.
     """
-    found = {}
-    for name, scenario in problem.costs.scenarios.items():
-        batch = batches.get(name) or problem.best_batch(architecture, name) or min(scenario.batch_sizes)
-        parent_batch = problem.best_batch(problem.parent, name) or min(scenario.batch_sizes)
-        own = problem.costs.predict(architecture, name, batch)
-        parent = problem.costs.predict(problem.parent, name, parent_batch)
-        found[name] = {**asdict(own), "speedup": own.throughput / parent.throughput}
-    return found
+    scenarios = {}
+    for name in problem.costs.scenarios:
+        batch = batches.get(name) or problem.usual_batch(architecture, name)
+        child = problem.costs.predict(architecture, name, batch)
+        parent = problem.costs.predict(problem.parent, name, problem.usual_batch(problem.parent, name))
+        scenarios[name] = {**asdict(child), "speedup": child.throughput / parent.throughput}
+    return scenarios
 
 
 def constraint_values(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return every constraint with limit, value and slack in the quantity's own unit; slack is negative outside."""
-    found = []
+    values = []
     for constraint in problem.target.constraints:
         value, limit = problem.predict(constraint, architecture, batches), problem.limit(constraint, batches)
         slack = value - limit if constraint.quantity == "throughput" else limit - value
-        found.append({**constraint.model_dump(mode="json"), "limit": limit, "value": value, "slack": slack})
-    return found
+        values.append({**constraint.model_dump(mode="json"), "limit": limit, "value": value, "slack": slack})
+    return values
 
 
 def architecture_summary(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, Any]:
@@ -82,11 +81,11 @@ def solution_rows(problem: Problem, solutions: Sequence[Solution]) -> list[dict[
     rows = []
     for rank, solution in enumerate(solutions):
         for layer, choice in enumerate(solution.architecture):
-            candidate = problem.candidate(layer, choice)
-            if candidate.parts is None:
-                pieces = [("block", f"{choice.attention}+{choice.ffn}", candidate.score)]
+            option = problem.option(layer, choice)
+            if option.parts is None:
+                pieces = [("block", f"{choice.attention}+{choice.ffn}", option.score)]
             else:
-                attention, ffn = candidate.parts
+                attention, ffn = option.parts
                 pieces = [("attention", choice.attention, attention), ("ffn", choice.ffn, ffn)]
             rows += [
                 {"rank": rank, "layer": layer, "kind": kind, "variant": variant, "score": score}
