@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tangram import limits, sources
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import limits, sources
 from tangram.config import parse as parse_config
+from tangram.config.strict_yaml import check_command_line, read_yaml
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
-from tangram.strict_yaml import check_command_line, read_yaml
 
 try:
     for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys

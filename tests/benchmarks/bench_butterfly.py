@@ -3,7 +3,7 @@
 Run: ``python tests/benchmarks/bench_butterfly.py [--sizes 576 1536] [--device cuda --dtype bfloat16] [--table]``.
 Every operator is timed in turns with the dense layer of its size; torch-structured's butterfly too, where it is there
 (``pip install torch-structured einops triton``). ``--table`` prints the rows of
-`tangram.child.structured.MEASURED` for this device, and how much slower the form picked by it is than the best one.
+`tangram.models.operators.MEASURED` for this device, and how much slower the form picked by it is than the best one.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tangram.child.structured import ButterflyLinear, LowRankLinear, MonarchLinear, StructuredLinear
-from tangram.costs.timing import interleaved
+from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear, StructuredLinear
+from tangram.timing import interleaved
 
 TOKENS = (1, 8, 64, 1024)
 

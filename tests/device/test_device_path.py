@@ -14,9 +14,9 @@ import torch
 from pretend_device import pretend
 from safetensors.torch import load_file
 
+from tangram import timing
 from tangram.blocks import structured
-from tangram.checkpoint import load_model, skeleton
-from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import LayerChoice, save_architecture
 from tangram.commands.assemble_child import assemble_child
 from tangram.commands.build_corpus import build_corpus
 from tangram.commands.calibrate_costs import calibrate_costs
@@ -30,11 +30,13 @@ from tangram.commands.finetune_child import finetune_child
 from tangram.commands.measure_costs import measure_costs
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
-from tangram.costs import timing, torch_engine
-from tangram.distill.parallel import World
-from tangram.evaluation.candidates import layer_importance
-from tangram.evaluation.judge import JudgedScores
+from tangram.costs import torch_engine
+from tangram.models.by_layer import skeleton
+from tangram.models.loading import load_model
+from tangram.selection.candidates import layer_importance
+from tangram.selection.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
+from tangram.training.parallel import World
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")

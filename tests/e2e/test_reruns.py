@@ -15,8 +15,7 @@ import pytest
 from pydantic import BaseModel
 from tiny_run import ROOT, Run, snakemake
 
-from tangram import reruns
-from tangram.config import Config, parse
+from tangram.config import Config, parse, reruns
 
 pytestmark = pytest.mark.slow
 

@@ -77,7 +77,7 @@ def start(
 
 def recover(folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the documented recovery."""
-    command = [sys.executable, "-m", "tangram.recover", "--directory", str(folder)]
+    command = [sys.executable, "-m", "tangram.tools.recover", "--directory", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 

@@ -65,7 +65,7 @@ def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
 # config reruns nothing; the fidelity gate only lets an output pass or not. These modules shape no output.
-NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.fidelity", "tangram.provenance", "tangram"})
+NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance", "tangram"})
 
 
 @functools.cache

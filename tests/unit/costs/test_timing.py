@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tangram.costs import timing
-from tangram.costs.timing import interleaved, interquartile_range, median_and_error
+from tangram import timing
+from tangram.timing import interleaved, interquartile_range, median_and_error
 
 
 class Clock:

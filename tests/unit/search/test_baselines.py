@@ -5,7 +5,7 @@ import itertools
 import pytest
 from synthetic_library import by_sum_of_no_ops, library, limit
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario, Search
 from tangram.search import baselines
 from tangram.search.solve import solve

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from synthetic_library import limit
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 
 TARGET = {"constraints": [limit("throughput", 1.0)]}
 

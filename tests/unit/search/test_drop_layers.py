@@ -3,7 +3,7 @@
 import pytest
 from synthetic_library import by_sum_of_no_ops, library, limit
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.errors import TangramError
 from tangram.search.drop_layers import drop_whole_layers
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from synthetic_library import library, limit, score
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.errors import TangramError
 from tangram.search.problem import options_of, parent_facts
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_library import CHAT, SUMMARY, VARIANTS, library, limit
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Search, Target
 from tangram.errors import TangramError
 from tangram.search.solve import solve

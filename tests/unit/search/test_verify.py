@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from synthetic_library import library, limit
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Search
 from tangram.errors import TangramError
 from tangram.search.solve import solve

@@ -24,11 +24,11 @@ def build_corpus(
     import json
     from pathlib import Path
 
-    from tangram.corpus import build
+    from tangram.config.limits import check_length
+    from tangram.config.sources import METADATA
+    from tangram.corpus.build import build_split
     from tangram.files import check_writable
-    from tangram.limits import check_length
     from tangram.provenance import provenance
-    from tangram.sources import METADATA
     from tangram.tables import CORPUS, write_table
 
     section = json.loads(settings)
@@ -36,7 +36,9 @@ def build_corpus(
     check_writable(output)
     parent_config = json.loads(Path(parent, "config.json").read_text())
     check_length("corpus.sequence_length", section["sequence_length"], parent_config)
-    rows = build(split, wanted, section["sequence_length"], section["cross_documents"], parent, seed, dtype, device)
+    rows = build_split(
+        split, wanted, section["sequence_length"], section["cross_documents"], parent, seed, dtype, device
+    )
     made_by = provenance("tangram.commands.build_corpus", settings, device)
     write_table(rows, CORPUS, output, {**made_by, METADATA: source_files})
 

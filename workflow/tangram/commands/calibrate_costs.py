@@ -29,7 +29,7 @@ def calibrate_costs(
 
     from tangram.costs.calibration import WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
     from tangram.costs.torch_engine import measure_whole
-    from tangram.families import shape_of
+    from tangram.models.families import shape_of
     from tangram.provenance import provenance
     from tangram.tables import CALIBRATION, COSTS, read_table, write_table
 

@@ -23,8 +23,9 @@ def capture_activations(
     from pathlib import Path
 
     from tangram.activations import capture
-    from tangram.checkpoint import load_by_layer, load_model
-    from tangram.corpus import read_tokens
+    from tangram.corpus.tokens import read_tokens
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.loading import load_model
 
     section = Activations.model_validate_json(settings)
     model = (load_by_layer if by_layer else load_model)(parent, dtype, device)

@@ -40,15 +40,16 @@ def distill_blocks(
 
     from tangram.activations import open_activations
     from tangram.blocks import get_block
-    from tangram.blocks.library import tensor_name
-    from tangram.checkpoint import load_by_layer, load_model
-    from tangram.corpus import read_tokens
-    from tangram.distill.local import LocalProblem
-    from tangram.distill.pieces import PieceStore
-    from tangram.families import shape_of
+    from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_tensors
+    from tangram.library.distill import LocalProblem
+    from tangram.library.pieces import tensor_name
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.families import shape_of
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import CURVES, LIBRARY, write_table
+    from tangram.training.resume import PieceStore
 
     section = BlockDistillation.model_validate_json(settings)
     get_block(kind, variant).overrides(shape_of(parent))  # stops here if the variant is no smaller than the parent's

@@ -40,11 +40,11 @@ def evaluate_model(
     use_threads(threads, seed, device)
     from tangram.activations import open_activations
     from tangram.blocks.base import PARENT
-    from tangram.checkpoint import load_model
-    from tangram.corpus import read_tokens
+    from tangram.corpus.tokens import read_tokens
     from tangram.evaluation.text import compare_on_text, text_rows
     from tangram.evaluation.throughput import measure_throughput
-    from tangram.families import decoder_layers
+    from tangram.models.families import decoder_layers
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 

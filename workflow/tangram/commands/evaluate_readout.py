@@ -26,10 +26,10 @@ def evaluate_readout(
 ) -> None:
     """Write accuracies with standard errors over draws of labels, and every model's paired difference to the parent."""
     use_threads(threads, seed, device)
-    from tangram.checkpoint import load_model, load_tokenizer
+    from tangram.archives import fetch_archive
     from tangram.errors import TangramError
     from tangram.evaluation.readout import embed_texts, read_classification, read_out, readout_rows
-    from tangram.packages import fetch_archive
+    from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 

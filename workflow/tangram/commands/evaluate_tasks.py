@@ -26,10 +26,10 @@ def evaluate_tasks(
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     use_threads(threads, seed, device)
-    from tangram.checkpoint import load_model, load_tokenizer
+    from tangram.archives import fetch_archive
     from tangram.errors import TangramError
     from tangram.evaluation.tasks import answer_tasks, read_tasks, task_rows, write_tasks
-    from tangram.packages import fetch_archive
+    from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 

@@ -17,9 +17,9 @@ def fetch_parent(
 ) -> None:
     """Write the parent's checkpoint: config, safetensors, tokenizer, provenance."""
     use_threads(threads)
-    from tangram.checkpoint import fetch
+    from tangram.config.sources import RECORD
+    from tangram.parent.fetch import fetch
     from tangram.provenance import provenance
-    from tangram.sources import RECORD
 
     section = Parent.model_validate_json(settings)
     made_by = provenance("tangram.commands.fetch_parent", settings)

@@ -29,7 +29,7 @@ def finetune_child(
     layout = Parallel.model_validate_json(parallel)
     check_device(device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
-        from tangram.distill.parallel import launch
+        from tangram.training.parallel import launch
 
         launch(layout.nodes, layout.processes_per_node)
     use_threads(max(1, threads // layout.processes_per_node), seed, device)
@@ -40,15 +40,16 @@ def finetune_child(
     import torch
 
     from tangram.activations import open_activations
-    from tangram.checkpoint import load_model, skeleton
     from tangram.child.assemble import save_child
-    from tangram.corpus import read_tokens
-    from tangram.distill.end_to_end import finetune
-    from tangram.distill.parallel import join
-    from tangram.distill.trainer import Checkpointing
+    from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of
+    from tangram.finetune import finetune
+    from tangram.models.by_layer import skeleton
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import CURVES, write_table
+    from tangram.training.loop import Checkpointing
+    from tangram.training.parallel import join
 
     section = Finetune.model_validate_json(settings)
     with join(device, layout.strategy) as world:

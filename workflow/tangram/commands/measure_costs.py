@@ -25,8 +25,8 @@ def measure_costs(
     use_threads(threads, seed, device)
     from tqdm import tqdm
 
+    from tangram.config.limits import check_length
     from tangram.costs.torch_engine import measure
-    from tangram.limits import check_length
     from tangram.provenance import provenance
     from tangram.tables import COSTS, write_table
 

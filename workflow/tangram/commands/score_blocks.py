@@ -29,12 +29,13 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks.layer import build_layer
-    from tangram.blocks.library import read_piece
-    from tangram.checkpoint import load_by_layer, load_model
-    from tangram.corpus import read_tokens
+    from tangram.corpus.tokens import read_tokens
+    from tangram.library.pieces import read_piece
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.loading import load_model
+    from tangram.models.replace import build_layer
     from tangram.provenance import provenance
-    from tangram.scoring.replace_one import ReplaceOne
+    from tangram.scores.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
 
     section = Scores.model_validate_json(settings)

@@ -20,13 +20,13 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice, heterogeneous_config
-from tangram.child.modeling import MODEL_CLASSES
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
-from tangram.costs.timing import interleaved, interquartile_range
-from tangram.families import decoder_layers, read_config
+from tangram.models.families import decoder_layers, read_config
+from tangram.models.modeling_tangram import MODEL_CLASSES
+from tangram.timing import interleaved, interquartile_range
 
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
 NO_OP = "no-op"

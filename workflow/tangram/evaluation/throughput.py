@@ -9,8 +9,8 @@ import torch
 
 from tangram.blocks.base import PARENT
 from tangram.config import Scenario
-from tangram.costs.timing import interleaved, median_and_error
 from tangram.costs.torch_engine import Passes, fastest_kernels, synchronise
+from tangram.timing import interleaved, median_and_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture
 from tangram.config import Scenario
 from tangram.costs.calibration import steady_seconds
 from tangram.errors import TangramError

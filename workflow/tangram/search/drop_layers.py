@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tangram.child.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, Batches, Problem
 

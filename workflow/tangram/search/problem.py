@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice
 from tangram.config import Constraint, Scenario, Search, Section, Target
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, CostModel, records

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tangram.child.architecture import Architecture
+from tangram.blocks.architecture import Architecture
 from tangram.config import Search
 from tangram.errors import TangramError
 from tangram.search.problem import EXACT, TOLERANCE, Batches, Problem, describe, rounding
