@@ -1,8 +1,8 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
 - Input: the models, the held-out split and its activations; the archive of tasks.
-- Output: `parent_evaluation.parquet`, `targets/{target}/{rank}/evaluation.parquet`; for the headline `tasks.parquet` and
-  `readout.parquet`.
+- Output: `parent_evaluation.parquet`, `targets/{target}/{solution}/evaluation.parquet`; for the headline
+  `tasks.parquet` and `readout.parquet`.
 - Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
 
 The jobs that measure throughput take every core: nothing else may run while they do.
@@ -53,11 +53,11 @@ rule evaluate_model:
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
-        "<results>/targets/{target}/{rank}/evaluation.parquet",
+        "<results>/targets/{target}/{solution}/evaluation.parquet",
     log:
-        "<logs>/evaluate_model/{target}/{rank}.log",
+        "<logs>/evaluate_model/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_model/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_model/{target}/{solution}.tsv"
     params:
         parent=input_folder("parent"),
         child=input_folder("child"),
@@ -92,11 +92,11 @@ rule evaluate_tasks:
         finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         architecture=architecture_of,
     output:
-        "<results>/targets/{target}/{rank}/tasks.parquet",
+        "<results>/targets/{target}/{solution}/tasks.parquet",
     log:
-        "<logs>/evaluate_tasks/{target}/{rank}.log",
+        "<logs>/evaluate_tasks/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_tasks/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_tasks/{target}/{solution}.tsv"
     params:
         parent=input_folder("parent"),
         child=input_folder("child"),
@@ -130,11 +130,11 @@ rule evaluate_readout:
         finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         architecture=architecture_of,
     output:
-        "<results>/targets/{target}/{rank}/readout.parquet",
+        "<results>/targets/{target}/{solution}/readout.parquet",
     log:
-        "<logs>/evaluate_readout/{target}/{rank}.log",
+        "<logs>/evaluate_readout/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_readout/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_readout/{target}/{solution}.tsv"
     params:
         parent=input_folder("parent"),
         child=input_folder("child"),

@@ -1,9 +1,9 @@
 """Finetuning: the child trained end to end against its parent (GKD).
 
 - Input: the parent, the child, the finetune split and its activations.
-- Output: `targets/{target}/{rank}/finetuned/` and `curves.parquet`.
-- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{rank}`, which lies outside the
-  declared outputs because Snakemake clears those before a job starts.
+- Output: `targets/{target}/{solution}/finetuned/` and `curves.parquet`.
+- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which lies outside
+  the declared outputs because Snakemake clears those before a job starts.
 """
 
 
@@ -17,16 +17,16 @@ rule finetune_child:
         activations=cached_activations("finetune"),
     output:
         finetuned=checkpoint_of(f"{CHILD}/finetuned"),
-        curves="<results>/targets/{target}/{rank}/curves.parquet",
+        curves="<results>/targets/{target}/{solution}/curves.parquet",
     log:
-        "<logs>/finetune_child/{target}/{rank}.log",
+        "<logs>/finetune_child/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/finetune_child/{target}/{rank}.tsv"
+        "<benchmarks>/finetune_child/{target}/{solution}.tsv"
     params:
         parent=input_folder("parent"),
         child=input_folder("child"),
         finetuned=output_folder("finetuned"),
-        checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{rank}}",
+        checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{solution}}",
         settings=slice_of(cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"})),
         parallel=slice_of(cfg.finetune.parallel),
         activations=option("--activations", cached_activations("finetune")),

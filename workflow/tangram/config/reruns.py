@@ -27,9 +27,10 @@ READS: dict[str, tuple[str, ...]] = {
     "calibrate_costs": ("fetch_parent", "collect_costs"),
     "solve_mip": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
     "drop_layers": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
-    "pick_pieces": ("solve_mip", "drop_layers", "distill_blocks"),
-    "select_child": ("fetch_parent", "build_corpus score", "pick_pieces"),
-    "assemble_child": ("fetch_parent", "pick_pieces", "select_child"),
+    "pin_candidates": ("solve_mip", "distill_blocks"),
+    "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
+    "pin_architecture": ("solve_mip", "drop_layers", "select_child", "distill_blocks"),
+    "assemble_child": ("fetch_parent", "pin_architecture"),
     "finetune_child": ("assemble_child", "build_corpus finetune", "capture_activations finetune"),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
@@ -168,10 +169,10 @@ def markdown() -> str:
         "",
         "A change reruns the rules below, and all that read what they write: "
         "corpus → activations → library → scores → search → pieces → child → finetuning → evaluation → report. "
-        "After `pick_pieces`, a child is made again only if its architecture or a piece of it came out differently. "
-        "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved to another "
-        "folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or restored from a backup, "
-        "and a comment rerun nothing.",
+        "After `pin_architecture`, a child is made again only if its architecture or a piece of it came out "
+        "differently. A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run "
+        "moved to another folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or "
+        "restored from a backup, and a comment rerun nothing.",
         "",
         "| key | reruns first |",
         "|---|---|",
