@@ -23,9 +23,8 @@ rule assemble_child:
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.assemble_child"),
+        code=code_hash("tangram.commands.assemble_child", *VARIANT_MODULES),
         environment=pins("torch", "transformers"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:

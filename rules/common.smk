@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks.registry import modules_of_variants
 from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
@@ -16,6 +17,7 @@ from tangram.config.strict_yaml import check_command_line, read_yaml
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
+from tangram.shell import command
 
 try:
     for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
@@ -35,6 +37,7 @@ PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{solution}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
+VARIANT_MODULES = modules_of_variants([*cfg.library.attention, *cfg.library.ffn])  # for code hashes: imported by name
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
@@ -156,6 +159,34 @@ def cached_activations(split):
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
 
 
+def unrecorded(value):
+    """Return a function for `params`: a value that no number depends on, so that a change reruns nothing."""
+    return lambda wildcards, threads: value  # Snakemake does not record what a function makes of threads
+
+
+def runtime(*names):
+    """Return the `params` that make up `--runtime`: those of device, dtype and seed that numbers depend on, and others."""
+
+    def others(wildcards, threads):
+        by_layer, local_copy = int(cfg.parent.by_layer), int(cfg.activations.local_copy)
+        return f"threads={threads},by_layer={by_layer},local_copy={local_copy}"
+
+    return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
+
+
+def made_by(command, *packages, modules=()):
+    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
+
+    `modules` are those that the command imports by name only: a tuple, or a function of the wildcards.
+    """
+    name = f"tangram.commands.{command}"
+    if callable(modules):
+        code = lambda wildcards: code_hash(name, *modules(wildcards))
+    else:
+        code = code_hash(name, *modules)
+    return {"code": code, "environment": pins(*packages)} if packages else {"code": code}
+
+
 def option(name, values):
     """Return a command-line option and its values, or nothing without values."""
     return [name, *values] if values else []
@@ -171,6 +202,11 @@ def pins(*packages):
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
     return sha256_of(ROOT / path)
+
+
+def variant_module(wildcards):
+    """Return the module of the one variant that a job computes with, for `made_by`."""
+    return modules_of_variants([wildcards.variant])
 
 
 def _cores():

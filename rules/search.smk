@@ -26,7 +26,6 @@ rule solve_mip:
         settings=search_settings,
         code=code_hash("tangram.commands.solve_mip"),
         environment=pins("pyomo", "highspy"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
@@ -53,7 +52,6 @@ rule drop_layers:
         parent=input_folder("parent"),
         settings=baseline_settings,
         code=code_hash("tangram.commands.drop_layers"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
@@ -81,7 +79,6 @@ checkpoint pin_architecture:
         library=library_folder,
         shards=",".join(SHARDS),
         code=code_hash("tangram.commands.pin_architecture"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:

@@ -25,7 +25,6 @@ checkpoint pin_candidates:
         library=library_folder,
         shards=",".join(SHARDS),
         code=code_hash("tangram.commands.pin_candidates"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
@@ -57,7 +56,7 @@ rule select_child:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.select_child"),
+        code=code_hash("tangram.commands.select_child", *VARIANT_MODULES),
         environment=pins("torch", "transformers", "numpy"),
     threads: half_the_cores
     resources:

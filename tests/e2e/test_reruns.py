@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tiny_run import ROOT, Run, snakemake
+from tiny_run import ROOT, Run, shown_jobs, snakemake
 
 from tangram.config import Config, parse, reruns
 
@@ -24,9 +24,8 @@ Job = tuple[str, str]  # rule and wildcards
 
 def jobs_of(printed: str) -> set[Job]:
     """Return the jobs that Snakemake ran or planned."""
-    found = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", printed, re.MULTILINE)
-    jobs = {(rule, next(iter(re.findall(r"wildcards: (.*)", body)), "")) for rule, body in found}
-    return {job for job in jobs if job[0] != "all"}
+    wildcards = r"\w+=\S+$|wildcards: .*"
+    return {(rule, next(iter(re.findall(wildcards, shown)), "")) for rule, shown in shown_jobs(printed)}
 
 
 def ran(printed: str) -> set[str]:
@@ -37,7 +36,7 @@ def ran(printed: str) -> set[str]:
 def node(job: Job) -> str:
     """Return what a job is called in the table: its rule, and the split if it is that of one."""
     rule, wildcards = job
-    split = re.match(r"split=(\w+)", wildcards)
+    split = re.search(r"\bsplit=(\w+)", wildcards)
     return f"{rule} {split[1]}" if split else rule
 
 
@@ -55,6 +54,21 @@ def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
         if node(job) in anyway
         or (node(job) in searched and ("solution=" not in job[1] or any(solution in job[1] for solution in solutions)))
     }
+
+
+def expected_of_module(jobs: set[Job], module: str, variants: list[str]) -> set[Job]:
+    """Return the jobs that the table says run again, if a module changes; of some rules, those of some variants."""
+    first = reruns.first_of_module(module, variants)
+    anyway = reruns.onward(rule for rule in first if rule not in reruns.OF_A_VARIANT)
+
+    def reached(job: Job) -> bool:
+        rule, wildcards = job
+        if rule not in reruns.OF_A_VARIANT or rule in anyway:
+            return True
+        variant = re.search(r"variant=([^,]+)", wildcards)[1]
+        return rule in reruns.onward(r for r in reruns.OF_A_VARIANT if reruns.imports(r, module, [variant]))
+
+    return {job for job in expected(jobs, first) if reached(job)}
 
 
 class Planner:
@@ -241,9 +255,16 @@ def plans_by_module(planners: list[Planner]) -> dict[str, set[Job]]:
 
 @pytest.mark.parametrize("module", reruns.modules())
 def test_a_module_reruns_what_the_table_says(
-    module: str, plans_by_module: dict[str, set[Job]], all_jobs: set[Job]
+    module: str, plans_by_module: dict[str, set[Job]], all_jobs: set[Job], run: Run
 ) -> None:
-    assert plans_by_module[module] == expected(all_jobs, reruns.first_of_module(module))
+    variants = [*run.config["library"]["attention"], *run.config["library"]["ffn"]]
+    assert plans_by_module[module] == expected_of_module(all_jobs, module, variants)
+
+
+def test_a_block_reruns_its_own_pieces_and_no_others(plans_by_module: dict[str, set[Job]]) -> None:
+    of_a_variant = {job for job in plans_by_module["tangram.blocks.linear"] if job[0] in reruns.OF_A_VARIANT}
+    assert {rule for rule, _ in of_a_variant} == set(reruns.OF_A_VARIANT)
+    assert all("variant=linear" in wildcards for _, wildcards in of_a_variant)
 
 
 def test_a_comment_in_every_module_reruns_nothing(planner: Planner) -> None:

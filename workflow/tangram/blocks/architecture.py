@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks import PARENT, get_block
+from tangram.blocks.base import KINDS, PARENT
+from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
 from tangram.models.families import CHILD_PREFIX, Shape
@@ -27,11 +28,6 @@ class LayerChoice:
     attention: str = PARENT
     ffn: str = PARENT
 
-    @property
-    def attends(self) -> bool:
-        """Whether the layer has attention of any kind, and so a cache of keys and values."""
-        return self.attention not in ("no-op", "linear")
-
 
 Architecture = tuple[LayerChoice, ...]
 
@@ -49,6 +45,12 @@ def from_layers(layers: Iterable[Mapping[str, str]]) -> Architecture:
 def pinned(architecture: Architecture, sha256: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of an `architecture.json`: its layers, and the checksum of each piece from the library."""
     return {"layers": layers_of(architecture), "sha256": dict(sha256)}
+
+
+def modules_of(*architectures: Architecture) -> list[str]:
+    """Return the modules that define the variants of architectures, for `provenance.code_hash`."""
+    choices = {choice for architecture in architectures for choice in architecture}
+    return modules_of_variants(getattr(choice, kind) for choice in choices for kind in KINDS)
 
 
 def save_architecture(architecture: Architecture, sha256: Mapping[str, str], path: str | Path) -> None:
@@ -73,8 +75,8 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
     overrides: dict[int, dict[str, Any]] = {}
     for layer, choice in enumerate(architecture):
         merged: dict[str, Any] = {}
-        for kind in ("attention", "ffn"):
-            for key, value in get_block(kind, getattr(choice, kind)).overrides(shape).items():
+        for kind in KINDS:
+            for key, value in get_block(kind, getattr(choice, kind), shape).overrides().items():
                 merged[key] = [*merged.get(key, []), *value] if isinstance(value, list) else value
         if merged:
             overrides[layer] = merged
@@ -99,12 +101,14 @@ def heterogeneous_config(
         architecture: one choice per layer, of any number of layers.
         changes: other attributes that differ from the parent's.
     """
-    from tangram.models.configuration_tangram import CONFIG_CLASSES
+    from tangram.models.configuration_tangram import CONFIG_CLASSES, lacks_attention
 
     shape = Shape.of(parent_config)
     config_class = CONFIG_CLASSES[f"{CHILD_PREFIX}{shape.model_type}"]
     settings = {**parent_config.to_dict(), **(changes or {}), "model_type": config_class.model_type}
-    if not any(choice.attends for choice in architecture):
+    overrides = per_layer_config(architecture, shape)
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
+    if all(lacks_attention(layer.get("skip", []), layer.get("linear", [])) for layer in layers):
         # The cache that counts tokens would otherwise be one that slides.
         settings |= {"sliding_window": None, "use_sliding_window": False}
         if settings.get("layer_types"):
@@ -112,6 +116,6 @@ def heterogeneous_config(
     settings |= {
         "linear": [],  # transformers wants a global default for what a layer may override
         "structured": [],
-        "per_layer_config": per_layer_config(architecture, shape),
+        "per_layer_config": overrides,
     }
     return config_class.from_dict(settings)

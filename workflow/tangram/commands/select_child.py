@@ -38,7 +38,7 @@ def select_child(
 
     import numpy as np
 
-    from tangram.blocks.architecture import from_layers, layers_of
+    from tangram.blocks.architecture import from_layers, layers_of, modules_of
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_text
@@ -52,9 +52,9 @@ def select_child(
     from tangram.tables import SELECTION, write_table
 
     section = Selection.model_validate_json(settings)
-    made_by = provenance("tangram.commands.select_child", settings, device)
     entries = json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
     architectures = [from_layers(entry["layers"]) for entry in entries]
+    made_by = provenance("tangram.commands.select_child", settings, device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
     judged = section.metric == "judge"

@@ -10,10 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.config import Search
 from tangram.errors import TangramError
-from tangram.search.drop_layers import NO_OP
 from tangram.search.problem import TOLERANCE, Batches, Problem
 from tangram.search.program import Program, minimize
 from tangram.search.solve import solve

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.base import NO_OP
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, Batches, Problem
 
-NO_OP = "no-op"
 DROPPED = LayerChoice(NO_OP, NO_OP)
 
 
