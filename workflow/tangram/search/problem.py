@@ -186,6 +186,14 @@ class Problem:
         """Return the sum of scores."""
         return math.fsum(self.option(layer, choice).score for layer, choice in enumerate(architecture))
 
+    def scale_of_gap(self, objective: float, best: Architecture | None = None) -> float:
+        """Return the scale of a gap: the objective, or the best solution's sum of absolute scores if that is larger.
+
+        The two differ only where noise makes scores negative: sums near zero then do not ask for a gap near zero.
+        """
+        scores = [self.option(layer, choice).score for layer, choice in enumerate(best or ())]
+        return max(abs(objective), math.fsum(map(abs, scores)))
+
     def constrained_scenarios(self) -> list[str]:
         """Return the scenarios that some constraint speaks of, in the config's order."""
         used = {constraint.scenario for constraint in self.target.constraints}

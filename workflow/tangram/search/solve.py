@@ -14,7 +14,7 @@ from tangram.config import Search
 from tangram.search.infeasible import infeasible, too_few
 from tangram.search.problem import EXACT, TOLERANCE, Batches, Problem, rounding
 from tangram.search.program import Program, Relaxation, minimize_few, relax
-from tangram.search.verify import Solution, scale_of_gap, verify
+from tangram.search.verify import Solution, verify
 
 
 @dataclass
@@ -65,7 +65,7 @@ def _best(
     best: Solution | None = None
     for combination in sorted(combinations, key=lambda combination: combination.lower):
         if best is not None:
-            allowed = _gap(search, earlier) * scale_of_gap(problem, best.objective, leader)
+            allowed = _gap(search, earlier) * problem.scale_of_gap(best.objective, leader)
             if combination.lower > best.objective - allowed + rounding(best.objective):
                 break
         solution = _solve(problem, search, combination, earlier)
@@ -76,7 +76,7 @@ def _best(
         return None
     # Valid for every batch size: those not solved have lower bounds, too.
     bound = min(best.objective, *(combination.lower for combination in combinations))
-    scale = scale_of_gap(problem, best.objective, leader)
+    scale = problem.scale_of_gap(best.objective, leader)
     return replace(best, bound=bound, gap=(best.objective - bound) / scale if bound < best.objective else 0.0)
 
 
@@ -94,7 +94,7 @@ def _solve(problem: Problem, search: Search, combination: _Combination, earlier:
         if diverse is None:
             return None
         relaxation = diverse
-    scale = scale_of_gap(problem, 0.0, earlier[0].architecture if earlier else None)
+    scale = problem.scale_of_gap(0.0, earlier[0].architecture if earlier else None)
     minimum = minimize_few(program, relaxation, search.time_limit, _gap(search, earlier), scale)
     if minimum is None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ class Solution:
         batches: batch size of every constrained scenario.
         objective: sum of scores.
         bound: no architecture (that differs enough from the earlier solutions) has a smaller sum of scores.
-        gap: distance of objective and bound, relative to the objective (see `scale_of_gap`).
+        gap: distance of objective and bound, relative to the objective (see `Problem.scale_of_gap`).
         shadow_prices: by constraint: how much the LP relaxation's objective falls when its limit is loosened by 1 %.
     """
 
@@ -31,15 +30,6 @@ class Solution:
     bound: float
     gap: float
     shadow_prices: tuple[float, ...]
-
-
-def scale_of_gap(problem: Problem, objective: float, best: Architecture | None = None) -> float:
-    """Return the scale of a gap: the objective, or the best solution's sum of absolute scores if that is larger.
-
-    The two differ only where noise makes scores negative: sums near zero then do not ask for a gap near zero.
-    """
-    scores = [problem.option(layer, choice).score for layer, choice in enumerate(best or ())]
-    return max(abs(objective), math.fsum(map(abs, scores)))
 
 
 def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequence[Solution] = ()) -> None:
@@ -69,7 +59,7 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
         same = sum(a == b for a, b in zip(solution.architecture, other.architecture, strict=True))
         allowed = problem.target.max_shared * len(problem.options) + EXACT
         require(same <= allowed, f"it shares {same} layers with solution {number}, allowed are {allowed:.1f}")
-    scale = scale_of_gap(problem, total, earlier[0].architecture if earlier else None)
+    scale = problem.scale_of_gap(total, earlier[0].architecture if earlier else None)
     allowed = (search.diverse_gap if earlier else 0.0) * scale + rounding(total)
     proven = max(solution.objective - solution.bound, solution.gap * scale) <= allowed
     require(proven, f"bound {solution.bound} does not prove objective {solution.objective}")
