@@ -28,6 +28,11 @@ class LayerChoice:
     attention: str = PARENT
     ffn: str = PARENT
 
+    @classmethod
+    def parse(cls, pair: str) -> LayerChoice:
+        """Take the name of both at once apart, such as ``gqa-1+width-0.5``."""
+        return cls(*pair.split("+", 1))
+
 
 Architecture = tuple[LayerChoice, ...]
 
