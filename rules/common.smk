@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks.architecture import variants_in
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
@@ -17,6 +18,7 @@ from tangram.config.strict_yaml import check_command_line, read_yaml
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
+from tangram.shell import command
 
 try:
     for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
@@ -36,7 +38,7 @@ PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
-FAMILIES = modules_of_variants([*cfg.library.attention, *cfg.library.ffn])  # for code hashes: imported by name
+LIBRARY = [*cfg.library.attention, *cfg.library.ffn]
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
@@ -145,6 +147,45 @@ def cached_activations(split):
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
 
 
+def unrecorded(value):
+    """Return a function for `params`: a value that no number depends on, so that a change reruns nothing."""
+    return lambda wildcards, threads: value  # Snakemake does not record what a function makes of threads
+
+
+def runtime(*names):
+    """Return the `params` that make up `--runtime`: those of device, dtype and seed that numbers depend on, and others."""
+
+    def others(wildcards, threads):
+        by_layer, local_copy = int(cfg.parent.by_layer), int(cfg.activations.local_copy)
+        return f"threads={threads},by_layer={by_layer},local_copy={local_copy}"
+
+    return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
+
+
+def made_by(command, *packages, variants=()):
+    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
+
+    Blocks are imported by name: `variants` are those that a command computes with, or a function of a job that says so.
+    """
+
+    def code(wildcards, input):
+        names = variants(wildcards, input) if callable(variants) else variants
+        return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
+
+    made = {"code": code if callable(variants) else code(None, None)}
+    return {**made, "environment": pins(*packages)} if packages else made
+
+
+def own_variant(wildcards, input):
+    """Return the variant of a job that computes with one alone, for `made_by`."""
+    return [wildcards.variant]
+
+
+def variants_of(name):
+    """Return a function for `made_by`: the variants in a job's input of that name, one architecture or several."""
+    return lambda wildcards, input: variants_in(getattr(input, name))
+
+
 def option(name, values):
     """Return a command-line option and its values, or nothing without values."""
     return [name, *values] if values else []
@@ -160,11 +201,6 @@ def pins(*packages):
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
     return sha256_of(ROOT / path)
-
-
-def variant_code(command):
-    """Return a function for `params`: the code hash of a command that computes with the wildcard's variant alone."""
-    return lambda wildcards: code_hash(command, *modules_of_variants([wildcards.variant]))
 
 
 def _cores():

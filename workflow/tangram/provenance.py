@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tangram.files import sha256_of
+
 PACKAGE = "tangram"
 ROOT = Path(__file__).parent
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "numpy", "safetensors", "lm_eval")
@@ -140,6 +142,16 @@ def code_hash(module: str, *others: str) -> str:
         others: what it imports by name only, such as the modules of its variants (`blocks.registry`).
     """
     return hashlib.sha256(json.dumps(sorted(modules_of(module, *others).items())).encode()).hexdigest()[:16]
+
+
+def fingerprint(facts: Iterable[str], files: Iterable[str | Path]) -> str:
+    """Return a checksum of all that an unfinished computation depends on: it goes on only from a state of an equal one.
+
+    Args:
+        facts: settings, code and whatever else is no file.
+        files: what is read; their contents count, and not where they are.
+    """
+    return hashlib.sha256(json.dumps([*facts, *map(sha256_of, files)]).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -62,6 +62,20 @@ def load_architecture(path: str | Path) -> Architecture:
         raise TangramError(f"{path} is not an architecture ({error}); delete it and run again") from error
 
 
+def variants_in(path: str | Path) -> set[str]:
+    """Return the variants in a file of one architecture, or of several candidates.
+
+    Raises:
+        TangramError: the file is missing or holds no architecture.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        entries = content.get("candidates", [content])
+        return {layer[kind] for entry in entries for layer in entry["layers"] for kind in KINDS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TangramError(f"{path} holds no architecture ({error}); delete it and run again") from error
+
+
 def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:
     """Return transformers' `per_layer_config` of an architecture: only layers that differ from the parent."""
     overrides: dict[int, dict[str, Any]] = {}
