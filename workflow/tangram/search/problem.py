@@ -117,7 +117,7 @@ def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tupl
             choice = LayerChoice(attention, ffn)
             pairs[choice] = Option(choice, a + f, (a, f))
         for variant, score in known["block"].items():
-            choice = LayerChoice(*variant.split("+", 1))
+            choice = LayerChoice.parse(variant)
             if choice != LayerChoice():
                 pairs[choice] = Option(choice, score, None)
         layers.append(tuple(pairs.values()))
