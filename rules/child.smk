@@ -1,7 +1,7 @@
 """The child: the picked pieces and the parent's own, assembled into one checkpoint.
 
-- Input: the parent, `targets/{target}/{rank}/architecture.json`, the library.
-- Output: `targets/{target}/{rank}/child/`, which transformers loads with `trust_remote_code=True`.
+- Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
+- Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
 - Steps: copy the parent's tensors, put in the pieces, write the config and the modelling file.
 """
 
@@ -14,17 +14,16 @@ rule assemble_child:
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:
-        "<logs>/assemble_child/{target}/{rank}.log",
+        "<logs>/assemble_child/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/assemble_child/{target}/{rank}.tsv"
+        "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
+        **made_by("assemble_child", "torch", "transformers", variants=variants_of("architecture")),
         parent=input_folder("parent"),
         child=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.assemble_child", *VARIANT_MODULES),
-        environment=pins("torch", "transformers"),
     conda:
         "../envs/tangram.yaml"
     shell:
