@@ -24,8 +24,8 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
-# What a reader makes, what a run writes, and a package to come.
-ELSEWHERE = ("config/mine.yaml", "results", "/tmp", "workflow/tangram_studies", "tangram_studies")
+ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # what a reader makes, and what a run writes
+ELSEWHERE += ("workflow/tangram_studies", "tangram_studies", "rules/studies.smk", "tests/studies")  # to be merged
 OF_A_RUN = ("config.json", "provenance.json", "architecture.json", "child/", "selection/", "parent/")
 PROGRAMS = {"cd", "eval", "git", "pre-commit", "."}
 
