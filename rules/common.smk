@@ -196,7 +196,12 @@ def own_variant(wildcards, input):
 
 def variants_of(name):
     """Return a function for `made_by`: the variants in a job's input of that name, one architecture or several."""
-    return lambda wildcards, input: variants_in(getattr(input, name))
+
+    def variants(wildcards, input):
+        path = getattr(input, name)
+        return variants_in(path) if os.path.exists(path) else LIBRARY  # a plan may come before its checkpoint
+
+    return variants
 
 
 def option(name, values):
