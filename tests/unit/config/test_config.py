@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tangram import config as config_module
 from tangram.config import Config, Corpus, Evaluation, Scenario, Target, load, parse, slice_of
 from tangram.errors import TangramError
 
