@@ -149,7 +149,7 @@ def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule]
         code, modules = code(SimpleNamespace(variant="gqa-1"), None), modules_of_variants(["gqa-1"])
     elif name in OF_ARCHITECTURES:
         path = tmp_path / "architecture.json"
-        save_architecture((LayerChoice("linear", "width-0.5"),), path)
+        save_architecture((LayerChoice("linear", "width-0.5"),), {}, path)
         job = SimpleNamespace(architecture=path, candidates=path)
         code, modules = code(None, job), modules_of_variants(["linear", "width-0.5"])
     elif name in OF_THE_LIBRARY:
