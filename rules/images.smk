@@ -16,12 +16,12 @@ rule fetch_fashion_mnist:
     benchmark:
         "<benchmarks>/fetch_fashion_mnist/fashion-mnist.tsv"
     params:
-        code=code_hash("tangram.commands.fetch_fashion_mnist"),
+        code=code_hash("tangram_studies.commands.fetch_fashion_mnist"),
     threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.fetch_fashion_mnist --output {output:q} 2> >(tee {log:q} >&2)"
+        "python -m tangram_studies.commands.fetch_fashion_mnist --output {output:q} 2> >(tee {log:q} >&2)"
 
 
 rule fetch_bigbench_images:
@@ -35,11 +35,11 @@ rule fetch_bigbench_images:
         "<benchmarks>/fetch_bigbench_images/images.tsv"
     params:
         archive=slice_of(cfg.studies.image_archive),
-        code=code_hash("tangram.commands.fetch_bigbench_images"),
+        code=code_hash("tangram_studies.commands.fetch_bigbench_images"),
         environment=pins("pillow"),
     threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.fetch_bigbench_images --archive {params.archive:q}"
+        "python -m tangram_studies.commands.fetch_bigbench_images --archive {params.archive:q}"
         " --pictures {output.pictures:q} --digits {output.digits:q} 2> >(tee {log:q} >&2)"

@@ -28,7 +28,7 @@ rule study_butterfly:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_butterfly"),
+        code=code_hash("tangram_studies.commands.study_butterfly"),
         environment=pins("torch", "transformers", "scikit-learn", "scipy"),
     threads: half_the_cores
     resources:
@@ -36,7 +36,7 @@ rule study_butterfly:
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_butterfly --settings {params.settings:q} --images {input.images:q}"
+        "python -m tangram_studies.commands.study_butterfly --settings {params.settings:q} --images {input.images:q}"
         " --parent {params.parent:q} --distil {input.distil:q} --score {input.score:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"

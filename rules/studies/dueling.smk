@@ -20,12 +20,12 @@ rule study_dueling:
         folder=output_folder("page"),
         settings=slice_of(cfg.studies),
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_dueling"),
+        code=code_hash("tangram_studies.commands.study_dueling"),
         environment=pins("numpy", "scipy", "numba"),
     threads: all_cores
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_dueling --settings {params.settings:q}"
+        "python -m tangram_studies.commands.study_dueling --settings {params.settings:q}"
         " --seed {params.seed:q} --threads {threads:q}"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"

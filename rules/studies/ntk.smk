@@ -22,11 +22,11 @@ rule study_ntk:
         folder=output_folder("claims"),
         settings=slice_of(cfg.studies),
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_ntk"),
+        code=code_hash("tangram_studies.commands.study_ntk"),
         environment=pins("torch", "scikit-learn", "scipy"),
     threads: 1
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_ntk --settings {params.settings:q} --images {input.images:q}"
+        "python -m tangram_studies.commands.study_ntk --settings {params.settings:q} --images {input.images:q}"
         " --seed {params.seed:q} --threads {threads:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -20,12 +20,12 @@ rule study_online_ranking:
         folder=output_folder("page"),
         settings=slice_of(cfg.studies),
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_online_ranking"),
+        code=code_hash("tangram_studies.commands.study_online_ranking"),
         environment=pins("numpy", "scipy"),
     threads: half_the_cores
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_online_ranking --settings {params.settings:q}"
+        "python -m tangram_studies.commands.study_online_ranking --settings {params.settings:q}"
         " --seed {params.seed:q} --threads {threads:q}"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -43,7 +43,7 @@ rule study_selection:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_selection"),
+        code=code_hash("tangram_studies.commands.study_selection"),
         environment=pins("torch", "transformers", "numpy", "scipy"),
     threads: all_cores
     resources:
@@ -51,7 +51,7 @@ rule study_selection:
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_selection --settings {params.settings:q} --parent {params.parent:q}"
+        "python -m tangram_studies.commands.study_selection --settings {params.settings:q} --parent {params.parent:q}"
         " --heldout {input.heldout:q} --scores {input.scores:q} --costs {input.costs:q}"
         " --calibration {input.calibration:q} --library {params.library:q} --shards {params.shards:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"

@@ -32,7 +32,7 @@ rule study_span_contrast:
         settings=slice_of({"studies": cfg.studies, "finetune": cfg.finetune, "archive": cfg.evaluation.task_archive}),
         device=cfg.device,
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.study_span_contrast"),
+        code=code_hash("tangram_studies.commands.study_span_contrast"),
         environment=pins("torch", "transformers", "scikit-learn"),
     threads: all_cores
     resources:
@@ -40,7 +40,7 @@ rule study_span_contrast:
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_span_contrast --settings {params.settings:q} --parent {params.parent:q}"
+        "python -m tangram_studies.commands.study_span_contrast --settings {params.settings:q} --parent {params.parent:q}"
         " --child {params.child:q} --corpus {input.corpus:q} --score {input.score:q} --heldout {input.heldout:q}"
         " {params.activations:q} --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
         " --output {params.folder:q} 2> >(tee {log:q} >&2)"

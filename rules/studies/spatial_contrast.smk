@@ -24,7 +24,7 @@ rule study_spatial_contrast:
         settings=slice_of(cfg.studies),
         sources=SOURCE_FILES["images"],
         device=cfg.device,
-        code=code_hash("tangram.commands.study_spatial_contrast"),
+        code=code_hash("tangram_studies.commands.study_spatial_contrast"),
         environment=pins("torch", "scikit-learn", "pytorch-metric-learning"),
     threads: all_cores
     resources:
@@ -32,5 +32,5 @@ rule study_spatial_contrast:
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_spatial_contrast --settings {params.settings:q} --images {input.images:q}"
+        "python -m tangram_studies.commands.study_spatial_contrast --settings {params.settings:q} --images {input.images:q}"
         " --digits {input.digits:q} --device {params.device:q} --threads {threads:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"

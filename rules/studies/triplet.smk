@@ -23,7 +23,7 @@ rule study_triplet:
         settings=slice_of(cfg.studies),
         sources=SOURCE_FILES["images"],
         device=cfg.device,
-        code=code_hash("tangram.commands.study_triplet"),
+        code=code_hash("tangram_studies.commands.study_triplet"),
         environment=pins("torch", "scikit-learn", "pytorch-metric-learning"),
     threads: all_cores
     resources:
@@ -31,5 +31,5 @@ rule study_triplet:
     conda:
         "../../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.study_triplet --settings {params.settings:q} --images {input.images:q}"
+        "python -m tangram_studies.commands.study_triplet --settings {params.settings:q} --images {input.images:q}"
         " --device {params.device:q} --threads {threads:q} --output {params.folder:q} 2> >(tee {log:q} >&2)"

@@ -25,7 +25,7 @@ ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 
 def command_of(body: str) -> str:
     """Return the command that a rule runs."""
-    return re.search(r'"python -m tangram\.commands\.(\w+) ', body)[1]
+    return re.search(r'"python -m tangram(?:_studies)?\.commands\.(\w+) ', body)[1]
 
 
 def shell_of(body: str) -> str:

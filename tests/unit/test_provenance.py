@@ -8,7 +8,8 @@ import pytest
 
 from tangram import provenance
 
-COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py") if "study_" not in path.stem)
+COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
+STUDIES = sorted(path.stem for path in (provenance.ROOT.parent / "tangram_studies" / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
@@ -18,31 +19,35 @@ def _forget() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the package that may be edited, hashed in place of the real one."""
-    copy = tmp_path / "tangram"
-    shutil.copytree(provenance.ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "ROOT", copy)
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of copies of the packages that may be edited, hashed in place of the real ones."""
+    for name in ("tangram", "tangram_studies"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(provenance.ROOT.parent / name, tmp_path / name, ignore=ignored)
+    monkeypatch.setattr(provenance, "_folder", lambda name: tmp_path / name)
     _forget()
-    yield copy
+    yield tmp_path
     _forget()
 
 
 @pytest.fixture
-def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
-    """Return the commands whose hash an edit of one module changes."""
+def changed_by(packages: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
+    """Return the commands whose hash an edit of one module changes, or the studies."""
 
-    def hashes() -> dict[str, str]:
-        _forget()
-        return {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+    def change(module: str, edit: Callable[[str], str], package: str = "tangram", of: str = "commands") -> set[str]:
+        names = {f"tangram_studies.papers.{name}": name for name in STUDIES}
+        names = {f"tangram.commands.{name}": name for name in COMMANDS} if of == "commands" else names
 
-    def change(module: str, edit: Callable[[str], str]) -> set[str]:
-        before, path = hashes(), package / module
+        def hashes() -> dict[str, str]:
+            _forget()
+            return {name: provenance.code_hash(module) for module, name in names.items()}
+
+        before, path = hashes(), packages / package / module
         text = path.read_text()
         path.write_text(edit(text))
         after = hashes()
         path.write_text(text)
-        return {name for name in COMMANDS if before[name] != after[name]}
+        return {name for name in before if before[name] != after[name]}
 
     return change
 
@@ -68,6 +73,20 @@ def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None
     assert changed_by("report/page.py", _real) == {"build_report"}
 
 
+def test_a_change_in_a_study_reaches_it_alone(changed_by: Callable) -> None:
+    for module, studies in (("papers/ntk.py", {"ntk"}), ("papers/butterfly/speed.py", {"butterfly"})):
+        assert changed_by(module, _real, "tangram_studies", "studies") == studies
+        assert changed_by(module, _real, "tangram_studies") == set()
+    assert changed_by("study.py", _real, "tangram_studies", "studies") == set(STUDIES)
+
+
+def test_what_packages_register_is_code_of_its_users(changed_by: Callable) -> None:
+    users = {"bandits/dueling.py": {"select_child"}, "metric_learning/readouts.py": {"evaluate_readout"}}
+    users |= {"metric_learning/spans.py": {"distill_blocks", "finetune_child"}}
+    for module, commands in users.items():
+        assert changed_by(module, _real, "tangram_studies") == commands
+
+
 def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> None:
     loads_models = {"capture_activations", "distill_blocks", "score_blocks", "finetune_child", "evaluate_model"}
     assert changed_by("models/loading.py", _real) >= loads_models
@@ -80,7 +99,7 @@ def test_the_config_is_no_code(changed_by: Callable) -> None:
 
 
 def test_a_module_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"tangram\.commands\.nothing is not a module"):
+    with pytest.raises(ValueError, match=r"tangram\.commands\.nothing is not a module$"):
         provenance.code_hash("tangram.commands.nothing")
 
 

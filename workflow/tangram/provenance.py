@@ -14,33 +14,52 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tangram.extensions import GROUPS, registered
+
 PACKAGE = "tangram"
 ROOT = Path(__file__).parent
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "numpy", "safetensors", "lm_eval")
 
 
+@functools.cache
+def _folder(package: str) -> Path | None:
+    """Return the folder of a top-level package, without importing it; None for a module or a name that is neither."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
 def _source(module: str) -> Path | None:
-    """Return the file of an in-package module, or None for a name that is not a module."""
-    relative = Path(*module.split(".")[1:]) if module != PACKAGE else Path()
-    for candidate in (ROOT / relative / "__init__.py", (ROOT / relative).with_suffix(".py")):
-        if candidate.is_file():
-            return candidate
-    return None
+    """Return the file of a package's module, or None for a name that is not a module."""
+    package, *parts = module.split(".")
+    folder = _folder(package)
+    if folder is None:
+        return None
+    path = folder.joinpath(*parts)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
-def _imports(tree: ast.AST, folder: Path) -> set[str]:
-    """Return the dotted in-package names that a module in a folder imports anywhere, function bodies included."""
+def _imports(tree: ast.AST, package: str) -> set[str]:
+    """Return the dotted names that a module imports anywhere, function bodies included, and what it loads by group.
+
+    A module that names a group of entry points depends on all that is registered there.
+
+    Args:
+        tree: the module.
+        package: the dotted name of the package that it is in, for relative imports.
+    """
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = (PACKAGE, *folder.relative_to(ROOT).parts)
-            above = parents[: len(parents) + 1 - node.level] if node.level else ()
+            parents = package.split(".")
+            above = parents[: len(parents) + 1 - node.level] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             names.add(module)
             names.update(f"{module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == PACKAGE}
+        elif isinstance(node, ast.Constant) and node.value in GROUPS:
+            names.update(entry.module for entry in registered(node.value).values())
+    return names
 
 
 def _strip_docstrings(tree: ast.AST) -> ast.AST:
@@ -57,41 +76,50 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
 
 
 @functools.cache
-def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
+def _digest_and_imports(module: str, path: Path) -> tuple[str, frozenset[str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
-    return digest, frozenset(_imports(tree, path.parent))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return digest, frozenset(_imports(tree, package))
 
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
 # config reruns nothing; the fidelity gate only lets an output pass or not. These modules shape no output.
-NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance", "tangram"})
+NOT_HASHED = frozenset(
+    {
+        *("tangram", "tangram.config", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity"),
+        "tangram.provenance",
+    }
+)
 
 
 @functools.cache
 def modules_of(module: str) -> dict[str, str]:
-    """Return a module and everything that it imports inside the package, with the digest of each.
+    """Return a module and all that it uses of its own package, of this one and of their extensions, with digests.
 
     Raises:
-        ValueError: ``module`` is not a module of this package.
+        ValueError: ``module`` is not a module.
     """
     if _source(module) is None:
-        raise ValueError(f"{module} is not a module of {PACKAGE}")
+        raise ValueError(f"{module} is not a module")
+    extensions = {entry.module for group in GROUPS for entry in registered(group).values()}
+    packages = {name.partition(".")[0] for name in (PACKAGE, module, *extensions)}
     digests: dict[str, str] = {}
     queue = [module]
     while queue:
         name = queue.pop()
-        path = _source(name)
-        if name in digests or name in NOT_HASHED or path is None:
+        if name in digests or name in NOT_HASHED or name.partition(".")[0] not in packages:
             continue
-        digests[name], imported = _digest_and_imports(path)
-        queue.extend(imported)
+        path = _source(name)
+        if path is not None:
+            digests[name], imported = _digest_and_imports(name, path)
+            queue.extend(imported)
     return digests
 
 
 @functools.cache
 def code_hash(module: str) -> str:
-    """Hash a module and everything it imports inside the package, over the AST without comments and docstrings.
+    """Hash a module and everything that `modules_of` names, over the AST without comments and docstrings.
 
     A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
     """
@@ -111,7 +139,7 @@ def provenance(command: str, settings: Mapping[str, Any] | str, device: str = "c
     """Return what goes into an output's metadata: flat strings, deterministic (no time, host or path).
 
     Args:
-        command: the in-package module that made the output, e.g. ``tangram.commands.solve_mip``.
+        command: the module that made the output, e.g. ``tangram.commands.solve_mip``.
         settings: the narrow slice of config that it used.
         device: where numbers were computed.
     """

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -27,9 +27,11 @@ from pydantic import (
 
 from tangram.config.strict_yaml import read_yaml
 from tangram.errors import TangramError, nearest
+from tangram.extensions import registered
 
 SPLITS = ("distil", "score", "finetune", "heldout")
 LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
+HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
 CANDIDATES = "candidates"  # and all of a target's solutions, where rank 0 is selected from them
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 RepositoryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
@@ -60,9 +62,17 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _policy(name: str) -> str:
+    policies = [*HALVING, *registered("tangram.policies")]
+    if name not in policies:
+        raise ValueError(f"'{name}' is not a policy{nearest(name, policies)}")
+    return name
+
+
 Requirement = Annotated[str, AfterValidator(_requirement)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)]
 Unique = AfterValidator(_unique)
+Policy = Annotated[str, AfterValidator(_policy)]
 
 _STRUCTURED = ("butterfly-K", "lowrank-R", "ntk-K", "monarch")  # matrices of fewer weights, for both kinds
 _VARIANT = {
@@ -294,6 +304,8 @@ class Activations(Section):
 class SpanContrast(Section):
     """A term in distillation: a span's hidden state must be nearer the parent's of that span than of other spans."""
 
+    loss: ClassVar[str] = "span_contrast"  # as it is registered in `tangram.losses`
+
     weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
     projection: int = Field(
         0,
@@ -421,17 +433,12 @@ class Constraint(Section):
 class Selection(Section):
     """How a target's solutions are compared on the score split before one of them is finetuned."""
 
-    policy: Literal[
+    policy: Policy = Field(
         "paired-halving",
-        "sign-halving",
-        "uniform",
-        "double-thompson",
-        "rucb",
-        "versatile-db",
-        "sparring",
-        "multisbm",
-        "doubler",
-    ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")
+        description="Who decides which candidate sees which prompt: `paired-halving`, `sign-halving`, `uniform`, or "
+        "one of those that installed packages register: `double-thompson`, `rucb`, `versatile-db`, `sparring`, "
+        "`multisbm`, `doubler`.",
+    )
     metric: Literal["kl", "lm_loss", "judge"] = Field(
         "kl",
         description="What decides on a prompt: less `kl` or `lm_loss` (nats/token) is better; `judge`: each child "

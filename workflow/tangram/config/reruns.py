@@ -137,12 +137,13 @@ def command_of(rule: str) -> str:
 
 
 def modules() -> list[str]:
-    """Return every module of the package."""
+    """Return every module of this package, and those of other packages that its commands use."""
     names = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return names
+    used = {module for rule in READS for module in modules_of(f"tangram.commands.{command_of(rule)}")}
+    return names + sorted(used.difference(names))
 
 
 def first_of_module(module: str) -> tuple[str, ...]:
@@ -193,7 +194,7 @@ def markdown() -> str:
     groups: dict[str, list[str]] = {}
     for module in modules():
         groups.setdefault(_names(first_of_module(module)), []).append(module.removeprefix("tangram."))
-    lines += ["", "| a real change in (of `tangram`) | reruns first |", "|---|---|"]
+    lines += ["", "| a real change in (of `tangram`, or of another package) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
     lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
     return "\n".join(lines) + "\n"
