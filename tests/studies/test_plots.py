@@ -27,10 +27,10 @@ def test_bands_are_the_intervals():
 
 def test_figures_name_their_arms_and_are_deterministic():
     panels = {"left": rows("one"), "right": pd.concat([rows("one"), rows("other")])}
-    figures = [lines_figure("f", "Title", "Caption", panels, "x", "y", log_x=True, log_y=True) for _ in range(2)]
+    figures = [lines_figure("f", "Title", "Caption", panels, "x", "y", log="xy") for _ in range(2)]
     assert figures[0] == figures[1]
     assert all(text in figures[0].svg for text in ("one", "other", "left", "right"))
     assert (figures[0].title, figures[0].caption) == ("Title", "Caption")
     points = pd.DataFrame({"arm": ["a", "b"], "x": [0.1, 0.2], "value": [1.0, 2.0]})
-    svg = points_figure("p", "T", "C", {"only": points}, "x", "y", {"a": "#112233", "b": "#445566"}, log_y=True).svg
+    svg = points_figure("p", "T", "C", {"only": points}, "x", "y", {"a": "#112233", "b": "#445566"}, log="y").svg
     assert all(text in svg for text in ("#112233", "#445566", ">a<", ">b<"))

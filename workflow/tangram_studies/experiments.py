@@ -134,7 +134,7 @@ def follow(loss: StepLoss, judge: Callable[[], float], outcome: Outcome, every: 
 
 
 def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, list[tuple[float, Interval]]]:
-    """Return the curves of outcomes by arm, in percent, for `pictures.draw_lines`; arms without one are left out."""
+    """Return the curves of outcomes by arm, in percent, for `plots.draw_series`; arms without one are left out."""
     return {
         arm: [(step, Interval(100 * value, 100 * value, 100 * value)) for step, value in outcome.curve]
         for arm, outcome in outcomes.items()

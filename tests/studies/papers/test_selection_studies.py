@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("module", [dueling, online_ranking, bandit_ranking], ids=lambda module: module.__name__[16:])
 def test_a_study_gives_the_same_claims_twice_and_a_page(module, small, monkeypatch):
     first = module.run_study(Studies(), 1)
-    monkeypatch.setattr(module, "line_grid", lambda *_: "")  # drawing takes most of the time
+    monkeypatch.setattr(module, "draw_lines", lambda *_: "")  # drawing takes most of the time
     second = module.run_study(Studies(), 1)
     assert first.claims == second.claims
     assert first.measurements == second.measurements

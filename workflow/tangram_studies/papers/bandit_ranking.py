@@ -29,7 +29,7 @@ from tangram_studies.bandits.bandit_ranking import (
     comb_band_rates,
     uniform_second_moment,
 )
-from tangram_studies.curves import PALETTE, Line, line_grid
+from tangram_studies.plots import PALETTE, Line, draw_lines, spread_line
 from tangram_studies.study import Claim, NotReproduced, Study, interval
 
 EXACT = 1e-9
@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, flo
     "BanditRank": (BanditRank, bandit_rank_rates, bandit_rank_bound),
     "CombBand": (CombBand, comb_band_rates, comb_band_bound),
 }
-COLOURS = dict(zip(KINDS, PALETTE, strict=False))
+COLORS = dict(zip(KINDS, PALETTE, strict=False))
 
 
 def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
@@ -251,11 +251,9 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
     )
     lines = {}
     for name, (_, _, bound) in KINDS.items():
-        means = np.array([found[name, rounds].mean() for rounds in horizons])
-        band = np.array([found[name, rounds].std() for rounds in horizons])
-        lines[name] = Line(horizons, means, band, COLOURS[name])
-        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], None, COLOURS[name], True)
-    svg = line_grid("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
+        lines[name] = spread_line(horizons, np.array([found[name, rounds] for rounds in horizons]), COLORS[name])
+        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], COLORS[name], True)
+    svg = draw_lines("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
     study.figures.append(Figure(svg, "Mean regret with one standard deviation, and the bounds of our own derivation."))
 
 
@@ -316,6 +314,6 @@ def _speed(study: Study, repeats: int) -> None:
             note="CombBand by enumeration of n! rankings, which is the wall: 8 items would be 40,320",
         )
     )
-    lines = {name: Line(sizes[name], np.median(seconds[name], 1), None, COLOURS[name]) for name in KINDS}
-    svg = line_grid("seconds", "seconds per step over n", {"one step": lines}, "items", "seconds", 1, "xy", (7.5, 3.4))
+    lines = {name: Line(sizes[name], np.median(seconds[name], 1), COLORS[name]) for name in KINDS}
+    svg = draw_lines("seconds", "seconds per step over n", {"one step": lines}, "items", "seconds", 1, "xy", (7.5, 3.4))
     study.figures.append(Figure(svg, "Seconds of one step: polynomial against factorial."))

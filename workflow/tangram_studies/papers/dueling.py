@@ -18,7 +18,7 @@ from tangram.report.style import number
 from tangram_studies.bandits.environments import ARXIV, LINKS, UTILITIES, Duels, preferences_of
 from tangram_studies.bandits.machines import UCB
 from tangram_studies.bandits.simulation import numba_is_there, simulate_duels
-from tangram_studies.curves import PALETTE, Line, line_grid
+from tangram_studies.plots import PALETTE, Line, draw_lines, spread_line
 from tangram_studies.study import Claim, Interval, NotReproduced, Study, Verdict, interval
 
 ROUNDS = 32_000
@@ -44,7 +44,7 @@ NAMES = {
     "rucb": "RUCB",
     "versatile-db": "Versatile-DB",
 }
-COLOURS = dict(zip(NAMES, PALETTE, strict=False))
+COLORS = dict(zip(NAMES, PALETTE, strict=False))
 PANELS = [(arms, link) for link in LINKS for arms in UTILITIES]
 
 
@@ -201,19 +201,15 @@ def _panels(study: Study, grid: _Grid, replications: int) -> None:
         )
     lines = {
         panel: {
-            NAMES[name]: Line(
-                CHECKPOINTS,
-                grid.found[name][:, ALL_PANELS.index(panel)].mean(1),
-                grid.found[name][:, ALL_PANELS.index(panel)].std(1),
-                COLOURS[name],
-                dashed=name not in PAPER,
+            NAMES[name]: spread_line(
+                CHECKPOINTS, grid.found[name][:, ALL_PANELS.index(panel)], COLORS[name], name not in PAPER
             )
             for name in NAMES
         }
         for panel in ALL_PANELS
     }
     right = ALL_PANELS[3::4]  # only they have room for names
-    svg = line_grid("panels", "regret, 16 panels", lines, "rounds", "regret", 4, "x", (16.0, 2.7), right)
+    svg = draw_lines("panels", "regret, 16 panels", lines, "rounds", "regret", 4, "x", (16.0, 2.7), right)
     study.figures.append(
         Figure(svg, "Mean cumulative regret over rounds, bands of one standard deviation; dashed: not of this paper.")
     )
@@ -251,8 +247,8 @@ def _alpha(study: Study, seed: np.random.SeedSequence, replications: int, thread
             note="linear arith; a question of ours",
         )
     )
-    lines = {"linear arith": {NAMES[name]: Line(values, means[name], None, COLOURS[name]) for name in PAPER}}
-    svg = line_grid("alpha", "regret over alpha", lines, "alpha", f"regret after {ROUNDS:,} rounds", 1, "", (7.0, 3.2))
+    lines = {"linear arith": {NAMES[name]: Line(values, means[name], COLORS[name]) for name in PAPER}}
+    svg = draw_lines("alpha", "regret over alpha", lines, "alpha", f"regret after {ROUNDS:,} rounds", 1, "", (7.0, 3.2))
     study.figures.append(Figure(svg, "How much UCB's alpha matters: less exploration is better here, the order stays."))
 
 
@@ -296,8 +292,8 @@ def _growth(study: Study, seed: np.random.SeedSequence, replications: int, threa
                 note=f"supported if slower than the next power of ln T ({number(limit)}); linear 1good",
             )
         )
-        lines[NAMES[name]] = Line(points, curves.mean(1), curves.std(1), COLOURS[name])
-    svg = line_grid(
+        lines[NAMES[name]] = spread_line(points, curves, COLORS[name])
+    svg = draw_lines(
         "growth", "regret to a million rounds", {"linear 1good": lines}, "rounds", "regret", 1, "x", (8.0, 3.6)
     )
     study.figures.append(Figure(svg, "On this axis ln T is a straight line and its square is curved."))

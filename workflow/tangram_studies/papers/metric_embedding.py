@@ -34,7 +34,7 @@ from tangram_studies.metric_learning.losses import entropy, metric_embedding_los
 from tangram_studies.metric_learning.networks import ConvNet, metric_layers
 from tangram_studies.metric_learning.samplers import LabelledPool, shift_and_mirror
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
-from tangram_studies.pictures import draw_arms, draw_filters, draw_lines, draw_maps, flat
+from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
 from tangram_studies.study import Claim, Interval, NotReproduced, Study, interval
 
 METRIC, LABELS_ONLY, NORM_ONLY = "metric + entropy", "metric, labels only", "metric, unlabelled in norm only"
@@ -359,7 +359,7 @@ def _figures(study: Study, results: Results, labels: int) -> list[Figure]:
             f"Accuracy with {labels:,} labels",
         ),
         Figure(
-            draw_lines("metric-curves", "Accuracy while training.", curves_of(first), "training step", "accuracy, %"),
+            draw_series("metric-curves", "Accuracy while training.", curves_of(first), "training step", "accuracy, %"),
             "Nearest of the labelled images, on the validation split, seed 0.",
             "Learning curves",
         ),

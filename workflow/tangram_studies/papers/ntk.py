@@ -234,7 +234,7 @@ def kernels(study: Study, seeds: Sequence[int], size: Size, images: Images) -> N
             "inner width k",
             "λ_min / λ₀",
             arms=ARMS,
-            log_x=True,
+            log="x",
         )
     )
     study.figures.append(
@@ -246,8 +246,7 @@ def kernels(study: Study, seeds: Sequence[int], size: Size, images: Images) -> N
             "inner width k",
             "‖K − K_dense‖ / ‖K_dense‖",
             arms=ARMS,
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )
 
@@ -365,8 +364,7 @@ def convergence(study: Study, seeds: Sequence[int], size: Size) -> None:
             "width",
             "‖K_T − K_0‖ / ‖K_0‖",
             arms=ARMS,
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )
     study.figures.append(
@@ -378,7 +376,7 @@ def convergence(study: Study, seeds: Sequence[int], size: Size) -> None:
             "step",
             "‖f − y‖² / ‖y‖²",
             arms=ARMS,
-            log_y=True,
+            log="y",
         )
     )
 
@@ -502,7 +500,7 @@ def gain_by_dimension(study: Study, seeds: Sequence[int], size: Size) -> None:
             "d / n",
             "times as fast as dense",
             arms=ARMS,
-            log_x=True,
+            log="x",
         )
     )
 

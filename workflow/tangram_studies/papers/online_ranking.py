@@ -18,7 +18,7 @@ from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram_studies.bandits import ranking
 from tangram_studies.bandits.simulation import run_ranking
-from tangram_studies.curves import PALETTE, Line, line_grid
+from tangram_studies.plots import PALETTE, Line, draw_lines
 from tangram_studies.study import Claim, Interval, NotReproduced, Study, Verdict, interval
 
 SETTINGS = ((10, 1, 2000), (20, 1, 2000), (20, 4, 2000), (40, 1, 4000))  # items, chosen, rounds
@@ -46,7 +46,7 @@ ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN = (
     "follow the leader",
     "PermELearn",
 )
-COLOURS = dict(zip((ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN), PALETTE, strict=False))
+COLORS = dict(zip((ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN), PALETTE, strict=False))
 
 
 def make_policy(name: str, replications: int, items: int, chosen: int, rounds: int) -> ranking.RankingPolicy:
@@ -227,8 +227,8 @@ def _chosen(study: Study, seed: int, replications: int) -> None:
             for replication, value in enumerate(values):
                 study.record("chosen", name, replication, "regret", value, k)
         means[name] = found
-        lines[name] = Line(counts, [v.mean() for v in found], None, COLOURS[name])
-    lines["upper bound"] = Line(counts, [ranking.upper_bound(items, k, rounds) for k in counts], None, PALETTE[7], True)
+        lines[name] = Line(counts, [v.mean() for v in found], COLORS[name])
+    lines["upper bound"] = Line(counts, [ranking.upper_bound(items, k, rounds) for k in counts], PALETTE[7], True)
     growth = interval(np.log(means[ONLINE_RANK][-1] / means[ONLINE_RANK][0]) / math.log(8))
     growth_perturbed = interval(np.log(means[PERTURBED][-1] / means[PERTURBED][0]) / math.log(8))
     study.claims.append(
@@ -247,7 +247,7 @@ def _chosen(study: Study, seed: int, replications: int) -> None:
             note=f"n = {items}, T = {rounds:,}, zipf choices",
         )
     )
-    svg = line_grid(
+    svg = draw_lines(
         "chosen", "regret over k", {"n = 20, zipf": lines}, "items chosen per round, k", "regret", 1, "xy", (7, 3.4)
     )
     study.figures.append(Figure(svg, "Regret over the number of items chosen in a round."))
@@ -329,15 +329,13 @@ def _small_loss(study: Study, seed: int, replications: int) -> None:
         )
     )
     lines = {
-        ONLINE_RANK: Line(best_losses, [found.estimate for found in regrets], None, COLOURS[ONLINE_RANK]),
+        ONLINE_RANK: Line(best_losses, [found.estimate for found in regrets], COLORS[ONLINE_RANK]),
         "small-loss bound": Line(
-            best_losses, [ranking.small_loss_bound(items, b) for b in best_losses], None, PALETTE[7], True
+            best_losses, [ranking.small_loss_bound(items, b) for b in best_losses], PALETTE[7], True
         ),
-        "bound without OPT": Line(
-            best_losses, [ranking.upper_bound(items, 1, rounds)] * len(shares), None, PALETTE[1], True
-        ),
+        "bound without OPT": Line(best_losses, [ranking.upper_bound(items, 1, rounds)] * len(shares), PALETTE[1], True),
     }
-    svg = line_grid(
+    svg = draw_lines(
         "small-loss", "regret over OPT", {f"n = {items}, T = {rounds:,}": lines}, "OPT", "regret", 1, "xy", (7.5, 3.4)
     )
     study.figures.append(Figure(svg, "The better the best ranking, the smaller the regret."))
@@ -375,7 +373,7 @@ def _rounds_per_second(study: Study, repeats: int) -> None:
         for n, row in zip(sizes, seconds, strict=True):
             for repeat, value in enumerate(row):
                 study.record("seconds", name, repeat, "seconds per round", value, n)
-        lines[name] = Line(sizes, np.median(seconds, 1), None, COLOURS[name])
+        lines[name] = Line(sizes, np.median(seconds, 1), COLORS[name])
         last = 5 if name == ONLINE_RANK else 3
         logs = np.log(sizes[-last:])
         slopes[name] = interval([np.polyfit(logs, np.log(seconds[-last:, r]), 1)[0] for r in range(repeats)])
@@ -397,7 +395,7 @@ def _rounds_per_second(study: Study, repeats: int) -> None:
             note="supported if nearer to n log n than to n^2; the Plackett-Luce sampler",
         )
     )
-    svg = line_grid(
+    svg = draw_lines(
         "seconds", "seconds per round over n", {"one round": lines}, "items", "seconds", 1, "xy", (7.5, 3.4)
     )
     study.figures.append(Figure(svg, "Seconds of one round: draw a ranking and take scores."))

@@ -25,7 +25,7 @@ from tangram_studies.bandits import ranking
 from tangram_studies.bandits.dueling import make_dueling
 from tangram_studies.bandits.environments import ScoreTable
 from tangram_studies.bandits.simulation import replay_duels, replay_halving
-from tangram_studies.curves import PALETTE, Line, line_grid
+from tangram_studies.plots import PALETTE, Line, draw_lines
 from tangram_studies.study import Claim, NotReproduced, Study, Verdict, interval, verdict_of
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
@@ -42,9 +42,9 @@ VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
     "all pairs, votes",
 )
 DUELS = ("double-thompson", "rucb", "versatile-db", "sparring", "multisbm", "doubler", "uniform")
-COLOURS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
-COLOURS |= {VOTED: COLOURS[VALUES], ALL_PAIRS: COLOURS[UNIFORM]}
-COLOURS |= {"OnlineRank": PALETTE[0], "averaging": PALETTE[1], "projected gradient": PALETTE[2]}
+COLORS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
+COLORS |= {VOTED: COLORS[VALUES], ALL_PAIRS: COLORS[UNIFORM]}
+COLORS |= {"OnlineRank": PALETTE[0], "averaging": PALETTE[1], "projected gradient": PALETTE[2]}
 # What a policy of the config is called here; duelling bandits keep their names.
 POLICIES = {"paired-halving": VALUES, "sign-halving": SIGNS, "uniform": UNIFORM}
 
@@ -193,8 +193,8 @@ def _budgets(name: str, regrets: Mapping[tuple[str, float], np.ndarray], epsilon
             [(regrets[policy, budget] <= epsilon).mean() for budget in budgets],
         )
         for panel, values in zip(panels.values(), means, strict=True):
-            panel[policy] = Line(budgets, values, None, COLOURS[policy], policy in DUELS)
-    return line_grid(name, f"regret over {name}", panels, label, "", 2, "x", (14.0, 4.4))
+            panel[policy] = Line(budgets, values, COLORS[policy], policy in DUELS)
+    return draw_lines(name, f"regret over {name}", panels, label, "", 2, "x", (14.0, 4.4))
 
 
 def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
@@ -450,7 +450,8 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chos
             curve = ranking_regret(policy, named)[shown - 1]  # (shown, replications)
             regret[name] = curve[-1]
             band = 1.96 * curve.std(1, ddof=1) / np.sqrt(copies)
-            panel[name] = Line(shown, curve.mean(1), band, COLOURS[name])
+            mean = curve.mean(1)
+            panel[name] = Line(shown, mean, COLORS[name], low=mean - band, high=mean + band)
             for at, values in zip(shown, curve, strict=True):
                 for replication, value in enumerate(values):
                     study.record(f"layers: {label}", name, replication, "regret", value, int(at))
@@ -472,7 +473,9 @@ def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chos
                 f"important of {layers} layers",
             )
         )
-    svg = line_grid("layers", "regret over calibration batches", panels, "calibration batches", "", 2, size=(12.0, 4.0))
+    svg = draw_lines(
+        "layers", "regret over calibration batches", panels, "calibration batches", "", 2, size=(12.0, 4.0)
+    )
     caption = "Against the best fixed ranking of the batches so far; bands: 95 %."
     study.figures.append(Figure(svg, caption, "Layers ranked online: regret"))
     columns = ["batches", *policies, "OnlineRank's bound", "tau"]

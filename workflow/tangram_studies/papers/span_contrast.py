@@ -24,7 +24,7 @@ from tangram.report.document import Figure
 from tangram.report.style import number
 from tangram_studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
 from tangram_studies.metric_learning.spans import PulledSpanContrast
-from tangram_studies.pictures import draw_arms, draw_lines
+from tangram_studies.plots import draw_arms, draw_series
 from tangram_studies.study import Claim, Interval, NotReproduced, Study
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts 
             "After finetuning",
         ),
         Figure(
-            draw_lines("span-curves", "KL while training.", lines, "step", "KL on the batch, nats/token"),
+            draw_series("span-curves", "KL while training.", lines, "step", "KL on the batch, nats/token"),
             "KL on each step's own sequence; bands are 95 % intervals over seeds.",
             "Learning curves",
         ),

@@ -31,7 +31,7 @@ from tangram_studies.metric_learning.losses import spatial_contrasting_loss
 from tangram_studies.metric_learning.networks import ConvNet, spatial_layers
 from tangram_studies.metric_learning.samplers import sample_regions, shift_and_mirror
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
-from tangram_studies.pictures import draw_filters, draw_lines, draw_maps, flat
+from tangram_studies.plots import draw_filters, draw_maps, draw_series, flat
 from tangram_studies.study import Claim, Interval, NotReproduced, Study, interval
 
 WINDOWS, CROPS = "spatial contrasting, windows", "spatial contrasting, crops"
@@ -394,44 +394,44 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
     chance = float(np.log(scale.pretraining_batch))
     return [
         Figure(
-            draw_lines(
+            draw_series(
                 "spatial-gain",
                 "Gain over scratch by number of labels.",
                 gains,
                 "labels",
                 "points over scratch",
-                True,
-                True,
+                "x",
+                zero=True,
             ),
             "Accuracy after finetuning, minus that of the net from scratch, paired by seed; bands are 95 % intervals.",
             "How the gain depends on labels",
         ),
         Figure(
-            draw_lines(
+            draw_series(
                 "spatial-finetuned",
                 "Accuracy after finetuning by number of labels.",
                 by_labels("finetuned", ARMS),
                 "labels",
                 "test accuracy, %",
-                True,
+                "x",
             ),
             "Accuracy after finetuning; bands are 95 % intervals over seeds, not paired.",
             "Finetuned",
         ),
         Figure(
-            draw_lines(
+            draw_series(
                 "spatial-frozen",
                 "Accuracy of a linear readout of frozen features by number of labels.",
                 by_labels("frozen linear", (*ARMS, PIXELS)),
                 "labels",
                 "test accuracy, %",
-                True,
+                "x",
             ),
             f"Linear readout of frozen features; '{SCRATCH}' is the untrained net.",
             "Frozen features",
         ),
         Figure(
-            draw_lines("spatial-curves", "Pretraining losses.", curves, "pretraining step", "loss, nats"),
+            draw_series("spatial-curves", "Pretraining losses.", curves, "pretraining step", "loss, nats"),
             f"Losses of pretraining, seed 0; chance is {chance:.2f} for spatial contrasting. The losses differ.",
             "Learning curves",
         ),

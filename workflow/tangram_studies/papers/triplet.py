@@ -34,7 +34,7 @@ from tangram_studies.metric_learning.losses import paired_distances, siamese_con
 from tangram_studies.metric_learning.networks import ConvNet, triplet_layers
 from tangram_studies.metric_learning.samplers import LabelledPool, sample_pairs, sample_triplets
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
-from tangram_studies.pictures import draw_arms, draw_filters, draw_lines, draw_maps, flat
+from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
 from tangram_studies.study import Claim, Interval, NotReproduced, Study
 
 TRIPLET, SIAMESE, LOG_FORM = "triplet, squared ratio", "Siamese, contrastive", "triplet, -log ratio"
@@ -300,7 +300,7 @@ def _figures(study: Study, results: Results, arms: list[str], named: bool) -> li
             "Accuracy of the embeddings",
         ),
         Figure(
-            draw_lines(
+            draw_series(
                 "triplet-curves",
                 "Nearest-neighbour accuracy while training.",
                 curves_of(first),

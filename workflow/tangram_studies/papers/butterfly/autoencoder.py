@@ -102,8 +102,7 @@ def autoencoders(study: Study, seeds: Sequence[int], size: Size, images: Images)
             {name: study.frame(f"autoencoder, {name}").query("value > 1e-7") for name in grids},
             "k",
             "loss / Δ_k − 1",
-            log_x=True,
-            log_y=True,
+            log="xy",
             height=2.9,
         )
     )

@@ -212,6 +212,6 @@ def conclude(study: Study, shape: Shape) -> None:
                 "time / parent's subblock",
                 "KL(parent ‖ child), nats",
                 colours,
-                log_y=True,
+                log="y",
             )
         )

@@ -293,7 +293,7 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
             "step",
             "training loss, nats",
             arms=[arm for arm in ARMS if arm.startswith("hidden")],
-            log_y=True,
+            log="y",
             height=3.6,
         )
     )

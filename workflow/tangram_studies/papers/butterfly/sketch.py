@@ -93,7 +93,7 @@ def sketches(study: Study, seeds: Sequence[int], size: Size, images: Images) -> 
             {f"k = {k}": study.frame(f"sketch, k={k}") for k in dict.fromkeys(k for k, _ in grid)},
             "rows of the sketch, l",
             "excess error",
-            log_y=True,
+            log="y",
             height=3.2,
         )
     )

@@ -92,7 +92,6 @@ def speeds(study: Study, seeds: Sequence[int], size: Size) -> None:
             {"": study.frame("speed, inference")},
             "tokens",
             "times as fast as dense",
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )

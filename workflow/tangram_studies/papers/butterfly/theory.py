@@ -83,8 +83,7 @@ def norms(study: Study, seeds: Sequence[int], size: Size) -> None:
             {name: rows[rows["value"] > 1e-5] for name, rows in panels.items()},
             "k",
             "error / ‖W‖",
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )
 
@@ -124,8 +123,7 @@ def counts(study: Study, seeds: Sequence[int], size: Size) -> None:
             {"": rows},
             "rows kept",
             "ratio",
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )
 
@@ -174,8 +172,7 @@ def guarantee(study: Study, seeds: Sequence[int], size: Size, images: Images) ->
             {f"ε = {e:g}": study.frame(f"proposition 2, ε={e:g}").query("value > 1e-7") for e in (1.0, 0.25)},
             "k",
             "loss / Δ_k − 1",
-            log_x=True,
-            log_y=True,
+            log="xy",
         )
     )
 
