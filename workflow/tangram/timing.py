@@ -15,7 +15,7 @@ def interleaved(
     functions: Mapping[str, Callable[[], object]],
     repeats: int,
     warmup: int = 2,
-    synchronise: Callable[[], object] = lambda: None,
+    synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time functions in turns (A B A B …) and return each one's samples, in seconds per call.
@@ -26,16 +26,16 @@ def interleaved(
         functions: what to time, by name.
         repeats: samples of each.
         warmup: untimed calls of each before the first sample, at least 1.
-        synchronise: waits until the device has done its work.
+        synchronize: waits until the device has done its work.
         clock: returns seconds.
     """
 
     def sample(function: Callable[[], object], calls: int) -> float:
-        synchronise()
+        synchronize()
         start = clock()
         for _ in range(calls):
             function()
-        synchronise()
+        synchronize()
         return (clock() - start) / calls
 
     calls = {}

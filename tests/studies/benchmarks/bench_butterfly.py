@@ -76,7 +76,7 @@ def measure(n: int, device: str, dtype: torch.dtype, repeats: int, rows: list[di
         operators[name] = module.to(device, dtype)
     if (public := public_butterfly(n, device)) is not None:
         operators["torch-structured butterfly"] = public
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     for tokens, backward in [*itertools.product(TOKENS, (False,)), (TOKENS[-1], True)]:
         x = torch.randn(tokens, n, device=device, dtype=dtype)
         work = {}
@@ -87,7 +87,7 @@ def measure(n: int, device: str, dtype: torch.dtype, repeats: int, rows: list[di
                     work[f"{name}|{form}"] = call(module, form, x, backward)
         if not backward and device == "cpu" and dtype == torch.float32:
             work["J of the gadget|stage by stage"] = stage_by_stage(whole, x)
-        samples = interleaved(work, repeats, synchronise=synchronise)
+        samples = interleaved(work, repeats, synchronize=synchronize)
         seconds = {name: statistics.median(values) for name, values in samples.items()}
         for name, value in seconds.items():
             operator, _, form = name.partition("|")

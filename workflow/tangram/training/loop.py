@@ -30,7 +30,7 @@ class TrainingPlan:
     Attributes:
         examples: number of sequences.
         epochs: passes over them, each in its own order.
-        batch_size: sequences per optimiser step.
+        batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward pass.
         learning_rate: peak; linear warm-up, then cosine to a tenth.
         warmup_fraction: share of the steps that warm up.
@@ -51,12 +51,12 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in one pass."""
+        """Optimizer steps in one pass."""
         return math.ceil(self.examples / self.batch_size)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Optimizer steps in all."""
         return self.epochs * self.steps_per_epoch
 
     def rate(self, step: int) -> float:
@@ -118,12 +118,12 @@ def train(
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if low := [name for name, p in parameters.items() if p.dtype.itemsize < 4]:
         raise ValueError(f"{low[0]} is {parameters[low[0]].dtype}; train it as float32")
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
     )
     first, rows = 0, list[dict[str, Any]]()
     if checkpointing:
-        first, rows = _restore(parameters, optimiser, checkpointing, world)
+        first, rows = _restore(parameters, optimizer, checkpointing, world)
         if first and world.rank == 0:
             print(f"{label or 'training'}: goes on from step {first} of {plan.steps}", file=sys.stderr)
     saved = time.monotonic()
@@ -137,30 +137,37 @@ def train(
     )
     device = next(iter(parameters.values())).device
     for step in steps:
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = plan.rate(step)
-        optimiser.zero_grad(set_to_none=True)
-        batch = plan.batch(step)
-        sums: dict[str, float] = {}
-        parts = world.share(batch.split(plan.micro_batch_size))
-        for index, (part, share) in enumerate(parts):
-            with world.exchange(batch_loss, now=index + 1 == len(parts)):
-                loss, metrics = batch_loss(part)
-                (loss * (share * world.size)).backward()  # the processes' gradients are averaged
-            for name, value in {"loss": loss.item(), **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value * share
-        sums = world.sum(sums, device)
-        if not math.isfinite(sums["loss"]):
-            raise TangramError(f"{label or 'training'}: the loss is {sums['loss']} at step {step}; lower learning_rate")
+        optimizer.zero_grad(set_to_none=True)
+        means = _accumulate(batch_loss, plan.batch(step).split(plan.micro_batch_size), world, device)
+        if not math.isfinite(means["loss"]):
+            where = f"{label or 'training'}: the loss is {means['loss']} at step {step}"
+            raise TangramError(f"{where}; lower learning_rate")
         nn.utils.clip_grad_norm_(parameters.values(), plan.clip_norm)
-        optimiser.step()
-        rows += [{"step": step, "metric": name, "value": value} for name, value in sums.items()]
-        steps.set_postfix({name: f"{value:.4f}" for name, value in sums.items()}, refresh=False)
+        optimizer.step()
+        rows += [{"step": step, "metric": name, "value": value} for name, value in means.items()]
+        steps.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
         last = step + 1 == plan.steps
         if checkpointing and not last and world.agree(time.monotonic() - saved > checkpointing.seconds):
-            _save(parameters, optimiser, rows, step + 1, checkpointing, world)
+            _save(parameters, optimizer, rows, step + 1, checkpointing, world)
             saved = time.monotonic()
     return rows
+
+
+def _accumulate(
+    batch_loss: BatchLoss, parts: tuple[torch.Tensor, ...], world: World, device: torch.device
+) -> dict[str, float]:
+    """Add up the gradients of a step's micro-batches over all processes; return the means of loss and metrics."""
+    sums: dict[str, float] = {}
+    shared = world.share(parts)
+    for index, (part, share) in enumerate(shared):
+        with world.exchange(batch_loss, now=index + 1 == len(shared)):
+            loss, metrics = batch_loss(part)
+            (loss * (share * world.size)).backward()  # the processes' gradients are averaged
+        for name, value in {"loss": loss.item(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value * share
+    return world.sum(sums, device)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -176,7 +183,7 @@ def _file(step: int | str, checkpointing: Checkpointing, world: World) -> Path:
 
 def _save(
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     rows: list[dict[str, Any]],
     next_step: int,
     checkpointing: Checkpointing,
@@ -184,7 +191,7 @@ def _save(
 ) -> None:
     """Write a state; it counts once `latest` names its step, so a kill in between leaves the one before."""
     tensors = {}
-    states = optimiser.state_dict()["state"]  # by position; a parameter that got no gradient has none
+    states = optimizer.state_dict()["state"]  # by position; a parameter that got no gradient has none
     for index, (name, parameter) in enumerate(parameters.items()):
         tensors[f"parameter.{name}"] = _local(parameter).contiguous()
         for key, value in states.get(index, {}).items():
@@ -203,7 +210,7 @@ def _save(
 
 def _restore(
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     checkpointing: Checkpointing,
     world: World,
 ) -> tuple[int, list[dict[str, Any]]]:
@@ -232,8 +239,8 @@ def _restore(
                             moment = torch.zeros_like(parameter)
                             _local(moment).copy_(state.get_tensor(f"{key}.{name}"))
                             states[index][key] = moment
-            # The optimiser itself puts every state where its kernels want it.
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
+            # The optimizer itself puts every state where its kernels want it.
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (SafetensorError, KeyError, OSError) as error:
         raise TangramError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
     return int(step), json.loads(metadata["rows"])

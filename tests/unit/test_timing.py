@@ -45,14 +45,14 @@ def test_the_device_is_waited_for_inside_every_sample():
     clock = Clock()
     pending = [0.0]
 
-    def launch():  # asynchronous: returns at once, the work is done when synchronised
+    def launch():  # asynchronous: returns at once, the work is done when synchronized
         pending[0] += 5
 
     def wait():
         clock.now += pending[0]
         pending[0] = 0
 
-    assert interleaved({"a": launch}, repeats=2, warmup=1, synchronise=wait, clock=clock) == {"a": [5, 5]}
+    assert interleaved({"a": launch}, repeats=2, warmup=1, synchronize=wait, clock=clock) == {"a": [5, 5]}
 
 
 def test_interquartile_range_is_numpys():
