@@ -1,7 +1,6 @@
 """What selection makes of the plan: candidates are picked and compared, and one child is assembled and finetuned."""
 
 import copy
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import shown_jobs
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
@@ -22,7 +22,7 @@ def plan(config: dict, folder: Path) -> Counter[str]:
     options = ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
     done = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", done.stdout + done.stderr, re.MULTILINE))
+    return Counter(rule for rule, _ in shown_jobs(done.stdout + done.stderr))
 
 
 def test_one_child_of_many_candidates_is_finetuned(tmp_path: Path) -> None:

@@ -111,3 +111,12 @@ def test_provenance_is_flat_text_without_time_host_or_path() -> None:
     assert first["tangram.code"] == provenance.code_hash("tangram.commands.solve_mip")
     assert str(Path.cwd()) not in "".join(first.values())
     assert "torch" in provenance.versions()
+
+
+def test_a_fingerprint_covers_facts_and_contents_not_places(tmp_path: Path) -> None:
+    for name, text in (("one", "same"), ("two", "same"), ("three", "other")):
+        (tmp_path / name).write_text(text)
+    first = provenance.fingerprint(["a", "b"], [tmp_path / "one"])
+    assert first == provenance.fingerprint(["a", "b"], [tmp_path / "two"])
+    others = [(["a", "c"], "one"), (["ab"], "one"), (["a", "b"], "three")]
+    assert first not in {provenance.fingerprint(facts, [tmp_path / name]) for facts, name in others}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tangram.blocks import get_block
+from tangram.cli import Pieces
 from tangram.commands.build_corpus import build_corpus
 from tangram.commands.distill_blocks import distill_blocks
 from tangram.commands.measure_costs import measure_costs
@@ -150,5 +151,5 @@ def test_the_first_jobs_stop_where_nothing_was_known_before(tiny_parent: Callabl
         measure_costs(settings, "ffn", "linear", parent, output)
     nothing = str(tmp_path / "nothing")  # neither corpus nor activations are looked at
     with pytest.raises(TangramError, match="'lowrank-22' has no fewer weights"):
-        distill_blocks("{}", "ffn", "lowrank-22", "00-02", parent, nothing, nothing, output, output, output)
+        distill_blocks("{}", Pieces("ffn", "lowrank-22", range(3)), parent, nothing, nothing, output, output, output)
     assert not list(tmp_path.iterdir())

@@ -308,7 +308,7 @@ def arguments(source: dict, output: Path) -> list[str]:
     settings = slice_of(
         Parent.model_validate({"source": source, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2})
     )
-    return ["fetch_parent", "--settings", settings, "--output", str(output)]
+    return ["fetch_parent", "--settings", settings, "--folder", str(output)]
 
 
 def failure(monkeypatch, capsys, source: dict, output: Path) -> str:

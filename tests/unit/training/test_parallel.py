@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tangram.activations import StreamedActivations, capture
 from tangram.blocks.architecture import LayerChoice
 from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
+from tangram.cli import Runtime
 from tangram.commands.finetune_child import finetune_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.corpus.tokens import read_tokens
@@ -49,7 +50,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
         "child": str(folder / "child"),
         "corpus": str(folder / "corpus.parquet"),
         "activations": str(folder / "states.npy"),
-        "dtype": dtype,
+        "runtime": f"dtype={dtype}",
     }
 
 
@@ -60,7 +61,7 @@ def job(tiny_parent, tmp_path_factory) -> dict[str, str]:
 
 def finetuned(job: dict[str, str], folder: Path, **options: str) -> tuple[dict[str, torch.Tensor], list]:
     """Run the real command and return the child's tensors and the loss curve."""
-    outputs = {name: str(folder / name) for name in ("checkpoints", "output", "curves")}
+    outputs = {name: str(folder / name) for name in ("checkpoints", "folder", "curves")}
     command = [sys.executable, "-m", "tangram.commands.finetune_child"]
     for name, value in {**job, **outputs, **options}.items():
         command += [f"--{name}", value]
@@ -68,13 +69,13 @@ def finetuned(job: dict[str, str], folder: Path, **options: str) -> tuple[dict[s
     assert done.returncode == 0, done.stderr
     assert not (folder / "checkpoints").exists()
     rows = read_table(folder / "curves", CURVES)
-    return load_file(folder / "output" / "model.safetensors"), rows[["step", "metric", "value"]].values.tolist()
+    return load_file(folder / "folder" / "model.safetensors"), rows[["step", "metric", "value"]].values.tolist()
 
 
 def killed(job: dict[str, str], folder: Path, **options: str) -> Path:
     """Train to the end without being able to say so, as a killed job: its table cannot be written; return its state."""
     (folder / "curves").mkdir(parents=True)
-    outputs = {name: str(folder / name) for name in ("checkpoints", "output", "curves")}
+    outputs = {name: str(folder / name) for name in ("checkpoints", "folder", "curves")}
     command = [sys.executable, "-m", "tangram.commands.finetune_child"]
     for name, value in {**job, **outputs, "checkpoint-seconds": "0", **options}.items():
         command += [f"--{name}", value]
@@ -94,7 +95,7 @@ def alone(job, tmp_path_factory):
 def test_two_processes_follow_the_loss_curve_of_one(job, alone, tmp_path, strategy, streamed):
     job = {name: value for name, value in job.items() if not (streamed and name == "activations")}
     layout = json.dumps({"processes_per_node": 2, "strategy": strategy})
-    weights, curve = finetuned(job, tmp_path, parallel=layout, threads="2")
+    weights, curve = finetuned(job, tmp_path, parallel=layout, runtime=f"{job['runtime']},threads=2")
     expected_weights, expected_curve = alone
     assert [row[:2] for row in curve] == [row[:2] for row in expected_curve]
     assert [row[2] for row in curve] == pytest.approx([row[2] for row in expected_curve], rel=1e-4)
@@ -143,7 +144,7 @@ def test_bfloat16_trains_like_float32(tiny_parent, float32, tmp_path, strategy):
     """Also where it resumes, as it does here; and the child on disk is bfloat16."""
     job = make_job(tiny_parent("llama", tie_word_embeddings=True), tmp_path, "bfloat16", **LONGER)
     layout = {} if strategy == "one" else {"processes_per_node": 2, "strategy": strategy}
-    options = {"parallel": json.dumps(layout), "threads": "2"}
+    options = {"parallel": json.dumps(layout), "runtime": "dtype=bfloat16,threads=2"}
     share = share_moved(job, killed(job, tmp_path / "run", **options))
     weights, curve = finetuned(job, tmp_path / "run", **options)
     assert share == pytest.approx(float32[0], abs=0.01)  # bfloat16 alone: 0.35 of 1
@@ -178,7 +179,7 @@ def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
     job = make_job(tiny_parent("llama"), tmp_path, "bfloat16", ffn="ntk-8")
     expected_weights, expected_curve = finetuned(job, tmp_path / "one")
     layout = json.dumps({"processes_per_node": 2, "strategy": "fsdp"})
-    weights, curve = finetuned(job, tmp_path / "two", parallel=layout, threads="2")
+    weights, curve = finetuned(job, tmp_path / "two", parallel=layout, runtime=f"{job['runtime']},threads=2")
     assert [row[2] for row in curve] == pytest.approx([row[2] for row in expected_curve], rel=1e-3)
     assert weights.keys() == expected_weights.keys()
     for name, tensor in expected_weights.items():
@@ -197,8 +198,9 @@ def test_shares_make_up_the_step_and_all_processes_work_equally_often():
 
 
 def test_several_nodes_need_a_slurm_job(job, tmp_path, capsys):
-    outputs = {name: str(tmp_path / name) for name in ("checkpoints", "output", "curves")}
+    outputs = {name: str(tmp_path / name) for name in ("checkpoints", "folder", "curves")}
     from tangram.errors import TangramError
 
+    given = {**job, **outputs, "runtime": Runtime.parse(job["runtime"])}
     with pytest.raises(TangramError, match="--profile slurm"):
-        finetune_child(**job, **outputs, parallel='{"nodes": 2}')
+        finetune_child(**given, parallel='{"nodes": 2}')
