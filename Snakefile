@@ -29,12 +29,7 @@ include: "rules/child.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
-include: "rules/images.smk"
-
-
-for study in STUDIES:  # `snakemake study_ntk`: reproductions of papers, no part of `all`
-
-    include: f"rules/studies/{study}.smk"
+include: "rules/studies.smk"  # `snakemake study_ntk`: reproductions of papers, no part of `all`
 
 
 rule all:

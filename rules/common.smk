@@ -57,8 +57,6 @@ try:
 except TangramError as error:
     sys.exit(f"error: {error}")
 
-STUDIES = sorted(path.stem for path in (ROOT / "rules" / "studies").glob("*.smk"))
-
 
 def _shards(layers, size):
     """Return the ranges of layers that one job takes, such as `00-14`: equal in size, and sorted as text too."""

@@ -183,7 +183,7 @@ def test_operators_are_scored_in_a_model(tiny_parent, tokens, monkeypatch):
     def run(device):
         study = Study("butterfly", "", "")
         ids = read_tokens(tokens)
-        language_model.score_pieces(study, tiny_parent("llama"), ids, ids, [1], device, "float32", lambda _: None)
+        language_model.score_pieces(study, tiny_parent("llama"), ids, ids, [1], device, "float32")
         return [row["value"] for row in study.measurements]
 
     here, there = on_both(run)

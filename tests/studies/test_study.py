@@ -58,7 +58,7 @@ def test_an_arms_interval_is_over_its_own_seeds_at_its_own_x():
 
 
 def test_the_files_hold_what_was_found(tmp_path):
-    write_study(example(), tmp_path, "scale small", {"tangram.command": "test"})
+    write_study(example(), tmp_path, {"tangram.command": "test"})
     claims = read_table(tmp_path / "claims.parquet", CLAIMS)
     assert claims.loc[0, ["claim", "verdict"]].tolist() == ["larger", "supported"]
     assert len(read_table(tmp_path / "measurements.parquet", MEASUREMENTS)) == 6
@@ -70,4 +70,4 @@ def test_a_claim_is_made_once(tmp_path):
     study = example()
     study.claims *= 2
     with pytest.raises(TangramError, match="not unique"):
-        write_study(study, tmp_path, "scale small", {})
+        write_study(study, tmp_path, {})

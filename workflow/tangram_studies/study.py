@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from tangram.cli import Runtime
+from tangram.config import Studies
 from tangram.errors import TangramError
 from tangram.report.document import Cell, Fact, Figure, Note, Section, Table, render_document
 from tangram.report.style import number
@@ -89,6 +92,33 @@ class NotReproduced:
     how: str
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a study is run with.
+
+    Attributes:
+        settings: the slice of config that it depends on, as JSON.
+        inputs: paths of what it reads, and other text, by name.
+        folder: where its files go.
+        runtime: device, dtype, seed and threads.
+    """
+
+    settings: str
+    inputs: Mapping[str, str]
+    folder: Path
+    runtime: Runtime
+
+    @property
+    def studies(self) -> Studies:
+        """Config section `studies`, for those that need no other."""
+        return Studies.model_validate_json(self.settings)
+
+
+def tell(text: str) -> None:
+    """Say what a study does on standard error."""
+    print(f"study: {text}", file=sys.stderr, flush=True)
+
+
 @dataclass
 class Study:
     """A finished study.
@@ -102,6 +132,8 @@ class Study:
         figures: what the page shows, tables among them.
         not_reproduced: what is not tried here.
         notes: what a reader must know: scale, deviations, surprises.
+        about: what it ran with, for the top of its page.
+        unfinished: files from which a killed run goes on; of no use once the study is written.
     """
 
     name: str
@@ -112,6 +144,8 @@ class Study:
     figures: list[Figure | Table] = field(default_factory=list)
     not_reproduced: list[NotReproduced] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    about: str = ""
+    unfinished: list[Path] = field(default_factory=list)
 
     def record(self, experiment: str, arm: str, seed: int, metric: str, value: float, x: float | None = None) -> None:
         """Add one measurement."""
@@ -160,13 +194,8 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
     return Table(columns, rows, labels=4)
 
 
-def render_study(study: Study, settings: str) -> str:
-    """Return a study's page.
-
-    Args:
-        study: the finished study.
-        settings: what it ran with, for the page's top.
-    """
+def render_study(study: Study) -> str:
+    """Return a study's page."""
     counts = {verdict: sum(c.verdict == verdict for c in study.claims) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
     facts = [Fact(str(count), "", verdict, f"of {len(study.claims)} claims") for verdict, count in counts.items()]
     sections = [
@@ -179,7 +208,7 @@ def render_study(study: Study, settings: str) -> str:
         table = Table(["what", "why not here", "how to run it"], rows, labels=3)
         sections.append(Section("not-reproduced", "Not reproduced here", "", [table]))
     return render_document(
-        run=f"study {study.name} · {settings}",
+        run=f"study {study.name} · {study.about}",
         title=study.title,
         sentence=f"arXiv {study.paper}. Every interval is a 95 % confidence interval over seeds.",
         facts=facts,
@@ -187,8 +216,8 @@ def render_study(study: Study, settings: str) -> str:
     )
 
 
-def write_study(study: Study, folder: str | Path, settings: str, provenance: dict[str, str]) -> None:
-    """Write `claims.parquet`, `measurements.parquet` and `report.html` into ``folder``.
+def write_study(study: Study, folder: str | Path, provenance: dict[str, str]) -> None:
+    """Write `claims.parquet`, `measurements.parquet` and `report.html` into ``folder``, and remove what is unfinished.
 
     Raises:
         TangramError: a claim's name is there twice, or the folder cannot be written.
@@ -202,4 +231,6 @@ def write_study(study: Study, folder: str | Path, settings: str, provenance: dic
     folder = Path(folder)
     write_table(study.measurements, MEASUREMENTS, folder / "measurements.parquet", provenance)
     write_table([asdict(claim) for claim in study.claims], CLAIMS, folder / "claims.parquet", provenance)
-    write_text(folder / "report.html", render_study(study, settings))
+    write_text(folder / "report.html", render_study(study))
+    for path in study.unfinished:
+        path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from tangram.tables import CLAIMS, read_table
 from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.papers import butterfly
 from tangram_studies.papers.butterfly import autoencoder, language_model, replacement, sketch, speed, theory
-from tangram_studies.papers.butterfly.common import SIZES, Size, padded_images
+from tangram_studies.papers.butterfly.common import Scale, padded_images
 from tangram_studies.papers.butterfly.replacement import Task, network, train_network
 from tangram_studies.study import Study, write_study
 
@@ -70,8 +70,7 @@ def test_images_are_padded_and_permuted():
 
 
 def test_the_study_runs_at_a_tiny_size(monkeypatch, tmp_path):
-    size = Size((128,), 5, 96, 40, 3, 64, 30, 32, 1, 12, 2, 64)
-    monkeypatch.setitem(SIZES, "small", size)
+    scale = Scale((128,), 5, 96, 40, 3, 64, 30, 32, 1, 12, 2, 64)
     monkeypatch.setattr(replacement, "RATES", (1e-3,))
     monkeypatch.setattr(replacement, "SGD_RATES", (0.03,))
     tiny = dataclasses.replace(task(32), epochs=1)
@@ -80,13 +79,13 @@ def test_the_study_runs_at_a_tiny_size(monkeypatch, tmp_path):
     drawn: list[str] = []
     for module in (autoencoder, replacement, sketch, speed, theory):
         monkeypatch.setattr(module, "lines_figure", lambda name, *_, **__: drawn.append(name) or Figure("<svg/>", name))
-    study = butterfly.butterfly_study(images(), "small", 2, lambda _: None)
+    study = butterfly.reproduce(images(), scale, 2)
     rows = {claim.claim.split()[0] for claim in study.claims}
     assert {name[:-1] if name[-1].isalpha() else name for name in rows} == {str(i) for i in range(1, 11)}
     assert {claim.claim: claim.verdict for claim in study.claims}["2 weights"] == "supported"
     assert {claim.claim: claim.verdict for claim in study.claims}["4 landscape"] == "supported"
     assert len(drawn) == len(set(drawn)) == 7
-    write_study(study, tmp_path, "tiny", {})
+    write_study(study, tmp_path, {})
     assert len(read_table(tmp_path / "claims.parquet", CLAIMS)) == len(study.claims)
 
 
@@ -114,7 +113,7 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
     parent = tiny_parent("llama")
     tokens = torch.randint(0, 300, (6, 12), generator=torch.Generator().manual_seed(0))
     study = Study("butterfly", "t", "0")
-    language_model.language_model(study, parent, tokens[:4], tokens[4:], [0, 1, 2], "cpu", "float32", lambda _: None)
+    language_model.compare_pieces(study, parent, tokens[:4], tokens[4:], [0, 1, 2], "cpu", "float32")
     assert [claim.claim[:3] for claim in study.claims] == ["11a", "11b", "11c"]
     assert study.claims[2].measured.startswith("on the front:")
     scores = study.frame("score, ffn")

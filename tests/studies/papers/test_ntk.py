@@ -9,7 +9,18 @@ import torch
 from tangram.report.document import Figure
 from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.papers import ntk
-from tangram_studies.papers.ntk import ARMS, DENSE, U_FIXED, V_FIXED, TwoLayer, descend, limit_kernel, unit_points
+from tangram_studies.papers.ntk import convergence, cost, kernels
+from tangram_studies.papers.ntk.convergence import descend
+from tangram_studies.papers.ntk.network import (
+    ARMS,
+    DENSE,
+    U_FIXED,
+    V_FIXED,
+    Scale,
+    TwoLayer,
+    limit_kernel,
+    unit_points,
+)
 from tangram_studies.study import Study
 
 
@@ -88,20 +99,20 @@ def test_the_study_runs_at_a_tiny_size(monkeypatch):
         return random.integers(0, 256, (count, 28, 28), dtype=np.uint8), random.choice([2, 4], count).astype(np.uint8)
 
     images = Images(*pictures(40), *pictures(20))
-    monkeypatch.setitem(ntk.SIZES, "small", ntk.Size(12, 64, (32, 64), (2, 4, 8), 20, 30, 20, 32))
-    monkeypatch.setattr(ntk, "lines_figure", lambda name, *_, **__: Figure("<svg/>", name))
-    study = ntk.ntk_study(images, "small", 2, lambda _: None)
+    for module in (kernels, convergence, cost):
+        monkeypatch.setattr(module, "lines_figure", lambda name, *_, **__: Figure("<svg/>", name))
+    study = ntk.reproduce(images, Scale(12, 64, (32, 64), (2, 4, 8), 20, 30, 20, 32), 2)
     names = [claim.claim.split()[0] for claim in study.claims]
     assert names == ["12a", "12b", "12c", "13a", "13b", "13c", "13d", "14a", "14b", "14c", "14d"]
     assert len(study.figures) == 5
 
 
 def test_equal_seeds_give_equal_measurements(monkeypatch):
-    size = ntk.Size(12, 64, (32, 64), (2, 4), 10, 30, 20, 32)
-    monkeypatch.setattr(ntk, "lines_figure", lambda *_, **__: None)
+    scale = Scale(12, 64, (32, 64), (2, 4), 10, 30, 20, 32)
+    monkeypatch.setattr(convergence, "lines_figure", lambda *_, **__: None)
     found = []
     for _ in range(2):
         study = Study("ntk", "t", "0")
-        ntk.convergence(study, range(2), size)
+        convergence.descents(study, range(2), scale)
         found.append(study.measurements)
     assert found[0] == found[1]

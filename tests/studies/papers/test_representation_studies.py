@@ -42,7 +42,7 @@ def write_images(path, side, channels, seed=0):
 
 def check(study, folder, claims):
     """Write the study, and read back that every claim rests on all seeds and measurements name all arms."""
-    write_study(study, folder, "scale tiny", {"tangram.command": "test"})
+    write_study(study, folder, {"tangram.command": "test"})
     table = read_table(folder / "claims.parquet", CLAIMS)
     assert len(table) == claims
     assert set(table["seeds"]) == {SETTINGS.seeds}
@@ -59,26 +59,25 @@ def first_settings(arms):
 
 def test_triplet(tmp_path, monkeypatch):
     images = write_images(tmp_path / "images.npz", 28, ())
-    monkeypatch.setitem(triplet.SCALES, "small", triplet.Scale(90, 30, 45, 12, 24, 4, 8))
+    scale = triplet.Scale(90, 30, 45, 12, 24, 4, 8)
     monkeypatch.setattr(triplet, "ARMS", first_settings(triplet.ARMS))
-    rows = check(triplet.triplet(SETTINGS, images, "cpu", 1), tmp_path / "study", 5)
+    rows = check(triplet.reproduce(SETTINGS, scale, images, "cpu", 1), tmp_path / "study", 5)
     main = rows[rows["experiment"] == "embedding"]
     assert set(main["arm"]) == set(triplet.ARMS)
     assert (main.groupby(["arm", "metric"]).size() == SETTINGS.seeds).all()
     pixels = main[(main["arm"] == triplet.PIXELS) & (main["metric"] == "linear accuracy (%)")]["value"]
     assert (pixels > 90).all()  # the bands can be seen: what is judged are the right labels
-    again = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, triplet.SCALES["small"], "cpu")
-    once = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, triplet.SCALES["small"], "cpu")
+    again = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, scale, "cpu")
+    once = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, scale, "cpu")
     assert again.scores == once.scores
 
 
 def test_metric_embedding(tmp_path, monkeypatch):
     images = write_images(tmp_path / "images.npz", 28, ())
     scale = metric_embedding.Scale(30, 45, 8, 6, 8, 2, 8, 60)
-    monkeypatch.setitem(metric_embedding.SCALES, "small", scale)
     monkeypatch.setattr(metric_embedding, "FEW", first_settings(metric_embedding.FEW))
     monkeypatch.setattr(metric_embedding, "ALL", first_settings(metric_embedding.ALL))
-    rows = check(metric_embedding.metric_embedding(SETTINGS, images, "cpu", 1), tmp_path / "study", 6)
+    rows = check(metric_embedding.reproduce(SETTINGS, scale, images, "cpu", 1), tmp_path / "study", 6)
     assert set(rows[rows["experiment"] == metric_embedding.FEW_LABELS]["arm"]) == set(metric_embedding.FEW)
     assert set(rows[rows["experiment"] == metric_embedding.ALL_LABELS]["arm"]) == set(metric_embedding.ALL)
 
@@ -87,12 +86,11 @@ def test_spatial_contrast(tmp_path, monkeypatch):
     pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
     digits = write_images(tmp_path / "digits.npz", 28, ())
     scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, 20, (6, 12, 30))
-    monkeypatch.setitem(spatial_contrast.SCALES, "small", scale)
     monkeypatch.setattr(spatial_contrast, "RATES", (1e-3, 3e-3))
     rates = grid(rate=(1e-3, 3e-3))
     arms = {arm: rates for arm in spatial_contrast.PRETRAINING if arm != spatial_contrast.SCRATCH}
     monkeypatch.setattr(spatial_contrast, "PRETRAINING", {**spatial_contrast.PRETRAINING, **arms})
-    study = spatial_contrast.spatial_contrast(SETTINGS, pictures, digits, "cpu", 1)
+    study = spatial_contrast.reproduce(SETTINGS, scale, pictures, digits, "cpu", 1)
     rows = check(study, tmp_path / "study", 8)
     natural = rows[rows["experiment"] == "natural images"]
     assert set(natural["arm"]) == {*spatial_contrast.ARMS, spatial_contrast.PIXELS}
@@ -117,7 +115,7 @@ def more_of(study):
     return int(re.search(r"between 4 and (\d+) of them", " ".join(study.notes))[1])
 
 
-def test_span_contrast(tmp_path, monkeypatch, tiny_parent):
+def test_span_contrast(tmp_path, tiny_parent):
     parent = load_model(tiny_parent("llama"))
     child = copy.deepcopy(parent)
     with torch.no_grad():
@@ -137,9 +135,9 @@ def test_span_contrast(tmp_path, monkeypatch, tiny_parent):
         "cpu",
         "float32",
     )
-    monkeypatch.setitem(span_contrast.SCALES, "small", span_contrast.Scale(4, 2, 60))
+    scale = span_contrast.Scale(4, 2, 60)
     texts = Texts(tuple(f"text {i % 3} " * (1 + i % 4) for i in range(60)), torch.arange(60) % 3, ("a", "b", "c"))
-    study = span_contrast.span_contrast(SETTINGS, Finetune(), files, texts, 1)
+    study = span_contrast.reproduce(SETTINGS, scale, Finetune(), files, texts, 1)
     rows = check(study, tmp_path / "study", 8)
     main = rows[rows["experiment"] == "finetuning"]
     plain, more, longer = span_contrast.PLAIN, span_contrast.MORE, span_contrast.LONGER
@@ -156,7 +154,7 @@ def test_span_contrast(tmp_path, monkeypatch, tiny_parent):
     capture(parent, tokens, 2, tmp_path / "finetune.npy", "test")
     run = Run(span_contrast.FREE, {"rate": 1e-4, "weight": 0.1, "sequences": 0}, 0)
     found = [
-        span_contrast.perform(run, where, Finetune(), span_contrast.SCALES["small"], None, 5).scores["kl"]
+        span_contrast.perform(run, where, Finetune(), scale, None, 5).scores["kl"]
         for where in (files, dataclasses.replace(files, activations=str(tmp_path / "finetune.npy")))
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
@@ -181,12 +179,12 @@ def test_the_control_pulls_the_spans_that_are_contrasted(monkeypatch):
 def test_a_missing_library_is_one_line_before_anything_is_trained(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     for study, files in (
-        (triplet.triplet, 1),
-        (metric_embedding.metric_embedding, 1),
-        (spatial_contrast.spatial_contrast, 2),
+        (triplet, 1),
+        (metric_embedding, 1),
+        (spatial_contrast, 2),
     ):
         with pytest.raises(TangramError, match=r"^pytorch-metric-learning is missing: pip install"):
-            study(SETTINGS, *["there is no such file"] * files, "cpu", 1)
+            study.reproduce(SETTINGS, study.SCALES["small"], *["there is no such file"] * files, "cpu", 1)
 
 
 def test_every_full_scale_is_larger():

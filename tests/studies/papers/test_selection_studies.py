@@ -7,52 +7,41 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tangram.config import Studies
 from tangram_studies.bandits import simulation
 from tangram_studies.bandits.ranking import FollowTheLeader
 from tangram_studies.papers import bandit_ranking, dueling, online_ranking, selection
+from tangram_studies.papers.selection import layers, replay
 from tangram_studies.study import Interval, Study, render_study
 
-
-def shrink_dueling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dueling, "ROUNDS", 128)
-    monkeypatch.setattr(dueling, "CHECKPOINTS", [64, 128])
-    monkeypatch.setattr(dueling, "all_panels", lambda replications, rng: PANELS(3, rng))
-    for module in (simulation, dueling):  # without the seconds that compiling takes
-        monkeypatch.setattr(module, "numba_is_there", lambda: False)
-    monkeypatch.setattr(dueling, "GROWTH_POWERS", (9, 9))
-    monkeypatch.setattr(dueling, "TAIL", (0.4, 300, 50))
-
-
-PANELS = dueling.all_panels
+TINY = {
+    dueling: dueling.Scale(3, 3, 3, 128, (64, 128), (9, 9), (0.4, 300, 50)),
+    online_ranking: online_ranking.Scale(4, 2, 4, 8, 4, 2, ((10, 1, 30), (12, 2, 30)), 40, 20, 50),
+    bandit_ranking: bandit_ranking.Scale(60, (20, 80), 40),
+}
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dueling, "REPLICATIONS", {"small": (3, 3, 3)})
-    shrink_dueling(monkeypatch)
-    monkeypatch.setattr(online_ranking, "SETTINGS", ((10, 1, 30), (12, 2, 30)))
-    monkeypatch.setattr(online_ranking, "SIZES", {"small": online_ranking.Size(4, 2, 4, 8, 4, 2)})
-    monkeypatch.setattr(online_ranking, "LESS_ROUNDS", {"chosen": 40, "samplers": 20, "small loss": 50})
-    monkeypatch.setattr(bandit_ranking, "LAWS", {"small": 60})
+def without_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled, which takes seconds, and nothing is timed, which differs from run to run."""
+    for module in (simulation, dueling):
+        monkeypatch.setattr(module, "numba_is_there", lambda: False)
     monkeypatch.setattr(
         online_ranking, "seconds_per_round", lambda policy, repeats: np.full(repeats, 1e-6) * policy.items
     )
     monkeypatch.setattr(
         bandit_ranking, "seconds_per_step", lambda policy, repeats: np.full(repeats, 1e-6) * policy.items**3
     )
-    monkeypatch.setattr(bandit_ranking, "HORIZONS", (20, 80, 80))
 
 
-@pytest.mark.parametrize("module", [dueling, online_ranking, bandit_ranking], ids=lambda module: module.__name__[16:])
-def test_a_study_gives_the_same_claims_twice_and_a_page(module, small, monkeypatch):
-    first = module.run_study(Studies(), 1)
+@pytest.mark.parametrize("module", TINY, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_study_gives_the_same_claims_twice_and_a_page(module, without_clocks, monkeypatch):
+    first = module.reproduce(TINY[module], 1)
     monkeypatch.setattr(module, "draw_lines", lambda *_: "")  # drawing takes most of the time
-    second = module.run_study(Studies(), 1)
+    second = module.reproduce(TINY[module], 1)
     assert first.claims == second.claims
     assert first.measurements == second.measurements
     assert len({claim.claim for claim in first.claims}) == len(first.claims)
-    page = render_study(first, "scale small")
+    page = render_study(first)
     assert all(claim.claim in page for claim in first.claims)
     assert page.count("<svg") >= 1
 
@@ -68,40 +57,37 @@ def evidence(best: int = 2) -> selection.Evidence:
     return selection.Evidence(*tables, quality, 32, importance, np.repeat(["one", "other"], 20), 0.3)
 
 
-def test_the_study_of_selection_judges_by_the_full_table(monkeypatch):
-    monkeypatch.setattr(selection, "VOTES", (60, 300))
-    monkeypatch.setattr(selection, "VOTES_CLAIMED", 300)
-    monkeypatch.setattr(selection, "LAYER_ROUNDS", 60)
-    study = selection.run_study(evidence(), 4, 0)
+def test_the_study_of_selection_judges_by_the_full_table():
+    study = selection.reproduce(evidence(), selection.Scale(8, 48, 32, 4, (60, 300), 300, 60), 0)
     claims = {claim.claim: claim for claim in study.claims}
     assert claims["fraction"].verdict == "supported"  # gaps of 0.1 against noise of 0.1
     assert claims["worth-it"].verdict == "supported"
     assert {"default", "layers-mix", "layers-switching"} <= claims.keys()
     assert claims["worth-it"].estimate == pytest.approx(0.2, abs=0.1)
     full = study.frame("tokens")
-    full = full[(full["arm"] == selection.UNIFORM) & (full["x"] == 1) & (full["metric"] == "simple regret")]
+    full = full[(full["arm"] == replay.UNIFORM) & (full["x"] == 1) & (full["metric"] == "simple regret")]
     assert (full["value"] == 0).all()
-    assert render_study(study, "").count("<svg") >= 3
+    assert render_study(study).count("<svg") >= 3
 
 
 def test_epsilon_is_the_paired_standard_error_of_the_best_two():
     values = np.array([[0.0, 1, 2, 3], [0.1, 1.2, 2.1, 3.2], [9, 9, 9, 9]])
     difference = values[0] - values[1]
-    assert selection.epsilon_of(values) == pytest.approx(stats.sem(difference))
+    assert replay.epsilon_of(values) == pytest.approx(stats.sem(difference))
 
 
 def test_switching_domains_take_turns():
     found = evidence()
     low = np.where(np.arange(6) < 2, 0, 9)  # one domain can do without the first two layers, the other without the last
     found = replace(found, importance=np.where((found.domains == "one")[:, None], low, low[::-1]))
-    named = selection.calibration_batches(found, True, 16, 2, np.random.default_rng(0))
+    named = layers.calibration_batches(found, True, 16, 2, np.random.default_rng(0))
     first, last = np.array([1, 1, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1])
     assert np.array_equal(named, np.repeat([first, last] * 4, 2, axis=0))
 
 
 def test_regret_is_against_the_best_fixed_ranking_so_far():
     named = (np.random.default_rng(0).random((12, 3, 4)) < 0.4).astype(float)
-    found = selection.ranking_regret(FollowTheLeader(3, 4), named)
+    found = layers.ranking_regret(FollowTheLeader(3, 4), named)
     for replication in range(3):
         rows, summed, loss = named[:, replication], np.zeros(4), 0.0
         for round_, row in enumerate(rows):

@@ -13,13 +13,17 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
-from tangram.archives import read_members
+from tangram.archives import fetch_archive, read_members
+from tangram.cli import run
+from tangram.config import PackageFile
 from tangram.errors import TangramError
-from tangram.files import atomic_path
+from tangram.files import atomic_path, check_writable
+from tangram.provenance import provenance
 
 CIFAR10 = "*/cifar10_classification/base64/task.json"
 MNIST = "*/mnist_ascii/task.json"
@@ -108,13 +112,13 @@ def read_mnist(data: bytes) -> dict[str, np.ndarray]:
 READERS = {"cifar10": (CIFAR10, read_cifar10), "mnist": (MNIST, read_mnist)}
 
 
-def unpack(archive: str | Path, outputs: Mapping[str, str | Path], provenance: Mapping[str, str]) -> None:
+def unpack(archive: str | Path, outputs: Mapping[str, str | Path], made_by: Mapping[str, str]) -> None:
     """Write image sets out of BIG-bench's sdist as npz files that `images.load_images` reads, atomically.
 
     Args:
         archive: the sdist.
         outputs: file to write by the set's name, of `READERS`.
-        provenance: flat metadata, kept in the files.
+        made_by: flat metadata, kept in the files.
 
     Raises:
         TangramError: the archive is damaged, or a task is not in it.
@@ -125,4 +129,21 @@ def unpack(archive: str | Path, outputs: Mapping[str, str | Path], provenance: M
         data = next(content for member, content in members.items() if member.endswith(pattern.removeprefix("*")))
         arrays: dict[str, Any] = read(data)
         with atomic_path(output) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **arrays, provenance=np.array(json.dumps(dict(provenance), sort_keys=True)))
+            np.savez_compressed(stream, **arrays, provenance=np.array(json.dumps(dict(made_by), sort_keys=True)))
+
+
+def fetch_bigbench_images(
+    archive: Annotated[str, typer.Option(help="config entry `studies.image_archive` as JSON")],
+    pictures: Annotated[str, typer.Option(help="natural images to write (npz)")],
+    digits: Annotated[str, typer.Option(help="digits to write (npz)")],
+) -> None:
+    """Write train_images, train_labels, test_images and test_labels of both, unsigned bytes."""
+    for output in (pictures, digits):
+        check_writable(output)
+    source = fetch_archive(PackageFile.model_validate_json(archive))
+    made_by = provenance("tangram_studies.data.bigbench_images", archive)
+    unpack(source, {"cifar10": pictures, "mnist": digits}, made_by)
+
+
+if __name__ == "__main__":
+    run(fetch_bigbench_images)

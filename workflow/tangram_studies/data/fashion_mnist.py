@@ -18,13 +18,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from tangram.archives import DOWNLOADS
+from tangram.cli import run
 from tangram.errors import TangramError
 from tangram.files import atomic_path, check_writable
+from tangram.provenance import provenance
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
@@ -144,7 +147,7 @@ def _raw_files(downloads: Path, installed: Path) -> tuple[str, dict[str, bytes]]
 
 def fetch(
     output: str | Path,
-    provenance: Mapping[str, str],
+    made_by: Mapping[str, str],
     downloads: Path = DOWNLOADS,
     installed: Path = INSTALLED,
     sha256: Mapping[str, str] = SHA256,
@@ -156,7 +159,7 @@ def fetch(
 
     Args:
         output: file to write.
-        provenance: flat metadata, kept in the file.
+        made_by: flat metadata, kept in the file.
         downloads: folder for downloads.
         installed: where Debian installs the files.
         sha256: expected of each unpacked file.
@@ -179,7 +182,7 @@ def fetch(
             )
         arrays[name] = read_idx(data)
     with atomic_path(output) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **arrays, provenance=np.array(json.dumps(dict(provenance), sort_keys=True)))
+        np.savez_compressed(stream, **arrays, provenance=np.array(json.dumps(dict(made_by), sort_keys=True)))
 
 
 def load_images(path: str | Path) -> Images:
@@ -193,3 +196,12 @@ def load_images(path: str | Path) -> Images:
             return Images(**{name: archive[name] for name in FILES})
     except Exception as error:  # NumPy and zipfile raise of many kinds for damaged files
         raise TangramError(f"{path} cannot be read ({error}); delete it and run again") from error
+
+
+def fetch_fashion_mnist(output: Annotated[str, typer.Option(help="images and labels to write (npz)")]) -> None:
+    """Write train_images, train_labels, test_images and test_labels, unsigned bytes."""
+    fetch(output, provenance("tangram_studies.data.fashion_mnist", {}))
+
+
+if __name__ == "__main__":
+    run(fetch_fashion_mnist)

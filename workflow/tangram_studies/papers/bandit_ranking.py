@@ -10,11 +10,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tangram.config import Studies
 from tangram.report.document import Figure
 from tangram.report.style import number
 from tangram_studies.bandits import plackett_luce
@@ -30,11 +30,9 @@ from tangram_studies.bandits.bandit_ranking import (
     uniform_second_moment,
 )
 from tangram_studies.plots import PALETTE, Line, draw_lines, spread_line
-from tangram_studies.study import Claim, NotReproduced, Study, interval
+from tangram_studies.study import Claim, Job, NotReproduced, Study, interval
 
 EXACT = 1e-9
-LAWS = {"small": 21_000, "full": 100_000}  # of the lemma
-HORIZONS = (1000, 4000, 16_000, 64_000)  # the last one at full scale only
 KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, float]], Callable[[int, int], float]]] = {
     "BanditRank": (BanditRank, bandit_rank_rates, bandit_rank_bound),
     "CombBand": (CombBand, comb_band_rates, comb_band_bound),
@@ -42,24 +40,39 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, flo
 COLORS = dict(zip(KINDS, PALETTE, strict=False))
 
 
-def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
-    """Reproduce the paper.
+@dataclass(frozen=True)
+class Scale:
+    """The size of the study: random laws of the lemma, horizons in rounds, replications of each."""
 
-    Args:
-        settings: scale and seeds.
-        seed: every random number follows from it.
-        threads: not used: NumPy's own suffice.
-    """
-    full = settings.scale == "full"
+    laws: int
+    horizons: tuple[int, ...]
+    replications: int
+
+
+SCALES = {
+    "small": Scale(21_000, (1000, 4000, 16_000), 40),
+    "full": Scale(100_000, (1000, 4000, 16_000, 64_000), 100),
+}
+
+
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks."""
+    study = reproduce(SCALES[job.studies.scale], job.runtime.seed)
+    study.about = f"scale {job.studies.scale}"
+    return study
+
+
+def reproduce(scale: Scale, seed: int) -> Study:
+    """Return the finished study; every random number follows from the seed."""
     study = Study("bandit_ranking", "Bandit online optimization over the permutahedron", "1312.1530")
     rng = np.random.default_rng(seed)
     _identities(study, rng)
-    _lemma(study, rng, LAWS[settings.scale])
-    _regret(study, seed, HORIZONS if full else HORIZONS[:-1], 100 if full else 40)
+    _lemma(study, rng, scale.laws)
+    _regret(study, seed, scale.horizons, scale.replications)
     _speed(study, 5)
     study.notes += [
         "The paper's own rates and constants were not at hand: those here are our derivation, as are the closed forms "
-        "of the covariance (`selection/bandit_ranking.py`, `selection/plackett_luce.py`).",
+        "of the covariance (`bandits/bandit_ranking.py`, `bandits/plackett_luce.py`).",
         "Its regret O(n^{3/2} sqrt T) is no better than CombBand's O(n sqrt(T log n)); its gain is time.",
         "For T below n^3 the bound is worse than no bound: a scalar a round teaches little of n items.",
     ]

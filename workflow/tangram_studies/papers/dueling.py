@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import beta
 
-from tangram.config import Studies
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram_studies.bandits.environments import ARXIV, LINKS, UTILITIES, Duels, preferences_of
 from tangram_studies.bandits.machines import UCB
 from tangram_studies.bandits.simulation import numba_is_there, simulate_duels
 from tangram_studies.plots import PALETTE, Line, draw_lines, spread_line
-from tangram_studies.study import Claim, Interval, NotReproduced, Study, Verdict, interval
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, Verdict, interval
 
-ROUNDS = 32_000
-CHECKPOINTS = [2**power for power in range(6, 15)] + [ROUNDS]
 ALPHA = 3.0
-REPLICATIONS = {"small": (100, 20, 24), "full": (400, 100, 50)}  # of the paper's and older, modern ones, growth
-GROWTH_POWERS = (20, 17)  # rounds to follow growth, as a power of 2: compiled, and not
-TAIL = (0.4, 10_000, 4000)  # gap, rounds, replications
 PAPER = ("sparring", "multisbm", "doubler")
 OLDER = ("interleaved-filter", "beat-the-mean")  # with the constants of their proofs
 NARROW = {"interleaved-filter, narrow": 1.0, "beat-the-mean, narrow": 1.0}  # and with those used in practice
@@ -46,6 +41,25 @@ NAMES = {
 }
 COLORS = dict(zip(NAMES, PALETTE, strict=False))
 PANELS = [(arms, link) for link in LINKS for arms in UTILITIES]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of the study: replications of the paper's and older policies, of modern ones, and of growth; rounds.
+
+    Growth is followed for a power of 2 of rounds, compiled and not; the tail has a gap, rounds and replications.
+    """
+
+    replications: int
+    few: int
+    longest: int
+    rounds: int = 32_000
+    checkpoints: tuple[int, ...] = (*(2**power for power in range(6, 15)), 32_000)
+    growth_powers: tuple[int, int] = (20, 17)
+    tail: tuple[float, int, int] = (0.4, 10_000, 4000)
+
+
+SCALES = {"small": Scale(100, 20, 24), "full": Scale(400, 100, 50)}
 
 
 def panel_name(arms: str, link: str) -> str:
@@ -77,15 +91,17 @@ def over_panels(differences: Mapping[str, Interval], digits: int = 2) -> tuple[V
 class _Grid:
     """Regret on all panels by policy: arrays ``(checkpoints, panels, replications)``."""
 
-    def __init__(self, seed: np.random.SeedSequence, replications: int, few: int, threads: int):
+    def __init__(self, seed: np.random.SeedSequence, scale: Scale, threads: int):
         self.found: dict[str, np.ndarray] = {}
         for name, child in zip(NAMES, seed.spawn(len(NAMES)), strict=True):
-            count = few if name in MODERN else replications
+            count = scale.few if name in MODERN else scale.replications
             environment = all_panels(count, np.random.default_rng(child.spawn(1)[0]))
             options = {"scale": NARROW[name]} if name in NARROW else {}
             policy = name.partition(",")[0]
-            curves = simulate_duels(policy, environment, ROUNDS, CHECKPOINTS, child, "auto", threads, **options)
-            self.found[name] = curves.reshape(len(CHECKPOINTS), len(ALL_PANELS), count)
+            curves = simulate_duels(
+                policy, environment, scale.rounds, scale.checkpoints, child, "auto", threads, **options
+            )
+            self.found[name] = curves.reshape(len(scale.checkpoints), len(ALL_PANELS), count)
 
     def final(self, name: str, panel: str, checkpoint: int = -1) -> np.ndarray:
         """Return regret at a checkpoint, the last one without, ``(replications,)``."""
@@ -106,26 +122,32 @@ def welch(one: np.ndarray, other: np.ndarray) -> Interval:
     return Interval(estimate, estimate - half, estimate + half)
 
 
-def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
-    """Reproduce the paper.
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks."""
+    study = reproduce(SCALES[job.studies.scale], job.runtime.seed, job.runtime.threads)
+    study.about = f"scale {job.studies.scale}"
+    return study
+
+
+def reproduce(scale: Scale, seed: int, threads: int = 1) -> Study:
+    """Return the finished study.
 
     Args:
-        settings: scale and seeds.
+        scale: its size.
         seed: every random number follows from it.
         threads: replications at once, where they are compiled.
     """
-    replications, few, longest = REPLICATIONS[settings.scale]
     study = Study("dueling", "Reducing duelling bandits to cardinal bandits", "1405.3396")
     sequences = np.random.SeedSequence(seed).spawn(4)
-    grid = _Grid(sequences[0], replications, few, threads)
-    _panels(study, grid, replications)
-    _alpha(study, sequences[1], replications, threads)
-    _growth(study, sequences[2], longest, threads)
-    _tail(study, sequences[3])
-    _modern(study, grid, few)
+    grid = _Grid(sequences[0], scale, threads)
+    _panels(study, grid, scale)
+    _alpha(study, sequences[1], scale, threads)
+    _growth(study, sequences[2], scale, threads)
+    _tail(study, sequences[3], scale)
+    _modern(study, grid, scale.few)
     study.notes += [
-        f"{ROUNDS:,} rounds as in the paper; {replications} replications (the paper has 400), {few} of the modern "
-        "baselines; every replication has its own labels of the arms.",
+        f"{scale.rounds:,} rounds as in the paper; {scale.replications} replications (the paper has 400), {scale.few} "
+        "of the modern baselines; every replication has its own labels of the arms.",
         f"UCB's alpha in the paper's figures was not found: {ALPHA:g} here, as in both public C++ replications; the "
         "sensitivity is shown.",
         "Interleaved filter and beat the mean are shown with the intervals of their proofs (4 ln(T K^2) under a root; "
@@ -149,13 +171,14 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
     return study
 
 
-def _panels(study: Study, grid: _Grid, replications: int) -> None:
+def _panels(study: Study, grid: _Grid, scale: Scale) -> None:
+    replications = scale.replications
     for panel in ALL_PANELS:
         for name in NAMES:
-            for checkpoint, rounds in enumerate(CHECKPOINTS):
+            for checkpoint, rounds in enumerate(scale.checkpoints):
                 study.record(panel, NAMES[name], 0, "mean regret", grid.final(name, panel, checkpoint).mean(), rounds)
             for replication, value in enumerate(grid.final(name, panel)):
-                study.record(panel, NAMES[name], replication, "regret", value, ROUNDS)
+                study.record(panel, NAMES[name], replication, "regret", value, scale.rounds)
     synthetic = ALL_PANELS[:-1]
     first = {panel: grid.difference("multisbm", "sparring", panel) for panel in synthetic}
     second = {panel: grid.difference("doubler", "multisbm", panel) for panel in synthetic}
@@ -185,7 +208,7 @@ def _panels(study: Study, grid: _Grid, replications: int) -> None:
                 low=least.low,
                 high=least.high,
                 unit="regret, the panel with the least",
-                note=f"after {ROUNDS:,} rounds",
+                note=f"after {scale.rounds:,} rounds",
             )
         )
     for other in ("multisbm", "doubler", *OLDER, *NARROW):
@@ -202,7 +225,7 @@ def _panels(study: Study, grid: _Grid, replications: int) -> None:
     lines = {
         panel: {
             NAMES[name]: spread_line(
-                CHECKPOINTS, grid.found[name][:, ALL_PANELS.index(panel)], COLORS[name], name not in PAPER
+                scale.checkpoints, grid.found[name][:, ALL_PANELS.index(panel)], COLORS[name], name not in PAPER
             )
             for name in NAMES
         }
@@ -215,7 +238,8 @@ def _panels(study: Study, grid: _Grid, replications: int) -> None:
     )
 
 
-def _alpha(study: Study, seed: np.random.SeedSequence, replications: int, threads: int) -> None:
+def _alpha(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: int) -> None:
+    replications, rounds = scale.replications, scale.rounds
     values = (0.5, 1.0, 2.0, 3.0)
     means: dict[str, list[float]] = {name: [] for name in PAPER}
     differences: dict[str, Interval] = {}
@@ -224,7 +248,7 @@ def _alpha(study: Study, seed: np.random.SeedSequence, replications: int, thread
         for name, own in zip(PAPER, child.spawn(len(PAPER)), strict=True):
             rng = np.random.default_rng(own.spawn(1)[0])
             environment = Duels.of_utilities(UTILITIES["arith"], "linear", replications, rng)
-            curve = simulate_duels(name, environment, ROUNDS, [ROUNDS], own, threads=threads, alpha=alpha)
+            curve = simulate_duels(name, environment, rounds, [rounds], own, threads=threads, alpha=alpha)
             found[name] = curve[-1]
             means[name].append(float(found[name].mean()))
             study.record("alpha", NAMES[name], 0, "mean regret", means[name][-1], alpha)
@@ -248,13 +272,15 @@ def _alpha(study: Study, seed: np.random.SeedSequence, replications: int, thread
         )
     )
     lines = {"linear arith": {NAMES[name]: Line(values, means[name], COLORS[name]) for name in PAPER}}
-    svg = draw_lines("alpha", "regret over alpha", lines, "alpha", f"regret after {ROUNDS:,} rounds", 1, "", (7.0, 3.2))
+    svg = draw_lines(
+        "alpha", "regret over alpha", lines, "alpha", f"regret after {scale.rounds:,} rounds", 1, "", (7.0, 3.2)
+    )
     study.figures.append(Figure(svg, "How much UCB's alpha matters: less exploration is better here, the order stays."))
 
 
-def _growth(study: Study, seed: np.random.SeedSequence, replications: int, threads: int) -> None:
+def _growth(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: int) -> None:
     """Compare how much regret grows over two equal factors of 8: 1 for ln T, 1.19 for its square, more beyond."""
-    last = GROWTH_POWERS[not numba_is_there()]
+    replications, last = scale.longest, scale.growth_powers[not numba_is_there()]
     powers = list(range(max(1, last - 12), last + 1))
     spread = (last - 6, last - 3, last)
     expected = {
@@ -308,9 +334,9 @@ def jackknife_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Interval:
     return Interval(float(ratio), found.low + ratio - found.estimate, found.high + ratio - found.estimate)
 
 
-def _tail(study: Study, seed: np.random.SeedSequence) -> None:
+def _tail(study: Study, seed: np.random.SeedSequence, scale: Scale) -> None:
     """Count how often UCB plays a suboptimal arm too often (definition of alpha-robust)."""
-    gap, horizon, copies = TAIL
+    gap, horizon, copies = scale.tail
     rows: list[list[str]] = []
     for alpha, child in zip((1.0, 2.0, 3.0), seed.spawn(3), strict=True):
         rng, machine = np.random.default_rng(child), UCB(copies, 2, alpha=alpha)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tangram.cli import use_threads
 from tangram.config import Studies
 from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
 from tangram.report.document import Figure
@@ -35,7 +36,7 @@ from tangram_studies.metric_learning.networks import ConvNet, metric_layers
 from tangram_studies.metric_learning.samplers import LabelledPool, shift_and_mirror
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
 from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
-from tangram_studies.study import Claim, Interval, NotReproduced, Study, interval
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, interval
 
 METRIC, LABELS_ONLY, NORM_ONLY = "metric + entropy", "metric, labels only", "metric, unlabelled in norm only"
 CROSS_ENTROPY, CE_ENTROPY = "cross-entropy", "cross-entropy + entropy"
@@ -274,17 +275,26 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     return claims
 
 
-def metric_embedding(settings: Studies, images: str, device: str, processes: int) -> Study:
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks; its threads are trainings side by side."""
+    settings, device = job.studies, job.runtime.device
+    use_threads(1, device=device)
+    study = reproduce(settings, SCALES[settings.scale], job.inputs["images"], device, job.runtime.threads)
+    study.about = f"scale {settings.scale}, {settings.seeds} seeds"
+    return study
+
+
+def reproduce(settings: Studies, scale: Scale, images: str, device: str, processes: int) -> Study:
     """Return the finished study.
 
     Args:
-        settings: config section `studies`.
+        settings: config section `studies`; only its scale does not count.
+        scale: the size.
         images: npz of images.
         device: where nets are trained.
         processes: trainings side by side.
     """
     baselines.require()
-    scale = SCALES[settings.scale]
     study = Study("metric_embedding", "Semi-supervised deep learning by metric embedding", "1611.01449")
     with workers(processes) as mapped:
         few = experiment(study, FEW_LABELS, scale, FEW, settings.seeds, images, device, mapped)

@@ -1,7 +1,7 @@
 """Online ranking (Ailon 2014, arXiv 1308.6797): OnlineRank against its bounds, older algorithms and a stronger one.
 
 The abstract claims regret O(n^{3/2} sqrt(T k)) with a matching lower bound in O(n log n) a round; the published version
-claims O(n sqrt(OPT) + n^2). Constants are derived here from the decomposition into pairs (`selection/ranking.py`).
+claims O(n sqrt(OPT) + n^2). Constants are derived here from the decomposition into pairs (`bandits/ranking.py`).
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tangram.config import Studies
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram_studies.bandits import ranking
 from tangram_studies.bandits.simulation import run_ranking
 from tangram_studies.plots import PALETTE, Line, draw_lines
-from tangram_studies.study import Claim, Interval, NotReproduced, Study, Verdict, interval
-
-SETTINGS = ((10, 1, 2000), (20, 1, 2000), (20, 4, 2000), (40, 1, 4000))  # items, chosen, rounds
-LESS_ROUNDS = {"chosen": 1000, "samplers": 300, "small loss": 2000}  # of the other experiments
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, interval
 
 
 @dataclass(frozen=True)
-class Size:
-    """Replications of each experiment; the slow policies get ``few``."""
+class Scale:
+    """The size of the study: replications of each experiment, where slow policies get ``few``, and rounds."""
 
     bounds: int
     few: int
@@ -35,9 +31,13 @@ class Size:
     samplers: int
     small_loss: int
     repeats: int
+    settings: tuple[tuple[int, int, int], ...] = ((10, 1, 2000), (20, 1, 2000), (20, 4, 2000), (40, 1, 4000))
+    chosen_rounds: int = 1000
+    sampler_rounds: int = 300
+    small_loss_rounds: int = 2000
 
 
-SIZES = {"small": Size(40, 5, 30, 100, 40, 3), "full": Size(200, 40, 100, 400, 100, 5)}
+SCALES = {"small": Scale(40, 5, 30, 100, 40, 3), "full": Scale(200, 40, 100, 400, 100, 5)}
 SEQUENCES = ("iid", "zipf", "drift", "round-robin")
 ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN = (
     "OnlineRank",
@@ -80,23 +80,23 @@ def regret_of(name: str, setting: tuple[int, int, int], sequence: str, replicati
     return loss - best
 
 
-def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
-    """Reproduce the paper.
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks."""
+    study = reproduce(SCALES[job.studies.scale], job.runtime.seed)
+    study.about = f"scale {job.studies.scale}"
+    return study
 
-    Args:
-        settings: scale and seeds.
-        seed: every random number follows from it.
-        threads: not used: NumPy's own suffice.
-    """
-    size = SIZES[settings.scale]
+
+def reproduce(scale: Scale, seed: int) -> Study:
+    """Return the finished study; every random number follows from the seed."""
     study = Study(
         "online_ranking", "Online ranking: discrete choice, Spearman correlation and other feedback", "1308.6797"
     )
-    _bounds(study, seed, size.bounds, size.few)
-    _chosen(study, seed, size.chosen)
-    _samplers(study, seed, size.samplers)
-    _small_loss(study, seed, size.small_loss)
-    _rounds_per_second(study, size.repeats)
+    _bounds(study, seed, scale)
+    _chosen(study, seed, scale.chosen, scale.chosen_rounds)
+    _samplers(study, seed, scale.samplers, scale.sampler_rounds)
+    _small_loss(study, seed, scale.small_loss, scale.small_loss_rounds)
+    _rounds_per_second(study, scale.repeats)
     study.notes += [
         "Losses are expected ones: each round's positions enter with their mean, which is known exactly, so that only "
         "the sequences are random. The samplers themselves are compared on their own.",
@@ -113,112 +113,142 @@ def run_study(settings: Studies, seed: int, threads: int = 1) -> Study:
     return study
 
 
-def _bounds(study: Study, seed: int, replications: int, few: int) -> None:
-    rows, excess = [], dict[str, Interval]()
-    ratios = []
-    means: dict[tuple[str, str, tuple[int, int, int]], float] = {}
-    for setting in SETTINGS:
+@dataclass
+class _Regrets:
+    """Mean regrets by policy, sequence and setting; OnlineRank's distance to its bounds; rows of the table."""
+
+    means: dict[tuple[str, str, tuple[int, int, int]], float]
+    below_upper: dict[str, Interval]
+    over_lower: list[Interval]
+    rows: list[list[str]]
+
+
+def _measure_regrets(study: Study, seed: int, scale: Scale) -> _Regrets:
+    found = _Regrets({}, {}, [], [])
+    for setting in scale.settings:
         items, chosen, rounds = setting
         upper, lower = ranking.upper_bound(*setting), ranking.lower_bound(*setting)
         for sequence in SEQUENCES:
             names = [ONLINE_RANK, GRADIENT, PERTURBED, LEADER] + [PERMELEARN] * (items == 10)
+            label = f"n {items}, k {chosen}, T {rounds}, {sequence}"
             cells = []
             for name in names:
-                count = few if name in (GRADIENT, PERMELEARN) else replications
+                count = scale.few if name in (GRADIENT, PERMELEARN) else scale.bounds
                 count = 2 if sequence == "round-robin" else count  # it is the same every time
-                found = regret_of(name, setting, sequence, count, seed)
-                label = f"n {items}, k {chosen}, T {rounds}, {sequence}"
-                for replication, value in enumerate(found):
+                regret = regret_of(name, setting, sequence, count, seed)
+                for replication, value in enumerate(regret):
                     study.record(f"bounds: {label}", name, replication, "regret", value)
-                means[name, sequence, setting] = float(found.mean())
-                cells.append(number(found.mean(), 4))
+                found.means[name, sequence, setting] = float(regret.mean())
+                cells.append(number(regret.mean(), 4))
                 if name == ONLINE_RANK:
-                    spread = interval(found) if sequence != "round-robin" else Interval(*[float(found[0])] * 3)
-                    excess[label] = Interval(upper - spread.estimate, upper - spread.high, upper - spread.low)
+                    spread = interval(regret) if sequence != "round-robin" else Interval(*[float(regret[0])] * 3)
+                    below = Interval(upper - spread.estimate, upper - spread.high, upper - spread.low)
+                    found.below_upper[label] = below
                     if sequence == "iid":
-                        ratios.append(found / lower)
+                        found.over_lower.append(interval(regret / lower))
             cells += [""] * (5 - len(cells))
-            rows.append([f"{items}", f"{chosen}", f"{rounds:,}", sequence, number(upper, 4), number(lower, 4), *cells])
-    kept = sum(found.low > 0 for found in excess.values())
-    least = min(excess.items(), key=lambda entry: entry[1].estimate)
-    verdict: Verdict = "supported" if kept == len(excess) else "refuted"
-    study.claims.append(
-        Claim(
-            "upper-bound",
-            "OnlineRank's regret is O(n^{3/2} sqrt(T k))",
-            "abstract, theorem 1",
-            f"below (1/2) sqrt(n (n-1) k (n-k) T ln 2) in {kept} of {len(excess)}, by {least[1]} or more ({least[0]})",
-            verdict,
-            replications,
-            estimate=least[1].estimate,
-            low=least[1].low,
-            high=least[1].high,
-            unit="regret below the bound",
-            note="the constant is ours",
-        )
-    )
-    inside = [interval(values) for values in ratios]
-    near = all(found.low > 0.98 and found.high < 1.02 for found in inside)
-    far = any(found.high < 0.98 or found.low > 1.02 for found in inside)
-    furthest = max(inside, key=lambda found: abs(found.estimate - 1))
-    study.claims.append(
-        Claim(
-            "lower-bound",
-            "the bound is tight: on uniform random subsets every policy has this regret",
-            "matching lower bound",
-            f"measured over (1/2) sqrt(n (n-1) k (n-k) T / pi): {', '.join(str(found) for found in inside)}",
-            "supported" if near else "refuted" if far else "inconclusive",
-            replications,
-            paper_value="within 2 %",
-            estimate=furthest.estimate,
-            low=furthest.low,
-            high=furthest.high,
-            unit="ratio to the formula, the furthest setting",
-            note="the formula is ours, for many rounds; upper and lower bound differ by sqrt(pi ln 2) = 1.476",
-        )
-    )
-    failed = min(means[LEADER, "round-robin", s] / s[2] for s in SETTINGS)
-    study.claims.append(
-        Claim(
-            "leader-fails",
-            "without randomness regret is linear",
-            "the reason for the noise",
-            f"follow the leader: regret of {number(failed)} or more a round against round-robin, in every setting",
-            "supported" if failed > 1 else "refuted",
-            1,
-            estimate=failed,
-            unit="regret per round",
-            note="a deterministic adversary",
-        )
-    )
-    better = [s for s in SETTINGS for q in SEQUENCES if means[GRADIENT, q, s] > means[ONLINE_RANK, q, s] * 1.02]
-    bounds = ranking.gradient_bound(40, 1, 1) / ranking.upper_bound(40, 1, 1)
-    gains = [
-        means[GRADIENT, q, s] / means[ONLINE_RANK, q, s] for s in SETTINGS for q in SEQUENCES if q != "iid"
-    ]  # on iid all are equal
-    study.claims.append(
-        Claim(
-            "gradient",
-            "OnlineRank has no more regret than projected gradient descent on the permutahedron",
-            "not of this paper: a baseline with a better constant",
-            f"projected gradient's regret over OnlineRank's off iid: {number(min(gains))} to {number(max(gains))}; "
-            f"higher in {len(better)} of 16",
-            "refuted" if max(gains) < 1 else "supported" if min(gains) > 1 else "inconclusive",
-            few,
-            paper_value="-",
-            estimate=float(np.median(gains)),
-            unit="ratio of regrets, median",
-            note=f"ours; the bounds' ratio is {number(bounds)} for n = 40; a ranking takes O(n^2) to draw",
-        )
-    )
+            bounds = [number(upper, 4), number(lower, 4)]
+            found.rows.append([f"{items}", f"{chosen}", f"{rounds:,}", sequence, *bounds, *cells])
+    return found
+
+
+def _bounds(study: Study, seed: int, scale: Scale) -> None:
+    """Regret beside its bounds, and beside other policies' on the same sequences."""
+    found = _measure_regrets(study, seed, scale)
+    study.claims += [
+        _upper_bound(found.below_upper, scale.bounds),
+        _lower_bound(found.over_lower, scale.bounds),
+        _leader_fails(found, scale),
+        _against_gradient(found, scale),
+    ]
     columns = ["n", "k", "T", "sequence", "upper bound", "lower bound", "OnlineRank", "gradient", "perturbed", "leader"]
-    table = Table([*columns, "PermELearn"], rows, labels=4, title="Regret and bounds")
+    table = Table([*columns, "PermELearn"], found.rows, labels=4, title="Regret and bounds")
     study.figures.append(table)
 
 
-def _chosen(study: Study, seed: int, replications: int) -> None:
+def _upper_bound(below: dict[str, Interval], replications: int) -> Claim:
+    kept = sum(found.low > 0 for found in below.values())
+    least = min(below.items(), key=lambda entry: entry[1].estimate)
+    return Claim(
+        "upper-bound",
+        "OnlineRank's regret is O(n^{3/2} sqrt(T k))",
+        "abstract, theorem 1",
+        f"below (1/2) sqrt(n (n-1) k (n-k) T ln 2) in {kept} of {len(below)}, by {least[1]} or more ({least[0]})",
+        "supported" if kept == len(below) else "refuted",
+        replications,
+        estimate=least[1].estimate,
+        low=least[1].low,
+        high=least[1].high,
+        unit="regret below the bound",
+        note="the constant is ours",
+    )
+
+
+def _lower_bound(over: list[Interval], replications: int) -> Claim:
+    near = all(found.low > 0.98 and found.high < 1.02 for found in over)
+    far = any(found.high < 0.98 or found.low > 1.02 for found in over)
+    furthest = max(over, key=lambda found: abs(found.estimate - 1))
+    return Claim(
+        "lower-bound",
+        "the bound is tight: on uniform random subsets every policy has this regret",
+        "matching lower bound",
+        f"measured over (1/2) sqrt(n (n-1) k (n-k) T / pi): {', '.join(str(found) for found in over)}",
+        "supported" if near else "refuted" if far else "inconclusive",
+        replications,
+        paper_value="within 2 %",
+        estimate=furthest.estimate,
+        low=furthest.low,
+        high=furthest.high,
+        unit="ratio to the formula, the furthest setting",
+        note="the formula is ours, for many rounds; upper and lower bound differ by sqrt(pi ln 2) = 1.476",
+    )
+
+
+def _leader_fails(found: _Regrets, scale: Scale) -> Claim:
+    failed = min(found.means[LEADER, "round-robin", setting] / setting[2] for setting in scale.settings)
+    return Claim(
+        "leader-fails",
+        "without randomness regret is linear",
+        "the reason for the noise",
+        f"follow the leader: regret of {number(failed)} or more a round against round-robin, in every setting",
+        "supported" if failed > 1 else "refuted",
+        1,
+        estimate=failed,
+        unit="regret per round",
+        note="a deterministic adversary",
+    )
+
+
+def _against_gradient(found: _Regrets, scale: Scale) -> Claim:
+    ratios = {
+        (sequence, setting): found.means[GRADIENT, sequence, setting] / found.means[ONLINE_RANK, sequence, setting]
+        for setting in scale.settings
+        for sequence in SEQUENCES
+    }
+    gains = [ratio for (sequence, _), ratio in ratios.items() if sequence != "iid"]  # on iid all are equal
+    higher = sum(
+        found.means[GRADIENT, sequence, setting] > found.means[ONLINE_RANK, sequence, setting] * 1.02
+        for sequence, setting in ratios
+    )
+    bounds = ranking.gradient_bound(40, 1, 1) / ranking.upper_bound(40, 1, 1)
+    return Claim(
+        "gradient",
+        "OnlineRank has no more regret than projected gradient descent on the permutahedron",
+        "not of this paper: a baseline with a better constant",
+        f"projected gradient's regret over OnlineRank's off iid: {number(min(gains))} to {number(max(gains))}; "
+        f"higher in {higher} of 16",
+        "refuted" if max(gains) < 1 else "supported" if min(gains) > 1 else "inconclusive",
+        scale.few,
+        paper_value="-",
+        estimate=float(np.median(gains)),
+        unit="ratio of regrets, median",
+        note=f"ours; the bounds' ratio is {number(bounds)} for n = 40; a ranking takes O(n^2) to draw",
+    )
+
+
+def _chosen(study: Study, seed: int, replications: int, rounds: int) -> None:
     """Regret over the number of chosen items: what sqrt(k) the paper saves over Kalai and Vempala's analysis."""
-    items, rounds, counts = 20, LESS_ROUNDS["chosen"], (1, 2, 4, 8)
+    items, counts = 20, (1, 2, 4, 8)
     lines: dict[str, Line] = {}
     means = {}
     for name in (ONLINE_RANK, PERTURBED):
@@ -253,9 +283,9 @@ def _chosen(study: Study, seed: int, replications: int) -> None:
     study.figures.append(Figure(svg, "Regret over the number of items chosen in a round."))
 
 
-def _samplers(study: Study, seed: int, replications: int) -> None:
+def _samplers(study: Study, seed: int, replications: int, rounds: int) -> None:
     """Draw rankings by both samplers: their losses must agree with the expected ones."""
-    items, rounds = 10, LESS_ROUNDS["samplers"]
+    items = 10
     losses = {}
     for sampler in ("gumbel", "quicksort"):
         policy = ranking.OnlineRank(replications, items, ranking.optimal_eta(items, 1, rounds), sampler)
@@ -286,9 +316,9 @@ def _samplers(study: Study, seed: int, replications: int) -> None:
         )
 
 
-def _small_loss(study: Study, seed: int, replications: int) -> None:
+def _small_loss(study: Study, seed: int, replications: int, rounds: int) -> None:
     """Regret where a good ranking exists: the first item is chosen but for a share of the rounds."""
-    items, rounds = 20, LESS_ROUNDS["small loss"]
+    items = 20
     shares, best_losses, regrets, within = (0.02, 0.05, 0.1, 0.2, 0.5), [], [], []
     for index, share in enumerate(shares):
         rng = np.random.default_rng([seed, index])

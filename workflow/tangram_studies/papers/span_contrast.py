@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tangram.activations import Activations, StreamedActivations, open_activations
-from tangram.config import Finetune, Readout, SpanContrast, Studies
+from tangram.archives import fetch_archive
+from tangram.cli import model_folder, use_threads
+from tangram.config import Finetune, PackageFile, Readout, Section, SpanContrast, Studies
 from tangram.corpus.tokens import read_tokens
-from tangram.evaluation.readout import Texts, embed_texts, read_out
+from tangram.evaluation.readout import Texts, embed_texts, read_classification, read_out
 from tangram.evaluation.text import compare_on_text
 from tangram.finetune import finetune
 from tangram.models.families import decoder_layers
@@ -25,7 +27,7 @@ from tangram.report.style import number
 from tangram_studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
 from tangram_studies.metric_learning.spans import PulledSpanContrast
 from tangram_studies.plots import draw_arms, draw_series
-from tangram_studies.study import Claim, Interval, NotReproduced, Study
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +38,14 @@ PROJECTION = 128
 RATES = (1e-4, 3e-4)
 # A cosine's gradient is a tenth of its contrast's, which divides it by a temperature of 0.1.
 WEIGHTS = {FREE: (0.03, 0.1, 0.3), PROJECTED: (0.03, 0.1, 0.3), PULLED: (0.3, 1.0, 3.0)}
+
+
+class Settings(Section):
+    """The slices of config that this study depends on."""
+
+    studies: Studies
+    finetune: Finetune
+    archive: PackageFile | None
 
 
 @dataclass(frozen=True)
@@ -278,17 +288,37 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
     return claims
 
 
-def span_contrast(settings: Studies, base: Finetune, files: Files, texts: Texts | None, processes: int) -> Study:
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks; its threads are trainings side by side."""
+    device, inputs = job.runtime.device, job.inputs
+    use_threads(1, device=device)
+    sections = Settings.model_validate_json(job.settings)
+    texts = None
+    if sections.archive is not None:
+        texts = read_classification(fetch_archive(sections.archive), "intent_recognition")
+    models = (model_folder(inputs["parent"]), model_folder(inputs["child"]))
+    tokens = (inputs["corpus"], inputs["score"], inputs["heldout"])
+    files = Files(*models, *tokens, device, job.runtime.dtype, inputs.get("activations"))
+    studies = sections.studies
+    study = reproduce(studies, SCALES[studies.scale], sections.finetune, files, texts, job.runtime.threads)
+    study.about = f"scale {studies.scale}, {studies.seeds} seeds"
+    return study
+
+
+def reproduce(
+    settings: Studies, scale: Scale, base: Finetune, files: Files, texts: Texts | None, processes: int
+) -> Study:
     """Return the finished study.
 
     Args:
-        settings: config section `studies`.
+        settings: config section `studies`; only its scale does not count.
+        scale: the size.
         base: config section `finetune`.
         files: models and tokens.
         texts: a classification to read out; left out where there is no archive of tasks.
         processes: trainings side by side.
     """
-    scale, seeds, labels = SCALES[settings.scale], settings.seeds, 5
+    seeds, labels = settings.seeds, 5
     if texts is not None:
         some = torch.randperm(len(texts.texts), generator=torch.Generator().manual_seed(0))[: scale.texts]
         texts = Texts(tuple(texts.texts[i] for i in some.tolist()), texts.labels[some], texts.classes)

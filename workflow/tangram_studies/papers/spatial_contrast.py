@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tangram.cli import use_threads
 from tangram.config import Studies
 from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
 from tangram.report.document import Figure
@@ -32,7 +33,7 @@ from tangram_studies.metric_learning.networks import ConvNet, spatial_layers
 from tangram_studies.metric_learning.samplers import sample_regions, shift_and_mirror
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
 from tangram_studies.plots import draw_filters, draw_maps, draw_series, flat
-from tangram_studies.study import Claim, Interval, NotReproduced, Study, interval
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, interval
 
 WINDOWS, CROPS = "spatial contrasting, windows", "spatial contrasting, crops"
 MODERN, SCRATCH, PIXELS = "NT-Xent of two views", "from scratch", "raw pixels"
@@ -311,18 +312,29 @@ def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) 
     return claims
 
 
-def spatial_contrast(settings: Studies, images: str, digits: str, device: str, processes: int) -> Study:
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks; its threads are trainings side by side."""
+    settings, device = job.studies, job.runtime.device
+    use_threads(1, device=device)
+    study = reproduce(
+        settings, SCALES[settings.scale], job.inputs["images"], job.inputs["digits"], device, job.runtime.threads
+    )
+    study.about = f"scale {settings.scale}, {settings.seeds} seeds"
+    return study
+
+
+def reproduce(settings: Studies, scale: Scale, images: str, digits: str, device: str, processes: int) -> Study:
     """Return the finished study.
 
     Args:
-        settings: config section `studies`.
+        settings: config section `studies`; only its scale does not count.
+        scale: the size.
         images: npz of natural images.
         digits: npz of digits.
         device: where nets are trained.
         processes: trainings side by side.
     """
     baselines.require()
-    scale = SCALES[settings.scale]
     training, _, _ = load_splits(digits, "cpu", scale.validation, scale.test)
     on_digits = dataclasses.replace(scale, labels=(len(training),))
     study = Study("spatial_contrast", "Deep unsupervised learning through spatial contrasting", "1610.00243")

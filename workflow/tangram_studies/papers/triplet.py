@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tangram.cli import use_threads
 from tangram.config import Studies
 from tangram.evaluation.classifiers import linear_accuracy, nearest_neighbour_accuracy
 from tangram.report.document import Figure
@@ -35,7 +36,7 @@ from tangram_studies.metric_learning.networks import ConvNet, triplet_layers
 from tangram_studies.metric_learning.samplers import LabelledPool, sample_pairs, sample_triplets
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
 from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
-from tangram_studies.study import Claim, Interval, NotReproduced, Study
+from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study
 
 TRIPLET, SIAMESE, LOG_FORM = "triplet, squared ratio", "Siamese, contrastive", "triplet, -log ratio"
 SUPCON, CROSS_ENTROPY = "SupCon", "cross-entropy"
@@ -214,17 +215,26 @@ def _claims(study: Study, seeds: int, images: str) -> list[Claim]:
     return claims
 
 
-def triplet(settings: Studies, images: str, device: str, processes: int) -> Study:
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks; its threads are trainings side by side."""
+    settings, device = job.studies, job.runtime.device
+    use_threads(1, device=device)
+    study = reproduce(settings, SCALES[settings.scale], job.inputs["images"], device, job.runtime.threads)
+    study.about = f"scale {settings.scale}, {settings.seeds} seeds"
+    return study
+
+
+def reproduce(settings: Studies, scale: Scale, images: str, device: str, processes: int) -> Study:
     """Return the finished study.
 
     Args:
-        settings: config section `studies`.
+        settings: config section `studies`; only its scale does not count.
+        scale: the size.
         images: npz of images.
         device: where nets are trained.
         processes: trainings side by side.
     """
     baselines.require()
-    scale = SCALES[settings.scale]
     study = Study("triplet", "Deep metric learning using Triplet network", "1412.6622")
     with workers(processes) as mapped:
         results = experiment(study, scale, ARMS, settings.seeds, images, device, mapped)

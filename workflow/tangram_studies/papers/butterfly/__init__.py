@@ -6,42 +6,57 @@ Each function of the modules here is one experiment: it records measurements, dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from tangram_studies.data.fashion_mnist import Images
+from tangram.cli import model_folder
+from tangram.corpus.tokens import read_tokens
+from tangram.models.families import shape_of
+from tangram_studies.data.fashion_mnist import Images, load_images
 from tangram_studies.papers.butterfly.autoencoder import autoencoders
-from tangram_studies.papers.butterfly.common import SIZES
+from tangram_studies.papers.butterfly.common import SCALES, Scale
+from tangram_studies.papers.butterfly.language_model import compare_pieces
 from tangram_studies.papers.butterfly.replacement import replacements
 from tangram_studies.papers.butterfly.sketch import sketches
 from tangram_studies.papers.butterfly.speed import speeds
 from tangram_studies.papers.butterfly.theory import counts, guarantee, landscape, norms
-from tangram_studies.study import NotReproduced, Study
+from tangram_studies.study import Job, NotReproduced, Study, tell
 
 
-def butterfly_study(images: Images, scale: str, seeds: int, progress: Callable[[str], None] = print) -> Study:
+def run_study(job: Job) -> Study:
+    """Run the study as the rule asks; on a language model, at small scale, on five layers and few sequences."""
+    job.runtime.start()
+    settings, inputs = job.studies, job.inputs
+    study = reproduce(load_images(inputs["images"]), SCALES[settings.scale], settings.seeds)
+    study.about = f"scale {settings.scale}, {settings.seeds} seeds"
+    full, parent = settings.scale == "full", model_folder(inputs["parent"])
+    depth = shape_of(parent).num_layers
+    layers = list(range(depth)) if full else sorted({depth * (2 * i + 1) // 10 for i in range(5)})
+    tokens = read_tokens(inputs["distil"])[: None if full else 12]
+    compare_pieces(study, parent, tokens, read_tokens(inputs["score"]), layers, job.runtime.device, job.runtime.dtype)
+    return study
+
+
+def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
     """Run every experiment that needs no language model.
 
     Args:
         images: Fashion-MNIST.
-        scale: ``'small'`` or ``'full'``.
+        scale: the size.
         seeds: repetitions.
-        progress: told of each experiment before it starts.
     """
-    size, repeats = SIZES[scale], range(seeds)
+    repeats = range(seeds)
     study = Study(
         "butterfly", "Sparse linear networks with a fixed butterfly structure: what holds, measured", "2007.08864"
     )
     for name, experiment in (
-        ("proposition 1", lambda: norms(study, repeats, size)),
-        ("effective weights", lambda: counts(study, repeats, size)),
-        ("proposition 2", lambda: guarantee(study, repeats, size, images)),
+        ("proposition 1", lambda: norms(study, repeats, scale)),
+        ("effective weights", lambda: counts(study, repeats, scale)),
+        ("proposition 2", lambda: guarantee(study, repeats, scale, images)),
         ("theorem 1", lambda: landscape(study, repeats)),
-        ("encoder-decoder", lambda: autoencoders(study, repeats, size, images)),
-        ("dense replacement", lambda: replacements(study, repeats, size, images)),
-        ("speed", lambda: speeds(study, repeats, size)),
-        ("learned sketches", lambda: sketches(study, repeats, size, images)),
+        ("encoder-decoder", lambda: autoencoders(study, repeats, scale, images)),
+        ("dense replacement", lambda: replacements(study, repeats, scale, images)),
+        ("speed", lambda: speeds(study, repeats, scale)),
+        ("learned sketches", lambda: sketches(study, repeats, scale, images)),
     ):
-        progress(name)
+        tell(f"butterfly: {name}")
         experiment()
     study.notes += [
         "Statements are those of the ICLR 2021 submission; the UAI 2021 version could not be read, and may be worded "

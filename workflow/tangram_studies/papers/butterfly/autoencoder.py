@@ -12,26 +12,26 @@ import numpy as np
 from tangram.report.style import number
 from tangram_studies.blocks.sketching import EncoderDecoderButterfly, descend, optimal_loss, sketch_size, two_phase_fit
 from tangram_studies.data.fashion_mnist import Images
-from tangram_studies.papers.butterfly.common import Size, matrices
+from tangram_studies.papers.butterfly.common import Scale, matrices
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Interval, Study, interval
 
 
-def autoencoders(study: Study, seeds: Sequence[int], size: Size, images: Images) -> None:
+def autoencoders(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
     """Sections 6.2 and 6.3: an encoder-decoder butterfly against PCA and a random sketch; two phases against one."""
     grids = {"Gaussian 1": (2, 8, 16), "Gaussian 2": (4, 16, 32), "Fashion-MNIST": (4, 16, 48), "digits": (4, 10, 20)}
     for seed in seeds:
-        for name, x in matrices(images, size, seed).items():
+        for name, x in matrices(images, scale, seed).items():
             for k in (k for k in grids[name] if k < x.shape[1]):
                 rows = sketch_size(k, 1.0, len(x))
                 best = float(optimal_loss(x, k))
                 model = EncoderDecoderButterfly(len(x), rows, k, len(x), seed)
-                first, curve = two_phase_fit(model, x, x, size.autoencoder_steps, 0.01)
+                first, curve = two_phase_fit(model, x, x, scale.autoencoder_steps, 0.01)
                 losses = {"FJLT + PCA (phase 1)": first, "trained butterfly (phase 2)": min(curve)}
                 if k == grids[name][1]:
                     joint = EncoderDecoderButterfly(len(x), rows, k, len(x), seed)
                     loss = functools.partial(joint.loss, x, x)
-                    losses["all from scratch"] = min(descend(joint, loss, size.autoencoder_steps, 0.01))
+                    losses["all from scratch"] = min(descend(joint, loss, scale.autoencoder_steps, 0.01))
                 for arm, loss_of_arm in losses.items():
                     study.record(f"autoencoder, {name}", arm, seed, "loss / Δ_k − 1", loss_of_arm / best - 1, k)
     middle = {name: grid[1] for name, grid in grids.items()}
@@ -56,7 +56,7 @@ def autoencoders(study: Study, seeds: Sequence[int], size: Size, images: Images)
             measured=f"{gap} above Δ_k on average over four data sets; worst {number(worst[0])} ({worst[1]})",
             unit="0.05 − (loss / Δ_k − 1)",
             seeds=len(seeds),
-            note=f"middle k of each data set; {size.autoencoder_steps} steps of Adam from the closed-form phase 1; "
+            note=f"middle k of each data set; {scale.autoencoder_steps} steps of Adam from the closed-form phase 1; "
             "the 5 % is ours",
         )
     )

@@ -14,7 +14,7 @@ from tangram_studies.data.fashion_mnist import Images
 
 
 @dataclass(frozen=True)
-class Size:
+class Scale:
     """How large the experiments are."""
 
     norms: tuple[int, ...]
@@ -31,9 +31,9 @@ class Size:
     speed_n: int
 
 
-SIZES = {
-    "small": Size((256, 1024), 12, 1024, 192, 120, 3072, 4000, 512, 4, 120, 150, 1024),
-    "full": Size((256, 1024, 4096), 13, 1024, 1024, 3000, 60000, 10000, 1024, 20, 500, 4000, 4096),
+SCALES = {
+    "small": Scale((256, 1024), 12, 1024, 192, 120, 3072, 4000, 512, 4, 120, 150, 1024),
+    "full": Scale((256, 1024, 4096), 13, 1024, 1024, 3000, 60000, 10000, 1024, 20, 500, 4000, 4096),
 }
 
 
@@ -64,12 +64,12 @@ def padded_images(images: np.ndarray, seed: int) -> torch.Tensor:
     return torch.from_numpy(flat.T.astype(np.float32))
 
 
-def matrices(images: Images, size: Size, seed: int) -> dict[str, torch.Tensor]:
+def matrices(images: Images, scale: Scale, seed: int) -> dict[str, torch.Tensor]:
     """Return the matrices to approximate, ``(n, d)``, squared norm n each."""
     from sklearn.datasets import load_digits
 
-    n, random = size.sketch_n, np.random.default_rng(seed)
-    chosen = random.choice(len(images.train_images), size.autoencoder_images, replace=False)
+    n, random = scale.sketch_n, np.random.default_rng(seed)
+    chosen = random.choice(len(images.train_images), scale.autoencoder_images, replace=False)
     digits = torch.from_numpy(load_digits().data.T[random.permutation(64)].astype(np.float32))
     found = {"Fashion-MNIST": padded_images(images.train_images[chosen], seed), "digits": digits}
     for name, rank in (("Gaussian 1", 32), ("Gaussian 2", 64)):  # 2007.08864, table 2

@@ -9,7 +9,7 @@ of its lowered form beside the parent's own subblock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from tangram.models.replace import build_layer
 from tangram.report.style import variant_colours
 from tangram.scores.replace_one import ReplaceOne
 from tangram_studies.plots import points_figure
-from tangram_studies.study import Claim, Study, interval
+from tangram_studies.study import Claim, Study, interval, tell
 
 KINDS = ("attention", "ffn")
 PHASES = ("prefill", "decode")
@@ -71,9 +71,8 @@ def score_pieces(
     layers: Sequence[int],
     device: str,
     dtype: str,
-    progress: Callable[[str], None],
 ) -> None:
-    """Distil and score every variant on some layers; arguments as in `language_model`."""
+    """Distil and score every variant on some layers; arguments as in `compare_pieces`."""
     model = load_model(parent, dtype, device).requires_grad_(False)
     states, scored = StreamedActivations(model, distil, 4), StreamedActivations(model, score, 4)
     scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
@@ -81,7 +80,7 @@ def score_pieces(
     for layer in layers:
         problem = LocalProblem(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
         for kind in KINDS:
-            progress(f"layer {layer}, {kind}")
+            tell(f"butterfly: layer {layer}, {kind}")
             for variant in variants_for(model.config.hidden_size, kind).values():
                 piece = problem.distil(kind, variant, seed=0)
                 rows = scorer.score(layer, build_layer(model, layer, kind, variant, piece.weights))
@@ -91,21 +90,21 @@ def score_pieces(
                 study.record(f"weights, {kind}", variant, layer, "weights", weights)
 
 
-def time_pieces(study: Study, parent: str | Path, device: str, dtype: str, progress: Callable[[str], None]) -> None:
-    """Time every variant beside the parent's own subblock; arguments as in `language_model`."""
+def time_pieces(study: Study, parent: str | Path, device: str, dtype: str) -> None:
+    """Time every variant beside the parent's own subblock; arguments as in `compare_pieces`."""
     scenario = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(1,))}
     costs = Costs(repeats=5, stack_megabytes=48)
     for kind in KINDS:
         for variant in variants_for(shape_of(parent).hidden, kind).values():
             if variant.startswith("ntk-"):
                 continue  # of the same shape as low rank, and so of the same cost
-            progress(f"time of {kind} {variant}")
+            tell(f"butterfly: time of {kind} {variant}")
             for row in measure(parent, kind, variant, costs, scenario, device, dtype):
                 ratio = row["seconds"] / row["parent_seconds"]
                 study.record(f"cost, {kind}, {row['phase']}", variant, 0, "of the parent's own subblock", ratio)
 
 
-def language_model(
+def compare_pieces(
     study: Study,
     parent: str | Path,
     distil: torch.Tensor,
@@ -113,7 +112,6 @@ def language_model(
     layers: Sequence[int],
     device: str,
     dtype: str,
-    progress: Callable[[str], None],
 ) -> None:
     """Distil, score and time every variant on some layers; the layers are the repetitions.
 
@@ -125,10 +123,9 @@ def language_model(
         layers: which layers, rising.
         device: where.
         dtype: of weights and activations.
-        progress: told what is done.
     """
-    score_pieces(study, parent, distil, score, layers, device, dtype, progress)
-    time_pieces(study, parent, device, dtype, progress)
+    score_pieces(study, parent, distil, score, layers, device, dtype)
+    time_pieces(study, parent, device, dtype)
     conclude(study, shape_of(parent))
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear
 from tangram_studies.data.fashion_mnist import Images
-from tangram_studies.papers.butterfly.common import Size, generator
+from tangram_studies.papers.butterfly.common import Scale, generator
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Interval, Study, interval
 
@@ -37,6 +37,7 @@ ARMS = (
 CNN_ARMS = ("hidden: dense", "hidden: k=n/16", "hidden: low rank, weights of n/16")
 RATES = (1e-3, 4e-3)
 SGD_RATES = (0.03, 0.1)
+WHERE = "section 6.1, table 1"
 
 
 def _accuracy(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -57,17 +58,17 @@ class Task:
     convolutional: bool = False
 
 
-def _tasks(images: Images, size: Size) -> dict[str, Task]:
+def _tasks(images: Images, scale: Scale) -> dict[str, Task]:
     from sklearn.datasets import load_breast_cancer, load_digits
 
     random = np.random.default_rng(0)
-    chosen = random.permutation(len(images.train_images))[: size.train]
+    chosen = random.permutation(len(images.train_images))[: scale.train]
     x = [
         torch.from_numpy(a.reshape(len(a), -1) / np.float32(255))
         for a in (images.train_images[chosen], images.test_images)
     ]
     y = [torch.from_numpy(a.astype(np.int64)) for a in (images.train_labels[chosen], images.test_labels)]
-    tasks = {"Fashion-MNIST": Task(x[0], y[0], x[1][: size.test], y[1][: size.test], size.hidden, size.epochs)}
+    tasks = {"Fashion-MNIST": Task(x[0], y[0], x[1][: scale.test], y[1][: scale.test], scale.hidden, scale.epochs)}
     for name, data, epochs in (("digits", load_digits(), 10), ("breast cancer", load_breast_cancer(), 10)):
         order = random.permutation(len(data.data))
         features = (data.data - data.data.mean(0)) / (data.data.std(0) + 1e-6)
@@ -159,12 +160,35 @@ def train_network(task: Task, arm: str, seed: int, rate: float, optimiser: str =
     return losses, _accuracy(net, task.test_x, task.test_y)
 
 
-def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images) -> None:
+def replacements(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
     """Section 6.1: a gadget in place of a dense layer: accuracy, speed of convergence, and SGD against Adam."""
-    tasks = _tasks(images, size)
+    tasks = _tasks(images, scale)
     cnn = replace(tasks["Fashion-MNIST"], convolutional=True)
+    rates = _train_all(study, seeds, {**tasks, "Fashion-MNIST, CNN": cnn})
+    early = _first_epochs(study, seeds, tasks["Fashion-MNIST"], rates["Fashion-MNIST", "hidden: dense"])
+    _claim_accuracy(study, seeds, scale, tasks)
+    _claim_controls(study, seeds, tasks)
+    _claim_cnn(study, seeds)
+    _claim_convergence(study, seeds, tasks, early)
+    study.figures.append(
+        lines_figure(
+            "replacements",
+            "Training with a replaced hidden layer, Fashion-MNIST",
+            "Training loss, averaged over twelfths of the training; learning rates tuned per arm.",
+            {"": study.frame("loss curve")},
+            "step",
+            "training loss, nats",
+            arms=[arm for arm in ARMS if arm.startswith("hidden")],
+            log="y",
+            height=3.6,
+        )
+    )
+
+
+def _train_all(study: Study, seeds: Sequence[int], tasks: dict[str, Task]) -> dict[tuple[str, str], float]:
+    """Train every arm on every task with the better of its rates; return the rates by task and arm."""
     chosen: dict[tuple[str, str], float] = {}
-    for name, task in {**tasks, "Fashion-MNIST, CNN": cnn}.items():
+    for name, task in tasks.items():
         for arm in CNN_ARMS if task.convolutional else ARMS:
             tried = {rate: float(np.mean(train_network(task, arm, TUNING_SEED, rate)[0])) for rate in RATES}
             chosen[name, arm] = min(tried, key=lambda rate: tried[rate])
@@ -176,7 +200,11 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
                     for step in range(0, len(losses), max(1, len(losses) // 12)):
                         part = losses[step : step + max(1, len(losses) // 12)]
                         study.record("loss curve", arm, seed, "loss", float(np.mean(part)), step)
-    name, task = "Fashion-MNIST", tasks["Fashion-MNIST"]
+    return chosen
+
+
+def _first_epochs(study: Study, seeds: Sequence[int], task: Task, dense_rate: float) -> list[float]:
+    """Return by seed how much lower the loss of the first epoch is with a gadget and SGD than dense with Adam."""
     first_epoch = -(-len(task.train_x) // 128)
     arm = "hidden: k=n/16"
     tried = {r: float(np.mean(train_network(task, arm, TUNING_SEED, r, "sgd")[0][:first_epoch])) for r in SGD_RATES}
@@ -184,42 +212,54 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
     early = []
     for seed in seeds:
         sgd = float(np.mean(train_network(task, arm, seed, sgd_rate, "sgd")[0][:first_epoch]))
-        adam = float(
-            np.mean(train_network(task, "hidden: dense", seed, chosen[name, "hidden: dense"])[0][:first_epoch])
-        )
+        adam = float(np.mean(train_network(task, "hidden: dense", seed, dense_rate)[0][:first_epoch]))
         early.append(adam - sgd)
         study.record("first epoch", "gadget, SGD", seed, "mean loss", sgd)
         study.record("first epoch", "dense, Adam", seed, "mean loss", adam)
+    return early
 
-    def difference(one: str, other: str, metric: str = "test accuracy", experiment: str = "accuracy") -> Interval:
-        parts = []
-        for task_name in tasks:
-            rows = study.frame(f"{experiment}, {task_name}")
-            rows = rows[rows["metric"] == metric].pivot(index="seed", columns="arm", values="value")
-            parts.append((rows[one] - rows[other]).sort_index().to_numpy())
-        return interval(np.mean(parts, axis=0))
 
-    where = "section 6.1, table 1"
+def _difference(
+    study: Study,
+    tasks: Collection[str],
+    one: str,
+    other: str,
+    metric: str = "test accuracy",
+    experiment: str = "accuracy",
+) -> Interval:
+    """Return the interval of ``one - other`` over seeds, the mean over the tasks."""
+    parts = []
+    for task in tasks:
+        rows = study.frame(f"{experiment}, {task}")
+        rows = rows[rows["metric"] == metric].pivot(index="seed", columns="arm", values="value")
+        parts.append((rows[one] - rows[other]).sort_index().to_numpy())
+    return interval(np.mean(parts, axis=0))
+
+
+def _claim_accuracy(study: Study, seeds: Sequence[int], scale: Scale, tasks: Collection[str]) -> None:
     for short, one, k in (
         ("7a last layer", "last: k=log n", "log n"),
         ("7b hidden, k=log n", "hidden: k=log n", "log n"),
         ("7c hidden, k=n/16", "hidden: k=n/16", "n/16"),
     ):
-        found = difference(one, "hidden: dense")
+        found = _difference(study, tasks, one, "hidden: dense")
         study.claims.append(
             Claim.from_interval(
                 found,
                 above=-MARGIN,
                 claim=short,
                 statement=f"a gadget with k = {k} in place of the {one.split(': ')[0]} dense layer keeps its accuracy",
-                where=where,
+                where=WHERE,
                 paper_value="better or equal",
                 unit="accuracy, gadget − dense",
                 seeds=len(seeds),
-                note=f"mean over Fashion-MNIST ({size.epochs} epochs), digits, breast cancer; margin 0.005"
+                note=f"mean over Fashion-MNIST ({scale.epochs} epochs), digits, breast cancer; margin 0.005"
                 + ("" if one.startswith("last") else "; the paper replaced last layers only"),
             )
         )
+
+
+def _claim_controls(study: Study, seeds: Sequence[int], tasks: Collection[str]) -> None:
     for short, one, other, statement in (
         ("7d beside low rank, last", "last: k=log n", "last: low rank, weights of log n", "last layer, k = log n"),
         ("7e beside low rank, hidden", "hidden: k=n/16", "hidden: low rank, weights of n/16", "hidden, k = n/16"),
@@ -233,7 +273,7 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
     ):
         study.claims.append(
             Claim.from_interval(
-                difference(one, other),
+                _difference(study, tasks, one, other),
                 claim=short,
                 statement=f"the butterfly itself helps, at equal weights: {statement}",
                 where="a control that the paper lacks",
@@ -241,6 +281,9 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
                 seeds=len(seeds),
             )
         )
+
+
+def _claim_cnn(study: Study, seeds: Sequence[int]) -> None:
     for short, other, above, statement in (
         ("7h small CNN", "hidden: dense", -MARGIN, "keeps the accuracy of a small CNN"),
         ("7i beside low rank, CNN", "hidden: low rank, weights of n/16", 0.0, "… and beats low rank of equal weights"),
@@ -251,15 +294,20 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
                 above=above,
                 claim=short,
                 statement=f"a gadget with k = n/16 in place of the hidden dense layer {statement}",
-                where=where,
+                where=WHERE,
                 paper_value="better or equal" if above else "-",
                 unit=f"accuracy, gadget − {other.split(': ')[1]}",
                 seeds=len(seeds),
                 note="Fashion-MNIST, two convolutions before the dense layers",
             )
         )
-    area = difference("hidden: dense", "hidden: k=n/16", "mean loss over training", "convergence")
-    low_rank = difference("hidden: low rank n/16", "hidden: k=n/16", "mean loss over training", "convergence")
+
+
+def _claim_convergence(study: Study, seeds: Sequence[int], tasks: Collection[str], early: list[float]) -> None:
+    area = _difference(study, tasks, "hidden: dense", "hidden: k=n/16", "mean loss over training", "convergence")
+    low_rank = _difference(
+        study, tasks, "hidden: low rank n/16", "hidden: k=n/16", "mean loss over training", "convergence"
+    )
     study.claims.append(
         Claim.from_interval(
             area,
@@ -282,18 +330,5 @@ def replacements(study: Study, seeds: Sequence[int], size: Size, images: Images)
             unit="nats, mean loss of the first epoch, dense Adam − gadget SGD",
             seeds=len(seeds),
             note="Fashion-MNIST, momentum 0.9, both rates tuned",
-        )
-    )
-    study.figures.append(
-        lines_figure(
-            "replacements",
-            "Training with a replaced hidden layer, Fashion-MNIST",
-            "Training loss, averaged over twelfths of the training; learning rates tuned per arm.",
-            {"": study.frame("loss curve")},
-            "step",
-            "training loss, nats",
-            arms=[arm for arm in ARMS if arm.startswith("hidden")],
-            log="y",
-            height=3.6,
         )
     )

@@ -11,21 +11,21 @@ import torch
 from tangram.report.style import number
 from tangram_studies.blocks.sketching import LearnedSketch, optimal_loss, sketch_loss
 from tangram_studies.data.fashion_mnist import Images
-from tangram_studies.papers.butterfly.common import Size, generator, padded_images
+from tangram_studies.papers.butterfly.common import Scale, generator, padded_images
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Interval, Study, interval
 
 
-def sketches(study: Study, seeds: Sequence[int], size: Size, images: Images) -> None:
+def sketches(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
     """Section 7, table 4: learned sketches of several patterns, random ones, and the closed form."""
     grid = ((1, 5), (1, 10), (10, 10), (10, 20), (20, 20))
     sparse = "learned sparse, N=1"
     for seed in seeds:
         random = np.random.default_rng(seed)
-        chosen = random.choice(len(images.train_images), 2 * size.sketch_matrices, replace=False)
+        chosen = random.choice(len(images.train_images), 2 * scale.sketch_matrices, replace=False)
         x = padded_images(images.train_images[chosen], seed).t().reshape(-1, 32, 32)
         x = x / torch.linalg.matrix_norm(x, 2).max()  # the paper: largest singular value 10, here 1
-        train, test = x[: size.sketch_matrices], x[size.sketch_matrices :]
+        train, test = x[: scale.sketch_matrices], x[scale.sketch_matrices :]
         # as in the paper, the application's own error is subtracted
         for k, rows in grid:
             best = float(optimal_loss(test, k).mean())
@@ -42,7 +42,7 @@ def sketches(study: Study, seeds: Sequence[int], size: Size, images: Images) -> 
                 "learned dense": LearnedSketch(32, rows, "dense", seed=seed),
             }
             for name, sketch in learned.items():
-                sketch.fit(train, k, size.sketch_steps, 0.02, batch=24, seed=seed)
+                sketch.fit(train, k, scale.sketch_steps, 0.02, batch=24, seed=seed)
                 fixed[name] = sketch.matrix().detach()
             for name, matrix in fixed.items():
                 excess = float(sketch_loss(matrix, test, k).mean()) - best

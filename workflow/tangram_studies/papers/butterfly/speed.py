@@ -10,14 +10,14 @@ from torch import nn
 
 from tangram.models.operators import ButterflyLinear, LowRankLinear
 from tangram.timing import interleaved
-from tangram_studies.papers.butterfly.common import Size
+from tangram_studies.papers.butterfly.common import Scale
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Study, interval
 
 
-def speeds(study: Study, seeds: Sequence[int], size: Size) -> None:
+def speeds(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     """Section 6.1, figures 10 and 11: time of inference and of a training step, beside dense and low rank."""
-    n = size.speed_n
+    n = scale.speed_n
     k = n // 4
     torch.manual_seed(0)
     gadget = ButterflyLinear(n, n, k, k)

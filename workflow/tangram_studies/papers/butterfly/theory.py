@@ -15,15 +15,15 @@ from tangram.models.operators import ButterflyFactor
 from tangram.report.style import number
 from tangram_studies.blocks.sketching import optimal_loss, sigma, sketch_loss, sketch_size
 from tangram_studies.data.fashion_mnist import Images
-from tangram_studies.papers.butterfly.common import Size, generator, jl, matrices, orthonormal
+from tangram_studies.papers.butterfly.common import Scale, generator, jl, matrices, orthonormal
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Interval, Study, interval
 
 
-def norms(study: Study, seeds: Sequence[int], size: Size) -> None:
+def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     """Proposition 1: ``J2ᵀ J2 W J1ᵀ J1 x`` is near to ``W x``, in norm and coordinate by coordinate."""
     slopes = []
-    for n in size.norms:
+    for n in scale.norms:
         grid = [k for k in (16, 32, 64, 128, 256, 512, 1024) if k <= n]
         for seed in seeds:
             u, v = orthonormal(n, 8, 2 * seed), orthonormal(n, 8, 2 * seed + 1)
@@ -37,11 +37,11 @@ def norms(study: Study, seeds: Sequence[int], size: Size) -> None:
                 study.record(f"proposition 1, n={n}", "coordinate", seed, "error", bilinear[-1], k)
                 theory = math.sqrt(n / k - 1)
                 study.record(f"proposition 1, n={n}", "√(n/k − 1)", seed, "error", theory, k)
-            if n == size.norms[-1]:
+            if n == scale.norms[-1]:
                 used = [k < n for k in grid]
                 x, y = np.log(np.array(grid)[used]), np.log(np.array(bilinear)[used])
                 slopes.append(float(np.polyfit(x, y, 1)[0]))
-    n = size.norms[-1]
+    n = scale.norms[-1]
     rows = study.frame(f"proposition 1, n={n}")
     at = rows[(rows["arm"] == "norm") & (rows["x"] == 64)]["value"].to_numpy()
     found, slope = interval(at), interval(slopes)
@@ -74,7 +74,7 @@ def norms(study: Study, seeds: Sequence[int], size: Size) -> None:
             note=f"supported above 0.25; fixed unit x and y, rank-8 W, n={n}",
         )
     )
-    panels = {f"n = {n}": study.frame(f"proposition 1, n={n}") for n in size.norms}
+    panels = {f"n = {n}": study.frame(f"proposition 1, n={n}") for n in scale.norms}
     study.figures.append(
         lines_figure(
             "proposition-1",
@@ -88,16 +88,16 @@ def norms(study: Study, seeds: Sequence[int], size: Size) -> None:
     )
 
 
-def counts(study: Study, seeds: Sequence[int], size: Size) -> None:
+def counts(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     """Appendix F: at most ``2 n log l + 6 n`` effective weights; counted edge by edge."""
     ratios = []
-    for p in range(4, size.powers + 1):
+    for p in range(4, scale.powers + 1):
         n = 2**p
         for keep in sorted({1, p, n // 16, n // 4, n // 2, n} - {0}):
             for seed in seeds:
                 count = ButterflyFactor(n, keep, truncation="random", seed=seed).effective_weights()
                 ratios.append(count / (2 * n * math.log2(keep) + 6 * n))
-                if p == min(10, size.powers):
+                if p == min(10, scale.powers):
                     study.record("appendix F", "effective / bound", seed, "ratio", ratios[-1], keep)
                     study.record("appendix F", "effective / thin dense (k·n)", seed, "ratio", count / (keep * n), keep)
     worst = max(ratios)
@@ -106,7 +106,7 @@ def counts(study: Study, seeds: Sequence[int], size: Size) -> None:
             claim="2 weights",
             statement="a truncated butterfly has at most 2 n log l + 6 n effective weights",
             where="appendix F",
-            measured=f"{len(ratios)} networks, n = 16 to {2**size.powers:,}: at most {number(worst)} of the bound",
+            measured=f"{len(ratios)} networks, n = 16 to {2**scale.powers:,}: at most {number(worst)} of the bound",
             verdict="supported" if worst <= 1 else "refuted",
             seeds=len(seeds),
             estimate=worst,
@@ -118,7 +118,7 @@ def counts(study: Study, seeds: Sequence[int], size: Size) -> None:
     study.figures.append(
         lines_figure(
             "appendix-f",
-            f"Effective weights of a truncated butterfly, n = {2 ** min(10, size.powers):,}",
+            f"Effective weights of a truncated butterfly, n = {2 ** min(10, scale.powers):,}",
             "Beside the paper's bound, and beside a plain k × n matrix, which a k = log n gadget hardly undercuts.",
             {"": rows},
             "rows kept",
@@ -128,15 +128,15 @@ def counts(study: Study, seeds: Sequence[int], size: Size) -> None:
     )
 
 
-def guarantee(study: Study, seeds: Sequence[int], size: Size, images: Images) -> None:
+def guarantee(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
     """Proposition 2: a random sketch of ``l = k log k + k/ε`` rows is good for rank k with probability 1/2."""
     fractions, ratios = [], []
     for seed in seeds:
-        n = size.sketch_n // 4
+        n = scale.sketch_n // 4
         left = orthonormal(n, n, seed)
         spectra = {"power law": torch.arange(1, n + 1) ** -0.5, "flat": torch.ones(n)}
         data = {name: left * values for name, values in spectra.items()}
-        data |= {name: x for name, x in matrices(images, size, seed).items() if not name.startswith("Gaussian")}
+        data |= {name: x for name, x in matrices(images, scale, seed).items() if not name.startswith("Gaussian")}
         good = []
         for (name, x), k, epsilon in itertools.product(data.items(), (4, 16, 32), (1.0, 0.25)):
             rows = sketch_size(k, epsilon, len(x))

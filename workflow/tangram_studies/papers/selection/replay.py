@@ -1,37 +1,24 @@
-"""Which child is best after all? Policies replayed on a full table of children and prompts; layers ranked online.
-
-No paper's claims: questions of ours about what duelling bandits (arXiv 1405.3396) and online ranking (arXiv 1308.6797)
-are worth inside the pipeline. Every child is scored on every prompt once; then each policy chooses by replay, in many
-orders of the prompts, and its choice is judged by the full table. Two kinds of cost, never mixed: tokens (a score once
-computed is kept, so that a second look is free), and votes of a judge.
-"""
+"""Policies replayed on a full table of scores, in many orders of the prompts: on budgets of tokens and of votes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
 from tangram.config import Selection
-from tangram.files import atomic_path
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram.selection.best_arm import PairedHalving, RoundRobinHalving
-from tangram_studies.bandits import ranking
 from tangram_studies.bandits.dueling import make_dueling
 from tangram_studies.bandits.environments import ScoreTable
 from tangram_studies.bandits.simulation import replay_duels, replay_halving
+from tangram_studies.papers.selection.evidence import Evidence, Scale
 from tangram_studies.plots import PALETTE, Line, draw_lines
-from tangram_studies.study import Claim, NotReproduced, Study, Verdict, interval, verdict_of
+from tangram_studies.study import Claim, Study, Verdict, interval, verdict_of
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
-VOTES = (250, 500, 1000, 2000, 4000)
-VOTES_CLAIMED = 1000  # the budget that a claim is made of
-LAYER_ROUNDS = 400  # calibration batches
 FLIP = 0.1  # how often the simulated judge errs
 VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
     "paired halving, values",
@@ -44,88 +31,8 @@ VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
 DUELS = ("double-thompson", "rucb", "versatile-db", "sparring", "multisbm", "doubler", "uniform")
 COLORS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
 COLORS |= {VOTED: COLORS[VALUES], ALL_PAIRS: COLORS[UNIFORM]}
-COLORS |= {"OnlineRank": PALETTE[0], "averaging": PALETTE[1], "projected gradient": PALETTE[2]}
 # What a policy of the config is called here; duelling bandits keep their names.
 POLICIES = {"paired-halving": VALUES, "sign-halving": SIGNS, "uniform": UNIFORM}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was measured on the models.
-
-    Attributes:
-        scores: KL of each candidate on each prompt that may be used to select, ``(candidates, prompts)``.
-        reported: the same on prompts of other splits, for reporting only.
-        objectives: the solver's sums of scores, ``(candidates,)``.
-        prompt_tokens: tokens of a prompt.
-        importance: KL of the parent to itself without each layer, on each of some prompts, ``(prompts, layers)``.
-        domains: the domain of each of those prompts.
-        shared: share of layer passes saved because candidates agree on their first layers.
-    """
-
-    scores: np.ndarray
-    reported: np.ndarray
-    objectives: np.ndarray
-    prompt_tokens: int
-    importance: np.ndarray
-    domains: np.ndarray
-    shared: float
-
-
-def save_evidence(evidence: Evidence, path: str | Path) -> None:
-    """Write what was measured as ``.npz``: whoever has a policy of their own can replay it."""
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(evidence).items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **arrays)
-
-
-def load_evidence(path: str | Path) -> Evidence:
-    """Read back what `save_evidence` wrote."""
-    with np.load(path) as kept:
-        arrays = {name: kept[name] for name in kept.files}
-    return Evidence(**{name: array if array.ndim else array.item() for name, array in arrays.items()})
-
-
-def run_study(evidence: Evidence, replications: int, seed: int) -> Study:
-    """Answer the questions from what was measured.
-
-    Args:
-        evidence: scores of candidates and importance of layers.
-        replications: orders of prompts.
-        seed: every random number follows from it.
-    """
-    study = Study("selection", "Which child is best after all?", "1405.3396, 1308.6797")
-    arms, prompts = evidence.scores.shape
-    for name, table in (("table", evidence.scores), ("table, reported", evidence.reported)):
-        for arm, row in enumerate(table):
-            for prompt, value in enumerate(row):
-                study.record(name, f"candidate {arm}", prompt, "kl", value)
-    _table(study, evidence)
-    found = _tokens(study, evidence, replications, seed)
-    _reported(study, evidence, found)
-    _votes(study, evidence, replications, seed)
-    _layers(study, evidence, replications, seed)
-    study.notes += [
-        f"{arms} diverse solutions of one target, {prompts} prompts of {evidence.prompt_tokens} tokens that the parent "
-        f"wrote, {replications} orders of them, candidates under other labels in each; KL(parent ‖ child) per token, "
-        "before finetuning.",
-        "Regret is how much larger the chosen child's KL is than the best one's, on the full table; eps-best: within "
-        "one standard error of the paired difference of the best two.",
-        "A pair's k-th duel is on the k-th prompt of the order, so cells are shared between pairs.",
-        f"Candidates agree on their first layers: {evidence.shared:.0%} of the layer passes were saved by running "
-        "shared ones once. Counted tokens do not know of it.",
-        f"The judge is simulated: the lower KL on a prompt wins, and one vote in {1 / FLIP:.0f} is wrong.",
-        "A layer's importance is the KL of the parent to itself without it: replace-1-block scores with nothing in its "
-        "place.",
-    ]
-    study.not_reproduced.append(
-        NotReproduced(
-            "votes of the parent in the replay",
-            "every child would have to write a continuation of every prompt, token by token",
-            "`selection.metric: judge` under a target: `select_child` asks the parent, within a budget",
-        )
-    )
-    return study
 
 
 def epsilon_of(values: np.ndarray) -> float:
@@ -134,7 +41,8 @@ def epsilon_of(values: np.ndarray) -> float:
     return float((values[best] - values[second]).std(ddof=1) / np.sqrt(values.shape[1]))
 
 
-def _table(study: Study, evidence: Evidence) -> None:
+def record_table(study: Study, evidence: Evidence) -> None:
+    """Record how candidates differ, and whether the solver's sum of scores orders them."""
     means, reported = evidence.scores.mean(1), evidence.reported.mean(1)
     errors = evidence.scores.std(1, ddof=1) / np.sqrt(evidence.scores.shape[1])
     rows = [
@@ -197,7 +105,9 @@ def _budgets(name: str, regrets: Mapping[tuple[str, float], np.ndarray], epsilon
     return draw_lines(name, f"regret over {name}", panels, label, "", 2, "x", (14.0, 4.4))
 
 
-def _tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> dict[tuple[str, float], np.ndarray]:
+def replay_tokens(
+    study: Study, evidence: Evidence, replications: int, seed: int
+) -> dict[tuple[str, float], np.ndarray]:
     """Replay all policies under budgets of tokens; return their choices by policy and share."""
     arms, prompts = evidence.scores.shape
     budgets = [max(arms, round(share * arms * prompts)) for share in SHARES]
@@ -323,7 +233,7 @@ def _default(study: Study, regrets: Mapping[tuple[str, float], np.ndarray], epsi
     )
 
 
-def _reported(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], np.ndarray]) -> None:
+def report(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], np.ndarray]) -> None:
     """What the choice is worth on prompts that nobody selected on."""
     picked = np.bincount(chosen[VALUES, 0.3], minlength=len(evidence.scores)) / len(chosen[VALUES, 0.3])
     gain = interval(evidence.reported[0] - picked @ evidence.reported)
@@ -342,27 +252,28 @@ def _reported(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], 
     )
 
 
-def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> None:
-    arms, _ = evidence.scores.shape
+def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> None:
+    """Replay halving and dueling policies under budgets of a judge's votes."""
+    arms, replications = len(evidence.scores), scale.replications
     rng = np.random.default_rng(seed + 2)
     regrets: dict[tuple[str, float], np.ndarray] = {}
 
     def table() -> ScoreTable:
         return ScoreTable(evidence.scores, replications, np.random.default_rng(seed), FLIP)
 
-    for budget in VOTES:
+    for budget in scale.votes:
         for name, rounds in ((VOTED, None), (ALL_PAIRS, 1)):
             policy = RoundRobinHalving(replications, arms, budget, rounds)
             choice = replay_halving(policy, table(), rng)
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     for name in DUELS:
-        dueling = make_dueling(name, replications, arms, VOTES[-1])
-        found = replay_duels(dueling, table(), VOTES, rng, "duels", most_duels=VOTES[-1])
-        for budget, choice in zip(VOTES, found, strict=True):
+        dueling = make_dueling(name, replications, arms, scale.votes[-1])
+        found = replay_duels(dueling, table(), scale.votes, rng, "duels", most_duels=scale.votes[-1])
+        for budget, choice in zip(scale.votes, found, strict=True):
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     svg = _budgets("votes", regrets, epsilon_of(evidence.scores), "votes")
     study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: duelling bandits."))
-    budget = VOTES_CLAIMED
+    budget = scale.claimed
     gains = {name: interval(regrets[name, budget] - regrets[VOTED, budget]) for name in DUELS}
     nearest = min(gains.items(), key=lambda entry: entry[1].estimate)
     wins, losses = sum(g.low > 0 for g in gains.values()), [n for n, g in gains.items() if g.high < 0]
@@ -385,102 +296,3 @@ def _votes(study: Study, evidence: Evidence, replications: int, seed: int) -> No
 
 
 # --- layers, ranked online --------------------------------------------------------------------------------------------
-
-
-def calibration_batches(
-    evidence: Evidence, switching: bool, rounds: int, chosen: int, rng: np.random.Generator, batch: int = 4
-) -> np.ndarray:
-    """Return which layers each batch names as its least important, ``(rounds, layers)`` of 0 and 1.
-
-    Args:
-        evidence: importance of layers on prompts, and the prompts' domains.
-        switching: whether the domain changes every eighth of the rounds; otherwise prompts are a mix throughout.
-        rounds: number of batches.
-        chosen: layers named by each.
-        rng: draws the prompts.
-        batch: prompts per batch.
-    """
-    names = np.unique(evidence.domains)
-    pools = [np.flatnonzero(evidence.domains == name) for name in names]
-    found = np.zeros((rounds, evidence.importance.shape[1]))
-    for round_ in range(rounds):
-        pool = pools[(8 * round_ // rounds) % len(pools)] if switching else np.arange(len(evidence.domains))
-        mean = evidence.importance[rng.choice(pool, batch, replace=False)].mean(0)
-        found[round_, np.argpartition(mean, chosen)[:chosen]] = 1
-    return found
-
-
-def ranking_regret(policy: ranking.RankingPolicy, named: np.ndarray) -> np.ndarray:
-    """Return a policy's expected regret after every round, ``(rounds, replications)``.
-
-    Args:
-        policy: fresh.
-        named: the items that each round names, ``(rounds, replications, items)`` of 0 and 1.
-    """
-    loss, found = np.zeros(named.shape[1]), np.zeros(named.shape[:2])
-    for round_, scores in enumerate(named):
-        positions = policy.expected_positions()
-        loss += (positions * scores).sum(1)
-        policy.update(positions, scores)
-        found[round_] = loss - (-np.sort(-policy.scores, 1) * np.arange(policy.items)).sum(1)
-    return found
-
-
-def _layers(study: Study, evidence: Evidence, replications: int, seed: int, chosen: int = 3) -> None:
-    rounds, layers = LAYER_ROUNDS, evidence.importance.shape[1]
-    copies = min(replications, 30)
-    truth = evidence.importance.mean(0)
-    rows: list[list[str]] = []
-    panels: dict[str, dict[str, Line]] = {}
-    shown = np.linspace(rounds / 20, rounds, 20).astype(int)
-    for switching in (False, True):
-        label = "domains in turn" if switching else "a mix of domains"
-        rng = np.random.default_rng([seed, int(switching)])
-        named = np.stack([calibration_batches(evidence, switching, rounds, chosen, rng) for _ in range(copies)], 1)
-        policies: dict[str, ranking.RankingPolicy] = {
-            "OnlineRank": ranking.OnlineRank(copies, layers, ranking.optimal_eta(layers, chosen, rounds)),
-            "projected gradient": ranking.ProjectedGradient(
-                copies, layers, ranking.gradient_eta(layers, chosen, rounds)
-            ),
-            "averaging": ranking.FollowTheLeader(copies, layers),
-        }
-        regret = {}
-        panel = panels.setdefault(f"regret, {label}", {})
-        for name, policy in policies.items():
-            curve = ranking_regret(policy, named)[shown - 1]  # (shown, replications)
-            regret[name] = curve[-1]
-            band = 1.96 * curve.std(1, ddof=1) / np.sqrt(copies)
-            mean = curve.mean(1)
-            panel[name] = Line(shown, mean, COLORS[name], low=mean - band, high=mean + band)
-            for at, values in zip(shown, curve, strict=True):
-                for replication, value in enumerate(values):
-                    study.record(f"layers: {label}", name, replication, "regret", value, int(at))
-        tau = [kendalltau(-row, truth).statistic for row in policies["averaging"].scores]
-        bound = ranking.upper_bound(layers, chosen, rounds)
-        rows.append([label, *(number(regret[name].mean()) for name in policies), number(bound), number(np.mean(tau))])
-        gain = interval(regret["averaging"] - regret["OnlineRank"])
-        study.claims.append(
-            Claim.from_interval(
-                gain,
-                claim="layers-switching" if switching else "layers-mix",
-                statement=f"OnlineRank ranks layers with less regret than averaging, on {label}",
-                where="a question of ours",
-                measured=f"regret {number(regret['OnlineRank'].mean())} against {number(regret['averaging'].mean())}, "
-                f"bound {number(bound)}; difference {gain}",
-                seeds=copies,
-                unit="positions, summed over rounds",
-                note=f"{rounds} batches of 4 of {len(evidence.domains)} prompts, each naming its {chosen} least "
-                f"important of {layers} layers",
-            )
-        )
-    svg = draw_lines(
-        "layers", "regret over calibration batches", panels, "calibration batches", "", 2, size=(12.0, 4.0)
-    )
-    caption = "Against the best fixed ranking of the batches so far; bands: 95 %."
-    study.figures.append(Figure(svg, caption, "Layers ranked online: regret"))
-    columns = ["batches", *policies, "OnlineRank's bound", "tau"]
-    caption = (
-        "Regret of the ranking shown, against the best fixed one; tau: the final order against the mean importance's. "
-        "The final order is the same for all: summed votes."
-    )
-    study.figures.append(Table(columns, rows, title="Layers ranked online", caption=caption))
