@@ -5,6 +5,8 @@
 - Steps: fetch the images, run one study; a killed `study_selection` goes on from `checkpoints/study_selection.npz`.
 """
 
+from tangram_studies.code import modules_of_study
+
 FASHION_MNIST = "<results>/images/fashion-mnist.npz"
 CIFAR10 = "<results>/images/cifar10-test.npz"
 MNIST = "<results>/images/mnist-binarised.npz"
@@ -145,7 +147,7 @@ for study, (files, parts, packages, cores) in STUDIES.items():
             settings=slice_of({"studies": cfg.studies, **OF_CONFIG[study]} if study in OF_CONFIG else cfg.studies),
             sources=SOURCE_FILES["images"] if cfg.studies.image_file in files.values() else "",
             folder=output_folder("page"),
-            code=code_hash(f"tangram_studies.papers.{study}"),
+            code=code_hash(*modules_of_study(study)),
             environment=pins(*packages),
         threads: cores
         resources:

@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from tangram import provenance
+from tangram.blocks import Variant, registry
+from tangram.blocks.registry import modules_of_variants
+from tangram.config import reruns
+from tangram_studies.code import modules_of_study
 
+VARIANTS = [Variant(family) for family in registry()]
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
-STUDIES = sorted(path.stem for path in (provenance.ROOT.parent / "tangram_studies" / "papers").glob("[!_]*"))
+STUDIES_ROOT = provenance.ROOT.parent / "tangram_studies"
+STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
@@ -21,31 +27,37 @@ def _forget() -> None:
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of copies of the packages that may be edited, hashed in place of the real ones."""
-    for name in ("tangram", "tangram_studies"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(provenance.ROOT.parent / name, tmp_path / name, ignore=ignored)
-    monkeypatch.setattr(provenance, "_folder", lambda name: tmp_path / name)
+    for root in (provenance.ROOT, STUDIES_ROOT):
+        shutil.copytree(root, tmp_path / root.name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "tangram")
+    monkeypatch.setattr(provenance, "_package", lambda name: tmp_path / name / "__init__.py")
     _forget()
     yield tmp_path
     _forget()
 
 
 @pytest.fixture
-def changed_by(packages: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
-    """Return the commands whose hash an edit of one module changes, or the studies."""
+def changed_by(packages: Path) -> Callable[..., set[str]]:
+    """Return the commands whose hash an edit of one module changes; of those of one variant, with its family."""
 
-    def change(module: str, edit: Callable[[str], str], package: str = "tangram", of: str = "commands") -> set[str]:
-        names = {f"tangram_studies.papers.{name}": name for name in STUDIES}
-        names = {f"tangram.commands.{name}": name for name in COMMANDS} if of == "commands" else names
+    def hashes(package: str) -> dict[str, str]:
+        _forget()
+        plain = {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+        families = {
+            f"{name} {variant}": provenance.code_hash(f"tangram.commands.{name}", *modules_of_variants([variant]))
+            for name in reruns.OF_A_VARIANT
+            for variant in VARIANTS
+        }
+        if package == "tangram":
+            return plain | families
+        studies = {f"study_{name}": provenance.code_hash(*modules_of_study(name)) for name in STUDIES}
+        return plain | families | studies
 
-        def hashes() -> dict[str, str]:
-            _forget()
-            return {name: provenance.code_hash(module) for module, name in names.items()}
-
-        before, path = hashes(), packages / package / module
+    def change(module: str, edit: Callable[[str], str], package: str = "tangram") -> set[str]:
+        before, path = hashes(package), packages / package / module
         text = path.read_text()
         path.write_text(edit(text))
-        after = hashes()
+        after = hashes(package)
         path.write_text(text)
         return {name for name in before if before[name] != after[name]}
 
@@ -66,25 +78,26 @@ def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> 
 
 def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
     assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
-    assert changed_by("scores/replace_one.py", _real) == {"score_blocks"}
-    assert changed_by("library/distill.py", _real) == {"distill_blocks"}
+    assert changed_by("scores/replace_one.py", _real) == {"score_blocks", *(f"score_blocks {v}" for v in VARIANTS)}
+    assert changed_by("library/distill.py", _real) == {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS)}
     assert changed_by("finetune.py", _real) == {"finetune_child"}
     assert changed_by("search/mip.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
 
 
 def test_a_change_in_a_study_reaches_it_alone(changed_by: Callable) -> None:
-    for module, studies in (("papers/ntk.py", {"ntk"}), ("papers/butterfly/speed.py", {"butterfly"})):
-        assert changed_by(module, _real, "tangram_studies", "studies") == studies
-        assert changed_by(module, _real, "tangram_studies") == set()
-    assert changed_by("study.py", _real, "tangram_studies", "studies") == set(STUDIES)
+    assert changed_by("papers/ntk/cost.py", _real, "tangram_studies") == {"study_ntk"}
+    assert changed_by("papers/butterfly/speed.py", _real, "tangram_studies") == {"study_butterfly"}
+    assert changed_by("study.py", _real, "tangram_studies") == {f"study_{name}" for name in STUDIES}
 
 
 def test_what_packages_register_is_code_of_its_users(changed_by: Callable) -> None:
+    distills = {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS), "finetune_child"}
     users = {"bandits/dueling.py": {"select_child"}, "metric_learning/readouts.py": {"evaluate_readout"}}
-    users |= {"metric_learning/spans.py": {"distill_blocks", "finetune_child"}}
+    users |= {"metric_learning/spans.py": distills}
     for module, commands in users.items():
-        assert changed_by(module, _real, "tangram_studies") == commands
+        changed = changed_by(module, _real, "tangram_studies")
+        assert {name for name in changed if not name.startswith("study_")} == commands
 
 
 def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> None:
@@ -93,13 +106,52 @@ def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> 
     assert changed_by("tables.py", _real) >= {"solve_mip", "collect_tables", "score_blocks", "build_report"}
 
 
+@pytest.mark.parametrize("family", ["width", "gqa", "linear"])
+def test_a_block_changes_the_hashes_of_its_own_variants(family: str, changed_by: Callable) -> None:
+    assert changed_by(f"blocks/{family}.py", _real) == {f"{name} {family}" for name in reruns.OF_A_VARIANT}
+
+
+def test_what_blocks_share_changes_the_hashes_of_all(changed_by: Callable) -> None:
+    of_variants = {f"{name} {variant}" for name in reruns.OF_A_VARIANT for variant in VARIANTS}
+    assert changed_by("blocks/base.py", _real) >= of_variants
+    assert changed_by("blocks/no_op.py", _real) == of_variants  # the rest of a layer is a no-op where it is timed
+
+
+def test_imports_for_type_checkers_are_no_code(changed_by: Callable) -> None:
+    changed = changed_by("blocks/calibration.py", _real)
+    assert {"distill_blocks gqa", "score_blocks linear"} <= changed
+    assert not {"score_blocks gqa", "measure_costs width", "evaluate_model", "solve_mip"} & changed
+
+
+def test_a_module_of_another_package_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "half.py").write_text("from tangram.blocks.base import Block\nfrom .numbers import HALF\n")
+    (folder / "numbers.py").write_text("HALF = 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = provenance.modules_of("tangram.commands.score_blocks", "extension.half")
+    assert {"extension.half", "extension.numbers", "tangram.blocks.base"} <= modules.keys()
+    before = provenance.code_hash("tangram.commands.score_blocks", "extension.half")
+    (folder / "numbers.py").write_text("HALF = 0.25\n")
+    _forget()
+    assert provenance.code_hash("tangram.commands.score_blocks", "extension.half") != before
+
+
 def test_the_config_is_no_code(changed_by: Callable) -> None:
-    for module in ("config/__init__.py", "errors.py", "provenance.py", "__init__.py", "config/documentation.py"):
+    for module in (
+        "config/__init__.py",
+        "config/limits.py",
+        "errors.py",
+        "provenance.py",
+        "__init__.py",
+        "config/documentation.py",
+    ):
         assert changed_by(module, _real) == set()
 
 
 def test_a_module_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"tangram\.commands\.nothing is not a module$"):
+    with pytest.raises(ValueError, match=r"tangram\.commands\.nothing is not a module"):
         provenance.code_hash("tangram.commands.nothing")
 
 

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,44 +23,60 @@ RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "n
 
 
 @functools.cache
-def _folder(package: str) -> Path | None:
-    """Return the folder of a top-level package, without importing it; None for a module or a name that is neither."""
-    spec = importlib.util.find_spec(package)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+def _package(name: str) -> Path | None:
+    """Return the folder of a package that is not this one, or the file of a module outside packages; None for neither.
+
+    A package that extends this one (an entry point names it) is part of what a job computes with.
+    """
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def _source(module: str) -> Path | None:
-    """Return the file of a package's module, or None for a name that is not a module."""
-    package, *parts = module.split(".")
-    folder = _folder(package)
-    if folder is None:
-        return None
-    path = folder.joinpath(*parts)
-    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+    """Return the file of a module, or None for a name that is not a module."""
+    top, *parts = module.split(".")
+    root = ROOT
+    if top != PACKAGE:
+        origin = _package(top)
+        if origin is None or origin.name != "__init__.py":
+            return None if parts else origin
+        root = origin.parent
+    relative = root.joinpath(*parts)
+    for candidate in (relative / "__init__.py", relative.with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node outside `if TYPE_CHECKING:`."""
+    yield tree
+    type_checking = isinstance(tree, ast.If) and isinstance(tree.test, ast.Name) and tree.test.id == "TYPE_CHECKING"
+    children = tree.orelse if isinstance(tree, ast.If) and type_checking else ast.iter_child_nodes(tree)
+    for child in children:
+        yield from _that_run(child)
 
 
 def _imports(tree: ast.AST, package: str) -> set[str]:
-    """Return the dotted names that a module imports anywhere, function bodies included, and what it loads by group.
+    """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
-    A module that names a group of entry points depends on all that is registered there.
-
-    Args:
-        tree: the module.
-        package: the dotted name of the package that it is in, for relative imports.
+    Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
+    computes nothing. A module that names a group of `extensions` depends on all that packages register there.
     """
-    names: set[str] = set()
-    for node in ast.walk(tree):
+    names, groups = set[str](), set[str]()
+    parents = package.split(".")
+    for node in _that_run(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")
             above = parents[: len(parents) + 1 - node.level] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             names.add(module)
             names.update(f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and node.value in GROUPS:
-            names.update(entry.module for entry in registered(node.value).values())
-    return names
+            groups.add(node.value)
+    named = {entry.module for group in groups for entry in registered(group).values()}
+    return named | {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
 
 
 def _strip_docstrings(tree: ast.AST) -> ast.AST:
@@ -77,54 +93,59 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
 
 
 @functools.cache
-def _digest_and_imports(module: str, path: Path) -> tuple[str, frozenset[str]]:
+def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return digest, frozenset(_imports(tree, package))
 
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
-# config reruns nothing; the fidelity gate only lets an output pass or not. These modules shape no output.
+# config reruns nothing; the fidelity gate and the limits only let an output pass or not. These modules shape no output.
 NOT_HASHED = frozenset(
     {
-        *("tangram", "tangram.config", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity"),
-        "tangram.provenance",
+        "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity",
+        "tangram.provenance", "tangram",
     }
-)
+)  # fmt: skip
 
 
 @functools.cache
-def modules_of(module: str) -> dict[str, str]:
-    """Return a module and all that it uses of its own package, of this one and of their extensions, with digests.
+def modules_of(*modules: str) -> dict[str, str]:
+    """Return modules and everything that they import inside the package, with the digest of each.
+
+    Args:
+        modules: dotted names; one of another package brings what it imports of that package and of this one.
 
     Raises:
-        ValueError: ``module`` is not a module.
+        ValueError: one of ``modules`` is not a module.
     """
-    if _source(module) is None:
-        raise ValueError(f"{module} is not a module")
-    extensions = {entry.module for group in GROUPS for entry in registered(group).values()}
-    packages = {name.partition(".")[0] for name in (PACKAGE, module, *extensions)}
+    for module in modules:
+        if _source(module) is None:
+            raise ValueError(f"{module} is not a module of {PACKAGE} or of a package that extends it")
     digests: dict[str, str] = {}
-    queue = [module]
+    queue = list(modules)
     while queue:
         name = queue.pop()
-        if name in digests or name in NOT_HASHED or name.partition(".")[0] not in packages:
-            continue
         path = _source(name)
-        if path is not None:
-            digests[name], imported = _digest_and_imports(name, path)
-            queue.extend(imported)
+        if name in digests or name in NOT_HASHED or path is None:
+            continue
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        digests[name], imported = _digest_and_imports(path, package)
+        queue.extend(imported)
     return digests
 
 
 @functools.cache
-def code_hash(module: str) -> str:
-    """Hash a module and everything that `modules_of` names, over the AST without comments and docstrings.
+def code_hash(module: str, *others: str) -> str:
+    """Hash modules and everything they import inside the package, over the AST without comments and docstrings.
 
     A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
+
+    Args:
+        module: a rule's command.
+        others: what it imports by name only, such as the modules of its variants (`blocks.registry`).
     """
-    return hashlib.sha256(json.dumps(sorted(modules_of(module).items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sorted(modules_of(module, *others).items())).encode()).hexdigest()[:16]
 
 
 def fingerprint(facts: Iterable[str], files: Iterable[str | Path]) -> str:
@@ -146,18 +167,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(command: str, settings: Mapping[str, Any] | str, device: str = "cpu") -> dict[str, str]:
+def provenance(
+    command: str, settings: Mapping[str, Any] | str, device: str = "cpu", others: Iterable[str] = ()
+) -> dict[str, str]:
     """Return what goes into an output's metadata: flat strings, deterministic (no time, host or path).
 
     Args:
-        command: the module that made the output, e.g. ``tangram.commands.solve_mip``.
+        command: the in-package module that made the output, e.g. ``tangram.commands.solve_mip``.
         settings: the narrow slice of config that it used.
         device: where numbers were computed.
+        others: modules that the command imports by name only; see `code_hash`.
     """
     text = settings if isinstance(settings, str) else json.dumps(settings, sort_keys=True)
     return {
         "tangram.command": command,
-        "tangram.code": code_hash(command),
+        "tangram.code": code_hash(command, *others),
         "tangram.settings": text,
         "tangram.versions": json.dumps(versions(), sort_keys=True),
         "tangram.device": device,

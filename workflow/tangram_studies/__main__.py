@@ -24,14 +24,15 @@ def study(
 
     from tangram.errors import TangramError, nearest
     from tangram.provenance import provenance
+    from tangram_studies.code import modules_of_study
     from tangram_studies.study import Job, write_study
 
     if name not in NAMES:
         raise TangramError(f"no study is called '{name}'{nearest(name, NAMES)}")
-    module = f"tangram_studies.papers.{name}"
+    module, *others = modules_of_study(name)
     job = Job(settings, dict(text.split("=", 1) for text in inputs or ()), Path(output), runtime)
     done = importlib.import_module(module).run_study(job)
-    write_study(done, output, provenance(module, settings, runtime.device))
+    write_study(done, output, provenance(module, settings, runtime.device, others))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from tangram import extensions
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.config import Readout
 from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError

@@ -27,6 +27,7 @@ from tangram.search.mip import solve
 from tangram.search.problem import Settings as ProblemSettings
 from tangram.search.problem import load_problem
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
+from tangram_studies.code import modules_of_study
 from tangram_studies.study import Job, tell
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def measure(job: Job, scale: Scale) -> Evidence:
     prompts = _prompts(model, load_tokenizer(parent), inputs["heldout"], scale, seed)
     architectures = [solution.architecture for solution in solutions]
     files = [Path(parent, WEIGHTS_FILE), Path(inputs["heldout"]), scores, costs, calibration]
-    identity = fingerprint([code_hash("tangram_studies.papers.selection"), job.settings, str(seed)], files)
+    identity = fingerprint([code_hash(*modules_of_study("selection")), job.settings, str(seed)], files)
     pieces = read_library(inputs["library"], tuple(inputs["shards"].split(",")))
     cache, layers_cache = unfinished(job)
     reported = torch.cat([prompts["parent's own"], prompts["passages"], prompts["documentation"]])
