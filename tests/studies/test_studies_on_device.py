@@ -7,21 +7,15 @@ import pytest
 import torch
 from pretend_device import pretend
 
-from tangram.blocks import structured
-from tangram.blocks.fitting import from_dense
 from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.readout import Texts
 from tangram.models.loading import load_model
-from tangram.models.operators import (
-    ButterflyLinear,
-    LowRankLinear,
-    LowRankPlusButterfly,
-    MonarchLinear,
-    NTKFactorLinear,
-    structured_linear,
-)
+from tangram.models.operators import LowRankLinear, structured_linear
 from tangram.tables import CORPUS, write_table
+from tangram_studies.blocks import butterfly as butterfly_block
+from tangram_studies.blocks.fitting import from_dense
+from tangram_studies.blocks.operators import ButterflyLinear, LowRankPlusButterfly, MonarchLinear, NTKFactorLinear
 from tangram_studies.blocks.sketching import EncoderDecoderButterfly, LearnedSketch, two_phase_fit
 from tangram_studies.experiments import Run
 from tangram_studies.papers import metric_embedding, span_contrast, spatial_contrast, triplet
@@ -178,7 +172,7 @@ def test_spans_are_contrasted(arm, tiny_parent, tokens, tmp_path):
 
 
 def test_operators_are_scored_in_a_model(tiny_parent, tokens, monkeypatch):
-    monkeypatch.setattr(structured, "LEARNING_STEPS", 1)
+    monkeypatch.setattr(butterfly_block, "LEARNING_STEPS", 1)
 
     def run(device):
         study = Study("butterfly", "", "")

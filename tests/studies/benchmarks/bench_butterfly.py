@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear, StructuredLinear
+from tangram.models.operators import LowRankLinear, StructuredLinear
 from tangram.timing import interleaved
+from tangram_studies.blocks.operators import ButterflyLinear, MonarchLinear
 
 TOKENS = (1, 8, 64, 1024)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tangram.models.operators import ButterflyFactor
+from tangram_studies.blocks.operators import ButterflyFactor
 from tangram_studies.blocks.sketching import (
     EncoderDecoderButterfly,
     LearnedSketch,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tangram.blocks import structured
 from tangram.models.families import shape_of
-from tangram.models.operators import ButterflyLinear
 from tangram.report.document import Figure
 from tangram.tables import CLAIMS, read_table
+from tangram_studies.blocks import butterfly as butterfly_block
+from tangram_studies.blocks.operators import ButterflyLinear
 from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.papers import butterfly
 from tangram_studies.papers.butterfly import autoencoder, language_model, replacement, sketch, speed, theory
@@ -109,7 +109,7 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
             {"phase": phase, "seconds": times[variant], "parent_seconds": 2.0} for phase in language_model.PHASES
         ],
     )
-    monkeypatch.setattr(structured, "LEARNING_STEPS", 3)
+    monkeypatch.setattr(butterfly_block, "LEARNING_STEPS", 3)
     parent = tiny_parent("llama")
     tokens = torch.randint(0, 300, (6, 12), generator=torch.Generator().manual_seed(0))
     study = Study("butterfly", "t", "0")

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tangram.models.operators import ButterflyFactor
+from tangram_studies.blocks.operators import ButterflyFactor
 
 
 def sketch_size(k: int, epsilon: float, n: int) -> int:

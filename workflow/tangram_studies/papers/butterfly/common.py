@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tangram.models.operators import ButterflyFactor
+from tangram_studies.blocks.operators import ButterflyFactor
 from tangram_studies.blocks.sketching import compressed
 from tangram_studies.data.fashion_mnist import Images
 

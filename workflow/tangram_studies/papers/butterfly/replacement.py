@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear
+from tangram.models.operators import LowRankLinear
+from tangram_studies.blocks.operators import ButterflyLinear, MonarchLinear
 from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.papers.butterfly.common import Scale, generator
 from tangram_studies.plots import lines_figure

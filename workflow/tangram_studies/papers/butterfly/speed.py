@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tangram.models.operators import ButterflyLinear, LowRankLinear
+from tangram.models.operators import LowRankLinear
 from tangram.timing import interleaved
+from tangram_studies.blocks.operators import ButterflyLinear
 from tangram_studies.papers.butterfly.common import Scale
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Study, interval

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tangram.models.operators import ButterflyFactor
 from tangram.report.style import number
+from tangram_studies.blocks.operators import ButterflyFactor
 from tangram_studies.blocks.sketching import optimal_loss, sigma, sketch_loss, sketch_size
 from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.papers.butterfly.common import Scale, generator, jl, matrices, orthonormal

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from tangram.blocks.low_rank import fit_low_rank
-from tangram.models.operators import (
+from tangram.models.operators import LowRankLinear
+from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankLinear,
     LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,
@@ -109,7 +109,7 @@ def _butterfly(
 
 
 def unfuse(fused: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two consecutive stages whose product is nearest to a fused one, the inverse of `structured.fuse`.
+    """Return the two consecutive stages whose product is nearest to a fused one, the inverse of `operators.fuse`.
 
     Each pair of a lower output and a higher input owns one rank-1 matrix: its SVD is the answer, exact for a butterfly
     (Zheng, Riccietti and Gribonval, arXiv 2110.01230).

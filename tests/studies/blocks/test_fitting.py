@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tangram.blocks.fitting import Turning, from_dense, learn_factors, relative_error, unfuse
-from tangram.models.operators import (
+from tangram.models.operators import LowRankLinear
+from tangram_studies.blocks.fitting import Turning, from_dense, learn_factors, relative_error, unfuse
+from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankLinear,
     LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,

@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard
 from torch.utils.flop_counter import FlopCounterMode
 
-from tangram.models.operators import (
+from tangram.models.operators import LowRankLinear, StructuredLinear, structured_linear
+from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankLinear,
     LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,
-    StructuredLinear,
     fuse,
     primes_of,
     smooth,
     split,
-    structured_linear,
 )
 
 OPTIONS = {"init": ["fjlt", "ortho", "identity"], "truncation": ["random", "stratified"], "free": [False, True]}
