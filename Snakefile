@@ -38,13 +38,12 @@ rule all:
     input:
         checkpoint_of(PARENT),
         library_files("safetensors", "parquet", "curves.parquet"),
-        SCORE_FILES,
-        COST_FILES,
-        [f"{RESULTS}/targets/{target}/solutions" for target in RANKS],
-        [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
-        [checkpoint_of(f"{RESULTS}/targets/{t}/{rank}/{m}") for t, rank in CHILDREN for m in ("child", "finetuned")],
-        [f"{RESULTS}/targets/{target}/{rank}/evaluation.parquet" for target, rank in CHILDREN],
+        [*SCORE_FILES, *COST_FILES, *SEARCH_FILES],
+        of_children("architecture.json", "evaluation.parquet"),
+        [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
         f"{RESULTS}/report.html",
+    message:
+        "all: the run is complete"
 
 
 onsuccess:

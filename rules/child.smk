@@ -1,7 +1,7 @@
 """The child: the picked pieces and the parent's own, assembled into one checkpoint.
 
-- Input: the parent, `targets/{target}/{rank}/architecture.json`, the library.
-- Output: `targets/{target}/{rank}/child/`, which transformers loads with `trust_remote_code=True`.
+- Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
+- Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
 - Steps: copy the parent's tensors, put in the pieces, write the config and the modelling file.
 """
 
@@ -9,24 +9,23 @@
 rule assemble_child:
     """Assemble one architecture into a checkpoint."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         architecture=architecture_of,  # stands for the library, too: it holds the checksums of the pieces
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:
-        "<logs>/assemble_child/{target}/{rank}.log",
+        "<logs>/assemble_child/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/assemble_child/{target}/{rank}.tsv"
+        "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
-        **made_by("assemble_child", "torch", "transformers", variants=variants_of("architecture")),
-        parent=input_folder("parent"),
-        child=output_folder("child"),
+        **made_by("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
+        **runtime("dtype"),
+        folder=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
-        dtype=cfg.dtype,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "assemble_child: write a child's checkpoint, {wildcards}"
     shell:
-        "python -m tangram.commands.assemble_child --parent {params.parent:q} --architecture {input.architecture:q}"
-        " --library {params.library:q} --shards {params.shards:q} --dtype {params.dtype:q}"
-        " --output {params.child:q} 2> >(tee {log:q} >&2)"
+        command("assemble_child")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -35,7 +35,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent  # whichever Snakefile includes this
 RESULTS = f"results/{cfg.run}"
 PARENT = f"{RESULTS}/parent"
-CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
+CHILD = f"{RESULTS}/targets/{{target}}/{{solution}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
 LIBRARY = [*cfg.library.attention, *cfg.library.ffn]
@@ -72,14 +72,27 @@ def _shards(layers, size):
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
 SCORE_FILES = [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS]
 COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
-RANKS = {
-    name: [
-        *map(str, range(1 if target.selection else target.solutions)),
+CHILDREN = [
+    f"{RESULTS}/targets/{name}/{solution}"
+    for name, target in cfg.targets.items()
+    for solution in [
+        *range(1 if target.selection else target.solutions),
         *[LAYERS_DROPPED] * target.compare_layers_dropped,
     ]
-    for name, target in cfg.targets.items()
-}
-CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
+]
+
+
+def _search_files(name, target):
+    """Return the files that the search and the selection of one target write, but for the architectures."""
+    files = ["solutions.parquet", "solutions/mip.json"]
+    if target.compare_layers_dropped:
+        files.append(f"solutions/{LAYERS_DROPPED}.json")
+    if target.selection is not None:
+        files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
+    return [f"{RESULTS}/targets/{name}/{file}" for file in files]
+
+
+SEARCH_FILES = [path for name, target in cfg.targets.items() for path in _search_files(name, target)]
 
 
 onstart:
@@ -101,7 +114,7 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATES}",
+    solution=rf"\d+|{LAYERS_DROPPED}",
     split="|".join(SPLITS),
 
 
@@ -140,6 +153,17 @@ def library_files(*suffixes):
     ]
 
 
+def of_children(*names):
+    """Return the files of these names of all children."""
+    return [f"{child}/{name}" for child in CHILDREN for name in names]
+
+
+def of_the_headline():
+    """Return the files of tasks and of the readout, which only the headline's first solution has."""
+    asked = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
+    return [f"{RESULTS}/targets/{cfg.headline}/0/{name}.parquet" for name in asked if asked[name]]
+
+
 def cached_activations(split):
     """Return the file of a split's cached activations; none when they are streamed."""
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
@@ -163,25 +187,26 @@ def runtime(*names):
 def made_by(command, *packages, variants=()):
     """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
 
-    Blocks are imported by name: `variants` are those that a command computes with, or a function of a job that says so.
+    Blocks are imported by name: `variants` are those that a command computes with, or a function of wildcards that
+    returns them. It takes no input: Snakemake would not record what is made from that.
     """
 
-    def code(wildcards, input):
-        names = variants(wildcards, input) if callable(variants) else variants
+    def code(wildcards):
+        names = variants(wildcards) if callable(variants) else variants
         return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
 
-    made = {"code": code if callable(variants) else code(None, None)}
+    made = {"code": code if callable(variants) else code(None)}
     return {**made, "environment": pins(*packages)} if packages else made
 
 
-def own_variant(wildcards, input):
+def own_variant(wildcards):
     """Return the variant of a job that computes with one alone, for `made_by`."""
     return [wildcards.variant]
 
 
-def variants_of(name):
-    """Return a function for `made_by`: the variants in a job's input of that name, one architecture or several."""
-    return lambda wildcards, input: variants_in(getattr(input, name))
+def variants_in_file(path_of):
+    """Return a function for `made_by`: the variants in a checkpoint's file, one architecture or several."""
+    return lambda wildcards: variants_in(path_of(wildcards))
 
 
 def option(name, values):
@@ -216,15 +241,23 @@ def half_the_cores(wildcards):
     return max(1, _cores() // 2)
 
 
-def several_nodes(nodes):
-    """Return what SLURM needs to know of a job that starts its own processes on several nodes; nothing for one node."""
-    return {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {}
+def of_processes(parallel):
+    """Return the resources of a job that starts its own processes: its GPUs, and for SLURM its nodes if several."""
+    nodes, gpus = parallel.nodes, GPU * parallel.nodes * parallel.processes_per_node
+    return {"gpu": gpus, **({"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {})}
 
 
 def text_evaluation():
     """Return what evaluation on text and of throughput depends on: the tasks are not part of it."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def report_settings():
+    """Return what the page depends on beside the tables."""
+    section = {"run": cfg.run, "headline": cfg.headline, "targets": list(cfg.targets), "seed": cfg.seed}
+    first = next(iter(cfg.scenarios))
+    return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
 def search_settings(wildcards):
@@ -234,7 +267,7 @@ def search_settings(wildcards):
 
 
 def baseline_settings(wildcards):
-    """Return what the plain baseline depends on: it has one answer, and no solver."""
+    """Return what the plain baseline depends on: it has one solution, and no solver."""
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
@@ -245,36 +278,20 @@ def selection_settings(wildcards):
     return slice_of(cfg.targets[wildcards.target].selection)
 
 
-def candidates_of(wildcards):
-    """Return the architectures that a target's child is selected from, once they are picked; see `pick_pieces`."""
-    return checkpoints.pick_pieces.get(target=wildcards.target, rank=CANDIDATES).output[0]
-
-
-def _is_selected(wildcards):
-    return wildcards.rank == "0" and cfg.targets[wildcards.target].selection is not None
-
-
-def solution_of(wildcards):
-    """Return what a rank stands for: the plain baseline, the selected answer, or the solver's (a folder with all)."""
+def solutions_of(wildcards):
+    """Return the file that holds a solution's layers: the plain baseline's, the selection's or the solver's."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
-    if wildcards.rank == LAYERS_DROPPED:
-        return f"{folder}/{LAYERS_DROPPED}/solution.json"
-    if _is_selected(wildcards):
-        return f"{folder}/selection/architecture.json"
-    if wildcards.rank == CANDIDATES:
-        return f"{folder}/solutions"
-    return f"{folder}/solutions/{wildcards.rank}/architecture.json"
-
-
-def solved(wildcards):
-    """Return outputs that change with it: the solver's own is a folder, which has a time of change but no checksum."""
-    if _is_selected(wildcards):
-        return rules.select_child.output.architecture
-    if wildcards.rank == LAYERS_DROPPED:
-        return rules.drop_layers.output.architecture
-    return [rules.solve_mip.output.solutions, rules.solve_mip.output.summary]
+    if wildcards.solution == LAYERS_DROPPED:
+        return f"{folder}/solutions/{LAYERS_DROPPED}.json"
+    selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
+    return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 
 
 def architecture_of(wildcards):
-    """Return a child's architecture once it is picked; see `pick_pieces`."""
-    return checkpoints.pick_pieces.get(target=wildcards.target, rank=wildcards.rank).output[0]
+    """Return a child's architecture once its pieces are pinned; see `pin_architecture`."""
+    return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]
+
+
+def candidates_of(wildcards):
+    """Return the file of a target's candidates once their pieces are pinned; see `pin_candidates`."""
+    return checkpoints.pin_candidates.get(target=wildcards.target).output[0]

@@ -1,86 +1,45 @@
-"""Plain alternatives: layers dropped by hand calculation, the rest against the limits and the proven optimum."""
+"""The baselines against the limits and the proven optimum."""
 
 import itertools
 
 import pytest
-from synthetic_library import library
+from synthetic_library import by_sum_of_no_ops, library, limit
 
 from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario, Search
-from tangram.errors import TangramError
 from tangram.search import baselines
-from tangram.search.mip import solve
+from tangram.search.solve import solve
 
 SEARCH, BATCHES = Search(), {"chat": 4}
-
-
-def throughput(factor: float) -> dict:
-    return {"constraints": [{"quantity": "throughput", "min": factor, "scenario": "chat"}]}
-
-
-def by_sum_of_no_ops(tables) -> list[int]:
-    rows = tables.scores[tables.scores["variant"] == "no-op"]
-    return rows.groupby("layer")["value"].sum().sort_values().index.tolist()
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 99.0])
-def test_as_many_layers_are_dropped_as_stay_at_or_below_the_target_speed(factor):
-    tables = library(3, 8)
-    problem = tables.problem(throughput(factor))
-    architecture, batches, dropped = baselines.drop_whole_layers(problem)
-    assert batches == {"chat": 4}
-    assert set(dropped) == set(by_sum_of_no_ops(tables)[: len(dropped)])
-    assert [c == LayerChoice("no-op", "no-op") for c in architecture] == [layer in dropped for layer in range(8)]
-    assert all(c == LayerChoice() for layer, c in enumerate(architecture) if layer not in dropped)
-
-    def speed(count: int) -> float:
-        # All layers cost the same, so only the number counts.
-        model = [LayerChoice("no-op", "no-op")] * count + [LayerChoice()] * (8 - count)
-        return problem.costs.predict(tuple(model), "chat", 4).throughput
-
-    limit = factor * speed(0)
-    assert len(dropped) == max(n for n in range(8) if n == 0 or speed(n) <= limit * (1 + 1e-8))
-
-
-def test_without_throughput_the_fewest_layers_that_satisfy_all_limits_are_dropped():
-    problem = library(3, 8).problem({"constraints": [{"quantity": "kv_bytes_per_token", "max": 0.7}]})
-    architecture, batches, dropped = baselines.drop_whole_layers(problem)
-    assert len(dropped) == 3  # 5/8 <= 0.7 < 6/8
-    assert batches == {}
-    assert problem.feasible(architecture, batches)
-
-
-def test_layers_cannot_be_dropped_without_no_op():
-    tables = library(0, 3, ffn={"width-0.5": 0.6})
-    with pytest.raises(TangramError, match=r"no 'no-op' of ffn for layer 0; add it to library.ffn"):
-        baselines.drop_whole_layers(tables.problem(throughput(1.2)))
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_no_baseline_beats_the_optimum(seed):
     tables = library(seed, 8, scenarios={"chat": Scenario(prefill=64, generate=16, batch_sizes=(4,))})
-    problem = tables.problem(throughput(1.5))
+    problem = tables.problem({"constraints": [limit("throughput", 1.5)]})
     (solution,) = solve(problem, SEARCH)
-    found = {
+    architectures = {
         "uniform": baselines.uniform(problem, solution.batches),
         "random": baselines.random_choice(problem, solution.batches, seed),
         "max parameters": baselines.max_parameters(problem, BATCHES, SEARCH),
         "no-op only": baselines.no_op_only(problem, SEARCH),
         "greedy": baselines.greedy(problem, solution.batches),
     }
-    for name, architecture in found.items():
+    for name, architecture in architectures.items():
         assert problem.feasible(architecture, solution.batches), name
         assert problem.objective(architecture) >= solution.objective - 1e-9, name
-    assert len(set(found["uniform"])) == 1
-    assert found["random"] == baselines.random_choice(problem, solution.batches, seed)
-    assert found["random"] != baselines.random_choice(problem, solution.batches, seed + 1)
-    variants = {variant for choice in found["no-op only"] for variant in (choice.attention, choice.ffn)}
+    assert len(set(architectures["uniform"])) == 1
+    assert architectures["random"] == baselines.random_choice(problem, solution.batches, seed)
+    assert architectures["random"] != baselines.random_choice(problem, solution.batches, seed + 1)
+    variants = {variant for choice in architectures["no-op only"] for variant in (choice.attention, choice.ffn)}
     assert variants <= {"parent", "no-op"}
 
 
 def test_max_parameters_and_no_op_only_equal_brute_force():
-    problem = library(4, 3, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.5, "no-op": 0.0}).problem(throughput(1.4))
-    choices = [[candidate.choice for candidate in layer] for layer in problem.candidates]
+    problem = library(4, 3, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.5, "no-op": 0.0}).problem(
+        {"constraints": [limit("throughput", 1.4)]}
+    )
+    choices = [[option.choice for option in layer] for layer in problem.options]
     feasible = [a for a in itertools.product(*choices) if problem.feasible(a, BATCHES)]
 
     def parameters(architecture) -> float:
@@ -93,17 +52,17 @@ def test_max_parameters_and_no_op_only_equal_brute_force():
     assert problem.objective(best) == pytest.approx(min(map(problem.objective, plain)))
 
 
-def test_greedy_serves_easy_layers_first_within_equal_budgets_and_hands_on_what_is_left():
+def test_greedy_serves_easy_layers_first_and_hands_on_the_rest():
     tables = library(6, 2, {"no-op": 0.0}, {"no-op": 0.0}, noise=0.0)
-    problem = tables.problem(throughput(1.01))
+    problem = tables.problem({"constraints": [limit("throughput", 1.01)]})
     resources = problem.resources(BATCHES)
     easy = by_sum_of_no_ops(tables)[0]
-    own = resources.usage[0].reshape(2, 4)  # candidates of a layer: parent, ffn no-op, attention no-op, both
+    own = resources.usage[0].reshape(2, 4)  # options of a layer: parent, ffn no-op, attention no-op, both
     scores = problem.scores.reshape(2, 4)
     half = resources.budget[0] / 2
     first = min((j for j in range(4) if own[easy, j] <= half), key=lambda j: scores[easy, j])
     rest = resources.budget[0] - own[easy, first]
     second = min((j for j in range(4) if own[1 - easy, j] <= rest), key=lambda j: scores[1 - easy, j])
-    expected = {easy: problem.candidates[easy][first].choice, 1 - easy: problem.candidates[1 - easy][second].choice}
+    expected = {easy: problem.options[easy][first].choice, 1 - easy: problem.options[1 - easy][second].choice}
     assert baselines.greedy(problem, BATCHES) == (expected[0], expected[1])
     assert expected[1 - easy] == LayerChoice() or expected[easy] != LayerChoice()

@@ -23,9 +23,9 @@ from tangram.files import atomic_path
 from tangram.library.pieces import read_library
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.provenance import code_hash, fingerprint
-from tangram.search.mip import solve
 from tangram.search.problem import Settings as ProblemSettings
 from tangram.search.problem import load_problem
+from tangram.search.solve import solve
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram_studies.code import modules_of_study
 from tangram_studies.study import Job, tell
