@@ -115,7 +115,7 @@ def measure(job: Job, scale: Scale) -> Evidence:
     parent = model_folder(inputs["parent"])
     target = section.target.model_copy(update={"solutions": scale.candidates, "selection": None})
     settings = ProblemSettings(target=target, search=section.search, scenarios=section.scenarios)
-    scores, costs, calibration = (Path(inputs[name]) for name in ("scores", "costs", "calibration"))
+    scores, costs, calibration = Path(inputs["scores"]), Path(inputs["costs"]), Path(inputs["calibration"])
     solutions = solve(load_problem(settings, scores, costs, calibration, Path(parent)), section.search)
     tell(f"selection: {len(solutions)} solutions")
     model = load_model(parent, job.runtime.dtype, job.runtime.device)
