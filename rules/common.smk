@@ -209,6 +209,18 @@ def variants_in_file(path_of):
     return lambda wildcards: variants_in(path_of(wildcards))
 
 
+def named_inputs(*names, **texts):
+    """Return a function for `params`: a rule's inputs of these names and other texts, as NAME=TEXT; no empty ones."""
+
+    def inputs(wildcards, input):
+        values = {name: getattr(input, name) for name in names}
+        if "library" in names:
+            values["library"] = library_folder(wildcards, input)
+        return [f"{name}={value}" for name, value in {**values, **texts}.items() if value]
+
+    return inputs
+
+
 def option(name, values):
     """Return a command-line option and its values, or nothing without values."""
     return [name, *values] if values else []

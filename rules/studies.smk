@@ -73,18 +73,6 @@ OF_CONFIG = {
 TEXTS = {"selection": {"shards": ",".join(SHARDS), "cache": f"{RESULTS}/checkpoints/study_selection.npz"}}
 
 
-def study_inputs(name):
-    """Return a function for `params`: what a study reads, as NAME=PATH; of several files, the folder."""
-
-    def inputs(wildcards, input):
-        files = {key: getattr(input, key) for key in STUDIES[name][0]}
-        if "library" in files:
-            files["library"] = library_folder(wildcards, input)
-        return [f"{key}={path}" for key, path in {**files, **TEXTS.get(name, {})}.items() if path]
-
-    return inputs
-
-
 rule fetch_fashion_mnist:
     """Write Fashion-MNIST as arrays: Debian's package, installed, put into `.downloads/`, or downloaded by apt."""
     output:
@@ -143,7 +131,7 @@ for study, (files, parts, packages, cores) in STUDIES.items():
         params:
             **runtime(*parts),
             study=study,
-            inputs=study_inputs(study),
+            inputs=named_inputs(*files, **TEXTS.get(study, {})),
             settings=slice_of({"studies": cfg.studies, **OF_CONFIG[study]} if study in OF_CONFIG else cfg.studies),
             sources=SOURCE_FILES["images"] if cfg.studies.image_file in files.values() else "",
             folder=output_folder("page"),
