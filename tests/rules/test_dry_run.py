@@ -124,7 +124,7 @@ def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: 
     )
     text = local.stdout + local.stderr
     assert local.returncode == 0, text
-    assert f"--images {ROOT / 'README.md'}" in text
+    assert f" images={ROOT / 'README.md'} " in text
     assert {rule for rule, _ in shown_jobs(text)} == {study} | (
         STUDIES[study] if study == "study_spatial_contrast" else set()
     )

@@ -5,7 +5,7 @@ import torch
 from replaced import replaced
 
 from tangram.activations import StreamedActivations
-from tangram.blocks import get_block, structured
+from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration, second_moment
 from tangram.blocks.projections import projection_inputs
 from tangram.config import BlockDistillation
@@ -14,6 +14,7 @@ from tangram.library.distill import LocalProblem
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.loading import load_model
 from tangram.models.operators import StructuredLinear
+from tangram_studies.blocks import butterfly
 
 VARIANTS = ("butterfly-8", "monarch", "lowrank-8", "ntk-8")
 
@@ -34,7 +35,7 @@ def local_problem(model, **settings):
 def test_pieces_are_built_trained_and_no_worse_than_their_beginning(model, kind, monkeypatch):
     problem = local_problem(model, epochs=3)
     losses = {}
-    monkeypatch.setattr(structured, "LEARNING_STEPS", 5)
+    monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     for variant in VARIANTS:
         piece = problem.distil(kind, variant, seed=0)
         assert piece.curve
@@ -50,7 +51,7 @@ def test_pieces_are_built_trained_and_no_worse_than_their_beginning(model, kind,
 
 
 def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
-    monkeypatch.setattr(structured, "LEARNING_STEPS", 5)
+    monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     model = load_model(tiny_parent("llama"), "float32", "cpu").requires_grad_(False)
     for variant in ("butterfly-8", "ntk-8"):
         one, other = (local_problem(model, epochs=1).distil("attention", variant, seed=3) for _ in range(2))
