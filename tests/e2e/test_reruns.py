@@ -196,11 +196,23 @@ def side_by_side(planners: list[Planner], tasks: list[Callable[[Planner], set[Jo
         return list(pool.map(work, tasks))
 
 
+def without_effect_together(names: list[str], first: Callable[[str], tuple[str, ...]]) -> list[list[str]]:
+    """Return the names one by one, but for those that the table says rerun nothing: one plan shows it of all."""
+    together = [name for name in names if not first(name)]
+    return [together, *([name] for name in names if name not in together)]
+
+
 @pytest.fixture(scope="module")
 def plans_by_key(planners: list[Planner], run: Run) -> dict[str, set[Job]]:
-    configs = {key: changed(run.config, key, LEAVES[key]) for key in CHECKED}
-    plans = side_by_side(planners, [lambda plan, config=config: plan(config) for config in configs.values()])
-    return dict(zip(configs, plans, strict=True))
+    def change(keys: list[str]) -> Callable[[Planner], set[Job]]:
+        config = run.config
+        for key in keys:
+            config = changed(config, key, LEAVES[key])
+        return lambda plan: plan(config)
+
+    groups = without_effect_together(CHECKED, reruns.first_of_key)
+    plans = side_by_side(planners, [change(keys) for keys in groups])
+    return {key: plan for keys, plan in zip(groups, plans, strict=True) for key in keys}
 
 
 @pytest.mark.parametrize("key", CHECKED)
@@ -223,21 +235,24 @@ def test_nothing_changed_nothing_runs(planner: Planner) -> None:
 
 @pytest.fixture(scope="module")
 def plans_by_module(planners: list[Planner]) -> dict[str, set[Job]]:
-    def change(module: str) -> Callable[[Planner], set[Job]]:
+    def change(modules: list[str]) -> Callable[[Planner], set[Job]]:
         def task(plan: Planner) -> set[Job]:
-            path = plan.repository / "workflow" / Path(*module.split("."))
-            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-            source = path.read_text()
-            path.write_text(f"{source}\nCHANGED = True\n")
+            paths = [plan.repository / "workflow" / Path(*module.split(".")) for module in modules]
+            paths = [path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in paths]
+            sources = {path: path.read_text() for path in paths}
+            for path, source in sources.items():
+                path.write_text(f"{source}\nCHANGED = True\n")
             try:
                 return plan()
             finally:
-                path.write_text(source)
+                for path, source in sources.items():
+                    path.write_text(source)
 
         return task
 
-    modules = reruns.modules()
-    return dict(zip(modules, side_by_side(planners, [change(module) for module in modules]), strict=True))
+    groups = without_effect_together(reruns.modules(), reruns.first_of_module)
+    plans = side_by_side(planners, [change(modules) for modules in groups])
+    return {module: plan for modules, plan in zip(groups, plans, strict=True) for module in modules}
 
 
 @pytest.mark.parametrize("module", reruns.modules())

@@ -3,7 +3,6 @@
 import copy
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
@@ -20,8 +20,7 @@ pytestmark = pytest.mark.slow
 
 def snakemake(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the real command."""
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return warm_snakemake("--snakefile", ROOT / "Snakefile", *arguments, folder=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_
 
 
 def _forget() -> None:
-    provenance.modules_of.cache_clear()
-    provenance.code_hash.cache_clear()
-    provenance._digest_and_imports.cache_clear()
+    for cached in (provenance.modules_of, provenance.code_hash, provenance._digest_and_imports, provenance._source):
+        cached.cache_clear()
 
 
 @pytest.fixture

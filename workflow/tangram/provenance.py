@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent
 RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "numpy", "safetensors", "lm_eval")
 
 
+@functools.cache
 def _source(module: str) -> Path | None:
     """Return the file of an in-package module, or None for a name that is not a module."""
     relative = Path(*module.split(".")[1:]) if module != PACKAGE else Path()
@@ -28,10 +29,20 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST, folder: Path) -> set[str]:
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and every statement in it, function bodies included: `ast.walk`, but for the expressions."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        yield (node := nodes.pop())
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, field, None)
+            nodes.extend(inner if isinstance(inner, list) else ())
+
+
+def _imports(tree: ast.Module, folder: Path) -> set[str]:
     """Return the dotted in-package names that a module in a folder imports anywhere, function bodies included."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -43,8 +54,8 @@ def _imports(tree: ast.AST, folder: Path) -> set[str]:
     return {name for name in names if name.split(".")[0] == PACKAGE}
 
 
-def _strip_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
+def _strip_docstrings(tree: ast.Module) -> ast.Module:
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
