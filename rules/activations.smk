@@ -10,7 +10,7 @@
 rule capture_activations:
     """Cache every block's input and output for one split."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/{split}.parquet",
     output:
         "<results>/activations/{split}.npy",
@@ -19,20 +19,14 @@ rule capture_activations:
     benchmark:
         "<benchmarks>/capture_activations/{split}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("capture_activations", "torch", "transformers"),
+        **runtime("device", "dtype"),
         settings=slice_of(cfg.activations.model_dump(mode="json", exclude={"local_copy"})),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        code=code_hash("tangram.commands.capture_activations"),
-        environment=pins("torch", "transformers"),
-    threads: 1
     resources:
-        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "capture_activations: cache the parent's hidden states, {wildcards}"
     shell:
-        "python -m tangram.commands.capture_activations --settings {params.settings:q}"
-        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("capture_activations")

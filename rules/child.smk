@@ -25,7 +25,6 @@ rule assemble_child:
         dtype=cfg.dtype,
         code=code_hash("tangram.commands.assemble_child"),
         environment=pins("torch", "transformers"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tangram import limits, sources
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import limits, sources
 from tangram.config import parse as parse_config
+from tangram.config.strict_yaml import check_command_line, read_yaml
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
-from tangram.strict_yaml import check_command_line, read_yaml
+from tangram.shell import command
 
 try:
     for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
@@ -141,6 +142,27 @@ def library_files(*suffixes):
 def cached_activations(split):
     """Return the file of a split's cached activations; none when they are streamed."""
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
+
+
+def unrecorded(value):
+    """Return a function for `params`: a value that no number depends on, so that a change reruns nothing."""
+    return lambda wildcards, threads: value  # Snakemake does not record what a function makes of threads
+
+
+def runtime(*names):
+    """Return the `params` that make up `--runtime`: those of device, dtype and seed that numbers depend on, and others."""
+
+    def others(wildcards, threads):
+        by_layer, local_copy = int(cfg.parent.by_layer), int(cfg.activations.local_copy)
+        return f"threads={threads},by_layer={by_layer},local_copy={local_copy}"
+
+    return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
+
+
+def made_by(command, *packages):
+    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule."""
+    code = {"code": code_hash(f"tangram.commands.{command}")}
+    return {**code, "environment": pins(*packages)} if packages else code
 
 
 def option(name, values):

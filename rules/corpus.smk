@@ -9,7 +9,7 @@
 rule build_corpus:
     """Make one split of the corpus."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
     output:
         "<results>/corpus/{split}.parquet",
     log:
@@ -17,21 +17,15 @@ rule build_corpus:
     benchmark:
         "<benchmarks>/build_corpus/{split}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("build_corpus", "torch", "transformers", "tokenizers", "datasets"),
+        **runtime("device", "dtype", "seed"),
         settings=lambda wildcards: split_settings(wildcards.split),
-        sources=lambda wildcards: SOURCE_FILES[wildcards.split],
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.build_corpus"),
-        environment=pins("torch", "transformers", "tokenizers", "datasets"),
-    threads: 1
+        source_files=lambda wildcards: SOURCE_FILES[wildcards.split],
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "build_corpus: tokenize and pack text, {wildcards}"
     shell:
-        "python -m tangram.commands.build_corpus --settings {params.settings:q} --split {wildcards.split:q}"
-        " --parent {params.parent:q} --device {params.device:q} --dtype {params.dtype:q}"
-        " --seed {params.seed:q} --threads {threads:q} --source-files {params.sources:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("build_corpus")

@@ -11,7 +11,7 @@ These jobs take every core: nothing else may run while they measure.
 rule measure_costs:
     """Time one variant of one kind in every scenario and batch size."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
     output:
         "<results>/costs/{kind}/{variant}.parquet",
     log:
@@ -19,29 +19,24 @@ rule measure_costs:
     benchmark:
         "<benchmarks>/measure_costs/{kind}/{variant}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("measure_costs", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios}),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.measure_costs"),
-        environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "measure_costs: time one variant, {wildcards}"
     shell:
-        "python -m tangram.commands.measure_costs --settings {params.settings:q}"
-        " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --parent {params.parent:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("measure_costs")
 
 
 rule collect_costs:
     """Concatenate the costs of all pieces."""
     input:
-        COST_FILES,
+        tables=COST_FILES,
     output:
         "<results>/costs.parquet",
     log:
@@ -49,18 +44,20 @@ rule collect_costs:
     benchmark:
         "<benchmarks>/collect_costs/costs.tsv"
     params:
-        code=code_hash("tangram.commands.collect_tables"),
-    threads: 1
+        **made_by("collect_tables"),
+        table="costs",
     conda:
         "../envs/tangram.yaml"
+    message:
+        "collect_costs: concatenate the costs of all pieces"
     shell:
-        "python -m tangram.commands.collect_tables --table costs --output {output:q} {input:q}" " 2> >(tee {log:q} >&2)"
+        command("collect_tables")
 
 
 rule calibrate_costs:
     """Compare the sums of the cost table with whole assembled models."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         costs="<results>/costs.parquet",
     output:
         "<results>/calibration.parquet",
@@ -69,20 +66,15 @@ rule calibrate_costs:
     benchmark:
         "<benchmarks>/calibrate_costs/calibration.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("calibrate_costs", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios, "library": VARIANTS}),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.calibrate_costs"),
-        environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "calibrate_costs: compare sums of measured pieces with whole models"
     shell:
-        "python -m tangram.commands.calibrate_costs --settings {params.settings:q}"
-        " --costs {input.costs:q} --parent {params.parent:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("calibrate_costs")

@@ -8,11 +8,18 @@
 The jobs that measure throughput take every core: nothing else may run while they do.
 """
 
+MODELS = {
+    "parent": "<results>/parent/model.safetensors",
+    "child": "<results>/targets/{target}/{rank}/child/model.safetensors",
+    "finetuned": "<results>/targets/{target}/{rank}/finetuned/model.safetensors",
+    "architecture": architecture_of,
+}
+
 
 rule evaluate_parent:
     """Evaluate the parent on held-out text, and measure its throughput."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
@@ -22,34 +29,24 @@ rule evaluate_parent:
     benchmark:
         "<benchmarks>/evaluate_parent/parent.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("evaluate_model", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
         settings=text_evaluation(),
-        activations=option("--activations", cached_activations("heldout")),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.evaluate_model"),
-        environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
-        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "evaluate_parent: evaluate the parent on held-out text and measure its throughput"
     shell:
-        "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
-        " --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("evaluate_model", without=("child", "finetuned"))
 
 
 rule evaluate_model:
     """Evaluate a child before and after finetuning, and measure its throughput beside its parent's."""
     input:
-        parent=checkpoint_of(PARENT),
-        child=checkpoint_of(f"{CHILD}/child"),
-        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
-        architecture=architecture_of,
+        **MODELS,
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
@@ -59,38 +56,24 @@ rule evaluate_model:
     benchmark:
         "<benchmarks>/evaluate_model/{target}/{rank}.tsv"
     params:
-        parent=input_folder("parent"),
-        child=input_folder("child"),
-        finetuned=input_folder("finetuned"),
+        **made_by("evaluate_model", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
         settings=text_evaluation(),
-        activations=option("--activations", cached_activations("heldout")),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.evaluate_model"),
-        environment=pins("torch", "transformers"),
     threads: all_cores
     resources:
-        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "evaluate_model: evaluate a child on held-out text and measure its throughput, {wildcards}"
     shell:
-        "python -m tangram.commands.evaluate_model --settings {params.settings:q} --parent {params.parent:q}"
-        " --child {params.child:q}"
-        " --finetuned {params.finetuned:q}"
-        " --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("evaluate_model")
 
 
 rule evaluate_tasks:
     """Answer the multiple-choice tasks with the parent, the headline's best child, and the same finetuned."""
     input:
-        parent=checkpoint_of(PARENT),
-        child=checkpoint_of(f"{CHILD}/child"),
-        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
-        architecture=architecture_of,
+        **MODELS,
     output:
         "<results>/targets/{target}/{rank}/tasks.parquet",
     log:
@@ -98,37 +81,25 @@ rule evaluate_tasks:
     benchmark:
         "<benchmarks>/evaluate_tasks/{target}/{rank}.tsv"
     params:
-        parent=input_folder("parent"),
-        child=input_folder("child"),
-        finetuned=input_folder("finetuned"),
+        **made_by("evaluate_tasks", "torch", "transformers", "lm_eval"),
+        **runtime("device", "dtype", "seed"),
         work=f"{RESULTS}/tasks",
         settings=slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"})),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.evaluate_tasks"),
-        environment=pins("torch", "transformers", "lm_eval"),
     threads: all_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "evaluate_tasks: answer multiple-choice tasks, {wildcards}"
     shell:
-        "python -m tangram.commands.evaluate_tasks --settings {params.settings:q}"
-        " --models parent={params.parent:q}"
-        " --models child={params.child:q}"
-        " --models finetuned={params.finetuned:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --work {params.work:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        command("evaluate_tasks")
 
 
 rule evaluate_readout:
     """Read classes of texts from hidden states of the parent, the headline's best child, and the same finetuned."""
     input:
-        parent=checkpoint_of(PARENT),
-        child=checkpoint_of(f"{CHILD}/child"),
-        finetuned=checkpoint_of(f"{CHILD}/finetuned"),
-        architecture=architecture_of,
+        **MODELS,
     output:
         "<results>/targets/{target}/{rank}/readout.parquet",
     log:
@@ -136,24 +107,15 @@ rule evaluate_readout:
     benchmark:
         "<benchmarks>/evaluate_readout/{target}/{rank}.tsv"
     params:
-        parent=input_folder("parent"),
-        child=input_folder("child"),
-        finetuned=input_folder("finetuned"),
+        **made_by("evaluate_readout", "torch", "transformers", "scikit-learn"),
+        **runtime("device", "dtype", "seed"),
         settings=slice_of({"readout": cfg.evaluation.readout, "archive": cfg.evaluation.task_archive}),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.evaluate_readout"),
-        environment=pins("torch", "transformers", "scikit-learn"),
     threads: half_the_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "evaluate_readout: classify texts by hidden states, {wildcards}"
     shell:
-        "python -m tangram.commands.evaluate_readout --settings {params.settings:q}"
-        " --models parent={params.parent:q}"
-        " --models child={params.child:q}"
-        " --models finetuned={params.finetuned:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("evaluate_readout")

@@ -10,7 +10,7 @@
 rule distill_blocks:
     """Make one variant of one kind for a range of layers."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/distil.parquet",
         activations=cached_activations("distil"),
     output:
@@ -22,27 +22,16 @@ rule distill_blocks:
     benchmark:
         "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("distill_blocks", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
-        activations=option("--activations", cached_activations("distil")),
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
-        code=code_hash("tangram.commands.distill_blocks"),
-        environment=pins("torch", "transformers"),
-    threads: 1
+        checkpoint_seconds=unrecorded(cfg.library.bld.checkpoint_seconds),
     resources:
-        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
-        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
-        checkpoint_seconds=cfg.library.bld.checkpoint_seconds,  # no param: nothing depends on it
     conda:
         "../envs/tangram.yaml"
+    message:
+        "distill_blocks: train one variant in a range of layers, {wildcards}"
     shell:
-        "python -m tangram.commands.distill_blocks --settings {params.settings:q}"
-        " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --checkpoints {params.checkpoints:q} --checkpoint-seconds {resources.checkpoint_seconds:q}"
-        " --library {output.library:q} --table {output.table:q} --curves {output.curves:q} 2> >(tee {log:q} >&2)"
+        command("distill_blocks")

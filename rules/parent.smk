@@ -15,15 +15,15 @@ rule fetch_parent:
     benchmark:
         "<benchmarks>/fetch_parent/parent.tsv"
     params:
-        parent=output_folder("parent"),
+        **made_by("fetch_parent", "torch", "transformers", "gguf"),
+        **runtime("dtype"),
+        folder=output_folder("parent"),
         settings=slice_of(cfg.parent.model_dump(mode="json", exclude={"by_layer", "sizes"})),
-        sources=SOURCE_FILES["parent"],
-        dtype=cfg.dtype,
-        code=code_hash("tangram.commands.fetch_parent"),
-        environment=pins("torch", "transformers", "gguf"),
+        source_files=SOURCE_FILES["parent"],
     threads: all_cores  # nothing can run beside it: all else needs the parent
     conda:
         "../envs/tangram.yaml"
+    message:
+        "fetch_parent: save the parent as a plain checkpoint"
     shell:
-        "python -m tangram.commands.fetch_parent --settings {params.settings:q} --dtype {params.dtype:q}"
-        " --source-files {params.sources:q} --threads {threads:q} --output {params.parent:q} 2> >(tee {log:q} >&2)"
+        command("fetch_parent")

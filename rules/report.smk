@@ -9,7 +9,7 @@
 rule build_report:
     """Build the page from the run's tables."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus=[f"{RESULTS}/corpus/{split}.parquet" for split in SPLITS],
         library=library_files("parquet", "curves.parquet"),
         scores="<results>/scores.parquet",
@@ -41,6 +41,7 @@ rule build_report:
     benchmark:
         "<benchmarks>/build_report/report.tsv"
     params:
+        **made_by("build_report", "matplotlib", "Jinja2"),
         results=output_folder("report"),
         settings=slice_of(
             {
@@ -52,12 +53,10 @@ rule build_report:
                 "seed": cfg.seed,
             }
         ),
-        code=code_hash("tangram.commands.build_report"),
         template=checksum("workflow/report/report.html.j2"),
-        environment=pins("matplotlib", "Jinja2"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
+    message:
+        "build_report: draw the page of the run"
     shell:
-        "python -m tangram.commands.build_report --settings {params.settings:q} --results {params.results:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("build_report")

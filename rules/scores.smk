@@ -9,7 +9,7 @@
 rule score_blocks:
     """Score one variant of one kind for a range of layers."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/score.parquet",
         activations=cached_activations("score"),
         library="<results>/library/{kind}/{variant}/{shard}.safetensors",
@@ -20,32 +20,23 @@ rule score_blocks:
     benchmark:
         "<benchmarks>/score_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("score_blocks", "torch", "transformers"),
+        **runtime("device", "dtype"),
         settings=slice_of(cfg.scores),
-        activations=option("--activations", cached_activations("score")),
-        device=cfg.device,
-        dtype=cfg.dtype,
-        code=code_hash("tangram.commands.score_blocks"),
-        environment=pins("torch", "transformers"),
-    threads: 1
     resources:
-        by_layer=int(cfg.parent.by_layer),  # no param: the numbers are the same
-        local_copy=int(cfg.activations.local_copy),  # no param: nothing depends on it
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "score_blocks: score one variant in a range of layers, {wildcards}"
     shell:
-        "python -m tangram.commands.score_blocks --settings {params.settings:q}"
-        " --kind {wildcards.kind:q} --variant {wildcards.variant:q} --layers {wildcards.shard:q}"
-        " --parent {params.parent:q} --by-layer {resources.by_layer:q} --corpus {input.corpus:q} {params.activations:q} --local-copy {resources.local_copy:q}"
-        " --library {input.library:q} --device {params.device:q} --dtype {params.dtype:q} --threads {threads:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("score_blocks")
 
 
 rule collect_scores:
     """Concatenate the scores of all pieces."""
     input:
-        SCORE_FILES,
+        tables=SCORE_FILES,
     output:
         "<results>/scores.parquet",
     log:
@@ -53,10 +44,11 @@ rule collect_scores:
     benchmark:
         "<benchmarks>/collect_scores/scores.tsv"
     params:
-        code=code_hash("tangram.commands.collect_tables"),
-    threads: 1
+        **made_by("collect_tables"),
+        table="scores",
     conda:
         "../envs/tangram.yaml"
+    message:
+        "collect_scores: concatenate the scores of all pieces"
     shell:
-        "python -m tangram.commands.collect_tables --table scores --output {output:q} {input:q}"
-        " 2> >(tee {log:q} >&2)"
+        command("collect_tables")

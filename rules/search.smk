@@ -26,7 +26,6 @@ rule solve_mip:
         settings=search_settings,
         code=code_hash("tangram.commands.solve_mip"),
         environment=pins("pyomo", "highspy"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
@@ -54,7 +53,6 @@ rule drop_layers:
         parent=input_folder("parent"),
         settings=baseline_settings,
         code=code_hash("tangram.commands.drop_layers"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:
@@ -84,7 +82,6 @@ checkpoint pick_pieces:
         solution=solution_of,
         shards=",".join(SHARDS),
         code=code_hash("tangram.commands.pick_pieces"),
-    threads: 1
     conda:
         "../envs/tangram.yaml"
     shell:

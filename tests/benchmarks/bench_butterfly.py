@@ -3,7 +3,7 @@
 Run: ``python tests/benchmarks/bench_butterfly.py [--sizes 576 1536] [--device cuda --dtype bfloat16] [--table]``.
 Every operator is timed in turns with the dense layer of its size; torch-structured's butterfly too, where it is there
 (``pip install torch-structured einops triton``). ``--table`` prints the rows of
-`tangram.child.structured.MEASURED` for this device, and how much slower the form picked by it is than the best one.
+`tangram.models.operators.MEASURED` for this device, and how much slower the form picked by it is than the best one.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tangram.child.structured import ButterflyLinear, LowRankLinear, MonarchLinear, StructuredLinear
-from tangram.costs.timing import interleaved
+from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear, StructuredLinear
+from tangram.timing import interleaved
 
 TOKENS = (1, 8, 64, 1024)
 
@@ -76,7 +76,7 @@ def measure(n: int, device: str, dtype: torch.dtype, repeats: int, rows: list[di
         operators[name] = module.to(device, dtype)
     if (public := public_butterfly(n, device)) is not None:
         operators["torch-structured butterfly"] = public
-    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     for tokens, backward in [*itertools.product(TOKENS, (False,)), (TOKENS[-1], True)]:
         x = torch.randn(tokens, n, device=device, dtype=dtype)
         work = {}
@@ -87,7 +87,7 @@ def measure(n: int, device: str, dtype: torch.dtype, repeats: int, rows: list[di
                     work[f"{name}|{form}"] = call(module, form, x, backward)
         if not backward and device == "cpu" and dtype == torch.float32:
             work["J of the gadget|stage by stage"] = stage_by_stage(whole, x)
-        samples = interleaved(work, repeats, synchronise=synchronise)
+        samples = interleaved(work, repeats, synchronize=synchronize)
         seconds = {name: statistics.median(values) for name, values in samples.items()}
         for name, value in seconds.items():
             operator, _, form = name.partition("|")

@@ -1,5 +1,6 @@
 """Every stage's command on a device that is not the CPU: nothing is left behind, and results are the CPU's."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -14,9 +15,10 @@ import torch
 from pretend_device import pretend
 from safetensors.torch import load_file
 
+from tangram import timing
 from tangram.blocks import structured
-from tangram.checkpoint import load_model, skeleton
-from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import LayerChoice, save_architecture
+from tangram.cli import Pieces, Runtime
 from tangram.commands.assemble_child import assemble_child
 from tangram.commands.build_corpus import build_corpus
 from tangram.commands.calibrate_costs import calibrate_costs
@@ -30,11 +32,30 @@ from tangram.commands.finetune_child import finetune_child
 from tangram.commands.measure_costs import measure_costs
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
-from tangram.costs import timing, torch_engine
-from tangram.distill.parallel import World
-from tangram.evaluation.candidates import layer_importance
-from tangram.evaluation.judge import JudgedScores
+from tangram.costs import torch_engine
+from tangram.models.by_layer import skeleton
+from tangram.models.loading import load_model
+from tangram.selection.candidates import layer_importance
+from tangram.selection.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
+from tangram.training.parallel import World
+
+
+def by_field(command):
+    """Let a command take the fields of its runtime one by one."""
+
+    @functools.wraps(command)
+    def call(*arguments, **options):
+        fields = {field.name: options.pop(field.name) for field in dataclasses.fields(Runtime) if field.name in options}
+        return command(*arguments, **options, runtime=Runtime(**fields))
+
+    return call
+
+
+build_corpus, calibrate_costs, capture_activations = map(by_field, (build_corpus, calibrate_costs, capture_activations))
+distill_blocks, evaluate_model, evaluate_readout = map(by_field, (distill_blocks, evaluate_model, evaluate_readout))
+evaluate_tasks, finetune_child = by_field(evaluate_tasks), by_field(finetune_child)
+measure_costs, score_blocks = by_field(measure_costs), by_field(score_blocks)
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
@@ -108,7 +129,7 @@ BLD = {"epochs": 1, "batch_size": 2}
 def distilled(folder, kind, variant, parent, corpus, settings=BLD, **options):
     """Run a distillation; return its folder."""
     paths = [str(folder / name) for name in ("state", "00-02.safetensors", "table.parquet", "curves.parquet")]
-    distill_blocks(json.dumps(settings), kind, variant, LAYERS, parent, corpus, *paths, **options)
+    distill_blocks(json.dumps(settings), Pieces(kind, variant, range(3)), parent, corpus, *paths, **options)
     return folder
 
 
@@ -296,7 +317,7 @@ def test_a_killed_distillation_with_spans_goes_on(parent, tokens, cache, killed_
 def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_path):
     library = str(pieces(kind, variant) / "00-02.safetensors")
     options = {"activations": cache if kind == "ffn" else None, "by_layer": int(variant == "linear")}
-    scored = ('{"batch_size": 3}', kind, variant, LAYERS, parent, tokens, library)
+    scored = ('{"batch_size": 3}', Pieces(kind, variant, range(3)), parent, tokens, library)
     on_both(lambda device: score_blocks(*scored, str(tmp_path / device), **options, device=device))
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
@@ -377,10 +398,10 @@ def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
 
 def test_tasks_are_answered(child, parent, archive, tmp_path):
     settings = json.dumps({"tasks": ["parity"], "task_archive": archive})
-    models = [f"parent={parent}", f"child={child}"]
+    models = (parent, str(child), str(child))
     on_both(
         lambda device: evaluate_tasks(
-            settings, models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device
+            settings, *models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device
         )
     )
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
@@ -388,10 +409,10 @@ def test_tasks_are_answered(child, parent, archive, tmp_path):
 
 def test_classes_are_read_out(child, parent, archive, tmp_path):
     settings = json.dumps({"readout": {"task": "parity", "labels": [1], "draws": 2}, "archive": archive})
-    models = [f"parent={parent}", f"child={child}"]
-    evaluate_readout(settings, models, str(tmp_path / "cpu"))
+    models = (parent, str(child), str(child))
+    evaluate_readout(settings, *models, str(tmp_path / "cpu"))
     with pretend() as products:  # embeddings are read out on the CPU
-        evaluate_readout(settings, models, str(tmp_path / "cuda"), device="cuda")
+        evaluate_readout(settings, *models, str(tmp_path / "cuda"), device="cuda")
     assert products["cuda"] > products["cpu"]
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
@@ -464,7 +485,7 @@ def test_low_precision(child, parent, tokens, tmp_path):
         where = {"dtype": "bfloat16", "device": device}
         folder = distilled(tmp_path / device, "attention", "gqa-1", parent, tokens, **where)
         library, scores = str(folder / "00-02.safetensors"), folder / "scores.parquet"
-        score_blocks("{}", "attention", "gqa-1", LAYERS, parent, tokens, library, str(scores), **where)
+        score_blocks("{}", Pieces("attention", "gqa-1", range(3)), parent, tokens, library, str(scores), **where)
         finetuned(folder / "child", child, parent, tokens, {}, **where)
         return pd.read_parquet(scores).value, pd.read_parquet(folder / "child" / "curves.parquet").value
 

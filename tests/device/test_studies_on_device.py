@@ -10,8 +10,11 @@ from pretend_device import pretend
 from tangram.blocks import structured
 from tangram.blocks.fitting import from_dense
 from tangram.blocks.sketching import EncoderDecoderButterfly, LearnedSketch, two_phase_fit
-from tangram.checkpoint import load_model
-from tangram.child.structured import (
+from tangram.config import Finetune
+from tangram.corpus.tokens import read_tokens
+from tangram.evaluation.readout import Texts
+from tangram.models.loading import load_model
+from tangram.models.operators import (
     ButterflyLinear,
     LowRankLinear,
     LowRankPlusButterfly,
@@ -19,9 +22,6 @@ from tangram.child.structured import (
     NTKFactorLinear,
     structured_linear,
 )
-from tangram.config import Finetune
-from tangram.corpus import read_tokens
-from tangram.evaluation.readout import Texts
 from tangram.studies import metric_embedding, span_contrast, spatial_contrast, triplet
 from tangram.studies.butterfly import language_model
 from tangram.studies.experiments import Run

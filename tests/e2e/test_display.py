@@ -25,7 +25,7 @@ def test_a_run_shows_its_stages_or_a_jobs_error_and_names_the_log_with_the_rest(
     assert re.fullmatch(r"fetch_parent +1 job +\d+ s   \(1/1, 0 s left\)", stage)
     count, log = re.fullmatch(LAST, last).groups()  # type: ignore[union-attr]
     assert count == "1"
-    assert "rule fetch_parent:" in Path(log).read_text(), "Snakemake's own words"
+    assert "Job 0: fetch_parent: save" in Path(log).read_text(), "Snakemake's own words"
     assert "run tiny" in done.stdout, "the summary"
 
     failed = snakemake(tmp_path, config, *shown, "results/tiny/corpus/score.parquet")

@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there_ends_a_run_before_its_first_job(tiny_config:
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "results" / "tiny" / "parent").exists()
     corpus = [sys.executable, "-m", "tangram.commands.build_corpus", "--settings", "{}", "--split", "score"]
-    corpus += ["--parent", "nowhere", "--output", str(tmp_path / "score.parquet"), "--device", "cuda"]
+    corpus += ["--parent", "nowhere", "--output", str(tmp_path / "score.parquet"), "--runtime", "device=cuda"]
     job = subprocess.run(corpus, capture_output=True, text=True)
     assert job.returncode == 1
     assert job.stderr.startswith("error: config.device: cuda needs a GPU")

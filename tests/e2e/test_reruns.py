@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tiny_run import ROOT, Run, snakemake
+from tiny_run import ROOT, Run, shown_jobs, snakemake
 
-from tangram import reruns
-from tangram.config import Config, parse
+from tangram.config import Config, parse, reruns
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +24,8 @@ Job = tuple[str, str]  # rule and wildcards
 
 def jobs_of(printed: str) -> set[Job]:
     """Return the jobs that Snakemake ran or planned."""
-    found = re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)", printed, re.MULTILINE)
-    jobs = {(rule, next(iter(re.findall(r"wildcards: (.*)", body)), "")) for rule, body in found}
-    return {job for job in jobs if job[0] != "all"}
+    wildcards = r"\w+=\S+$|wildcards: .*"
+    return {(rule, next(iter(re.findall(wildcards, shown)), "")) for rule, shown in shown_jobs(printed)}
 
 
 def ran(printed: str) -> set[str]:
@@ -38,7 +36,7 @@ def ran(printed: str) -> set[str]:
 def node(job: Job) -> str:
     """Return what a job is called in the table: its rule, and the split if it is that of one."""
     rule, wildcards = job
-    split = re.match(r"split=(\w+)", wildcards)
+    split = re.search(r"\bsplit=(\w+)", wildcards)
     return f"{rule} {split[1]}" if split else rule
 
 

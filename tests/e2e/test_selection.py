@@ -49,8 +49,8 @@ def test_a_search_with_the_same_answers_selects_nothing_again(selected: Run) -> 
     config = selected.config | {"search": {"time_limit": 59}}
     printed = selected.snakemake("--cores", "2", config=config)
     assert printed.returncode == 0, printed.stderr
-    assert "rule select_child:" not in printed.stdout + printed.stderr
-    assert "rule finetune_child:" not in printed.stdout + printed.stderr
+    assert "select_child: " not in printed.stdout + printed.stderr
+    assert "finetune_child: " not in printed.stdout + printed.stderr
 
 
 def test_the_report_tells_of_the_selection(selected: Run) -> None:

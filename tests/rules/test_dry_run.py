@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_run import shown_jobs
 from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], dict[str,
         assert done.returncode == 0, done.stdout + done.stderr
         commands: dict[str, list[str]] = {}
         for line in (done.stdout + done.stderr).splitlines():
-            if match := re.match(r"(?:local)?(?:rule|checkpoint) (\w+):", line):
-                rule = match[1]
+            if jobs := shown_jobs(f"{line}\n"):
+                rule = jobs[0][0]
             elif match := re.match(r"(?:    )?[Ss]hell(?: command)?: (python .*)", line):
                 commands.setdefault(rule, []).append(match[1])
         return {rule: sorted(found) for rule, found in commands.items()}
@@ -122,8 +123,9 @@ def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: 
     text = local.stdout + local.stderr
     assert local.returncode == 0, text
     assert f"--images {ROOT / 'README.md'}" in text
-    jobs = {match[1] for match in re.finditer(r"^(?:local)?rule (\w+):", text, re.MULTILINE)}
-    assert jobs == {study} | (STUDIES[study] if study == "study_spatial_contrast" else set())
+    assert {rule for rule, _ in shown_jobs(text)} == {study} | (
+        STUDIES[study] if study == "study_spatial_contrast" else set()
+    )
 
 
 def test_a_new_variant_adds_its_own_jobs_and_changes_no_other_piece(

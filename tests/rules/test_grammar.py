@@ -1,5 +1,6 @@
 """The grammar that every rule follows, and the agreement between each rule and its command."""
 
+import copy
 import importlib
 import inspect
 import re
@@ -8,29 +9,75 @@ import sys
 from pathlib import Path
 
 import pytest
+from snakemake.api import SnakemakeApi
+from snakemake.rules import Rule
+from snakemake.settings.enums import Quietness
+from snakemake.settings.types import OutputSettings, ResourceSettings
 from typer.models import ArgumentInfo
 
+from tangram.provenance import code_hash
+
 ROOT = Path(__file__).parents[2]
-ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "shell"]
-NEEDED = set(ORDER) - {"input", "resources"}
+ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "message", "shell"]
+NEEDED = {"output", "log", "benchmark", "params", "conda", "message", "shell"}  # one thread is Snakemake's default
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "rules").rglob("*.smk"))}
 RULES = {
     match[1]: match[2]
     for text in SOURCES.values()
     for match in re.finditer(r"^(?:rule|checkpoint) (\w+):\n((?:    .*\n|\n)+)", text, re.MULTILINE)
 }
+OWN_LINE = {name for name, body in RULES.items() if "\n        command(" not in body}  # not yet by `shell.command`
 COMMANDS = sorted(path.stem for path in (ROOT / "workflow" / "tangram" / "commands").glob("[!_]*.py"))
 ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 
+# Inputs that a command is not given: they order jobs, or a param names their folder.
+_ORDER = {"architecture"}
+NOT_GIVEN = {
+    **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
+    "pick_pieces": {"solution", "library"},
+    "build_report": {
+        *("parent", "corpus", "library", "scores", "costs", "calibration", "solutions", "selections", "dropped"),
+        *("children", "parent_evaluation", "tasks", "readout"),
+    },
+}
+BY_FOLDER = {"parent", "child", "library", "activations"}  # where a param of that name is given
+WATCHED = {"code", "environment", "template", "sources"}  # params that rerun a rule and that no command is given
 
-def command_of(body: str) -> str:
+
+def command_of(rule: Rule) -> str:
     """Return the command that a rule runs."""
-    return re.search(r'"python -m tangram\.commands\.(\w+) ', body)[1]
+    return re.match(r"python -m tangram\.commands\.(\w+) ", rule.shellcmd)[1]
 
 
-def shell_of(body: str) -> str:
-    """Return a rule's shell command in one piece."""
-    return "".join(re.findall(r'^        "(.*)"$', body.partition("    shell:\n")[2], re.MULTILINE))
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, Rule]:
+    """The rules as Snakemake understands them."""
+    output = OutputSettings(quiet={Quietness.ALL})
+    with SnakemakeApi(output) as api:
+        workflow = api.workflow(ResourceSettings(cores=2), snakefile=ROOT / "Snakefile")._workflow
+        return {rule.name: rule for rule in workflow.rules if rule.name in RULES}
+
+
+def disagreements(rule: Rule) -> set[str]:
+    """Return what a rule has and its shell line does not give, and what that gives and the rule does not have."""
+    given: dict[str, set[str]] = {"input": set(), "output": set(), "params": set(), "wildcards": set()}
+    for directive, name in re.findall(r"\{(\w+)\.(\w+):q\}", rule.shellcmd):
+        given[directive].add(name)
+    has = {
+        "input": set(rule.input.keys()),
+        "output": set(rule.output.keys()),
+        "params": set(rule.params.keys()),
+        "wildcards": set(rule.wildcard_names),
+    }
+    folder = {"folder", "parent"} & given["params"]
+    spared = {
+        "input": NOT_GIVEN.get(rule.name, set()) | (BY_FOLDER & (given["params"] | has["params"])),
+        "output": has["output"] if folder or "{output:q}" in rule.shellcmd else set(),
+        "params": WATCHED,
+        "wildcards": has["wildcards"],
+    }
+    missing = {f"{part}.{name}" for part, names in given.items() for name in names - has[part]}
+    return missing | {f"{part}.{name}" for part, names in has.items() for name in names - given[part] - spared[part]}
 
 
 def test_the_snakefile_is_a_table_of_contents() -> None:
@@ -55,7 +102,7 @@ def test_directives_stand_in_order_and_none_is_missing(name: str) -> None:
     assert re.match(r'    """.+"""\n', RULES[name]), "a rule opens with its docstring"
     directives = re.findall(r"^    (\w+):", RULES[name], re.MULTILINE)
     assert directives == [directive for directive in ORDER if directive in directives]
-    assert set(directives) >= NEEDED
+    assert set(directives) >= (NEEDED - {"message"} if name in OWN_LINE else NEEDED)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -65,38 +112,45 @@ def test_logs_and_benchmarks_are_named_like_the_rule(name: str) -> None:
         assert path.startswith(f"{folder}/{name}/")
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_shell_is_one_quoted_call_that_logs(name: str) -> None:
-    shell = shell_of(RULES[name])
-    assert shell.startswith("python -m tangram.commands.")
-    assert shell.endswith(" 2> >(tee {log:q} >&2)")
-    assert not re.findall(r"\{[^}]*(?<!:q)\}", shell), "every value is quoted"
+@pytest.mark.parametrize("name", sorted(RULES.keys() - OWN_LINE))
+def test_the_message_opens_with_the_rule_and_names_its_job(name: str, parsed: dict[str, Rule]) -> None:
+    rule = parsed[name]
+    assert re.fullmatch(rf"{name}: [^\n]+", rule.message)
+    assert rule.message.endswith(", {wildcards}") == bool(rule.wildcard_names)
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_code_hash_is_that_of_the_command(name: str) -> None:
-    command = command_of(RULES[name])
-    assert f'code=code_hash("tangram.commands.{command}"),' in RULES[name]
+def test_shell_is_one_quoted_call_that_logs(name: str, parsed: dict[str, Rule]) -> None:
+    line = parsed[name].shellcmd
+    assert line.startswith("python -m tangram.commands.")
+    assert line.endswith(" 2> >(tee {log:q} >&2)")
+    assert not re.findall(r"\{[^}]*(?<!:q)\}", line), "every value is quoted"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule]) -> None:
+    command = command_of(parsed[name])
+    assert parsed[name].params.code == code_hash(f"tangram.commands.{command}")
     assert command in COMMANDS
     assert name in (command, "evaluate_parent", "collect_scores", "collect_costs")
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_params_are_slices_never_the_config(name: str) -> None:
-    params = RULES[name].partition("    params:\n")[2].partition("    threads:")[0]
+    params = re.search(r"^    params:\n((?:        .*\n)+)", RULES[name], re.MULTILINE)[1]
     assert not re.search(r"\bconfig\b|slice_of\(cfg\)|=cfg,", params)
 
 
-def test_every_command_has_a_rule() -> None:
-    assert {command_of(body) for body in RULES.values()} == set(COMMANDS) - ON_SUCCESS
+def test_every_command_has_a_rule(parsed: dict[str, Rule]) -> None:
+    assert {command_of(rule) for rule in parsed.values()} == set(COMMANDS) - ON_SUCCESS
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_shell_gives_a_command_what_it_takes(name: str) -> None:
-    command = command_of(RULES[name])
+def test_the_shell_gives_a_command_what_it_takes(name: str, parsed: dict[str, Rule]) -> None:
+    command, line = command_of(parsed[name]), parsed[name].shellcmd
     parameters = inspect.signature(getattr(importlib.import_module(f"tangram.commands.{command}"), command)).parameters
-    given = set(re.findall(r" --([a-z-]+) ", shell_of(RULES[name])))
-    given |= {option for option in parameters if f"{{params.{option}:q}}" in shell_of(RULES[name])}  # if there is one
+    given = set(re.findall(r" --([a-z-]+)[ =]", line))
+    given |= {option.replace("_", "-") for option in parameters if f" {{params.{option}:q}}" in line}  # if there is one
     options = {
         option.replace("_", "-"): parameter.default is inspect.Parameter.empty
         for option, parameter in parameters.items()
@@ -104,6 +158,25 @@ def test_the_shell_gives_a_command_what_it_takes(name: str) -> None:
     }
     assert given <= options.keys()
     assert {option for option, required in options.items() if required} <= given
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_shell_gives_what_the_rule_has_and_no_more(name: str, parsed: dict[str, Rule]) -> None:
+    assert disagreements(parsed[name]) == set()
+
+
+def test_a_rule_that_lacks_something_or_has_too_much_is_noticed(parsed: dict[str, Rule]) -> None:
+    rule = copy.copy(parsed["distill_blocks"])
+    command = rule.shellcmd
+    for part in ("--corpus {input.corpus:q}", "--settings {params.settings:q}", "--table {output.table:q}"):
+        name = part.partition("{")[2].removesuffix(":q}")
+        assert part in command
+        rule.shellcmd = command.replace(f" {part}", "")
+        assert disagreements(rule) == {name}, "the rule has it, and the command does not take it"
+        rule.shellcmd = command.replace(name, f"{name}s")
+        assert disagreements(rule) == {name, f"{name}s"}, "the command takes what the rule lacks"
+    rule.shellcmd = command.replace("wildcards.shard", "wildcards.target")
+    assert disagreements(rule) == {"wildcards.target"}
 
 
 def test_help_is_instant_because_commands_import_what_is_heavy_only_when_they_run() -> None:
@@ -120,4 +193,4 @@ def test_help_is_instant_because_commands_import_what_is_heavy_only_when_they_ru
 def test_help_tells_every_option() -> None:
     command = [sys.executable, "-m", "tangram.commands.distill_blocks", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert all(f"--{option}" in done.stdout for option in ("settings", "kind", "variant", "layers", "library", "table"))
+    assert all(f"--{option}" in done.stdout for option in ("settings", "pieces", "runtime", "library", "table"))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from tiny_run import recover, wait_for
 
-from tangram.recover import unrecorded_outputs
+from tangram.tools.recover import unrecorded_outputs
 
 pytestmark = pytest.mark.slow
 

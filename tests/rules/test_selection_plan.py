@@ -1,12 +1,12 @@
 """What selection makes of the plan: candidates are picked and compared, and one child is assembled and finetuned."""
 
 import copy
-import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import shown_jobs
 from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ def plan(config: dict, folder: Path) -> Counter[str]:
     options = ["--directory", folder, "--configfile", folder / "config.yaml"]
     done = warm_snakemake("--snakefile", ROOT / "Snakefile", "-n", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Counter(re.findall(r"^(?:local)?(?:rule|checkpoint) (\w+):", done.stdout + done.stderr, re.MULTILINE))
+    return Counter(rule for rule, _ in shown_jobs(done.stdout + done.stderr))
 
 
 def test_one_child_of_many_candidates_is_finetuned(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The real `snakemake` command in a folder of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,16 @@ PIECE = "results/tiny/library/attention/gqa-1/00-02.safetensors"
 PIECE_FILES = [PIECE, PIECE.replace(".safetensors", ".parquet"), PIECE.replace(".safetensors", ".curves.parquet")]
 CURVES = "results/tiny/targets/small/0/curves.parquet"
 CHILD_FILES = [CURVES, "results/tiny/targets/small/0/finetuned/model.safetensors"]
+
+
+def shown_jobs(printed: str) -> list[tuple[str, str]]:
+    """Return the jobs that Snakemake ran or planned: each one's rule, and its message, which ends with its wildcards.
+
+    Snakemake shows a rule's message or, if it has none, its name and files.
+    """
+    shown = r"^Job \d+: (\w+): (.*)$|^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)"
+    found = re.findall(shown, printed, re.MULTILINE)
+    return [(rule or named, message or body) for rule, message, named, body in found if named != "all"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def start(
 
 def recover(folder: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the documented recovery."""
-    command = [sys.executable, "-m", "tangram.recover", "--directory", str(folder)]
+    command = [sys.executable, "-m", "tangram.tools.recover", "--directory", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 

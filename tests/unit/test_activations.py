@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tangram.activations import CachedActivations, StreamedActivations, capture, open_activations
-from tangram.checkpoint import load_model
 from tangram.errors import TangramError
+from tangram.models.loading import load_model
 
 
 @pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tangram.child.architecture import LayerChoice, load_architecture, save_architecture
+from tangram.blocks.architecture import LayerChoice, load_architecture, save_architecture
 from tangram.commands.pick_pieces import pick_pieces
 from tangram.files import write_tensors
 

@@ -15,7 +15,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from snakemake_logger_plugin_tangram.progress import Job, Progress, Stage
-from tangram.plan import duration, expected_seconds
+from tangram.tools.plan import duration, expected_seconds
 
 NEWS = ("Nothing to be done", "Trying to restart", "Will exit after", "Terminating processes")
 UPDATES = (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS)

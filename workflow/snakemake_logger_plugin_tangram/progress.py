@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tangram.plan import duration
+from tangram.tools.plan import duration
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import typer
 from tangram import __version__
 from tangram.cli import run_app
 from tangram.commands.print_summary import print_summary
-from tangram.plan import plan
-from tangram.recover import recover
+from tangram.tools.plan import plan
+from tangram.tools.recover import recover
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 app.command()(plan)

@@ -11,34 +11,19 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from tangram.errors import TangramError
-from tangram.families import decoder_layers, window_of
 from tangram.files import atomic_path
+from tangram.models.families import decoder_layers
+from tangram.models.forward import layer_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def layer_context(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any]:
-    """Return what every decoder layer takes beside its input, for full unpadded sequences ``(batch, length, hidden)``.
-
-    The mask and the rotary tables depend on the shape alone, so one context serves all layers and all batches alike.
-    """
-    from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    build_mask = create_causal_mask if window_of(model.config) is None else create_sliding_window_causal_mask
-    mask = build_mask(
-        config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
-    )
-    embeddings = model.model.rotary_emb(hidden, position_ids=positions)
-    return {"attention_mask": mask, "position_ids": positions, "position_embeddings": embeddings}
 
 
 def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, path: str | Path, label: str) -> None:

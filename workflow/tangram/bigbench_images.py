@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from tangram.archives import read_members
 from tangram.errors import TangramError
 from tangram.files import atomic_path
-from tangram.packages import read_members
 
 CIFAR10 = "*/cifar10_classification/base64/task.json"
 MNIST = "*/mnist_ascii/task.json"

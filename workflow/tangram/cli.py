@@ -1,13 +1,115 @@
-"""How every command runs: typed options, one line for a user's mistake, progress on standard error."""
+"""How every command runs: typed options, one line for a user's mistake, progress on standard error.
 
+A command's signature says what it reads and writes: `shell` makes the rule's shell line from it.
+"""
+
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from tangram.errors import TangramError
+from tangram.errors import TangramError, nearest
+
+
+def reads(help: str) -> Any:
+    """Describe an option that names a file to read, an input of the rule; one with a default may be left empty."""
+    return typer.Option(help=help, parser=lambda text: text or None, metavar="FILE")
+
+
+def reads_each(help: str) -> Any:
+    """Describe the argument that names files to read, inputs of the rule."""
+    return typer.Argument(help=help)
+
+
+def reads_model(help: str) -> Any:
+    """Describe an option that names a checkpoint to read: the folder, or the weights in it, an input of the rule."""
+    return typer.Option(help=f"{help}: its folder, or the weights there", parser=model_folder, metavar="FOLDER")
+
+
+def writes(help: str) -> Any:
+    """Describe an option that names a file to write, an output of the rule."""
+    return typer.Option(help=f"{help}, to write", metavar="FILE")
+
+
+def model_folder(path: str) -> str:
+    """Return the folder of a checkpoint that is named by its folder or by its weights."""
+    return os.path.dirname(path) if path.endswith(".safetensors") else path
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Where and how a job computes; numbers depend on the first three alone.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        dtype: of the weights, ``float32`` or ``bfloat16``.
+        seed: of all randomness.
+        threads: cores for torch.
+        by_layer: hold one layer's weights at a time, where a command can.
+        local_copy: read cached activations from a copy in ``$TMPDIR``.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    threads: int = 1
+    by_layer: bool = False
+    local_copy: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Runtime":
+        """Return what a text such as ``device=cuda,seed=1,by_layer=1`` says; the rest has its defaults.
+
+        Raises:
+            TangramError: a name is unknown, or a value that should be a whole number is none.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = dict(part.partition("=")[::2] for part in str(text).split(","))
+        for name, value in values.items():
+            if name not in defaults:
+                raise TangramError(f"--runtime: '{name}' is unknown{nearest(name, list(defaults))}")
+            if isinstance(defaults[name], int):
+                if not value.isdecimal():
+                    raise TangramError(f"--runtime: {name} is a whole number, not '{value}'")
+                values[name] = bool(int(value)) if isinstance(defaults[name], bool) else int(value)
+        return cls(**values)
+
+    def __str__(self) -> str:
+        """Return what `parse` reads."""
+        values = dataclasses.asdict(self)
+        return ",".join(f"{name}={value if isinstance(value, str) else int(value)}" for name, value in values.items())
+
+    def start(self) -> None:
+        """Use these threads and this seed in torch; see `use_threads` for errors."""
+        use_threads(self.threads, self.seed, self.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The pieces that one job makes or scores: one variant of one kind in a range of layers."""
+
+    kind: str
+    variant: str
+    layers: range
+
+    @classmethod
+    def parse(cls, text: str) -> "Pieces":
+        """Return what a text such as ``ffn/width-0.5/00-14`` names: it is also what the library calls their file."""
+        kind, variant, bounds = text.split("/")
+        first, last = map(int, bounds.split("-"))
+        return cls(kind, variant, range(first, last + 1))
+
+
+PiecesOption = Annotated[
+    Pieces, typer.Option(parser=Pieces.parse, metavar="KIND/VARIANT/FIRST-LAST", help="e.g. ffn/width-0.5/00-14")
+]
+RuntimeOption = Annotated[
+    Runtime, typer.Option(parser=Runtime.parse, metavar="KEY=VALUE,...", help="how to compute; keys: see the default")
+]
+ONE_THREAD = Runtime()
 
 
 def run(command: Callable[..., Any]) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from tangram.archives import DOWNLOADS
 from tangram.errors import TangramError
 from tangram.files import atomic_path, check_writable
-from tangram.packages import DOWNLOADS
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")

@@ -9,10 +9,12 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from tangram.files import sha256_of
 
 PACKAGE = "tangram"
 ROOT = Path(__file__).parent
@@ -76,7 +78,7 @@ def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
 # config reruns nothing; the fidelity gate only lets an output pass or not. These modules shape no output.
-NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.fidelity", "tangram.provenance", "tangram"})
+NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance", "tangram"})
 
 
 @functools.cache
@@ -107,6 +109,16 @@ def code_hash(module: str) -> str:
     A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
     """
     return hashlib.sha256(json.dumps(sorted(modules_of(module).items())).encode()).hexdigest()[:16]
+
+
+def fingerprint(facts: Iterable[str], files: Iterable[str | Path]) -> str:
+    """Return a checksum of all that an unfinished computation depends on: it goes on only from a state of an equal one.
+
+    Args:
+        facts: settings, code and whatever else is no file.
+        files: what is read; their contents count, and not where they are.
+    """
+    return hashlib.sha256(json.dumps([*facts, *map(sha256_of, files)]).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

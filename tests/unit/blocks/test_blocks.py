@@ -9,12 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tangram.blocks import calibration, get_block, structured, width
 from tangram.blocks.calibration import Calibration, ridge_regression
-from tangram.blocks.layer import build_layer
 from tangram.blocks.linear import value_output_map
 from tangram.blocks.structured import second_moment
 from tangram.blocks.width import channel_contribution
 from tangram.errors import TangramError
-from tangram.families import Shape, decoder_layers
+from tangram.models.families import Shape, decoder_layers
+from tangram.models.replace import build_layer
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def calibration_of(module, tokens=200, hidden=24):
 
 
 def run(model, layer, hidden):
-    from tangram.activations import layer_context
+    from tangram.models.forward import layer_context
 
     return layer(hidden, **layer_context(model, hidden))
 

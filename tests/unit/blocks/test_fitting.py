@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.blocks.fitting import Turning, from_dense, learn_factors, relative_error, unfuse
-from tangram.child.structured import (
+from tangram.models.operators import (
     ButterflyFactor,
     ButterflyLinear,
     LowRankLinear,

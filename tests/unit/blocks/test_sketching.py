@@ -18,7 +18,7 @@ from tangram.blocks.sketching import (
     sketch_size,
     two_phase_fit,
 )
-from tangram.child.structured import ButterflyFactor
+from tangram.models.operators import ButterflyFactor
 
 N, L, K, M, D = 16, 6, 2, 10, 20
 

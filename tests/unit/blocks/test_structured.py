@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.linalg import hadamard
 from torch.utils.flop_counter import FlopCounterMode
 
-from tangram.child.structured import (
+from tangram.models.operators import (
     ButterflyFactor,
     ButterflyLinear,
     LowRankLinear,
@@ -214,7 +214,7 @@ def test_lowered_inference_equals_training_and_follows_the_weights(name):
 
 
 def test_lowering_picks_the_cheapest_row_of_the_table(monkeypatch):
-    import tangram.child.structured as module
+    import tangram.models.operators as module
 
     operator = ButterflyLinear(24, 36, 8, 9)
     kernels = ("dense", "feature", "token")

@@ -6,14 +6,14 @@ import torch
 from tangram.activations import StreamedActivations
 from tangram.blocks import get_block, structured
 from tangram.blocks.calibration import Calibration
-from tangram.blocks.layer import build_layer
 from tangram.blocks.structured import projection_inputs, second_moment
-from tangram.checkpoint import load_model
-from tangram.child.structured import StructuredLinear
 from tangram.config import BlockDistillation
-from tangram.distill.local import LocalProblem
 from tangram.errors import TangramError
-from tangram.families import Shape, decoder_layers, subblock
+from tangram.library.distill import LocalProblem
+from tangram.models.families import Shape, decoder_layers, subblock
+from tangram.models.loading import load_model
+from tangram.models.operators import StructuredLinear
+from tangram.models.replace import build_layer
 
 VARIANTS = ("butterfly-8", "monarch", "lowrank-8", "ntk-8")
 

@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from tiny_children import HIDDEN, MIXED, child_of, pieces
 from transformers import AutoModelForCausalLM
 
-from tangram.blocks.library import read_library
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config, save_child
 from tangram.errors import TangramError
-from tangram.families import read_config
+from tangram.library.pieces import read_library
+from tangram.models.families import read_config
 
 
 def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
@@ -118,7 +118,7 @@ def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, t
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
     own = {"config.json", "model.safetensors", "provenance.json"}
-    own |= {"configuration_tangram.py", "modeling_tangram.py", "structured.py"}
+    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

@@ -8,12 +8,12 @@ import torch
 from tiny_children import MIXED, UNIFORM, child_of, pieces
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from tangram.checkpoint import load_model
-from tangram.child.architecture import save_architecture
+from tangram.blocks.architecture import save_architecture
 from tangram.child.assemble import save_child
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
 from tangram.files import sha256_of, write_tensors
+from tangram.models.loading import load_model
 
 SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
 

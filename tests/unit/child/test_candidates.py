@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Selection
 from tangram.errors import TangramError
-from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
-from tangram.scoring.metrics import compare
+from tangram.metrics import compare
+from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram.selection.choose import choose
 
 LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))

@@ -6,9 +6,9 @@ import torch
 from tiny_children import MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 from torch.nn import functional
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.errors import TangramError
-from tangram.evaluation.judge import JudgedScores
+from tangram.selection.judge import JudgedScores
 
 LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
 CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]

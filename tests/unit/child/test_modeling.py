@@ -25,10 +25,10 @@ from tiny_children import (
 from torch import nn
 from transformers import DynamicCache
 
+from tangram.blocks.architecture import heterogeneous_config
 from tangram.blocks.structured import NAMES
-from tangram.child.architecture import heterogeneous_config
 from tangram.child.assemble import build_child, save_child
-from tangram.child.structured import StructuredLinear, replace_projections
+from tangram.models.operators import StructuredLinear, replace_projections
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
 
-from tangram.child.architecture import LayerChoice, load_architecture, save_architecture
+from tangram.blocks.architecture import LayerChoice, load_architecture, save_architecture
 from tangram.commands.pick_pieces import pick_pieces
 from tangram.commands.select_child import select_child
 from tangram.config import Selection, Target, slice_of

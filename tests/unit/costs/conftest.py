@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from tangram.costs import timing, torch_engine
+from tangram import timing
+from tangram.costs import torch_engine
 
 SIZES = {
     "hidden_size": 32,

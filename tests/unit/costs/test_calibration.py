@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.costs.calibration import (
     calibrate,
     calibration_architectures,

@@ -2,11 +2,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
-from tangram.costs.torch_engine import Passes, advance, fastest_kernels, fork, measure, only, random_ids, random_model
-from tangram.families import decoder_layers
+from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
+from tangram.costs.torch_engine import measure, only, random_model
+from tangram.models.families import decoder_layers
 from tangram.tables import COSTS, read_table, write_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

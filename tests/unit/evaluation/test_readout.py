@@ -7,10 +7,10 @@ import tarfile
 import pytest
 import torch
 
-from tangram.checkpoint import load_model, load_tokenizer
 from tangram.config import Readout
 from tangram.errors import TangramError
 from tangram.evaluation.readout import embed_texts, read_classification, read_out, readout_rows
+from tangram.models.loading import load_model, load_tokenizer
 from tangram.tables import EVALUATION, read_table, write_table
 
 TEXTS = ["A short one.", "A rather longer text, of more tokens than the others have.", "Middling, perhaps.", "x"]

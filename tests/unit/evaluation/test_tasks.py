@@ -7,12 +7,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from tangram.checkpoint import load_model, load_tokenizer
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.child.assemble import build_config
-from tangram.child.modeling import TangramLlamaForCausalLM
 from tangram.errors import TangramError
 from tangram.evaluation.tasks import Outcomes, Question, answer_tasks, parse_task, read_tasks, task_rows, write_tasks
+from tangram.models.loading import load_model, load_tokenizer
+from tangram.models.modeling_tangram import TangramLlamaForCausalLM
 from tangram.tables import EVALUATION, write_table
 
 QUESTIONS = [

@@ -7,12 +7,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tangram.activations import open_activations
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.child.assemble import build_config
-from tangram.child.modeling import TangramLlamaForCausalLM
 from tangram.commands.evaluate_model import evaluate_model
 from tangram.errors import TangramError
 from tangram.evaluation.text import compare_on_text, text_rows
+from tangram.models.modeling_tangram import TangramLlamaForCausalLM
 from tangram.tables import CORPUS, EVALUATION, read_table, write_table
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tangram.activations import StreamedActivations
-from tangram.checkpoint import load_model
 from tangram.config import BlockDistillation, Finetune, SpanContrast
-from tangram.distill.end_to_end import Distillation, finetune, span_terms
-from tangram.distill.local import LocalProblem
-from tangram.distill.trainer import Checkpointing
+from tangram.finetune import Distillation, finetune, span_terms
+from tangram.library.distill import LocalProblem
 from tangram.metric_learning.spans import SpanTerm, confusable, pool_spans, span_contrastive_loss
+from tangram.models.loading import load_model
+from tangram.training.loop import Checkpointing
 
 SMALL = SpanContrast(weight=0.5, spans=3, shortest=2, longest=4)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tangram.child.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import LayerChoice, save_architecture
 from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance

@@ -5,7 +5,7 @@ import itertools
 import pytest
 from synthetic_library import library
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario, Search
 from tangram.errors import TangramError
 from tangram.search import baselines

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_library import ELEMENT_BYTES, Library, library
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario, Search, Target
 from tangram.errors import TangramError
 from tangram.search import mip

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from synthetic_library import Library, cost, library, score
 
-from tangram.child.architecture import LayerChoice
+from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario
 from tangram.errors import TangramError
 from tangram.search.problem import candidates_of, parent_facts

@@ -7,7 +7,7 @@ import sys
 import pytest
 from synthetic_library import library
 
-from tangram.child.architecture import load_architecture
+from tangram.blocks.architecture import load_architecture
 from tangram.commands.drop_layers import drop_layers
 from tangram.commands.solve_mip import solve_mip
 from tangram.config import Search, Target, slice_of

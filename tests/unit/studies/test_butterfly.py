@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tangram.blocks import structured
-from tangram.child.structured import ButterflyLinear
-from tangram.families import shape_of
 from tangram.images import Images
+from tangram.models.families import shape_of
+from tangram.models.operators import ButterflyLinear
 from tangram.report.document import Figure
 from tangram.studies import butterfly
 from tangram.studies.butterfly import autoencoder, language_model, replacement, sketch, speed, theory
@@ -126,7 +126,7 @@ def test_pieces_of_a_language_model(tiny_parent, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
 def test_compared_variants_have_equal_weights_at_the_size_of_smollm2(kind):
-    from tangram.child.structured import structured_linear
+    from tangram.models.operators import structured_linear
 
     roles = language_model.variants_for(576, kind)
     widths = (

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tangram.activations import capture
-from tangram.checkpoint import load_model
 from tangram.config import Finetune, SpanContrast, Studies
-from tangram.corpus import read_tokens
+from tangram.corpus.tokens import read_tokens
 from tangram.errors import TangramError
 from tangram.evaluation.readout import Texts
 from tangram.metric_learning import spans
 from tangram.metric_learning.spans import SpanTerm
+from tangram.models.loading import load_model
 from tangram.studies import metric_embedding, span_contrast, spatial_contrast, triplet
 from tangram.studies.experiments import Run, grid
 from tangram.studies.study import write_study

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tangram.families import Shape
+from tangram.models.families import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from tangram.child.structured import (
+from tangram.models.operators import (
     ButterflyFactor,
     ButterflyLinear,
     LowRankLinear,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, Block
-from tangram.families import Shape
+from tangram.models.families import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class LinearMap(Block):
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
     def overrides(self, shape: Shape) -> dict[str, Any]:
-        """Return the mark that `child/modeling.py` builds a linear map from."""
+        """Return the mark that `models/modeling_tangram.py` builds a linear map from."""
         return {"linear": [CONFIG_NAME[self.kind]]}
 
     def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:

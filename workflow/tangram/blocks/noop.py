@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, Block
-from tangram.families import Shape
+from tangram.models.families import Shape
 
 if TYPE_CHECKING:
     import torch

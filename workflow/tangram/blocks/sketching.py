@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tangram.child.structured import ButterflyFactor
+from tangram.models.operators import ButterflyFactor
 
 
 def sketch_size(k: int, epsilon: float, n: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, FITTED_TOKENS, Block
 from tangram.errors import TangramError
-from tangram.families import Shape
+from tangram.models.families import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class StructuredProjections(Block):
         """
         import torch
 
-        from tangram.child.structured import structured_linear
+        from tangram.models.operators import structured_linear
 
         heads, kv_heads = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         inner = (heads, kv_heads) if self.kind == "attention" else (shape.intermediate,)
@@ -86,7 +86,7 @@ class StructuredProjections(Block):
         import torch
 
         from tangram.blocks.fitting import from_dense
-        from tangram.child.structured import structured_linear
+        from tangram.models.operators import structured_linear
 
         weights = dict(parent.state_dict())
         for name, inputs in projection_inputs(parent, self.kind, calibration).items():

@@ -1,6 +1,6 @@
 """Assemble a child from the parent's weights and pieces of the library, and write it as a checkpoint of its own.
 
-Assembly only moves tensors by name: no weights are made for it. `tangram.checkpoint.load_model` loads the result.
+Assembly only moves tensors by name: no weights are made for it. `tangram.models.loading.load_model` loads the result.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
 from tangram.blocks.base import PARENT
-from tangram.blocks.library import Library, State, tensor_name
-from tangram.checkpoint import check_parent, model_class
-from tangram.child import configuration_tangram, modeling, structured
-from tangram.child.architecture import Architecture, heterogeneous_config, stock_overrides
 from tangram.errors import TangramError
-from tangram.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
 from tangram.files import atomic_path, sha256_of, write_tensors
+from tangram.library.pieces import Library, State, tensor_name
+from tangram.models import configuration_tangram, modeling_tangram, operators
+from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
+from tangram.models.loading import check_parent, model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 CODE = {  # what travels with a child that stock code cannot run, by the names that the files import each other by
-    "modeling_tangram.py": modeling,
+    "modeling_tangram.py": modeling_tangram,
     "configuration_tangram.py": configuration_tangram,
-    "structured.py": structured,
+    "operators.py": operators,
 }
 WEIGHTS_FILE = "model.safetensors"
 # All else in a parent's folder is its tokenizer's, its chat templates and how it generates: a child's as well.

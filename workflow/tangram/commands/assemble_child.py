@@ -21,11 +21,11 @@ def assemble_child(
 
     import torch
 
+    from tangram.blocks.architecture import load_architecture
     from tangram.blocks.base import PARENT
-    from tangram.blocks.library import read_library, shard_file
-    from tangram.child.architecture import load_architecture
     from tangram.child.assemble import WEIGHTS_FILE, assemble_state, build_config, load_parent, save_child
     from tangram.files import sha256_of
+    from tangram.library.pieces import read_library, shard_file
     from tangram.provenance import provenance
 
     choices = load_architecture(architecture)

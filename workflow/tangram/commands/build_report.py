@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import run, writes
 
 
 def build_report(
     settings: Annotated[str, typer.Option(help="run, headline, targets, num_layers, default_scenario, seed as JSON")],
     results: Annotated[str, typer.Option(help="the run's folder")],
-    output: Annotated[str, typer.Option(help="page to write (HTML)")],
+    output: Annotated[str, writes("page (HTML)")],
 ) -> None:
     """Write the page; parts whose tables the run does not have are left out, with a note."""
     from tangram.files import write_text

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import Costs, Scenario
 
 
@@ -14,22 +14,19 @@ def calibrate_costs(
     settings: Annotated[
         str, typer.Option(help="config sections `costs`, `scenarios` and `library`'s variants as JSON")
     ],
-    costs: Annotated[str, typer.Option(help="collected COSTS table")],
-    parent: Annotated[str, typer.Option(help="parent's folder; only its config.json is read")],
-    output: Annotated[str, typer.Option(help="CALIBRATION table to write")],
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    costs: Annotated[str, reads("collected COSTS table")],
+    parent: Annotated[str, reads_model("parent, of which config.json is read")],
+    output: Annotated[str, writes("CALIBRATION table")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write measured and predicted seconds of four whole models, and one scale per scenario, phase and batch."""
-    use_threads(threads, seed, device)
+    runtime.start()
     import pandas as pd
     from tqdm import tqdm
 
     from tangram.costs.calibration import WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
     from tangram.costs.torch_engine import measure_whole
-    from tangram.families import shape_of
+    from tangram.models.families import shape_of
     from tangram.provenance import provenance
     from tangram.tables import CALIBRATION, COSTS, read_table, write_table
 
@@ -41,12 +38,12 @@ def calibrate_costs(
         architectures,
         Costs.model_validate(sections["costs"]),
         {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()},
-        device,
-        dtype,
+        runtime.device,
+        runtime.dtype,
         progress=lambda workloads: tqdm(workloads, desc="calibrate_costs: whole models", mininterval=5),
     )
     rows = calibrate(table, architectures, measured)
-    write_table(rows, CALIBRATION, output, provenance("tangram.commands.calibrate_costs", settings, device))
+    write_table(rows, CALIBRATION, output, provenance("tangram.commands.calibrate_costs", settings, runtime.device))
     for workload, group in pd.DataFrame(rows).groupby(WORKLOAD):
         predicted = list(group["subblock_seconds"] + group["fixed_seconds"])
         errors = leave_one_out_errors(predicted, list(group["measured_seconds"]))

@@ -4,30 +4,28 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import Activations
 
 
 def capture_activations(
     settings: Annotated[str, typer.Option(help="config section `activations` as JSON")],
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    corpus: Annotated[str, typer.Option(help="the split's parquet")],
-    output: Annotated[str, typer.Option(help=".npy to write")],
-    by_layer: Annotated[int, typer.Option(help="1: hold one layer's weights at a time")] = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    threads: int = 1,
+    parent: Annotated[str, reads_model("parent")],
+    corpus: Annotated[str, reads("the split's parquet")],
+    output: Annotated[str, writes(".npy")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the hidden states of one split, (layers + 1, sequences, length, hidden), memory-mappable."""
-    use_threads(threads, device=device)
+    runtime.start()
     from pathlib import Path
 
     from tangram.activations import capture
-    from tangram.checkpoint import load_by_layer, load_model
-    from tangram.corpus import read_tokens
+    from tangram.corpus.tokens import read_tokens
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.loading import load_model
 
     section = Activations.model_validate_json(settings)
-    model = (load_by_layer if by_layer else load_model)(parent, dtype, device)
+    model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     capture(model, read_tokens(corpus), section.batch_size, output, f"capture_activations {Path(corpus).stem}")
 
 

@@ -4,33 +4,25 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, PiecesOption, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import BlockDistillation
 
 
 def distill_blocks(
     settings: Annotated[str, typer.Option(help="config section `library.bld` as JSON")],
-    kind: Annotated[str, typer.Option(help="attention or ffn")],
-    variant: Annotated[str, typer.Option(help="e.g. gqa-1, width-0.5, linear, no-op")],
-    layers: Annotated[str, typer.Option(help="first-last layer, e.g. 00-14")],
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    corpus: Annotated[str, typer.Option(help="distil split")],
+    pieces: PiecesOption,
+    parent: Annotated[str, reads_model("parent")],
+    corpus: Annotated[str, reads("distil split")],
     checkpoints: Annotated[str, typer.Option(help="folder of what a killed job goes on from")],
-    library: Annotated[str, typer.Option(help="weights to write (safetensors)")],
-    table: Annotated[str, typer.Option(help="LIBRARY table to write")],
-    curves: Annotated[str, typer.Option(help="CURVES table to write")],
-    activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    library: Annotated[str, writes("weights (safetensors)")],
+    table: Annotated[str, writes("LIBRARY table")],
+    curves: Annotated[str, writes("CURVES table")],
+    activations: Annotated[str | None, reads("cached activations; streamed without")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
-    by_layer: Annotated[int, typer.Option(help="1: hold one layer's weights at a time")] = 0,
-    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
-    use_threads(threads, seed, device)
-    import hashlib
+    runtime.start()
     import shutil
     import sys
     from pathlib import Path
@@ -40,38 +32,39 @@ def distill_blocks(
 
     from tangram.activations import open_activations
     from tangram.blocks import get_block
-    from tangram.blocks.library import tensor_name
-    from tangram.checkpoint import load_by_layer, load_model
-    from tangram.corpus import read_tokens
-    from tangram.distill.local import LocalProblem
-    from tangram.distill.pieces import PieceStore
-    from tangram.families import shape_of
-    from tangram.files import sha256_of, write_tensors
-    from tangram.provenance import provenance
+    from tangram.corpus.tokens import read_tokens
+    from tangram.files import write_tensors
+    from tangram.library.distill import LocalProblem
+    from tangram.library.pieces import tensor_name
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.families import shape_of
+    from tangram.models.loading import WEIGHTS, load_model
+    from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, LIBRARY, write_table
+    from tangram.training.resume import PieceStore
 
     section = BlockDistillation.model_validate_json(settings)
+    kind, variant = pieces.kind, pieces.variant
     get_block(kind, variant).overrides(shape_of(parent))  # stops here if the variant is no smaller than the parent's
-    model = (load_by_layer if by_layer else load_model)(parent, dtype, device).requires_grad_(False)
+    model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
+    model.requires_grad_(False)
     input_ids = read_tokens(corpus)
-    states = open_activations(activations, model, input_ids, section.batch_size, bool(local_copy))
-    first, last = (int(part) for part in layers.split("-"))
-    made_by = provenance("tangram.commands.distill_blocks", settings, device)
-    origin = [sha256_of(path) for path in (Path(parent) / "model.safetensors", corpus)]
-    facts = [*made_by.values(), *origin, kind, variant, layers, dtype, str(seed)]
-    identity = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
+    made_by = provenance("tangram.commands.distill_blocks", settings, runtime.device)
+    facts = [*made_by.values(), str(pieces), runtime.dtype, str(runtime.seed)]
+    identity = fingerprint(facts, [Path(parent) / WEIGHTS, corpus])
     store = PieceStore(Path(checkpoints), checkpoint_seconds, identity)
     tensors: dict[str, torch.Tensor] = {}
     rows, curve_rows = [], []
-    outputs = states.hidden(first)
-    for layer in tqdm(range(first, last + 1), desc=f"distill_blocks {kind} {variant}", mininterval=5):
+    outputs = states.hidden(pieces.layers[0])
+    for layer in tqdm(pieces.layers, desc=f"distill_blocks {kind} {variant}", mininterval=5):
         inputs, outputs = outputs, states.hidden(layer + 1)
         piece = store.load(layer)
         if piece is not None:
             print(f"distill_blocks {kind} {variant}: layer {layer} was finished before a kill", file=sys.stderr)
         else:
             problem = LocalProblem(model, layer, inputs, outputs, section, input_ids)
-            piece = problem.distil(kind, variant, seed, store.training(layer))
+            piece = problem.distil(kind, variant, runtime.seed, store.training(layer))
             store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
         rows.append(

@@ -21,7 +21,7 @@ def drop_layers(
     import json
     import sys
 
-    from tangram.child.architecture import save_architecture
+    from tangram.blocks.architecture import save_architecture
     from tangram.files import write_text
     from tangram.provenance import provenance
     from tangram.search.baselines import drop_whole_layers

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import Evaluation, Scenario, Section
 
 
@@ -18,46 +18,40 @@ class Settings(Section):
 
 def evaluate_model(
     settings: Annotated[str, typer.Option(help="config sections `evaluation` and `scenarios` as JSON")],
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    corpus: Annotated[str, typer.Option(help="held-out split")],
-    output: Annotated[str, typer.Option(help="EVALUATION table to write")],
-    child: Annotated[
-        str | None, typer.Option(help="assembled child's folder; without, the parent is evaluated")
-    ] = None,
-    finetuned: Annotated[str | None, typer.Option(help="finetuned child's folder")] = None,
-    activations: Annotated[str | None, typer.Option(help="parent's cached activations; recomputed without")] = None,
-    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    parent: Annotated[str, reads_model("parent")],
+    corpus: Annotated[str, reads("held-out split")],
+    output: Annotated[str, writes("EVALUATION table")],
+    child: Annotated[str | None, reads_model("assembled child; without, the parent is evaluated")] = None,
+    finetuned: Annotated[str | None, reads_model("finetuned child")] = None,
+    activations: Annotated[str | None, reads("parent's cached activations; recomputed without")] = None,
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write perplexity, KL, agreement and throughput.
 
     Throughput is measured on parent and child in turns; finetuning does not change a child's shape, so only the first
     of the two is timed. Of a scenario's batch sizes, the one at which the child is fastest counts.
     """
-    use_threads(threads, seed, device)
+    runtime.start()
     from tangram.activations import open_activations
     from tangram.blocks.base import PARENT
-    from tangram.checkpoint import load_model
-    from tangram.corpus import read_tokens
+    from tangram.corpus.tokens import read_tokens
     from tangram.evaluation.text import compare_on_text, text_rows
     from tangram.evaluation.throughput import measure_throughput
-    from tangram.families import decoder_layers
+    from tangram.models.families import decoder_layers
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 
     sections = Settings.model_validate_json(settings)
     section = sections.evaluation
-    teacher = load_model(parent, dtype, device)
+    teacher = load_model(parent, runtime.dtype, runtime.device)
     input_ids = read_tokens(corpus)
-    states = open_activations(activations, teacher, input_ids, section.batch_size, bool(local_copy))
+    states = open_activations(activations, teacher, input_ids, section.batch_size, runtime.local_copy)
     final = states.hidden(len(decoder_layers(teacher)))
     children = {name: folder for name, folder in (("child", child), ("finetuned", finetuned)) if folder is not None}
     timed, rows = {PARENT: teacher}, []
     for name, folder in (children or {PARENT: parent}).items():
-        model = load_model(folder, dtype, device) if children else teacher
+        model = load_model(folder, runtime.dtype, runtime.device) if children else teacher
         metrics = compare_on_text(model, teacher, final, input_ids, section.batch_size, f"evaluate_model {name}")
         rows += text_rows(name, "heldout", metrics)
         if name == next(iter(children), None):
@@ -65,12 +59,12 @@ def evaluate_model(
     for name, scenario in sections.scenarios.items():
         batches = [
             measure_throughput(
-                timed, name, scenario, batch, section.throughput_repeats, teacher.config.vocab_size, seed
+                timed, name, scenario, batch, section.throughput_repeats, teacher.config.vocab_size, runtime.seed
             )
             for batch in scenario.batch_sizes
         ]
         rows += max(batches, key=lambda measured: _throughput(measured, list(timed)[-1]))
-    write_table(rows, EVALUATION, output, provenance("tangram.commands.evaluate_model", settings, device))
+    write_table(rows, EVALUATION, output, provenance("tangram.commands.evaluate_model", settings, runtime.device))
 
 
 def _throughput(rows: Iterable[dict[str, Any]], model: str) -> float:

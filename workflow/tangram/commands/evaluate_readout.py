@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads_model, run, writes
 from tangram.config import PackageFile, Readout, Section
 
 
@@ -17,19 +17,18 @@ class Settings(Section):
 
 def evaluate_readout(
     settings: Annotated[str, typer.Option(help="`readout` and `archive`, of config section `evaluation`, as JSON")],
-    models: Annotated[list[str], typer.Option(help="name=folder, once per model: parent, child, finetuned")],
-    output: Annotated[str, typer.Option(help="EVALUATION table to write")],
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    parent: Annotated[str, reads_model("parent")],
+    child: Annotated[str, reads_model("assembled child")],
+    finetuned: Annotated[str, reads_model("finetuned child")],
+    output: Annotated[str, writes("EVALUATION table")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write accuracies with standard errors over draws of labels, and every model's paired difference to the parent."""
-    use_threads(threads, seed, device)
-    from tangram.checkpoint import load_model, load_tokenizer
+    runtime.start()
+    from tangram.archives import fetch_archive
     from tangram.errors import TangramError
     from tangram.evaluation.readout import embed_texts, read_classification, read_out, readout_rows
-    from tangram.packages import fetch_archive
+    from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 
@@ -39,12 +38,12 @@ def evaluate_readout(
         raise TangramError("config.evaluation.readout.task is empty; name the task to evaluate")
     data = read_classification(fetch_archive(sections.archive), section.task)
     answers = {}
-    for name, _, folder in (model.partition("=") for model in models):
-        model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    for name, folder in {"parent": parent, "child": child, "finetuned": finetuned}.items():
+        model, tokenizer = load_model(folder, runtime.dtype, runtime.device), load_tokenizer(folder)
         label = f"evaluate_readout {name}"
         embeddings = embed_texts(model, tokenizer, data.texts, section.depth, section.batch_size, label)
-        answers[name] = read_out(embeddings, data.labels, section, seed)
-    made_by = provenance("tangram.commands.evaluate_readout", settings, device)
+        answers[name] = read_out(embeddings, data.labels, section, runtime.seed)
+    made_by = provenance("tangram.commands.evaluate_readout", settings, runtime.device)
     write_table(readout_rows(section.task, answers), EVALUATION, output, made_by)
 
 

@@ -4,19 +4,18 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads_model, run, writes
 from tangram.config import Evaluation
 
 
 def evaluate_tasks(
     settings: Annotated[str, typer.Option(help="config section `evaluation` as JSON")],
-    models: Annotated[list[str], typer.Option(help="name=folder, once per model: parent, child, finetuned")],
+    parent: Annotated[str, reads_model("parent")],
+    child: Annotated[str, reads_model("assembled child")],
+    finetuned: Annotated[str, reads_model("finetuned child")],
     work: Annotated[str, typer.Option(help="scratch folder for the generated task files")],
-    output: Annotated[str, typer.Option(help="EVALUATION table to write")],
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    output: Annotated[str, writes("EVALUATION table")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write accuracies with standard errors, and every model's paired difference to the parent.
 
@@ -25,11 +24,11 @@ def evaluate_tasks(
     import os
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    use_threads(threads, seed, device)
-    from tangram.checkpoint import load_model, load_tokenizer
+    runtime.start()
+    from tangram.archives import fetch_archive
     from tangram.errors import TangramError
     from tangram.evaluation.tasks import answer_tasks, read_tasks, task_rows, write_tasks
-    from tangram.packages import fetch_archive
+    from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
     from tangram.tables import EVALUATION, write_table
 
@@ -38,11 +37,11 @@ def evaluate_tasks(
         raise TangramError("config.evaluation.tasks is empty; name the tasks to evaluate")
     write_tasks(read_tasks(fetch_archive(section.task_archive), section.tasks), work)
     answers = {}
-    for name, _, folder in (model.partition("=") for model in models):
-        model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    for name, folder in {"parent": parent, "child": child, "finetuned": finetuned}.items():
+        model, tokenizer = load_model(folder, runtime.dtype, runtime.device), load_tokenizer(folder)
         label = f"evaluate_tasks {name}"
         answers[name] = answer_tasks(model, tokenizer, work, section.tasks, section.task_limit, label)
-    made_by = provenance("tangram.commands.evaluate_tasks", settings, device)
+    made_by = provenance("tangram.commands.evaluate_tasks", settings, runtime.device)
     write_table(task_rows(answers), EVALUATION, output, made_by)
 
 

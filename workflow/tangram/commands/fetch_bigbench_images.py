@@ -14,9 +14,9 @@ def fetch_bigbench_images(
     digits: Annotated[str, typer.Option(help="digits to write (npz)")],
 ) -> None:
     """Write train_images, train_labels, test_images and test_labels of both, unsigned bytes."""
+    from tangram.archives import fetch_archive
     from tangram.bigbench_images import unpack
     from tangram.files import check_writable
-    from tangram.packages import fetch_archive
     from tangram.provenance import provenance
 
     for output in (pictures, digits):

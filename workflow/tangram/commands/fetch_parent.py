@@ -4,26 +4,25 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, run
 from tangram.config import Parent
 
 
 def fetch_parent(
     settings: Annotated[str, typer.Option(help="config section `parent` as JSON")],
-    output: Annotated[str, typer.Option(help="checkpoint folder to write")],
+    folder: Annotated[str, typer.Option(help="checkpoint folder to write")],
     source_files: Annotated[str, typer.Option(help="what a local source's files hold; recorded")] = "none",
-    dtype: str = "float32",
-    threads: int = 1,
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the parent's checkpoint: config, safetensors, tokenizer, provenance."""
-    use_threads(threads)
-    from tangram.checkpoint import fetch
+    runtime.start()
+    from tangram.config.sources import RECORD
+    from tangram.parent.fetch import fetch
     from tangram.provenance import provenance
-    from tangram.sources import RECORD
 
     section = Parent.model_validate_json(settings)
     made_by = provenance("tangram.commands.fetch_parent", settings)
-    fetch(section, output, dtype, {**made_by, RECORD: source_files})
+    fetch(section, folder, runtime.dtype, {**made_by, RECORD: source_files})
 
 
 if __name__ == "__main__":

@@ -4,72 +4,66 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import check_device, run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, check_device, reads, reads_model, run, use_threads, writes
 from tangram.config import Finetune, Parallel
 
 
 def finetune_child(
     settings: Annotated[str, typer.Option(help="config section `finetune` as JSON")],
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    child: Annotated[str, typer.Option(help="assembled child's folder")],
-    corpus: Annotated[str, typer.Option(help="finetune split")],
+    parent: Annotated[str, reads_model("parent")],
+    child: Annotated[str, reads_model("assembled child")],
+    corpus: Annotated[str, reads("finetune split")],
     checkpoints: Annotated[str, typer.Option(help="folder of the state that a killed job resumes from")],
-    output: Annotated[str, typer.Option(help="folder of the finetuned child")],
-    curves: Annotated[str, typer.Option(help="CURVES table to write")],
-    activations: Annotated[str | None, typer.Option(help="cached activations; streamed without")] = None,
+    folder: Annotated[str, typer.Option(help="folder of the finetuned child")],
+    curves: Annotated[str, writes("CURVES table")],
+    activations: Annotated[str | None, reads("cached activations; streamed without")] = None,
     parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
     checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
-    local_copy: Annotated[int, typer.Option(help="1: read the cache from a copy in $TMPDIR")] = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the finetuned checkpoint and the training curves; in several processes where `parallel` says so."""
     layout = Parallel.model_validate_json(parallel)
-    check_device(device, layout.processes_per_node)
+    check_device(runtime.device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
-        from tangram.distill.parallel import launch
+        from tangram.training.parallel import launch
 
         launch(layout.nodes, layout.processes_per_node)
-    use_threads(max(1, threads // layout.processes_per_node), seed, device)
-    import hashlib
+    use_threads(max(1, runtime.threads // layout.processes_per_node), runtime.seed, runtime.device)
     import shutil
     from pathlib import Path
 
     import torch
 
     from tangram.activations import open_activations
-    from tangram.checkpoint import load_model, skeleton
     from tangram.child.assemble import save_child
-    from tangram.corpus import read_tokens
-    from tangram.distill.end_to_end import finetune
-    from tangram.distill.parallel import join
-    from tangram.distill.trainer import Checkpointing
-    from tangram.files import sha256_of
-    from tangram.provenance import provenance
+    from tangram.corpus.tokens import read_tokens
+    from tangram.finetune import finetune
+    from tangram.models.by_layer import skeleton
+    from tangram.models.loading import WEIGHTS, load_model
+    from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, write_table
+    from tangram.training.loop import Checkpointing
+    from tangram.training.parallel import join
 
     section = Finetune.model_validate_json(settings)
-    with join(device, layout.strategy) as world:
-        teacher = world.teacher(parent, dtype, runs=activations is None)
-        student = skeleton(child, dtype) if world.sharded else load_model(child, dtype, world.device)
+    with join(runtime.device, layout.strategy) as world:
+        teacher = world.teacher(parent, runtime.dtype, runs=activations is None)
+        student = skeleton(child, runtime.dtype) if world.sharded else load_model(child, runtime.dtype, world.device)
         input_ids = read_tokens(corpus)
-        states = open_activations(activations, teacher, input_ids, section.micro_batch_size, bool(local_copy))
-        made_by = provenance("tangram.commands.finetune_child", settings, device)
-        origin = [sha256_of(Path(folder) / "model.safetensors") for folder in (parent, child)]
-        facts = [*made_by.values(), *origin, sha256_of(corpus), str(seed)]
-        identity = hashlib.sha256("".join(facts).encode()).hexdigest()
+        states = open_activations(activations, teacher, input_ids, section.micro_batch_size, runtime.local_copy)
+        made_by = provenance("tangram.commands.finetune_child", settings, runtime.device)
+        weights_files = [Path(model) / WEIGHTS for model in (parent, child)]
+        identity = fingerprint([*made_by.values(), str(runtime.seed)], [*weights_files, corpus])
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
-        folder = child if world.sharded else None
-        rows = finetune(student, teacher, states, input_ids, section, seed, label, checkpointing, world, folder)
-        weights = world.gather(student, getattr(torch, dtype))
+        source = child if world.sharded else None
+        rows = finetune(student, teacher, states, input_ids, section, runtime.seed, label, checkpointing, world, source)
+        weights = world.gather(student, getattr(torch, runtime.dtype))
         if world.rank == 0:
             per_step = section.batch_size * input_ids.shape[1]
             rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
             write_table(rows, CURVES, curves, made_by)
-            save_child(weights, student.config, parent, output, made_by)
+            save_child(weights, student.config, parent, folder, made_by)
             shutil.rmtree(checkpoints, ignore_errors=True)
         world.wait()
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads_model, run, writes
 from tangram.config import Costs, Scenario
 
 
@@ -14,19 +14,16 @@ def measure_costs(
     settings: Annotated[str, typer.Option(help="config sections `costs` and `scenarios` as JSON")],
     kind: Annotated[str, typer.Option(help="attention, ffn, or model: embedding, final norm and LM head")],
     variant: Annotated[str, typer.Option(help="e.g. parent, gqa-1, width-0.5, linear, no-op")],
-    parent: Annotated[str, typer.Option(help="parent's folder; only its config.json is read")],
-    output: Annotated[str, typer.Option(help="COSTS table to write")],
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    parent: Annotated[str, reads_model("parent, of which config.json is read")],
+    output: Annotated[str, writes("COSTS table")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write seconds of prefill and decode, parameter bytes and KV bytes per token, for every scenario and batch."""
-    use_threads(threads, seed, device)
+    runtime.start()
     from tqdm import tqdm
 
+    from tangram.config.limits import check_length
     from tangram.costs.torch_engine import measure
-    from tangram.limits import check_length
     from tangram.provenance import provenance
     from tangram.tables import COSTS, write_table
 
@@ -42,11 +39,11 @@ def measure_costs(
         variant,
         Costs.model_validate(sections["costs"]),
         scenarios,
-        device,
-        dtype,
+        runtime.device,
+        runtime.dtype,
         progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),
     )
-    write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, device))
+    write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, runtime.device))
 
 
 if __name__ == "__main__":

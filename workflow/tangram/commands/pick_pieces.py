@@ -37,10 +37,10 @@ def pick_pieces(
     import json
     from pathlib import Path
 
+    from tangram.blocks.architecture import load_architecture
     from tangram.blocks.base import PARENT
-    from tangram.blocks.library import read_library
-    from tangram.child.architecture import load_architecture
     from tangram.files import write_text
+    from tangram.library.pieces import read_library
 
     piece = read_library(library, tuple(shards.split(",")))
 

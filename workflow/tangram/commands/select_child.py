@@ -33,16 +33,16 @@ def select_child(
 
     import numpy as np
 
-    from tangram.blocks.library import read_library
-    from tangram.checkpoint import load_model
-    from tangram.child.architecture import LayerChoice, save_architecture
+    from tangram.blocks.architecture import LayerChoice, save_architecture
     from tangram.child.assemble import WEIGHTS_FILE
-    from tangram.corpus import read_tokens
-    from tangram.evaluation.candidates import CandidateScores, cut_prompts
-    from tangram.evaluation.judge import JudgedScores
+    from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_text
+    from tangram.library.pieces import read_library
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
+    from tangram.selection.candidates import CandidateScores, cut_prompts
     from tangram.selection.choose import choose
+    from tangram.selection.judge import JudgedScores
     from tangram.tables import SELECTION, write_table
 
     section = Selection.model_validate_json(settings)

@@ -22,7 +22,7 @@ def solve_mip(
     import json
     import sys
 
-    from tangram.child.architecture import save_architecture
+    from tangram.blocks.architecture import save_architecture
     from tangram.files import write_text
     from tangram.provenance import provenance
     from tangram.search.mip import solve

@@ -25,9 +25,9 @@ def study_butterfly(
     use_threads(threads, seed, device)
     import sys
 
-    from tangram.corpus import read_tokens
-    from tangram.families import shape_of
+    from tangram.corpus.tokens import read_tokens
     from tangram.images import load_images
+    from tangram.models.families import shape_of
     from tangram.provenance import provenance
     from tangram.studies.butterfly import butterfly_study
     from tangram.studies.butterfly.language_model import language_model

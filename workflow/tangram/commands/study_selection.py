@@ -50,17 +50,20 @@ def study_selection(
     import torch
     from tqdm import tqdm
 
-    from tangram.blocks.library import read_library
-    from tangram.checkpoint import load_model, load_tokenizer
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.config import ParentSamples, PythonDocs
-    from tangram.corpus import documents, pack, parent_samples, read_tokens
-    from tangram.evaluation.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
+    from tangram.corpus.documents import documents
+    from tangram.corpus.packing import pack
+    from tangram.corpus.sampling import parent_samples
+    from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of
+    from tangram.library.pieces import read_library
+    from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
     from tangram.search.mip import solve
     from tangram.search.problem import Settings as ProblemSettings
     from tangram.search.problem import load_problem
+    from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
     from tangram.studies.selection import Evidence, run_study, save_evidence
     from tangram.studies.study import write_study
 

@@ -31,8 +31,8 @@ def study_span_contrast(
 ) -> None:
     """Write `claims.parquet`, `measurements.parquet` and `report.html`; ``threads`` trainings run side by side."""
     use_threads(1, device=device)
+    from tangram.archives import fetch_archive
     from tangram.evaluation.readout import read_classification
-    from tangram.packages import fetch_archive
     from tangram.provenance import provenance
     from tangram.studies.span_contrast import Files, span_contrast
     from tangram.studies.study import write_study

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:

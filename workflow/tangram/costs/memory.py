@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tangram.child.structured import StructuredLinear
+from tangram.models.operators import StructuredLinear
 
 
 def parameter_bytes(module: nn.Module) -> int:

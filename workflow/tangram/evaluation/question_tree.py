@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tangram.families import window_of
+from tangram.models.families import window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from tangram.activations import layer_context
 from tangram.blocks import PARENT
 from tangram.config import Readout
+from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError
-from tangram.families import decoder_layers
-from tangram.framing import opened, opening
 from tangram.metric_learning.readouts import linear_accuracy, metric_embedding_accuracy, nearest_neighbour_accuracy
 from tangram.metric_learning.samplers import draw_per_class
-from tangram.scoring.metrics import standard_error_by_sequence
+from tangram.metrics import standard_error_by_sequence
+from tangram.models.families import decoder_layers
+from tangram.models.forward import layer_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def read_classification(archive: str | Path, name: str) -> Texts:
     Raises:
         TangramError: the task is not there, or its choices differ.
     """
-    from tangram.packages import read_members
+    from tangram.archives import read_members
 
     ((_, content),) = read_members(archive, [f"*/benchmark_tasks/{name}/task.json"])
     examples = [e for e in json.loads(content).get("examples", []) if "target_scores" in e]

@@ -14,9 +14,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError
 from tangram.evaluation.question_tree import Tree, target_logits
-from tangram.framing import opened, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ import yaml
 from tangram.blocks.base import PARENT
 from tangram.errors import TangramError
 from tangram.files import write_text
-from tangram.scoring.metrics import standard_error_by_sequence
+from tangram.metrics import standard_error_by_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def read_tasks(archive: str | Path, names: Sequence[str]) -> dict[str, list[Ques
     Raises:
         TangramError: a task is not there, or is not multiple choice.
     """
-    from tangram.packages import read_members
+    from tangram.archives import read_members
 
     members = {f"benchmark_tasks/{name}/task.json": name for name in names}
     found = {}

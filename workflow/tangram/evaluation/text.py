@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from tangram.errors import TangramError
-from tangram.scoring.metrics import compare_in_chunks, standard_error_by_sequence
+from tangram.metrics import compare_in_chunks, standard_error_by_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

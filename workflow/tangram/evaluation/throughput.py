@@ -9,8 +9,8 @@ import torch
 
 from tangram.blocks.base import PARENT
 from tangram.config import Scenario
-from tangram.costs.timing import interleaved, median_and_error
-from tangram.costs.torch_engine import Passes, fastest_kernels, synchronise
+from tangram.costs.passes import Passes, fastest_kernels, synchronize
+from tangram.timing import interleaved, median_and_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,6 +84,6 @@ def measure_throughput(
         functions[f"{model_name} prefill"], functions[f"{model_name} decode"] = passes.prefill, passes.decode
     device = next(iter(models.values())).device.type
     with fastest_kernels():
-        samples = interleaved(functions, repeats, warmup=1, synchronise=synchronise(device))
+        samples = interleaved(functions, repeats, warmup=1, synchronize=synchronize(device))
     seconds = {model: (samples[f"{model} prefill"], samples[f"{model} decode"]) for model in models}
     return throughput_rows(seconds, name, scenario, batch)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tangram.distill.trainer import TrainingPlan, train
+from tangram.training.loop import TrainingPlan, train
 
 StepLoss = Callable[[torch.Tensor, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tangram.blocks.architecture import Architecture, load_architecture
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, load_architecture
 from tangram.config import LAYERS_DROPPED, Section
 from tangram.errors import TangramError
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table

@@ -8,8 +8,8 @@ from html import escape
 
 import pandas as pd
 
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture
 from tangram.report.data import KINDS, Estimate, rows_of
 from tangram.report.style import estimate, ink_on, short, themed
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice
 from tangram.config import Search
 from tangram.errors import TangramError
 from tangram.search.mip import architecture_of, optimise, solve

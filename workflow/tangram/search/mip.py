@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tangram.child.architecture import Architecture
+from tangram.blocks.architecture import Architecture
 from tangram.config import Constraint, Search
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, Batches, Problem, Resources

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
-from tangram.child.architecture import Architecture, LayerChoice
 from tangram.config import Constraint, Scenario, Search, Section, Target
 from tangram.costs.calibration import steady_seconds
 from tangram.errors import TangramError

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tangram.child.architecture import Architecture
+from tangram.blocks.architecture import Architecture
 from tangram.search.problem import Problem
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tangram.costs.timing import interleaved
 from tangram.images import Images
 from tangram.report.style import number
 from tangram.studies.lines import lines_figure
 from tangram.studies.study import Claim, Interval, NotReproduced, Study, interval
+from tangram.timing import interleaved
 
 DENSE, V_FIXED, U_FIXED = ARMS = ("dense", "V fixed", "U fixed")
 RESTATED = "restated by us: only the abstract was readable"

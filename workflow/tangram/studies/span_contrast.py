@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tangram.activations import Activations, StreamedActivations, open_activations
-from tangram.checkpoint import load_model, load_tokenizer
 from tangram.config import Finetune, Readout, SpanContrast, Studies
-from tangram.corpus import read_tokens
-from tangram.distill.end_to_end import finetune
-from tangram.distill.losses import cosine_distance
+from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.readout import Texts, embed_texts, read_out
 from tangram.evaluation.text import compare_on_text
-from tangram.families import decoder_layers
+from tangram.finetune import finetune
 from tangram.metric_learning.spans import SpanTerm
+from tangram.models.families import decoder_layers
+from tangram.models.loading import load_model, load_tokenizer
 from tangram.report.document import Figure
 from tangram.report.style import number
 from tangram.studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
 from tangram.studies.pictures import draw_arms, draw_lines
 from tangram.studies.study import Claim, Interval, NotReproduced, Study
+from tangram.training.losses import cosine_distance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

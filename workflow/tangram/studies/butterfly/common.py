@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from tangram.blocks.sketching import compressed
-from tangram.child.structured import ButterflyFactor
 from tangram.images import Images
+from tangram.models.operators import ButterflyFactor
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 
 from tangram.activations import StreamedActivations
-from tangram.blocks.layer import build_layer
-from tangram.checkpoint import load_model
 from tangram.config import BlockDistillation, Costs, Scenario
 from tangram.costs.torch_engine import measure
-from tangram.distill.local import LocalProblem
-from tangram.families import Shape, shape_of
+from tangram.library.distill import LocalProblem
+from tangram.models.families import Shape, shape_of
+from tangram.models.loading import load_model
+from tangram.models.replace import build_layer
 from tangram.report.style import variant_colours
-from tangram.scoring.replace_one import ReplaceOne
+from tangram.scores.replace_one import ReplaceOne
 from tangram.studies.lines import points_figure
 from tangram.studies.study import Claim, Study, interval
 

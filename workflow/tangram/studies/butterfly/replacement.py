@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tangram.child.structured import ButterflyLinear, LowRankLinear, MonarchLinear
 from tangram.images import Images
+from tangram.models.operators import ButterflyLinear, LowRankLinear, MonarchLinear
 from tangram.studies.butterfly.common import Size, generator
 from tangram.studies.lines import lines_figure
 from tangram.studies.study import Claim, Interval, Study, interval

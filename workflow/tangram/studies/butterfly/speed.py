@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from tangram.child.structured import ButterflyLinear, LowRankLinear
-from tangram.costs.timing import interleaved
+from tangram.models.operators import ButterflyLinear, LowRankLinear
 from tangram.studies.butterfly.common import Size
 from tangram.studies.lines import lines_figure
 from tangram.studies.study import Claim, Study, interval
+from tangram.timing import interleaved
 
 
 def speeds(study: Study, seeds: Sequence[int], size: Size) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from tangram.blocks.sketching import optimal_loss, sigma, sketch_loss, sketch_size
-from tangram.child.structured import ButterflyFactor
 from tangram.images import Images
+from tangram.models.operators import ButterflyFactor
 from tangram.report.style import number
 from tangram.studies.butterfly.common import Size, generator, jl, matrices, orthonormal
 from tangram.studies.lines import lines_figure

@@ -1,0 +1,99 @@
+"""Tiny random parents of every family, and a library of pieces made by hand."""
+
+import copy
+
+import torch
+from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.structured import NAMES
+from tangram.child.assemble import assemble_state, build_child, build_config
+from tangram.models.operators import replace_projections
+
+HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, LAYERS, VOCABULARY = 32, 4, 2, 48, 5, 64
+SIZES = {
+    "hidden_size": HIDDEN,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "intermediate_size": INTERMEDIATE,
+    "num_hidden_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZES),
+    "llama-biases": LlamaConfig(**SIZES, head_dim=16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "mistral-sliding": MistralConfig(**SIZES, head_dim=16, sliding_window=4),
+    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "qwen2-sliding": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+}
+PARENT_ONLY = (LayerChoice(),) * LAYERS
+UNIFORM = (LayerChoice("gqa-1", "width-0.5"),) * LAYERS
+MIXED = (
+    LayerChoice("no-op", "parent"),
+    LayerChoice("gqa-1", "width-0.5"),
+    LayerChoice("linear", "linear"),
+    LayerChoice("parent", "no-op"),
+    LayerChoice("parent", "parent"),
+)
+STRUCTURED = (
+    LayerChoice("butterfly-8", "monarch"),
+    LayerChoice("lowrank-5", "butterfly-12"),
+    LayerChoice("monarch", "ntk-6"),
+    LayerChoice("ntk-4", "lowrank-3"),
+    LayerChoice("no-op", "butterfly-7"),
+)
+NO_ATTENTION = (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
+
+
+def random_parent(config: PreTrainedConfig) -> PreTrainedModel:
+    """A stock model in which every tensor, biases and norms included, is random."""
+    torch.manual_seed(0)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](type(config).from_dict(config.to_dict())).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    return model
+
+
+def pieces(parent: PreTrainedModel):
+    """A library: GQA keeps the first KV head, a narrow FFN the first channels; linear maps and operators are random."""
+
+    def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
+        stock = parent.model.layers[layer]
+        state = dict((stock.self_attn if kind == "attention" else stock.mlp).state_dict())
+        head_dim = stock.self_attn.head_dim
+        if variant == "no-op":
+            return {}
+        if variant == "linear":
+            generator = torch.Generator().manual_seed(layer)
+            name = "linear_attn" if kind == "attention" else "linear_mlp"
+            return {
+                f"{name}.weight": torch.randn(HIDDEN, HIDDEN, generator=generator) / 8,
+                f"{name}.bias": torch.randn(HIDDEN, generator=generator) / 8,
+            }
+        if variant.partition("-")[0] in NAMES:
+            with torch.random.fork_rng():
+                torch.manual_seed(layer)
+                module = replace_projections(
+                    copy.deepcopy(stock.self_attn if kind == "attention" else stock.mlp), variant
+                )
+                return {n: state[n] if n in state else torch.randn_like(t) / 4 for n, t in module.state_dict().items()}
+        if variant == "gqa-1":
+            return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj")) else t for n, t in state.items()}
+        assert variant == "width-0.5"
+        half = INTERMEDIATE // 2
+        cut = {n: t[:half] for n, t in state.items() if n.startswith(("gate_proj", "up_proj"))}
+        return {**state, **cut, "down_proj.weight": state["down_proj.weight"][:, :half]}
+
+    return piece
+
+
+def child_of(parent: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
+    """The child, assembled in memory."""
+    config = build_config(parent.config, architecture)
+    return build_child(config, assemble_state(parent.state_dict(), architecture, pieces(parent)))

@@ -1,0 +1,365 @@
+"""The config: every mistake is one line that names the key and what would be right."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tangram import config as config_module
+from tangram.config import Config, Corpus, Evaluation, Scenario, Target, load, parse, slice_of
+from tangram.errors import TangramError
+
+CONFIGS = Path(__file__).parents[3] / "config"
+DEFAULT = yaml.safe_load((CONFIGS / "config.yaml").read_text())
+TEXT = [{"type": "python-docs"}]
+
+
+def changed(path: str, value: Any) -> dict:
+    """Return the default config with one key set (or removed, with None), at a path."""
+    config = copy.deepcopy(DEFAULT)
+    *parents, last = path.split("/")
+    section = config
+    for name in parents:
+        section = section[int(name)] if isinstance(section, list) else section.setdefault(name, {})
+    if value is None:
+        del section[last]
+    elif isinstance(section, list):
+        section[int(last)] = value
+    else:
+        section[last] = value
+    return config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    assert load(path).run == path.stem.replace("config", "smollm2-cpu")
+
+
+MISTAKES = {
+    "unknown key": ("sede", 1, "config.sede: unknown key; did you mean 'seed'?"),
+    "unknown key below": ("library/bld/epoch", 1, "config.library.bld.epoch: unknown key; did you mean 'epochs'?"),
+    "unknown key in a list": ("corpus/distil/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
+    "unknown key of a target": ("targets/speed-1.2/solution", 2, "unknown key; did you mean 'solutions'?"),
+    "missing section": ("corpus/score", None, "config.corpus.score: is required but missing"),
+    "wrong type": ("seed", "one", "config.seed: Input should be a valid integer"),
+    "out of range": ("corpus/sequence_length", 4, "greater than or equal to 8 (got 4)"),
+    "unknown variant": (
+        "library/ffn",
+        ["ffn_60"],
+        "library.ffn[0]: 'ffn_60' is not a known variant; did you mean 'width-0.6'?",
+    ),
+    "unknown word": (
+        "library/attention",
+        ["liner"],
+        "library.attention[0]: 'liner' is not a known variant; did you mean 'linear'?",
+    ),
+    "heads that do not divide": (
+        "library/attention",
+        ["gqa-2"],
+        "2 KV heads do not divide the parent's 3; valid: gqa-1",
+    ),
+    "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
+    "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' is there twice"),
+    "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
+    "a misspelt operator": ("library/ffn", ["low-rank-32"], "not a known variant; did you mean 'lowrank-32'?"),
+    "half a rank": ("library/attention", ["butterfly-0.5"], "not a known variant; did you mean 'butterfly-1'?"),
+    "no rank": ("library/attention", ["ntk"], "not a known variant; did you mean 'ntk-64'?"),
+    "a rank of zero": ("library/ffn", ["lowrank-0"], "not a known variant; did you mean 'lowrank-1'?"),
+    "unknown headline": ("headline", "speed-12", "headline: 'speed-12' is not a target; did you mean 'speed-1.2'?"),
+    "unknown scenario": (
+        "targets/speed-1.2/constraints/0/scenario",
+        "chatt",
+        "targets.speed-1.2.constraints[0].scenario: 'chatt' is not a scenario; did you mean 'chat'?",
+    ),
+    "an upper limit of throughput": (
+        "targets/speed-1.2/constraints/0",
+        {"quantity": "throughput", "max": 1.2, "scenario": "chat"},
+        "throughput takes 'min', and only that",
+    ),
+    "no scenario": (
+        "targets/speed-1.2/constraints/0",
+        {"quantity": "latency", "max": 1.2},
+        "latency needs a 'scenario'",
+    ),
+    "training on BIG-bench": (
+        "corpus/finetune/sources",
+        DEFAULT["corpus"]["heldout"]["sources"],
+        "corpus.finetune: BIG-bench's canary forbids training on it",
+    ),
+    "micro batches that do not divide": (
+        "finetune",
+        {"batch_size": 4, "micro_batch_size": 3},
+        "micro_batch_size (3) must divide batch_size (4)",
+    ),
+    "no loss": (
+        "finetune",
+        {"kl_weight": 0, "cosine_weight": 0},
+        "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive",
+    ),
+    "tasks from nowhere": ("evaluation/task_archive", None, "tasks need a task_archive"),
+    "a readout from nowhere": (
+        "evaluation",
+        {"readout": {"task": "intent_recognition"}},
+        "config.evaluation: readout.task needs a task_archive",
+    ),
+    "a run that is no folder name": ("run", "../elsewhere", "config.run:"),
+    "a run whose name is too long": ("run", "a" * 101, "config.run: String should have at most 100 characters"),
+    "a time stamp of another age as seed": ("seed", 2**63, f"config: seed: {2**63} is beyond the largest integer"),
+    "a number of any section beyond the largest": ("corpus/score/tokens", 10**30, "beyond the largest integer"),
+    "an infinite limit": ("targets/speed-1.2/constraints/0/min", float("inf"), "should be a finite number"),
+    "an infinite weight": ("finetune", {"kl_weight": float("inf")}, "kl_weight: Input should be a finite number"),
+    "no number at all": ("library/bld", {"ridge": float("nan")}, "ridge: Input should be a finite number"),
+    "infinity as text": ("finetune", {"learning_rate": "1e999"}, "learning_rate: Input should be a finite number"),
+    "a learning rate that no training survives": (
+        "finetune",
+        {"learning_rate": 15},
+        "less than or equal to 10 (got 15)",
+    ),
+    "a truth for a number": (
+        "library/bld",
+        {"epochs": True},
+        "epochs: True is no number (YAML reads yes",
+    ),
+    "a truth in a list of numbers": ("scenarios/chat/batch_sizes", [1, True], "batch_sizes: True is no number"),
+    "an unquoted no": (
+        "library/ffn",
+        [False],
+        "should be a valid string (got False, which YAML makes of unquoted text",
+    ),
+    "an unquoted number": ("run", 2026, "(got 2026, which YAML makes of unquoted text: quote it)"),
+    "a batch size twice": ("scenarios/chat/batch_sizes", [1, 2, 1], "scenarios.chat.batch_sizes: 1 is there twice"),
+    "an empty batch": ("scenarios/chat/batch_sizes", [1, 0], "batch_sizes.1: Input should be greater than 0"),
+    "labels twice": ("evaluation/readout", {"labels": [1, 1]}, "evaluation.readout.labels: 1 is there twice"),
+    "a task twice": ("evaluation/tasks", ["a", "a"], "config.evaluation.tasks: 'a' is there twice"),
+    "a depth twice": ("finetune", {"span_contrast": {"depths": [0.5, 0.5]}}, "depths: 0.5 is there twice"),
+    "a source twice": (
+        "corpus/distil/sources",
+        [{"type": "parent-samples"}, {"type": "parent-samples", "weight": 1}],
+        "config.corpus.distil.sources: [1] is there twice",
+    ),
+    "a source that gets nothing": (
+        "corpus/distil/sources",
+        [{"type": "parent-samples"}, {"type": "python-docs", "weight": 0.01}],
+        "distil.sources[1].weight: 0.01 of 1.01 is less than half a sequence of the split's 12",
+    ),
+    "one sequence to train on": (
+        "corpus/distil/tokens",
+        256,
+        "distil.tokens: 256 tokens are one sequence of 256; at least",
+    ),
+    "one sequence to score": ("corpus/score/tokens", 1, "score.tokens: 1 tokens are one sequence of 256"),
+    "one held-out sequence": ("corpus/heldout/tokens", 256, "at least 257 are needed for two"),
+    "all held out": (
+        "library/bld",
+        {"holdout_fraction": 0.99},
+        "library.bld.holdout_fraction: 0.99 of corpus.distil's 12 sequences leaves none to train on",
+    ),
+    "prompts longer than sequences": (
+        "targets/speed-1.2",
+        {**DEFAULT["targets"]["speed-1.2"], "solutions": 2, "selection": {"prompt_tokens": 257}},
+        "targets.speed-1.2.selection.prompt_tokens: 257 is more than corpus.sequence_length (256)",
+    ),
+    "spans longer than sequences": (
+        "finetune",
+        {"span_contrast": {"weight": 0.1, "longest": 300}},
+        "finetune.span_contrast.longest: 300 is more than corpus.sequence_length (256)",
+    ),
+    "spans of no length": ("finetune", {"span_contrast": {"shortest": 9, "longest": 8}}, "shortest (9) is more than"),
+    "a stride over whole sequences": ("scores", {"position_stride": 257}, "scores.position_stride: 257 is more than"),
+    "KV heads that do not divide heads": (
+        "parent/num_kv_heads",
+        4,
+        "num_kv_heads (4) must divide num_attention_heads (9)",
+    ),
+    "a width that heads do not divide": (
+        "parent/sizes",
+        {"hidden_size": 64, "intermediate_size": 8, "vocab_size": 8},
+        "num_attention_heads (9) must divide sizes.hidden_size (64)",
+    ),
+    "layers dropped without no-op": (
+        "library/ffn",
+        ["linear"],
+        "targets.speed-1.1.compare_layers_dropped: whole layers cannot be dropped without 'no-op'; add it to library.f",
+    ),
+    "layers dropped without any no-op": (
+        "library",
+        {"attention": ["linear"], "ffn": ["linear"]},
+        "add it to library.attention and library.ffn, or set compare_layers_dropped: false",
+    ),
+    "nothing to choose from": ("library", {"attention": [], "ffn": []}, "attention and ffn are empty"),
+    "two spellings of a width": (
+        "library/ffn",
+        ["width-0.5", "width-.50"],
+        "library.ffn[1]: 'width-0.5' is there twice",
+    ),
+    "two spellings of a number of heads": ("library/attention", ["gqa-1", "gqa-01"], "'gqa-1' is there twice"),
+    "two spellings of a rank": ("library/attention", ["lowrank-064", "lowrank-64"], "'lowrank-64' is there twice"),
+    "the parent's own width": (
+        "library/ffn",
+        ["width-1.0"],
+        "'width-1.0' is the parent's own FFN, which is a choice in",
+    ),
+    "no width": ("library/ffn", ["width-0.0"], "'width-0.0' has no channels; did you mean 'no-op'?"),
+    "a width in per cent": ("library/ffn", ["width-50"], "did you mean 'width-0.5'?"),
+    "a sum of less than one parameter": (
+        "targets/speed-1.2/constraints/0",
+        {"quantity": "parameters", "max": 0.7, "relative_to_parent": False},
+        "max: 0.7 of parameters is less than one in all; set relative_to_parent: true",
+    ),
+    "a package without version": (
+        "evaluation/task_archive/package",
+        "bigbench",
+        "config.evaluation.task_archive.package: 'bigbench' is not a name and an exact version",
+    ),
+    "a package of many versions": ("evaluation/task_archive/package", "bigbench==1.*", "is not a name and an exact"),
+    "a package and its extras": ("evaluation/task_archive/package", "bigbench[x]==1.0", "is not a name and an exact"),
+    "an unquoted checksum of digits": (
+        "evaluation/task_archive/archive_sha256",
+        10**63,
+        "0, which YAML makes of unquoted text: quote it)",
+    ),
+    "a rank of many digits": ("library/ffn", ["lowrank-" + "9" * 5000], "is not a known variant"),
+    "heads of many digits": ("library/attention", ["gqa-" + "9" * 5000], "is not a known variant"),
+    "half a checksum": (
+        "evaluation/task_archive/archive_sha256",
+        "1bb398",
+        "archive_sha256: String should match pattern",
+    ),
+    "training on BIG-bench under another spelling": (
+        "corpus/finetune/sources",
+        [{**DEFAULT["corpus"]["heldout"]["sources"][0], "package": "Big_Bench == 1.0.0"}],
+        "BIG-bench's canary forbids training on it",
+    ),
+    "a repository that is none": (
+        "parent/source",
+        {"type": "hub", "repo": "https://huggingface.co/a/b", "revision": "main"},
+        "repo: String should match pattern",
+    ),
+    "an empty path": ("parent/source", {"type": "local", "path": ""}, "path: String should have at least 1 character"),
+}
+
+
+@pytest.mark.parametrize(("path", "value", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_clear_line(path: str, value: Any, message: str) -> None:
+    with pytest.raises(TangramError) as caught:
+        parse(changed(path, value))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run: [")
+    with pytest.raises(TangramError, match="cannot be read as YAML"):
+        load(path)
+    path.write_text("- run")
+    with pytest.raises(TangramError, match="expected a mapping"):
+        load(path)
+    with pytest.raises(TangramError, match="cannot be read"):
+        load(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "spelled", "name"),
+    [
+        ("ffn", "width-.5", "width-0.5"),
+        ("ffn", "width-0.50", "width-0.5"),
+        ("ffn", "width-00.500", "width-0.5"),
+        ("ffn", "width-0.00001", "width-0.00001"),
+        ("ffn", "lowrank-064", "lowrank-64"),
+        ("attention", "gqa-01", "gqa-1"),
+        ("attention", "butterfly-0064", "butterfly-64"),
+        ("attention", "ntk-8", "ntk-8"),
+    ],
+)
+def test_a_variant_has_one_name_however_it_is_spelled(kind: str, spelled: str, name: str) -> None:
+    library = parse(changed(f"library/{kind}", [spelled, "no-op"])).library
+    assert getattr(library, kind) == (name, "no-op")
+    assert parse(changed(f"library/{kind}", [name, "no-op"])).library == library
+
+
+def test_an_archive_has_one_name_however_it_is_spelled() -> None:
+    archive = DEFAULT["evaluation"]["task_archive"]
+    spelled = {"package": " BigBench == 1.0", "format": "sdist", "archive_sha256": archive["archive_sha256"].upper()}
+    found = parse(changed("evaluation/task_archive", spelled)).evaluation.task_archive
+    assert found.package == "bigbench==1.0"
+    assert found.archive_sha256 == archive["archive_sha256"]
+
+
+def test_the_largest_seed_is_taken_by_every_generator() -> None:
+    torch = pytest.importorskip("torch")
+    seed = parse(changed("seed", 2**63 - 1)).seed
+    torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+
+
+def test_numbers_may_be_text_as_the_command_line_gives_them() -> None:
+    config = parse(changed("finetune", {"epochs": "2", "learning_rate": "1e-4", "span_contrast": {"weight": "0"}}))
+    assert (config.finetune.epochs, config.finetune.learning_rate) == (2, 1e-4)
+
+
+def test_every_number_of_every_section_is_bounded_below_and_finite() -> None:
+    """A new field cannot forget it: infinities and NaN are refused by all, negative numbers by each."""
+    sections = [Config]
+    for section in sections:
+        assert section.model_config["allow_inf_nan"] is False
+        assert section.model_config["extra"] == "forbid"
+        for name, field in section.model_fields.items():
+            sections += [inner for inner in config_module._sections_in(field.annotation) if inner not in sections]
+            if config_module._kinds_in(field.annotation) & {int, float}:
+                bounds = str(field.metadata) + str(field.annotation)
+                assert "Gt(" in bounds or "Ge(" in bounds, f"{section.__name__}.{name}"
+    assert len(sections) > 20
+
+
+def test_a_key_twice_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text((CONFIGS / "config.yaml").read_text() + "\nseed: 7\n")
+    with pytest.raises(TangramError, match=r"config\.yaml: 'seed' is there twice, in lines \d+ and \d+; keep one"):
+        load(path)
+
+
+def test_kv_heads_of_another_parent() -> None:
+    config = changed("parent/num_kv_heads", 8)
+    config["parent"]["num_attention_heads"] = 16
+    config["library"]["attention"] = ["gqa-4", "gqa-2", "gqa-1", "no-op"]
+    assert parse(config).library.attention == ("gqa-4", "gqa-2", "gqa-1", "no-op")
+
+
+def test_slices_are_canonical_and_come_back_equal() -> None:
+    config = parse(DEFAULT)
+    for section in (
+        config.parent,
+        config.corpus,
+        config.library.bld,
+        config.scores,
+        config.finetune,
+        config.evaluation,
+    ):
+        assert type(section).model_validate_json(slice_of(section)) == section
+    assert slice_of({"b": config.scores, "a": 1}) == slice_of({"a": 1, "b": config.scores})
+    assert json.loads(slice_of({"scenarios": config.scenarios}))["scenarios"]["chat"]["prefill"] == 128
+
+
+def test_slices_hold_defaults_so_that_naming_one_reruns_nothing() -> None:
+    config = changed("scores", {"batch_size": Config.model_fields["scores"].default.batch_size})
+    assert slice_of(parse(config).scores) == slice_of(parse(DEFAULT).scores)
+
+
+def test_sections_are_immutable() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse(DEFAULT).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("section", [Corpus, Evaluation, Scenario, Target])
+def test_sections_are_closed(section: type) -> None:
+    assert section.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_structured_operators_stand_in_for_both_kinds(kind: str) -> None:
+    names = ("butterfly-64", "monarch", "lowrank-32", "ntk-128", "no-op")
+    assert getattr(parse(changed(f"library/{kind}", list(names))).library, kind) == names

@@ -1,0 +1,155 @@
+"""A config against its parent: what does not fit is one line, as soon as the parent's own config is known."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tangram.blocks import get_block
+from tangram.cli import Pieces
+from tangram.commands.build_corpus import build_corpus
+from tangram.commands.distill_blocks import distill_blocks
+from tangram.commands.measure_costs import measure_costs
+from tangram.config import limits, parse
+from tangram.errors import TangramError
+from tangram.models.families import Shape
+
+PARENT = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+SHAPE = Shape("llama", 3, 32, 4, 2, 16, 64, 328, False)
+
+
+def changed(config: dict, **sections: Any) -> dict:
+    """Return a config with keys of some sections replaced."""
+    config = copy.deepcopy(config)
+    for name, section in sections.items():
+        config[name] = {**config.get(name, {}), **section}
+    return config
+
+
+def selection(**keys: Any) -> dict:
+    constraints = [{"quantity": "parameters", "max": 0.9}]
+    return {"small": {"constraints": constraints, "solutions": 2, "selection": keys}}
+
+
+MISTAKES = {
+    "layers": ({"parent": {"num_layers": 4}}, "config.parent says num_layers: 4, but the checkpoint has others; write"),
+    "heads": ({"parent": {"num_attention_heads": 8}}, "write num_attention_heads: 4"),
+    "KV heads": ({"parent": {"num_kv_heads": 4}}, "write num_kv_heads: 2"),
+    "a sequence": (
+        {
+            "corpus": {
+                "sequence_length": 129,
+                **{
+                    s: {"tokens": 999, "sources": [{"type": "python-docs"}]}
+                    for s in ("distil", "score", "finetune", "heldout")
+                },
+            }
+        },
+        "config.corpus.sequence_length: 129 tokens are more than the 128 positions",
+    ),
+    "a scenario": (
+        {"scenarios": {"long": {"prefill": 100, "generate": 29, "batch_sizes": [1]}}},
+        "config.scenarios.long: prefill + generate: 129 tokens are more than the 128 positions",
+    ),
+    "a judged continuation": (
+        {"targets": selection(metric="judge", policy="rucb", prompt_tokens=32, continuation_tokens=97)},
+        "config.targets.small.selection: prompt_tokens + continuation_tokens: 129",
+    ),
+    "a rank": (
+        {"library": {"ffn": ["no-op", "lowrank-100000"]}},
+        "config.library.ffn[1]: 'lowrank-100000' has no fewer weights than the parent's matrices of 32 x 64",
+    ),
+    "a rank of equal weights": ({"library": {"attention": ["no-op", "ntk-22"]}}, "matrices of 32 x 32 and 64"),
+    "a butterfly": ({"library": {"attention": ["no-op", "butterfly-64"]}}, "'butterfly-64' has no fewer weights"),
+    "a width": (
+        {"library": {"ffn": ["no-op", "width-0.95"]}},
+        "config.library.ffn[1]: 'width-0.95' has 64 channels, no fewer than the parent's 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_does_not_fit_is_one_line(mistake: str, tiny_config: dict) -> None:
+    sections, message = MISTAKES[mistake]
+    with pytest.raises(TangramError) as caught:
+        limits.check(parse(changed(tiny_config, **sections)), PARENT)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fits_passes(tiny_config: dict) -> None:
+    library = {"attention": ["no-op", "ntk-10", "lowrank-21", "butterfly-8"], "ffn": ["no-op", "width-0.9", "ntk-21"]}
+    config = changed(
+        tiny_config,
+        library=library,
+        scenarios={"long": {"prefill": 100, "generate": 28, "batch_sizes": [1]}},
+    )
+    limits.check(parse(config), PARENT)
+    limits.check(parse(config), None)  # nothing is known yet
+    limits.check(parse(config), {})
+
+
+def test_sizes_that_the_config_gives_are_held_against_the_library(tiny_config: dict) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 328}
+    config = changed(tiny_config, parent={"sizes": sizes}, library={"ffn": ["no-op", "lowrank-22"]})
+    with pytest.raises(TangramError, match="no fewer weights"):
+        limits.check(parse(config), None)
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+@pytest.mark.parametrize("family", ["lowrank", "ntk", "butterfly"])
+def test_no_variant_is_refused_that_its_block_takes(kind: str, family: str, tiny_config: dict) -> None:
+    config = parse(tiny_config)
+    for size in range(1, 70):
+        variant = f"{family}-{size}"
+        try:
+            get_block(kind, variant).overrides(SHAPE)
+        except TangramError:
+            if family != "butterfly":  # whose stages the block alone counts
+                with pytest.raises(TangramError):
+                    limits.check_variant("library", kind, variant, config, PARENT)
+        else:
+            limits.check_variant("library", kind, variant, config, PARENT)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({}, 128),
+        ({"rope_parameters": {"rope_type": "default"}}, 128),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 512),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 128}}, 512),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8, "original_max_position_embeddings": 8}}, 128),
+        ({"rope_scaling": None}, 128),
+    ],
+)
+def test_scaled_rotary_embeddings_reach_further(rope: dict, positions: int) -> None:
+    assert limits.positions(PARENT | rope) == positions
+    assert limits.positions(rope) is None
+
+
+def test_the_first_jobs_stop_where_nothing_was_known_before(tiny_parent: Callable[..., Path], tmp_path: Path) -> None:
+    parent, output = str(tiny_parent("llama")), str(tmp_path / "output")
+    split = {"tokens": 500, "sources": [{"type": "python-docs"}]}
+    settings = json.dumps({"sequence_length": 129, "cross_documents": False, "split": split})
+    with pytest.raises(TangramError, match=r"config\.corpus\.sequence_length: 129 tokens are more than the 128"):
+        build_corpus(settings, "score", parent, output)
+    scenario = {"prefill": 128, "generate": 1, "batch_sizes": [1]}
+    settings = json.dumps({"costs": {}, "scenarios": {"long": scenario}})
+    with pytest.raises(TangramError, match=r"config\.scenarios\.long: prefill \+ generate: 129"):
+        measure_costs(settings, "ffn", "linear", parent, output)
+    nothing = str(tmp_path / "nothing")  # neither corpus nor activations are looked at
+    with pytest.raises(TangramError, match="'lowrank-22' has no fewer weights"):
+        distill_blocks("{}", Pieces("ffn", "lowrank-22", range(3)), parent, nothing, nothing, output, output, output)
+    assert not list(tmp_path.iterdir())

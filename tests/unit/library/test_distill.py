@@ -1,0 +1,92 @@
+"""Blockwise local distillation on a tiny parent."""
+
+import pytest
+import torch
+
+from tangram.activations import StreamedActivations
+from tangram.config import BlockDistillation
+from tangram.errors import TangramError
+from tangram.library.distill import LocalProblem
+from tangram.models.families import decoder_layers
+from tangram.models.loading import load_model
+from tangram.models.replace import build_layer
+
+
+@pytest.fixture
+def model(tiny_parent):
+    return load_model(tiny_parent("qwen3"), "float32", "cpu").requires_grad_(False)
+
+
+def local_problem(model, sequences=8, **settings):
+    tokens = torch.randint(0, model.config.vocab_size, (sequences, 16), generator=torch.Generator().manual_seed(0))
+    states = StreamedActivations(model, tokens, 4)
+    return LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
+
+
+def gqa(model):
+    return f"gqa-{model.config.num_key_value_heads // 2}"
+
+
+@pytest.mark.parametrize(("sequences", "fraction"), [(1, 0.125), (1, 0.9), (2, 0.9), (4, 0.9)])
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(model, sequences, fraction):
+    """It gave initial weights, trained on no tokens, without a word."""
+    with pytest.raises(TangramError, match=rf"of {sequences} sequences.* none to train on; raise corpus.distil.tokens"):
+        local_problem(model, sequences, holdout_fraction=fraction)
+
+
+@pytest.mark.parametrize(("sequences", "fraction"), [(2, 0.01), (2, 0.5), (4, 0.75)])
+def test_one_sequence_to_train_on_is_enough(model, sequences, fraction):
+    assert local_problem(model, sequences, holdout_fraction=fraction).training == 1
+
+
+def test_the_parents_own_block_has_no_loss_and_no_block_a_loss_of_one(model):
+    problem = local_problem(model)
+    assert problem.held_out_loss(decoder_layers(model)[1], "attention") == pytest.approx(0, abs=1e-9)
+    everything = torch.arange(8)
+    absent = build_layer(model, 1, "ffn", "no-op", {})
+    problem.middle = problem.inputs  # neither attention nor FFN
+    assert problem.loss(absent, "ffn", everything).item() == pytest.approx(1, rel=1e-5)
+
+
+def test_loss_is_the_papers_normalised_mse(model):
+    problem = local_problem(model)
+    layer = build_layer(model, 1, "attention", "no-op", {})
+    predicted = layer(problem.inputs, **problem.context)
+    numerator = torch.nn.functional.mse_loss(predicted, problem.outputs)
+    contribution = problem.outputs - problem.inputs
+    expected = numerator / torch.nn.functional.mse_loss(contribution, torch.zeros_like(contribution))
+    assert problem.loss(layer, "attention", torch.arange(8)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_training_overfits_one_batch(model, kind):
+    variant = gqa(model) if kind == "attention" else "width-0.5"
+    problem = local_problem(model, sequences=2, epochs=300, learning_rate=1e-2, batch_size=1, holdout_fraction=0.5)
+    piece = problem.distil(kind, variant, seed=0)
+    losses = [row["value"] for row in piece.curve if row["metric"] == "loss"]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("normalise", ["tensor", "token"])
+def test_the_better_of_initial_and_trained_is_kept(model, normalise):
+    good = local_problem(model, epochs=5, learning_rate=3e-3, normalise=normalise).distil("ffn", "width-0.5", 0)
+    assert good.kept == "trained"
+    assert good.loss_after < good.loss_before
+    bad = local_problem(model, epochs=5, learning_rate=3.0, normalise=normalise).distil("ffn", "width-0.5", 0)
+    assert bad.kept == "initial"
+    assert bad.loss_after > bad.loss_before
+    problem = local_problem(model, normalise=normalise)
+    for piece, kept in ((good, good.loss_after), (bad, bad.loss_before)):
+        layer = build_layer(model, 1, "ffn", "width-0.5", piece.weights)
+        assert problem.held_out_loss(layer, "ffn") == pytest.approx(kept)
+
+
+def test_equal_seeds_give_equal_bytes(model):
+    pieces = [local_problem(model).distil("attention", gqa(model), seed=3) for _ in range(2)]
+    assert all(torch.equal(pieces[0].weights[name], pieces[1].weights[name]) for name in pieces[0].weights)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("attention", "linear"), ("ffn", "linear"), ("ffn", "no-op")])
+def test_closed_form_pieces_are_not_trained(model, kind, variant):
+    piece = local_problem(model).distil(kind, variant, 0)
+    assert (piece.kept, piece.loss_after, piece.curve, piece.tokens) == ("initial", None, [], 0)

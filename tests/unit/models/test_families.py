@@ -1,0 +1,82 @@
+"""Sizes of every family, read from configs and checked against the modules of real (tiny) models."""
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from tangram.blocks.architecture import LayerChoice
+from tangram.child.assemble import build_config
+from tangram.errors import TangramError
+from tangram.models.families import SUPPORTED, Shape, decoder_layers, norm_before, shape_of, subblock
+
+SIZES = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+}
+CONFIGS = [
+    LlamaConfig(**SIZES),
+    LlamaConfig(**SIZES, head_dim=16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    MistralConfig(**SIZES, head_dim=16, sliding_window=4),
+    Qwen2Config(**SIZES, tie_word_embeddings=True),
+    Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    Qwen3Config(**SIZES, head_dim=16),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_shape_and_names_are_those_of_the_modules(config, tmp_path):
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    shape = shape_of(tmp_path)
+    assert shape == Shape.of(config)
+    layers = decoder_layers(model)
+    attention, ffn = subblock(layers[0], "attention"), subblock(layers[0], "ffn")
+    assert len(layers) == shape.num_layers
+    assert attention.q_proj.weight.shape == (shape.heads * shape.head_dim, shape.hidden)
+    assert attention.k_proj.weight.shape == (shape.kv_heads * shape.head_dim, shape.hidden)
+    assert ffn.down_proj.weight.shape == (shape.hidden, shape.intermediate)
+    assert model.lm_head.weight.shape == (shape.vocabulary, shape.hidden)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == shape.tied_head
+    assert norm_before(layers[0], "attention") is layers[0].input_layernorm
+    assert norm_before(layers[0], "ffn") is layers[0].post_attention_layernorm
+
+
+def test_a_childs_shape_is_its_parents():
+    config = CONFIGS[0]
+    child = build_config(config, (LayerChoice("gqa-1", "width-0.5"), LayerChoice("linear", "no-op")))
+    assert Shape.of(child) == Shape.of(config)
+    assert child.per_layer_config[0].num_key_value_heads == 1  # reading the shape left the child as it was
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(0.7, 32), (0.5, 24), (0.3, 16), (0.01, 8)])
+def test_width_is_the_nearest_multiple_of_eight(ratio, width):
+    assert Shape.of(CONFIGS[0]).width(ratio) == width
+
+
+def test_mixed_attention_types_are_refused():
+    config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(TangramError, match=r"mixes attention types .*full_attention, sliding_attention"):
+        Shape.of(config)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", None])
+def test_unknown_family_names_the_supported_ones(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(TangramError) as caught:
+        shape_of(tmp_path)
+    assert all(family in str(caught.value) for family in SUPPORTED)
+    assert str(model_type) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", '{"model_type": "llama", "hidden_size": "many"}'])
+def test_unreadable_config_is_told_in_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(TangramError, match="is not a readable model config") as caught:
+        shape_of(tmp_path)
+    assert "\n" not in str(caught.value)

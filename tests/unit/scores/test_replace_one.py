@@ -1,0 +1,72 @@
+"""Replace-1-block scores against the naive way: a whole child, a full forward pass, all logits."""
+
+import copy
+
+import pytest
+import torch
+
+from tangram.activations import StreamedActivations, capture, open_activations
+from tangram.blocks import get_block
+from tangram.models.families import Shape, decoder_layers
+from tangram.models.loading import load_model
+from tangram.models.replace import build_layer
+from tangram.scores.replace_one import ReplaceOne, scored_positions
+
+
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+def model(request, tiny_parent):
+    return load_model(tiny_parent(request.param), "float32", "cpu").requires_grad_(False)
+
+
+@pytest.fixture
+def tokens(model):
+    return torch.randint(0, model.config.vocab_size, (5, 13), generator=torch.Generator().manual_seed(0))
+
+
+def candidate(model, layer, kind):
+    variant = "no-op" if kind == "ffn" else f"gqa-{model.config.num_key_value_heads // 2}"
+    attention = decoder_layers(model)[layer].self_attn
+    weights = {} if kind == "ffn" else get_block(kind, variant).initialise(attention, Shape.of(model.config), None)
+    return build_layer(model, layer, kind, variant, weights)
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_scores_equal_the_naive_full_forward(model, tokens, tmp_path, kind):
+    capture(model, tokens, 2, tmp_path / "states.npy", "test")
+    scorer = ReplaceOne(model, open_activations(tmp_path / "states.npy", model, tokens, 2), tokens, 3, 2)
+    positions = scored_positions(13, 3)
+    for layer in range(model.config.num_hidden_layers):
+        piece = candidate(model, layer, kind)
+        rows = {row["metric"]: row for row in scorer.score(layer, piece)}
+        child = copy.deepcopy(model)
+        child.model.layers[layer] = piece
+        with torch.inference_mode():
+            ours, theirs = child(tokens).logits[:, positions], model(tokens).logits[:, positions]
+        labels = tokens[:, positions + 1]
+        distributions = [torch.distributions.Categorical(logits=logits.double()) for logits in (theirs, ours)]
+        kl = torch.distributions.kl_divergence(*distributions)
+        increase = distributions[0].log_prob(labels) - distributions[1].log_prob(labels)
+        expected = {
+            "kl": kl,
+            "lm_loss_increase": increase,
+            "agreement": (ours.argmax(-1) == theirs.argmax(-1)).double(),
+        }
+        for name, values in expected.items():
+            assert rows[name]["value"] == pytest.approx(values.mean().item(), rel=1e-3, abs=1e-6), name
+            error = values.mean(1).std() / len(values) ** 0.5
+            assert rows[name]["standard_error"] == pytest.approx(error.item(), rel=1e-2, abs=1e-6), name
+            assert rows[name]["tokens"] == values.numel()
+
+
+def test_the_parents_own_layer_scores_zero(model, tokens):
+    scorer = ReplaceOne(model, StreamedActivations(model, tokens, 5), tokens, 2, 5)
+    rows = {row["metric"]: row["value"] for row in scorer.score(0, decoder_layers(model)[0])}
+    assert rows["kl"] == pytest.approx(0, abs=1e-6)
+    assert rows["lm_loss_increase"] == pytest.approx(0, abs=1e-6)
+    assert rows["agreement"] == 1
+
+
+def test_positions_are_spread_and_always_have_a_next_token():
+    assert scored_positions(13, 3).tolist() == [2, 5, 8, 11]
+    assert scored_positions(5, 1).tolist() == [0, 1, 2, 3]
+    assert scored_positions(6, 100).tolist() == [4]

@@ -1,0 +1,183 @@
+"""The planner: its counts against the parent's own parameters and against the rules' plan."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tangram.config import load, parse
+from tangram.errors import TangramError
+from tangram.tools.plan import MASTER_BYTES, RATES, Rates, merged, sizes_of, stages, table, trained_bytes, with_measured
+
+ROOT = Path(__file__).parents[3]
+H100 = load(ROOT / "config" / "llama-3.1-8b-h100.yaml")
+
+
+@pytest.mark.parametrize(("config", "tied"), [("llama-3.1-8b-h100", False), ("llama-3.1-70b-8xh100", False)])
+def test_sizes_are_those_of_the_model_itself(config, tied):
+    import torch
+
+    settings = load(ROOT / "config" / f"{config}.yaml")
+    sizes, known = sizes_of(settings), settings.parent
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(
+                "llama",
+                num_hidden_layers=2,
+                num_attention_heads=known.num_attention_heads,
+                num_key_value_heads=known.num_kv_heads,
+                tie_word_embeddings=tied,
+                **known.sizes.model_dump(include={"hidden_size", "intermediate_size", "vocab_size"}),
+            )
+        )
+    layer = model.model.layers[0]
+    assert sizes.attention == sum(p.numel() for p in layer.self_attn.parameters())
+    assert sizes.ffn == sum(p.numel() for p in layer.mlp.parameters())
+    norms = sum(p.numel() for p in layer.parameters()) - sizes.layer
+    expected = model.num_parameters() + (sizes.layers - 2) * (sizes.layer + norms)
+    assert sizes.total == pytest.approx(expected, rel=1e-3)
+
+
+def test_twice_the_tokens_take_twice_the_work():
+    free = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0)
+    raw = H100.model_dump(mode="json")
+    twice = parse(raw | {"corpus": raw["corpus"] | {"finetune": raw["corpus"]["finetune"] | {"tokens": 2 * 16777216}}})
+    one, two = ({stage.rule: stage.seconds for stage in stages(config, free)} for config in (H100, twice))
+    assert two["finetune_child"] == pytest.approx(2 * one["finetune_child"])
+    assert {rule for rule in one if two[rule] != one[rule]} <= {"finetune_child", "build_corpus"}
+
+
+def test_more_gpus_share_memory_and_time():
+    raw = H100.model_dump(mode="json")
+    parallel = {"parallel": {"nodes": 2, "processes_per_node": 8, "strategy": "fsdp"}}
+    wide = parse(raw | {"finetune": raw["finetune"] | parallel})
+    one, many = (
+        {stage.rule: stage for stage in merged(stages(config, RATES["cuda"]))}["finetune_child"]
+        for config in (H100, wide)
+    )
+    assert (one.devices, many.devices) == (4, 16)
+    assert many.seconds < one.seconds
+    assert many.device_bytes < one.device_bytes
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b-h100", "llama-3.1-70b-8xh100"])
+def test_jobs_are_those_that_snakemake_plans(name, tmp_path):
+    command = [Path(sys.executable).with_name("snakemake"), "-n", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", tmp_path, "--configfile", ROOT / "config" / f"{name}.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    counted = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
+    found = {stage.rule: stage.jobs for stage in merged(stages(load(ROOT / "config" / f"{name}.yaml"), RATES["cuda"]))}
+    found["measure_costs"] += 1  # embedding, norm and head: seconds
+    assert found == {rule: int(counted[rule]) for rule in found}
+
+
+def test_the_h100_configs_jobs_fit_their_gpus():
+    memory = {stage.rule: stage.device_bytes for stage in merged(stages(H100, RATES["cuda"]))}
+    assert {rule for rule, needed in memory.items() if needed > 80e9} == set()
+    config = load(ROOT / "config" / "llama-3.1-70b-8xh100.yaml")
+    memory = {stage.rule: stage.device_bytes for stage in merged(stages(config, RATES["cuda"]))}
+    of_a_node = {"fetch_parent", "assemble_child"}
+    too_large = {rule for rule, needed in memory.items() if needed > 80e9} - of_a_node
+    assert too_large == {"calibrate_costs", "evaluate_model"}  # as the config says
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_trained_weights_is_that_of_a_real_training(tiny_parent, tmp_path, dtype):
+    import torch
+    from safetensors.torch import load_file
+
+    from tangram.activations import StreamedActivations
+    from tangram.config import Finetune
+    from tangram.finetune import Distillation
+    from tangram.models.loading import load_model
+    from tangram.training.loop import Checkpointing, TrainingPlan, train
+    from tangram.training.parallel import World
+
+    child, parent = (load_model(tiny_parent("llama"), dtype) for _ in range(2))
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    loss = Distillation(child, parent, StreamedActivations(parent, tokens, 2), tokens, Finetune())
+    held: list[int] = []
+    checkpointing = Checkpointing(tmp_path, 0.0, "test")
+    with World().distribute(loss, []) as shared:
+        masters = {parameter.data_ptr() for parameter in child.parameters()}
+
+        def rounded(*_: object) -> None:  # what a pass computes with, beside what the optimiser holds
+            held.append(sum(p.nbytes for p in child.parameters() if p.data_ptr() not in masters))
+
+        child.lm_head.register_forward_hook(rounded)
+        train(child, shared, TrainingPlan(2, 2, 2, 2, 1e-4, 0.0), checkpointing=checkpointing)
+        gradients = sum(parameter.grad.nbytes for parameter in child.parameters())
+    state = load_file(next(tmp_path.glob("*.safetensors")))
+    kept = sum(tensor.nbytes for name, tensor in state.items() if not name.startswith("step."))
+    parameters = child.num_parameters()
+    assert kept + gradients == MASTER_BYTES * parameters
+    assert kept + gradients + held[0] == trained_bytes(parameters, child.dtype.itemsize)
+
+
+def test_memory_that_is_kept_of_a_token_is_counted_on_a_real_layer():
+    import torch
+
+    from tangram.models.forward import layer_context
+
+    settings = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 8}
+    config = AutoConfig.for_model("llama", hidden_size=128, intermediate_size=448, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").bfloat16()
+    hidden = torch.randn(1, 64, 128).bfloat16().requires_grad_()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    context = layer_context(model, hidden)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.model.layers[0](hidden, **context)
+    stored = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+    sizes = replace(sizes_of(H100), hidden=128, ffn=3 * 128 * 448)
+    assert stored == pytest.approx(2 * 64 * sizes.kept, rel=0.02)
+
+
+def test_memory_of_a_childs_training_adds_up_by_hand():
+    """Llama-3.1-8B: 8.03e9 parameters, 1.05e9 of them embedding and head, 0.218e9 a layer."""
+    raw = H100.model_dump(mode="json")
+
+    def memory(**parallel: object) -> float:
+        changed = raw | {"finetune": raw["finetune"] | {"parallel": parallel}}
+        return next(s for s in stages(parse(changed), RATES["cuda"]) if s.rule == "finetune_child").device_bytes
+
+    alone = 18 * 8.03e9 + 2 * 8.03e9  # float32 weights, gradients, moments and rounded weights; the teacher
+    alone += 2048 * (32 * (11 * 4096 + 4 * 14336) * 2 + 16 * 128256)  # 32 layers' activations; logits
+    assert memory() == pytest.approx(alone, rel=0.001)
+    assert memory(processes_per_node=2) == memory()  # DDP: each the whole
+    four = (16 * 8.03e9 + 2 * 6.98e9) / 4 + 2 * 1.05e9  # own parts; the teacher's embedding and head
+    four += 4 * 1.05e9 + max(4 * 1.05e9, 16 * 0.218e9)  # gathered: weights, gradients; what is exchanged
+    four += 2048 * ((32 * 4096 + 11 * 4096 + 4 * 14336) * 2 + 16 * 128256)
+    assert memory(processes_per_node=4, strategy="fsdp") == pytest.approx(four, rel=0.002)
+
+
+def test_measured_seconds_stand_beside_planned_ones(tmp_path):
+    for i, seconds in enumerate((10.0, 30.0)):
+        path = tmp_path / "benchmarks" / "distill_blocks" / f"{i}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\th:m:s\n{seconds}\t0:00:10\n")
+    found = with_measured(merged(stages(H100, RATES["cuda"])), tmp_path)
+    assert {stage.rule: stage.measured for stage in found}["distill_blocks"] == 20.0
+    assert "planned / measured" in table(found, "cuda")
+
+
+def test_the_planner_starts_without_torch():
+    command = "import sys, tangram.tools.plan; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_unknown_sizes_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    raw = H100.model_dump(mode="json")
+    with pytest.raises(TangramError, match=r"sizes are not known.*config\.parent\.sizes"):
+        sizes_of(parse(raw | {"parent": raw["parent"] | {"sizes": None}}))

@@ -1,0 +1,104 @@
+"""What a child is made of: one variant per layer and kind, as JSON and as transformers' `per_layer_config`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangram.blocks import PARENT, get_block
+from tangram.errors import TangramError
+from tangram.files import write_text
+from tangram.models.families import CHILD_PREFIX, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# What a layer's overrides may change for a stock model to be built from them, if all layers agree.
+STOCK_ATTRIBUTES = {"num_key_value_heads", "intermediate_size"}
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The variants of one layer."""
+
+    attention: str = PARENT
+    ffn: str = PARENT
+
+    @property
+    def attends(self) -> bool:
+        """Whether the layer has attention of any kind, and so a cache of keys and values."""
+        return self.attention not in ("no-op", "linear")
+
+
+Architecture = tuple[LayerChoice, ...]
+
+
+def save_architecture(architecture: Architecture, path: str | Path) -> None:
+    """Write an architecture as small, deterministic JSON: equal choices give equal bytes."""
+    layers = [{"attention": choice.attention, "ffn": choice.ffn} for choice in architecture]
+    lines = ",\n  ".join(json.dumps(layer) for layer in layers)
+    write_text(path, f'{{"layers": [\n  {lines}\n]}}\n')
+
+
+def load_architecture(path: str | Path) -> Architecture:
+    """Read an architecture back.
+
+    Raises:
+        TangramError: the file is missing or not an architecture.
+    """
+    try:
+        return tuple(LayerChoice(**layer) for layer in json.loads(Path(path).read_text())["layers"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TangramError(f"{path} is not an architecture ({error}); delete it and run again") from error
+
+
+def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:
+    """Return transformers' `per_layer_config` of an architecture: only layers that differ from the parent."""
+    overrides: dict[int, dict[str, Any]] = {}
+    for layer, choice in enumerate(architecture):
+        merged: dict[str, Any] = {}
+        for kind in ("attention", "ffn"):
+            for key, value in get_block(kind, getattr(choice, kind)).overrides(shape).items():
+                merged[key] = [*merged.get(key, []), *value] if isinstance(value, list) else value
+        if merged:
+            overrides[layer] = merged
+    return overrides
+
+
+def stock_overrides(architecture: Architecture, shape: Shape) -> dict[str, Any] | None:
+    """Return how a stock config must change to describe an architecture; None if no stock model can compute it."""
+    overrides = per_layer_config(architecture, shape)
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
+    uniform = all(layer == layers[0] for layer in layers) and layers[0].keys() <= STOCK_ATTRIBUTES
+    return layers[0] if uniform else None
+
+
+def heterogeneous_config(
+    parent_config: PreTrainedConfig, architecture: Architecture, changes: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """Return the config of a model whose layers are built one by one, under a model type of its own.
+
+    Args:
+        parent_config: the parent's.
+        architecture: one choice per layer, of any number of layers.
+        changes: other attributes that differ from the parent's.
+    """
+    from tangram.models.configuration_tangram import CONFIG_CLASSES
+
+    shape = Shape.of(parent_config)
+    config_class = CONFIG_CLASSES[f"{CHILD_PREFIX}{shape.model_type}"]
+    settings = {**parent_config.to_dict(), **(changes or {}), "model_type": config_class.model_type}
+    if not any(choice.attends for choice in architecture):
+        # The cache that counts tokens would otherwise be one that slides.
+        settings |= {"sliding_window": None, "use_sliding_window": False}
+        if settings.get("layer_types"):
+            settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
+    settings |= {
+        "linear": [],  # transformers wants a global default for what a layer may override
+        "structured": [],
+        "per_layer_config": per_layer_config(architecture, shape),
+    }
+    return config_class.from_dict(settings)

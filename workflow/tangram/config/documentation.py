@@ -1,0 +1,147 @@
+"""Write what is generated from the config's models: `python -m tangram.config.documentation`.
+
+`config/README.md` holds a table for every section, `config/config.schema.json` the JSON Schema that editors check
+config files with. A test fails when they are not what the models say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tangram.config import SPLITS, Config
+from tangram.config.reruns import markdown
+from tangram.files import write_text
+
+FOLDER = Path(__file__).parents[3] / "config"
+INTRODUCTION = """\
+# Configuration
+
+A config file says everything that a run depends on. `config.yaml` is the default; another one replaces it whole:
+
+    snakemake -c2 --configfile config/llama-3.1-8b-h100.yaml
+
+| file | what it makes |
+|---|---|
+| `config.yaml` | faster children of SmolLM2-135M-Instruct on a 2-core CPU: the main job |
+| `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
+| `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |
+
+Unknown keys, keys that are there twice and impossible values stop the run before any work, in one line that names the
+key and the nearest valid choice. So does what the parent's own config forbids, as soon as that is known: at once for a
+local or fetched parent or one with `parent.sizes`, else in the first job that reads it. Each rule receives only the
+sections that it depends on, so a change reruns what it must and nothing else.
+
+Below is every key, by section. This file and `config.schema.json` (for editors) are written by
+`python -m tangram.config.documentation` from `workflow/tangram/config.py`, which is the only place to change them.
+"""
+
+
+def _sections_in(annotation: Any, path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield the sections that an annotation holds, each with the path at which a config file has it."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield path, annotation
+        return
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        yield from _sections_in(arguments[0], path)
+    elif origin is dict:
+        yield from _sections_in(arguments[1], f"{path}.<name>")
+    elif origin is tuple:
+        yield from _sections_in(arguments[0], f"{path}[]")
+    elif origin in (Union, types.UnionType):
+        for argument in arguments:
+            yield from _sections_in(argument, path)
+
+
+def _collect(section: type[BaseModel], path: str, found: dict[type[BaseModel], list[str]]) -> None:
+    """Add a section and all below it, in the order of the file; the splits of the corpus are all alike."""
+    found.setdefault(section, []).append(re.sub(rf"^corpus\.({'|'.join(SPLITS)})", "corpus.<split>", path))
+    for name, field in section.model_fields.items():
+        for where, inner in _sections_in(field.annotation, f"{path}.{name}".lstrip(".")):
+            _collect(inner, where, found)
+
+
+def _type_text(annotation: Any) -> str:
+    """Return an annotation in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_text(arguments[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_type_text(arguments[0])}"
+    if origin is dict:
+        return f"name: {_type_text(arguments[1])}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type_text(argument) for argument in arguments))
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
+
+
+def _limits(field: FieldInfo) -> str:
+    """Return a field's bounds, such as ``> 0``."""
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [
+        f"{sign} {getattr(item, name)}"
+        for item in field.metadata
+        for name, sign in signs.items()
+        if hasattr(item, name)
+    ]
+    return f", {' and '.join(bounds)}" if bounds else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    if isinstance(field.default, BaseModel):
+        return "its own defaults"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _table(section: type[BaseModel]) -> str:
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        kind = _type_text(field.annotation) + _limits(field)
+        meaning = (field.description or "Which kind of section this is.").replace("|", r"\|")
+        rows.append(f"| `{name}` | {kind} | {_default(field)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def readme() -> str:
+    """Return `config/README.md`."""
+    found: dict[type[BaseModel], list[str]] = {}
+    _collect(Config, "", found)
+    parts = [INTRODUCTION]
+    for section, paths in found.items():
+        title = ", ".join(f"`{path}`" for path in dict.fromkeys(paths)) if section is not Config else "Top level"
+        if "type" in section.model_fields:
+            title = f"{title} of type {_type_text(section.model_fields['type'].annotation)}"
+        summary = " ".join((section.__doc__ or "").split())
+        parts.append(f"## {title}\n\n{summary}\n\n{_table(section)}\n")
+    parts.append(markdown())
+    return "\n".join(parts)
+
+
+def schema() -> str:
+    """Return `config/config.schema.json`."""
+    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+GENERATED = {FOLDER / "README.md": readme, FOLDER / "config.schema.json": schema}
+
+if __name__ == "__main__":
+    for path, content in GENERATED.items():
+        write_text(path, content())
+        print(f"wrote {path}")

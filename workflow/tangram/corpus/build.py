@@ -1,0 +1,86 @@
+"""One split of the corpus: sources mixed by weight, as tokenised sequences of one length."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tangram.config import SPLITS, ParentSamples, Split
+from tangram.corpus.documents import documents, source_name
+from tangram.corpus.packing import Sequence, pack
+from tangram.corpus.sampling import parent_samples
+from tangram.errors import TangramError
+
+
+def _seed(seed: int, split: str, index: int) -> int:
+    """Return a seed of its own for each source of each split."""
+    return int(hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:12], 16)
+
+
+def shares(total: int, weights: list[float]) -> list[int]:
+    """Divide ``total`` sequences by weight; remainders go to the largest fractions, so that the sum is exact."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    counts = [math.floor(value) for value in exact]
+    by_fraction = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_fraction[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def build_split(
+    name: str,
+    split: Split,
+    sequence_length: int,
+    cross_documents: bool,
+    parent: str | Path,
+    seed: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Return the rows (`tables.CORPUS`) of one split, its sources mixed by weight and shuffled.
+
+    Args:
+        name: the split's name, one of `config.SPLITS`.
+        split: tokens wanted and sources.
+        sequence_length: tokens per sequence.
+        cross_documents: whether a packed sequence may span documents.
+        parent: checkpoint folder; its tokenizer is used, and its model where it writes the text.
+        seed: every choice follows from it.
+        dtype: of the parent while it writes.
+        device: where the parent writes.
+
+    Raises:
+        TangramError: a source cannot be read or holds too little text.
+    """
+    from tangram.models.loading import load_model, load_tokenizer
+
+    if name not in SPLITS:
+        raise TangramError(f"'{name}' is not a split; valid: {', '.join(SPLITS)}")
+    tokenizer = load_tokenizer(parent)
+    counts = shares(math.ceil(split.tokens / sequence_length), [source.weight for source in split.sources])
+    parts: dict[int, list[dict[str, Any]]] = {}
+    # Text that is there already comes first: what is wrong with it shows before the parent writes for long.
+    for index in sorted(range(len(counts)), key=lambda i: isinstance(split.sources[i], ParentSamples)):
+        source, count, source_seed = split.sources[index], counts[index], _seed(seed, name, index)
+        sequences: Iterable[Sequence]
+        if isinstance(source, ParentSamples):
+            model = load_model(parent, dtype, device)
+            sequences = parent_samples(source, model, tokenizer, name, count, sequence_length, source_seed)
+        else:
+            texts = documents(source, name, source_seed, tokenizer)
+            sequences = pack(texts, tokenizer, sequence_length, cross_documents)
+        taken = [sequence for _, sequence in zip(range(count), sequences, strict=False)]
+        if len(taken) < count:
+            raise TangramError(
+                f"corpus.{name}: source {source_name(source)} gives only {len(taken) * sequence_length} tokens in "
+                f"sequences of {sequence_length}, {count * sequence_length} wanted (each split takes only its own "
+                f"{len(SPLITS)}th of the documents); add text, lower corpus.{name}.tokens or corpus.sequence_length"
+            )
+        parts[index] = [{"source": source_name(source), **vars(sequence)} for sequence in taken]
+    rows = [row for index in sorted(parts) for row in parts[index]]
+    random.Random(_seed(seed, name, -1)).shuffle(rows)
+    return [{"sequence_id": i, **row} for i, row in enumerate(rows)]

@@ -1,0 +1,151 @@
+"""Passes of a model: the prefill and the decode steps that are timed, of whole models and of layers alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from tangram.config import Scenario
+from tangram.models.families import decoder_layers
+from tangram.timing import interleaved
+
+DECODE_STEPS = 4  # consecutive steps per sample, around the mean length of the cache
+
+
+@contextmanager
+def fastest_kernels() -> Iterator[None]:
+    """Time what users run: deterministic mode is slower (it fills fresh memory and avoids some kernels)."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def synchronize(device: str) -> Callable[[], None]:
+    """Return the function that waits for a device."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def fork(cache: Cache) -> Cache:
+    """Return a cache with the same past; what is added to it leaves the original as it was."""
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]
+    return forked
+
+
+def random_ids(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
+    """Return random tokens, ``(batch, length)``."""
+    return torch.randint(model.config.vocab_size, (batch, length)).to(model.device)
+
+
+@torch.inference_mode()
+def advance(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
+    """Read tokens and choose the next one greedily.
+
+    Args:
+        model: a causal language model.
+        input_ids: ``(batch, tokens)``.
+        cache: the past; extended in place, or made anew.
+
+    Returns:
+        The next token of each sequence, ``(batch, 1)``, and the cache.
+    """
+    output = model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return output.logits[:, -1].argmax(dim=-1, keepdim=True), output.past_key_values
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The two things that are timed: reading the whole prompt, and `steps` decode steps; repeatable at will.
+
+    Both return their last result: the next token, or the last layer's output.
+    """
+
+    prefill: Callable[[], torch.Tensor]
+    decode: Callable[[], torch.Tensor]
+    steps: int
+
+    @classmethod
+    def of_model(cls, model: PreTrainedModel, prompt: torch.Tensor, past: torch.Tensor, steps: int) -> Passes:
+        """Prepare a whole model.
+
+        Args:
+            model: a causal language model.
+            prompt: what a prefill reads, ``(batch, prefill)``.
+            past: what the cache holds before the first decode step, ``(batch, tokens)``.
+            steps: decode steps.
+        """
+        first, cache = advance(model, past)
+
+        def decode() -> torch.Tensor:
+            token, growing = first, fork(cache)
+            for _ in range(steps):
+                token, growing = advance(model, token, growing)
+            return token
+
+        return cls(lambda: advance(model, prompt)[0], decode, steps)
+
+    @classmethod
+    def of_layers(cls, model: PreTrainedModel, prompt: torch.Tensor, past: torch.Tensor, steps: int) -> Passes:
+        """Prepare a model's layers alone, called as the model itself calls them; arguments as in `of_model`.
+
+        Masks, rotary angles and the empty cache are made once per pass for all layers: here, and not timed.
+        """
+        layers = decoder_layers(model)
+        calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        recorder = layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True
+        )
+        advance(model, prompt)
+        token, cache = advance(model, past)
+        growing = fork(cache)
+        for _ in range(steps):
+            token, growing = advance(model, token, growing)
+        recorder.remove()
+        prefill, _, *decode = calls
+        empty = DynamicCache(config=model.config)
+
+        @torch.inference_mode()
+        def run(recorded: list[tuple[torch.Tensor, dict[str, Any]]], past_key_values: Cache) -> torch.Tensor:
+            for entering, kwargs in recorded:
+                hidden, arguments = entering, {**kwargs, "past_key_values": past_key_values}
+                for layer in layers:
+                    hidden = layer(hidden, **arguments)
+            return hidden
+
+        return cls(lambda: run([prefill], fork(empty)), lambda: run(decode, fork(cache)), steps)
+
+
+def mean_length_passes(
+    prepare: Callable[[PreTrainedModel, torch.Tensor, torch.Tensor, int], Passes],
+    model: PreTrainedModel,
+    scenario: Scenario,
+    batch: int,
+) -> Passes:
+    """Prepare a scenario's prefill, and a few decode steps around the mean length of its cache."""
+    steps = min(DECODE_STEPS, scenario.generate)
+    before = scenario.prefill + (scenario.generate - steps) // 2
+    return prepare(model, random_ids(model, batch, scenario.prefill), random_ids(model, batch, before), steps)
+
+
+def time_passes(
+    passes: Mapping[str, Passes], repeats: int, device: str, warmup: int = 2
+) -> dict[str, dict[str, list[float]]]:
+    """Time models or stacks in turns; return samples by phase and name: seconds per prefill and per decode step."""
+    samples = {}
+    with fastest_kernels():
+        for phase in ("prefill", "decode"):
+            functions = {name: getattr(p, phase) for name, p in passes.items()}
+            samples[phase] = interleaved(functions, repeats, warmup, synchronize(device))
+    for name, p in passes.items():
+        samples["decode"][name] = [seconds / p.steps for seconds in samples["decode"][name]]
+    return samples

@@ -1,1 +1,0 @@
-"""Blockwise (BLD) and end-to-end (GKD) distillation."""

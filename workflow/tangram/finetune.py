@@ -1,0 +1,160 @@
+"""End-to-end distillation (GKD) of an assembled child: hidden-state cosine over layers + KL (Puzzle, section 4.3).
+
+The teacher's hidden states come from the cache of its one forward pass: no epoch and no child runs it again. Its
+logits follow from the last of them by the final norm and the LM head.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tangram.activations import Activations
+from tangram.config import Finetune
+from tangram.metric_learning.spans import SpanTerm
+from tangram.models.families import decoder_layers
+from tangram.models.forward import layer_context
+from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.training.losses import cosine_distance, kl_divergence
+from tangram.training.parallel import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Distillation(nn.Module):
+    """The loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
+
+    A module, so that the processes that train together can exchange its gradients.
+
+    Args:
+        child: the model to train.
+        parent: its teacher; only the final norm and the LM head are run.
+        activations: the teacher's hidden states of ``input_ids``.
+        input_ids: ``(sequences, length)``.
+        settings: the weights of the losses.
+        spans: what `span_terms` returns, where spans are contrasted.
+        recompute: keep only what goes into each layer, and run it again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        child: PreTrainedModel,
+        parent: PreTrainedModel,
+        activations: Activations,
+        input_ids: torch.Tensor,
+        settings: Finetune,
+        spans: nn.ModuleDict | None = None,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        self.child, self.spans = child, spans
+        self._teacher, self._activations = [parent], activations  # in a list: its weights are not this module's
+        self._input_ids, self._settings, self._recompute = input_ids, settings, recompute
+
+    def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the total and every loss, each a mean over the tokens of ``sequences`` (indices)."""
+        child, parent, settings = self.child, self._teacher[0], self._settings
+        layers = decoder_layers(child)
+        tokens = self._input_ids[sequences].to(child.device)
+        terms = {int(index): term for index, term in (self.spans or {}).items()}
+        outputs = {len(layers), *(index + 1 for index in terms)}
+        compared = range(1, len(layers) + 1) if settings.cosine_weight else sorted(outputs)
+        targets = dict(zip(compared, self._activations.of_sequences(sequences, compared), strict=True))
+        hidden = child.model.embed_tokens(tokens)
+        context = layer_context(child, hidden)
+        cosines, contrasts = [], []
+        for index, layer in enumerate(layers):
+            if self._recompute:
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **context)
+            else:
+                hidden = layer(hidden, **context)
+            if settings.cosine_weight:
+                cosines.append(cosine_distance(hidden, targets[index + 1]))
+            if index in terms:
+                contrasts.append(terms[index](hidden, targets[index + 1], sequences))
+        logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
+        total = torch.zeros((), device=child.device)
+        metrics: dict[str, float] = {}
+        if settings.cosine_weight:
+            cosine = torch.stack(cosines).mean()
+            total, metrics["cosine"] = total + settings.cosine_weight * cosine, cosine.item()
+        if contrasts:
+            contrast = torch.stack(contrasts).mean()
+            total, metrics["span_contrast"] = total + settings.span_contrast.weight * contrast, contrast.item()
+        if settings.kl_weight:
+            with torch.no_grad():
+                teacher = parent.lm_head(parent.model.norm(targets[len(layers)])).flatten(0, 1)
+            kl = kl_divergence(logits, teacher)
+            total, metrics["kl"] = total + settings.kl_weight * kl, kl.item()
+        if settings.lm_weight:
+            predictions = logits.unflatten(0, tokens.shape)[:, :-1].flatten(0, 1)
+            lm = functional.cross_entropy(predictions.float(), tokens[:, 1:].flatten())
+            total, metrics["lm_loss"] = total + settings.lm_weight * lm, lm.item()
+        return total, metrics
+
+
+def span_terms(
+    layers: int,
+    activations: Activations,
+    input_ids: torch.Tensor,
+    settings: Finetune,
+    seed: int,
+    term: type[SpanTerm] = SpanTerm,
+) -> nn.ModuleDict | None:
+    """Return the terms on spans by the index of their layer; None where the weight is 0."""
+    if not settings.span_contrast.weight:
+        return None
+    chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
+    return nn.ModuleDict(
+        {str(index): term(settings.span_contrast, activations.hidden(index + 1), input_ids, seed) for index in chosen}
+    )
+
+
+def finetune(
+    child: PreTrainedModel,
+    parent: PreTrainedModel,
+    activations: Activations,
+    input_ids: torch.Tensor,
+    settings: Finetune,
+    seed: int,
+    label: str | None = None,
+    checkpointing: Checkpointing | None = None,
+    world: World = World(),  # noqa: B008 (frozen)
+    weights: str | None = None,
+    term: type[SpanTerm] = SpanTerm,
+) -> list[dict[str, Any]]:
+    """Train all weights of ``child`` in place; see `Distillation` and `trainer.train` for arguments and errors.
+
+    ``term`` is what spans add to the loss, where their weight is not 0.
+
+    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder;
+    `World.gather` then rounds the trained weights to the child's dtype.
+    """
+    plan = TrainingPlan(
+        examples=len(input_ids),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        seed=seed,
+    )
+    child.requires_grad_(True)
+    parent.requires_grad_(False)
+    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed, term)
+    # Whoever shards a model is short of memory; and rounded weights, which others compute with, are gone in backward.
+    loss = Distillation(child, parent, activations, input_ids, settings, spans, recompute=world.sharded)
+    all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
+    module = child if spans is None else nn.ModuleList([child, spans])
+    parts = [*decoder_layers(child), *(spans or {}).values()]
+    with world.distribute(loss, parts, all_used) as shared:
+        if weights is not None:
+            world.load(child, weights)
+        return train(module, shared, plan, label, checkpointing, world)

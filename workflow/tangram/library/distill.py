@@ -1,0 +1,222 @@
+"""Blockwise local distillation (BLD): every piece learns to imitate the parent's subblock on the parent's activations.
+
+Decoupled, as in Puzzle (arXiv 2411.19146, section 3): an attention variant stands beside the parent's frozen FFN, an
+FFN variant behind the parent's frozen attention, and the loss is on the block's output.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tangram.blocks import get_block
+from tangram.blocks.calibration import Calibration
+from tangram.config import BlockDistillation
+from tangram.errors import TangramError
+from tangram.metric_learning.spans import SpanTerm
+from tangram.models.by_layer import resident
+from tangram.models.families import Shape, decoder_layers, norm_before, subblock
+from tangram.models.forward import layer_context
+from tangram.models.replace import build_layer
+from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.training.losses import normalised_mse
+from tangram.training.parallel import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A trained subblock of one layer.
+
+    Attributes:
+        weights: tensors by their names inside the subblock.
+        loss_before: held-out loss of the initial weights.
+        loss_after: held-out loss of the trained weights; None where nothing is trained.
+        kept: ``'initial'`` or ``'trained'``, whichever has the lower held-out loss.
+        curve: training rows of `trainer.train`.
+        tokens: tokens trained on.
+        seconds: wall time.
+    """
+
+    weights: dict[str, torch.Tensor]
+    loss_before: float
+    loss_after: float | None
+    kept: str
+    curve: list[dict[str, Any]]
+    tokens: int
+    seconds: float
+
+
+@torch.inference_mode()
+def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:
+    """Return the residual stream between attention and FFN, ``(sequences, length, hidden)``."""
+    parts = []
+    for part in hidden.split(batch):
+        attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
+        parts.append(part + attention)
+    return torch.cat(parts)
+
+
+class Imitation(nn.Module):
+    """The training loss of some sequences: `LocalProblem.loss`, which judges a piece, and the term on spans, if any."""
+
+    def __init__(self, problem: LocalProblem, layer: nn.Module, kind: str, term: SpanTerm | None):
+        super().__init__()
+        self.layer, self.term = layer, term
+        self._problem, self._kind = problem, kind
+
+    def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the total, and its two parts where there are two, for ``sequences`` (indices)."""
+        problem = self._problem
+        predicted, wanted = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
+        mse = normalised_mse(predicted, wanted, problem.scale[sequences]).mean()
+        if self.term is None:
+            return mse, {}
+        contrast = self.term(predicted, wanted, sequences)
+        total = mse + problem.settings.span_contrast.weight * contrast
+        return total, {"normalised_mse": mse.item(), "span_contrast": contrast.item()}
+
+
+class LocalProblem:
+    """One layer's distillation data: what goes in, what must come out, and how errors are weighed.
+
+    The loss is the squared error of the block's output, divided by the mean square of what the parent's block adds to
+    the residual stream: leaving the whole block out costs one.
+
+    Args:
+        model: the parent.
+        index: the layer.
+        inputs: the layer's input, ``(sequences, length, hidden)``.
+        outputs: the parent's block output, ``(sequences, length, hidden)``.
+        settings: how to train.
+        tokens: ``(sequences, length)``; the span-contrastive term needs them.
+
+    Raises:
+        TangramError: no sequence is left to train on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        index: int,
+        inputs: torch.Tensor,
+        outputs: torch.Tensor,
+        settings: BlockDistillation,
+        tokens: torch.Tensor | None = None,
+    ):
+        self.tokens = tokens
+        self.model, self.index, self.settings = model, index, settings
+        self.layer = resident(decoder_layers(model)[index])
+        self.context = layer_context(model, inputs[:1])
+        self.inputs, self.outputs = inputs, outputs
+        held_out = max(1, round(settings.holdout_fraction * len(inputs)))
+        self.training = len(inputs) - held_out
+        if self.training < 1:
+            raise TangramError(
+                f"of {len(inputs)} sequences, library.bld.holdout_fraction {settings.holdout_fraction:g} holds out "
+                f"{held_out} and leaves none to train on; raise corpus.distil.tokens, or lower one of "
+                "corpus.sequence_length and library.bld.holdout_fraction"
+            )
+        parts = zip(inputs.split(settings.batch_size), outputs.split(settings.batch_size), strict=True)
+        contribution = torch.cat([(after.float() - before.float()).square().mean(-1) for before, after in parts])
+        per_token = settings.normalise == "token"
+        self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
+
+    @functools.cached_property
+    def middle(self) -> torch.Tensor:
+        """The residual stream between attention and FFN, ``(sequences, length, hidden)``."""
+        return _after_attention(self.layer, self.inputs, self.context, self.settings.batch_size).clone()
+
+    def calibration(self, kind: str) -> Calibration:
+        """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
+        before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
+        before, after = before[: self.training], after[: self.training]
+        norm = norm_before(self.layer, kind)
+        with torch.inference_mode():
+            normed = [norm(part) for part in before.split(self.settings.batch_size)]
+        outputs = after.to(torch.float32, copy=True)
+        outputs -= before  # in place: both are a whole split
+        return Calibration(
+            inputs=torch.cat(normed).flatten(0, 1),
+            outputs=outputs.flatten(0, 1),
+            weights=1 / self.scale[: self.training].flatten(),
+            ridge=self.settings.ridge,
+        )
+
+    def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
+        """Return a replaced layer's output on some sequences, ``(sequences, length, hidden)``."""
+        if kind == "attention":
+            return layer(self.inputs[sequences], **self.context)
+        middle = self.middle[sequences]
+        ffn = subblock(layer, kind)
+        return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+
+    def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
+        """Return the mean normalised loss of a replaced layer on some sequences."""
+        predicted = self.predict(layer, kind, sequences)
+        return normalised_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
+
+    @torch.no_grad()
+    def held_out_loss(self, layer: nn.Module, kind: str) -> float:
+        """Return the loss on the sequences that no piece is fitted to."""
+        held_out = range(self.training, len(self.inputs))
+        parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
+        return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
+
+    def distil(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
+        """Initialise, train and judge one piece; the better of initial and trained weights is kept.
+
+        Args:
+            kind: ``'attention'`` or ``'ffn'``.
+            variant: the piece's name.
+            seed: of the order of the sequences.
+            checkpointing: where the training leaves states to resume from.
+        """
+        begin = time.monotonic()
+        block = get_block(kind, variant)
+        parent = subblock(self.layer, kind)
+        with torch.no_grad():
+            initial = block.initialise(parent, Shape.of(self.model.config), self.calibration(kind))
+        layer = build_layer(self.model, self.index, kind, variant, initial)
+        before = self.held_out_loss(layer, kind)
+        after, kept, curve, weights = None, "initial", list[dict[str, Any]](), initial
+        plan = TrainingPlan(
+            examples=self.training,
+            epochs=self.settings.epochs,
+            batch_size=self.settings.batch_size,
+            micro_batch_size=self.settings.batch_size,
+            learning_rate=self.settings.learning_rate,
+            warmup_fraction=self.settings.warmup_fraction,
+            seed=seed,
+        )
+        if block.trainable and plan.steps:
+            child, term = subblock(layer, kind).requires_grad_(True), None
+            if self.settings.span_contrast.weight:
+                if self.tokens is None:
+                    raise ValueError("the span-contrastive term needs the tokens")
+                term = SpanTerm(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
+            module = child if term is None else nn.ModuleList([child, term])
+            with World().distribute(Imitation(self, layer, kind, term), [layer]) as loss:
+                child.load_state_dict(initial)  # unrounded: its weights are float32 now
+                curve = train(module, loss, plan, checkpointing=checkpointing)
+            after = self.held_out_loss(layer, kind)
+            if after < before:
+                kept, weights = "trained", child.state_dict()
+        return Piece(
+            weights={
+                name: tensor.detach().to(self.model.dtype).clone().contiguous() for name, tensor in weights.items()
+            },
+            loss_before=before,
+            loss_after=after,
+            kept=kept,
+            curve=curve,
+            tokens=plan.steps * plan.batch_size * self.inputs.shape[1] if curve else 0,
+            seconds=time.monotonic() - begin,
+        )

@@ -1,0 +1,170 @@
+"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
+
+This file travels with every child checkpoint that needs it (`auto_map`), and `configuration_tangram.py` and
+`operators.py` beside it, so they import nothing but torch and transformers. The architecture is transformers' own
+`per_layer_config` in `config.json`; on top of the stock attributes (`num_key_value_heads`, `intermediate_size`,
+`skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's subblocks that are one linear map, and
+`structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are structured operators.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from .configuration_tangram import (
+    TangramLlamaConfig,
+    TangramMistralConfig,
+    TangramQwen2Config,
+    TangramQwen3Config,
+)
+from .operators import replace_projections
+
+
+class LinearAttention(nn.Module):
+    """A linear map in place of attention: each token attends to itself only (Puzzle, section 2)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear_attn = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Map ``(batch, sequence, hidden)`` to the same shape; there are no attention weights."""
+        return self.linear_attn(hidden_states), None
+
+
+class LinearMLP(nn.Module):
+    """A linear map in place of the feed-forward network."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear_mlp = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, sequence, hidden)`` to the same shape."""
+        return self.linear_mlp(hidden_states)
+
+
+def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent.
+
+    It stays a subclass so that transformers' recording of hidden states and gradient checkpointing apply to it.
+    """
+
+    class HeterogeneousDecoderLayer(layer_class):  # type: ignore[misc, valid-type]
+        self_attn: Any
+        mlp: Any
+        input_layernorm: Any
+        post_attention_layernorm: Any
+
+        def __init__(self, config: PreTrainedConfig, layer_idx: int):
+            super().__init__(config, layer_idx)
+            skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
+            if "attention" in linear:
+                self.self_attn = LinearAttention(config.hidden_size)
+            if "mlp" in linear:
+                self.mlp = LinearMLP(config.hidden_size)
+            for entry in getattr(config, "structured", []):
+                kind, _, variant = entry.partition("=")
+                replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
+            # A skipped subblock takes its norm along; the residual stays.
+            if "attention" in skip:
+                self.input_layernorm = self.self_attn = None
+            if "mlp" in skip:
+                self.post_attention_layernorm = self.mlp = None
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            if self.self_attn is not None:
+                attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+                hidden_states = hidden_states + attention
+            if self.mlp is not None:
+                hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+            return hidden_states
+
+    HeterogeneousDecoderLayer.__name__ = HeterogeneousDecoderLayer.__qualname__ = f"Tangram{layer_class.__name__}"
+    return HeterogeneousDecoderLayer
+
+
+class HeterogeneousMixin(PreTrainedModel):
+    """Gives a stock model decoder layers that are built from their own configs."""
+
+    layer_class: type[nn.Module]
+
+    def __init__(self, config: PreTrainedConfig):
+        # The stock constructor cannot read a per-layer attribute such as the KV heads: it gets a homogeneous config
+        # without layers, and the layers follow.
+        stock = copy.copy(config)
+        stock.per_layer_config = None
+        stock.num_hidden_layers = 0
+        super().__init__(stock)
+        config._attn_implementation_internal = stock._attn_implementation_internal
+        for module in self.modules():
+            if getattr(module, "config", None) is stock:
+                module.config = config  # type: ignore[assignment]
+        layer_class = heterogeneous(self.layer_class)
+        self._no_split_modules = [layer_class.__name__]
+        self.model.layers.extend(
+            layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
+        )
+        for layer in self.model.layers:
+            # Nothing that attention reads while it runs differs between layers, so it can follow changes of the
+            # model's own config.
+            if hasattr(layer.self_attn, "layer_idx"):
+                layer.self_attn.config = config
+        self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # transformers guesses from this file's text, and wrongly
+
+
+class TangramLlamaForCausalLM(HeterogeneousMixin, LlamaForCausalLM):
+    """A heterogeneous Llama."""
+
+    config_class = TangramLlamaConfig
+    layer_class = LlamaDecoderLayer
+
+
+class TangramMistralForCausalLM(HeterogeneousMixin, MistralForCausalLM):
+    """A heterogeneous Mistral."""
+
+    config_class = TangramMistralConfig
+    layer_class = MistralDecoderLayer
+
+
+class TangramQwen2ForCausalLM(HeterogeneousMixin, Qwen2ForCausalLM):
+    """A heterogeneous Qwen2."""
+
+    config_class = TangramQwen2Config
+    layer_class = Qwen2DecoderLayer
+
+
+class TangramQwen3ForCausalLM(HeterogeneousMixin, Qwen3ForCausalLM):
+    """A heterogeneous Qwen3."""
+
+    config_class = TangramQwen3Config
+    layer_class = Qwen3DecoderLayer
+
+
+MODEL_CLASSES = {
+    model.config_class.model_type: model
+    for model in (
+        TangramLlamaForCausalLM,
+        TangramMistralForCausalLM,
+        TangramQwen2ForCausalLM,
+        TangramQwen3ForCausalLM,
+    )
+}

@@ -1,0 +1,173 @@
+"""The parent, from the hub, a local folder or a GGUF inside a package, to one plain folder that stock code loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tangram.archives import fetch_archive, read_members
+from tangram.config import GgufParent, HubParent, LocalParent, Parent
+from tangram.errors import TangramError
+from tangram.files import atomic_path, sha256_of, write_text
+from tangram.models.families import CHILD_PREFIX, Shape
+from tangram.models.loading import WEIGHTS, load_model, load_tokenizer, quieten, shard_names
+from tangram.parent.fidelity import check_fidelity, comparison_tokens, stock_logits
+from tangram.parent.gguf_metadata import Metadata
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Config, index of the weights, tokenizer and its chat templates; the weights that they name come after.
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def _check_numbers(parent: Parent, shape: Shape) -> None:
+    """Raise unless the config's numbers, from which the jobs are planned, are the checkpoint's."""
+    found = {
+        "num_layers": shape.num_layers,
+        "num_attention_heads": shape.heads,
+        "num_kv_heads": shape.kv_heads,
+    }
+    wrong = [key for key, value in found.items() if getattr(parent, key) != value]
+    if wrong:
+        told = ", ".join(f"{key}: {getattr(parent, key)}" for key in wrong)
+        right = ", ".join(f"{key}: {found[key]}" for key in wrong)
+        raise TangramError(f"config.parent says {told}, but the checkpoint has others; write {right}")
+
+
+def _snapshot(source: HubParent) -> Path:
+    """Return the local copy of a hub repository: config, tokenizer and the weights that transformers would load."""
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: list[str]) -> Path:
+        return Path(snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns))
+
+    try:
+        index = download(HUB_FILES) / f"{WEIGHTS}.index.json"
+        return download([*HUB_FILES, *(shard_names(index) if index.is_file() else [WEIGHTS])])
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise TangramError(
+            f"cannot download {source.repo} at {source.revision} from the hub ({type(error).__name__}: {reason}); "
+            "check name, revision, access and network, or give a local folder as parent.source"
+        ) from error
+
+
+def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Dequantise a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer.
+
+    Raises:
+        TangramError: the file cannot be read, or says something of its model that cannot be carried over.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.gguf")
+        for _, data in read_members(fetch_archive(source), [source.member]):
+            path.write_bytes(data)
+        try:
+            metadata = Metadata(path)
+            config = metadata.apply_to(AutoConfig.from_pretrained(folder, gguf_file=path.name))
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
+            quantised = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=path.name, config=copy.deepcopy(config), dtype=torch.float32
+            )
+            state = quantised.state_dict()
+            metadata.check_tensors(state)
+        except (ValueError, OSError, RuntimeError, TangramError) as error:
+            reason = " ".join(str(error).split())
+            raise TangramError(f"{source.package}: {source.member} cannot be taken as the parent: {reason}") from error
+    if len(templates := metadata.chat_templates) > 1:
+        tokenizer.chat_template = templates
+    model = type(quantised).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    model.generation_config = quantised.generation_config
+    return model, tokenizer
+
+
+def _quantisation(member: str) -> str:
+    """Return the quantisation that a GGUF's name tells, e.g. ``Q4_1``."""
+    return Path(member).name.removesuffix(".gguf").rpartition(".")[2]
+
+
+def _settle_head(model: Any) -> None:
+    """Let the config say whether embedding and head are one matrix; where a file holds two, it may say otherwise."""
+    head, embedding = model.lm_head, model.model.embed_tokens
+    if not model.config.tie_word_embeddings or head.weight is embedding.weight:
+        return
+    if torch.equal(head.weight.data, embedding.weight.data):
+        head.weight = embedding.weight
+    else:
+        model.config.tie_word_embeddings = False
+
+
+def _check_tokenizer(folder: Path, original: PreTrainedTokenizerBase) -> None:
+    """Raise unless a folder's tokenizer is the original one, on text of many kinds and in its chat templates."""
+    saved = load_tokenizer(folder)
+    texts = (
+        "",
+        " a  b\n\n\tc",
+        "Il était 1234567 fois… 日本語 🙂",
+        "def f(x):\n    return x",
+        *original.all_special_tokens,
+    )
+    differing = [text for text in texts if saved(text)["input_ids"] != original(text)["input_ids"]]
+    if differing or saved.chat_template != original.chat_template:
+        what = f"encodes {differing[0]!r} differently" if differing else "has other chat templates"
+        raise TangramError(f"the parent's tokenizer {what} once it is saved; this parent's tokenizer is not supported")
+
+
+def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[str, str]) -> None:
+    """Write the parent as a plain checkpoint folder, atomically: one safetensors file, tokenizer, provenance.json.
+
+    Raises:
+        TangramError: the source cannot be had, is damaged, of an unknown family or at odds with the config, the folder
+            cannot be written, or the pipeline would compute another model than the source (`fidelity`).
+    """
+    from safetensors import SafetensorError
+
+    source = parent.source
+    with atomic_path(output) as folder:
+        folder.mkdir()
+        quieten()
+        if isinstance(source, GgufParent):
+            model, tokenizer = _load_gguf(source)
+            origin = {"weights": f"dequantised from {_quantisation(source.member)} GGUF"}
+        else:
+            path = Path(source.path) if isinstance(source, LocalParent) else _snapshot(source)
+            model, tokenizer = load_model(path, dtype), load_tokenizer(path)
+            if model.config.model_type.startswith(CHILD_PREFIX):
+                raise TangramError(f"{path} is a child with layers of its own kinds, which cannot be a parent again")
+            origin = {"weights": "as published"}
+            if isinstance(source, HubParent):
+                origin["commit"] = path.name  # the snapshot's folder is named after the commit
+        _check_numbers(parent, Shape.of(model.config))
+        _settle_head(model)
+        model.config.__dict__.pop("auto_map", None)  # it names code that is not taken along
+        parameters = model.num_parameters()
+        for weight in model.parameters():  # and no buffer: rotary frequencies stay as they are computed
+            weight.data = weight.data.to(getattr(torch, dtype))
+        model.config.dtype = getattr(torch, dtype)
+        try:
+            model.save_pretrained(folder, max_shard_size="100TB")
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:
+            raise OSError(28, str(error), folder) from error
+        (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # the library's own are for their owner only
+        _check_tokenizer(folder, tokenizer)
+        config, tokens = model.config, comparison_tokens(model.config, parameters)
+        reference = stock_logits(model.float(), tokens)
+        del model  # so that one whole model at a time is in memory
+        check_fidelity(folder, config, tokens, reference)
+        facts = origin | {
+            "source": source.model_dump(),
+            "dtype": dtype,
+            "parameters": parameters,
+            "model_safetensors_sha256": sha256_of(folder / WEIGHTS),
+        }
+        write_text(folder / "provenance.json", json.dumps({**provenance, **facts}, indent=2, sort_keys=True) + "\n")

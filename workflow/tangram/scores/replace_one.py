@@ -1,0 +1,81 @@
+"""Replace-1-block scores (Puzzle, section 4.2): the parent with one subblock replaced, against the parent.
+
+Only the layers after the replaced one are run, from the cached input of that layer; the LM head and the KL see a
+subset of positions, the same for every candidate, in chunks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tangram.activations import Activations
+from tangram.metrics import compare, standard_error_by_sequence
+from tangram.models.families import decoder_layers
+from tangram.models.forward import layer_context
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+def scored_positions(length: int, stride: int) -> torch.Tensor:
+    """Return the positions whose next-token predictions are compared: every ``stride``-th, ending with the last."""
+    return torch.arange(length - 2, -1, -stride).flip(0)
+
+
+class ReplaceOne:
+    """Scores candidates for one layer after another on the same sequences and positions.
+
+    Args:
+        model: the parent.
+        activations: its hidden states of ``input_ids``.
+        input_ids: the score split, ``(sequences, length)``.
+        position_stride: see `scored_positions`.
+        batch_size: sequences per forward pass.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        activations: Activations,
+        input_ids: torch.Tensor,
+        position_stride: int,
+        batch_size: int,
+    ):
+        self._model, self._activations, self._batch_size = model, activations, batch_size
+        self._positions = scored_positions(input_ids.shape[1], position_stride)
+        self._labels = input_ids[:, self._positions + 1].to(model.device)
+        with torch.inference_mode():
+            final = activations.hidden(len(decoder_layers(model)))
+            self._parent = [self._logits(batch) for batch in final.split(batch_size)]
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits at the scored positions, ``(sequences * positions, vocabulary)``."""
+        normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
+        return self._model.lm_head(normed).flatten(0, 1)
+
+    @torch.inference_mode()
+    def score(self, index: int, layer: nn.Module) -> list[dict[str, float | int | str]]:
+        """Return metric, value, standard error and tokens of the parent with layer ``index`` replaced by ``layer``."""
+        later = list(decoder_layers(self._model))[index + 1 :]
+        batches = list(self._activations.hidden(index).split(self._batch_size))
+        context = layer_context(self._model, batches[0][:1])
+        for module in (layer, *later):  # layer by layer, so that one layer's weights at a time are enough
+            batches = [module(hidden, **context) for hidden in batches]
+        parts: dict[str, list[torch.Tensor]] = {}
+        for hidden, parent_logits, labels in zip(
+            batches, self._parent, self._labels.split(self._batch_size), strict=True
+        ):
+            sequences = len(hidden)
+            metrics = compare(self._logits(hidden), parent_logits, labels.flatten())
+            metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
+            for name, values in metrics.items():
+                parts.setdefault(name, []).append(values.unflatten(0, (sequences, -1)))
+        rows: list[dict[str, float | int | str]] = []
+        for name in ("kl", "lm_loss_increase", "agreement"):
+            values = torch.cat(parts[name])
+            mean, error = standard_error_by_sequence(values)
+            rows.append({"metric": name, "value": mean, "standard_error": error, "tokens": values.numel()})
+        return rows

@@ -1,1 +1,0 @@
-"""The quality of each piece."""
