@@ -23,7 +23,7 @@ rule assemble_child:
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.assemble_child"),
+        code=code_hash("tangram.commands.assemble_child", *VARIANT_MODULES),
         environment=pins("torch", "transformers"),
     conda:
         "../envs/tangram.yaml"

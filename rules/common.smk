@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks.registry import modules_of_variants
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
@@ -36,6 +37,7 @@ PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
+VARIANT_MODULES = modules_of_variants([*cfg.library.attention, *cfg.library.ffn])  # for code hashes: imported by name
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
@@ -159,10 +161,17 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def made_by(command, *packages):
-    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule."""
-    code = {"code": code_hash(f"tangram.commands.{command}")}
-    return {**code, "environment": pins(*packages)} if packages else code
+def made_by(command, *packages, modules=()):
+    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
+
+    `modules` are those that the command imports by name only: a tuple, or a function of the wildcards.
+    """
+    name = f"tangram.commands.{command}"
+    if callable(modules):
+        code = lambda wildcards: code_hash(name, *modules(wildcards))
+    else:
+        code = code_hash(name, *modules)
+    return {"code": code, "environment": pins(*packages)} if packages else {"code": code}
 
 
 def option(name, values):
@@ -180,6 +189,11 @@ def pins(*packages):
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
     return sha256_of(ROOT / path)
+
+
+def variant_module(wildcards):
+    """Return the module of the one variant that a job computes with, for `made_by`."""
+    return modules_of_variants([wildcards.variant])
 
 
 def _cores():

@@ -22,7 +22,7 @@ rule distill_blocks:
     benchmark:
         "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("distill_blocks", "torch", "transformers"),
+        **made_by("distill_blocks", "torch", "transformers", modules=variant_module),
         **runtime("device", "dtype", "seed"),
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",

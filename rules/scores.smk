@@ -20,7 +20,7 @@ rule score_blocks:
     benchmark:
         "<benchmarks>/score_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("score_blocks", "torch", "transformers"),
+        **made_by("score_blocks", "torch", "transformers", modules=variant_module),
         **runtime("device", "dtype"),
         settings=slice_of(cfg.scores),
     resources:

@@ -30,7 +30,7 @@ rule select_child:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.select_child"),
+        code=code_hash("tangram.commands.select_child", *VARIANT_MODULES),
         environment=pins("torch", "transformers", "numpy"),
     threads: half_the_cores
     resources:

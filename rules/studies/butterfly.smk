@@ -28,7 +28,7 @@ rule study_butterfly:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_butterfly"),
+        code=code_hash("tangram.commands.study_butterfly", *modules_of_variants()),
         environment=pins("torch", "transformers", "scikit-learn", "scipy"),
     threads: half_the_cores
     resources:

@@ -43,7 +43,7 @@ rule study_selection:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.study_selection"),
+        code=code_hash("tangram.commands.study_selection", *modules_of_variants()),
         environment=pins("torch", "transformers", "numpy", "scipy"),
     threads: all_cores
     resources:

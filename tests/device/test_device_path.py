@@ -499,7 +499,7 @@ def test_what_an_output_matrix_reads_is_recovered_where_it_is_not_of_full_rank()
     from types import SimpleNamespace
 
     from tangram.blocks.calibration import Calibration
-    from tangram.blocks.structured import projection_inputs
+    from tangram.blocks.projections import projection_inputs
 
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(32, 5, generator=generator) @ torch.randn(5, 48, generator=generator)

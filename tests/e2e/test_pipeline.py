@@ -1,13 +1,14 @@
 """The main job on a tiny Llama: every output, the second run, and the child where this package is not installed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from tiny_run import Run
+from tiny_run import ROOT, Run
 
 from tangram import tables
 
@@ -112,6 +113,16 @@ def generated(run: Run) -> dict[str, int]:
 @pytest.mark.parametrize("child", CHILDREN)
 def test_the_child_loads_where_this_package_is_not_installed(generated: dict[str, int], child: str) -> None:
     assert 1 <= generated[child] <= 4
+
+
+def test_the_readme_s_python_uses_the_child(run: Run) -> None:
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    written = "results/smollm2-cpu/targets/speed-1.2/0/finetuned"
+    assert written in script
+    script = script.replace(written, "results/tiny/targets/small/0/finetuned")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=run.folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The capital of France is")
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(run: Run) -> None:

@@ -15,8 +15,6 @@ from snakemake.settings.enums import Quietness
 from snakemake.settings.types import OutputSettings, ResourceSettings
 from typer.models import ArgumentInfo
 
-from tangram.provenance import code_hash
-
 ROOT = Path(__file__).parents[2]
 ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "message", "shell"]
 NEEDED = {"output", "log", "benchmark", "params", "conda", "message", "shell"}  # one thread is Snakemake's default
@@ -130,7 +128,7 @@ def test_shell_is_one_quoted_call_that_logs(name: str, parsed: dict[str, Rule]) 
 @pytest.mark.parametrize("name", RULES)
 def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule]) -> None:
     command = command_of(parsed[name])
-    assert parsed[name].params.code == code_hash(f"tangram.commands.{command}")
+    assert re.search(rf'made_by\("{command}"|code_hash\("tangram\.commands\.{command}"', RULES[name])
     assert command in COMMANDS
     assert name in (command, "evaluate_parent", "collect_scores", "collect_costs")
 

@@ -6,8 +6,9 @@ import torch
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from tangram.blocks import block_class
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.structured import NAMES
+from tangram.blocks.projections import Projections
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.models.operators import replace_projections
 
@@ -76,7 +77,7 @@ def pieces(parent: PreTrainedModel):
                 f"{name}.weight": torch.randn(HIDDEN, HIDDEN, generator=generator) / 8,
                 f"{name}.bias": torch.randn(HIDDEN, generator=generator) / 8,
             }
-        if variant.partition("-")[0] in NAMES:
+        if issubclass(block_class(variant), Projections):
             with torch.random.fork_rng():
                 torch.manual_seed(layer)
                 module = replace_projections(

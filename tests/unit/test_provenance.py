@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from tangram import provenance
+from tangram.blocks import Variant, registry
+from tangram.blocks.registry import modules_of_variants
+from tangram.config import reruns
 
+VARIANTS = [Variant(family) for family in registry()]
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py") if "study_" not in path.stem)
 
 
@@ -29,11 +33,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
-    """Return the commands whose hash an edit of one module changes."""
+    """Return the commands whose hash an edit of one module changes; of those of one variant, with its family."""
 
     def hashes() -> dict[str, str]:
         _forget()
-        return {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+        plain = {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+        families = {
+            f"{name} {variant}": provenance.code_hash(f"tangram.commands.{name}", *modules_of_variants([variant]))
+            for name in reruns.OF_A_VARIANT
+            for variant in VARIANTS
+        }
+        return plain | families
 
     def change(module: str, edit: Callable[[str], str]) -> set[str]:
         before, path = hashes(), package / module
@@ -41,7 +51,7 @@ def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]
         path.write_text(edit(text))
         after = hashes()
         path.write_text(text)
-        return {name for name in COMMANDS if before[name] != after[name]}
+        return {name for name in before if before[name] != after[name]}
 
     return change
 
@@ -60,8 +70,8 @@ def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> 
 
 def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
     assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
-    assert changed_by("scores/replace_one.py", _real) == {"score_blocks"}
-    assert changed_by("library/distill.py", _real) == {"distill_blocks"}
+    assert changed_by("scores/replace_one.py", _real) == {"score_blocks", *(f"score_blocks {v}" for v in VARIANTS)}
+    assert changed_by("library/distill.py", _real) == {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS)}
     assert changed_by("finetune.py", _real) == {"finetune_child"}
     assert changed_by("search/mip.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
@@ -73,8 +83,47 @@ def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> 
     assert changed_by("tables.py", _real) >= {"solve_mip", "collect_tables", "score_blocks", "build_report"}
 
 
+@pytest.mark.parametrize("family", ["width", "gqa", "linear"])
+def test_a_block_changes_the_hashes_of_its_own_variants(family: str, changed_by: Callable) -> None:
+    assert changed_by(f"blocks/{family}.py", _real) == {f"{name} {family}" for name in reruns.OF_A_VARIANT}
+
+
+def test_what_blocks_share_changes_the_hashes_of_all(changed_by: Callable) -> None:
+    of_variants = {f"{name} {variant}" for name in reruns.OF_A_VARIANT for variant in VARIANTS}
+    assert changed_by("blocks/base.py", _real) >= of_variants
+    assert changed_by("blocks/no_op.py", _real) == of_variants  # the rest of a layer is a no-op where it is timed
+
+
+def test_imports_for_type_checkers_are_no_code(changed_by: Callable) -> None:
+    changed = changed_by("blocks/calibration.py", _real)
+    assert {"distill_blocks gqa", "score_blocks linear"} <= changed
+    assert not {"score_blocks gqa", "measure_costs width", "evaluate_model", "solve_mip"} & changed
+
+
+def test_a_module_of_another_package_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "half.py").write_text("from tangram.blocks.base import Block\nfrom .numbers import HALF\n")
+    (folder / "numbers.py").write_text("HALF = 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = provenance.modules_of("tangram.commands.score_blocks", "extension.half")
+    assert {"extension.half", "extension.numbers", "tangram.blocks.base"} <= modules.keys()
+    before = provenance.code_hash("tangram.commands.score_blocks", "extension.half")
+    (folder / "numbers.py").write_text("HALF = 0.25\n")
+    _forget()
+    assert provenance.code_hash("tangram.commands.score_blocks", "extension.half") != before
+
+
 def test_the_config_is_no_code(changed_by: Callable) -> None:
-    for module in ("config/__init__.py", "errors.py", "provenance.py", "__init__.py", "config/documentation.py"):
+    for module in (
+        "config/__init__.py",
+        "config/limits.py",
+        "errors.py",
+        "provenance.py",
+        "__init__.py",
+        "config/documentation.py",
+    ):
         assert changed_by(module, _real) == set()
 
 

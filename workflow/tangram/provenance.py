@@ -22,38 +22,60 @@ RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "n
 
 
 @functools.cache
+def _package(name: str) -> Path | None:
+    """Return the folder of a package that is not this one, or the file of a module outside packages; None for neither.
+
+    A package that extends this one (an entry point names it) is part of what a job computes with.
+    """
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+@functools.cache
 def _source(module: str) -> Path | None:
-    """Return the file of an in-package module, or None for a name that is not a module."""
-    relative = Path(*module.split(".")[1:]) if module != PACKAGE else Path()
-    for candidate in (ROOT / relative / "__init__.py", (ROOT / relative).with_suffix(".py")):
+    """Return the file of a module, or None for a name that is not a module."""
+    top, *parts = module.split(".")
+    root = ROOT
+    if top != PACKAGE:
+        origin = _package(top)
+        if origin is None or origin.name != "__init__.py":
+            return None if parts else origin
+        root = origin.parent
+    relative = root.joinpath(*parts)
+    for candidate in (relative / "__init__.py", relative.with_suffix(".py")):
         if candidate.is_file():
             return candidate
     return None
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield a module and every statement in it, function bodies included: `ast.walk`, but for the expressions."""
+    """Yield a module and every statement in it, function bodies included, but for what is under `if TYPE_CHECKING:`."""
     nodes: list[ast.AST] = [tree]
     while nodes:
         yield (node := nodes.pop())
-        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for field in ("orelse",) if for_types else ("body", "orelse", "finalbody", "handlers", "cases"):
             inner = getattr(node, field, None)
             nodes.extend(inner if isinstance(inner, list) else ())
 
 
-def _imports(tree: ast.Module, folder: Path) -> set[str]:
-    """Return the dotted in-package names that a module in a folder imports anywhere, function bodies included."""
+def _imports(tree: ast.Module, package: str) -> set[str]:
+    """Return the dotted names that a module of a package imports anywhere, function bodies included.
+
+    Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
+    computes nothing.
+    """
     names: set[str] = set()
+    parents = package.split(".")
     for node in _statements(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = (PACKAGE, *folder.relative_to(ROOT).parts)
-            above = parents[: len(parents) + 1 - node.level] if node.level else ()
+            above = parents[: len(parents) + 1 - node.level] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             names.add(module)
             names.update(f"{module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == PACKAGE}
+    return {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
 
 
 def _strip_docstrings(tree: ast.Module) -> ast.Module:
@@ -70,45 +92,59 @@ def _strip_docstrings(tree: ast.Module) -> ast.Module:
 
 
 @functools.cache
-def _digest_and_imports(path: Path) -> tuple[str, frozenset[str]]:
+def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
-    return digest, frozenset(_imports(tree, path.parent))
+    return digest, frozenset(_imports(tree, package))
 
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
-# config reruns nothing; the fidelity gate only lets an output pass or not. These modules shape no output.
-NOT_HASHED = frozenset({"tangram.config", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance", "tangram"})
+# config reruns nothing; the fidelity gate and the limits only let an output pass or not. These modules shape no output.
+NOT_HASHED = frozenset(
+    {
+        "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance",
+        "tangram",
+    }
+)  # fmt: skip
 
 
 @functools.cache
-def modules_of(module: str) -> dict[str, str]:
-    """Return a module and everything that it imports inside the package, with the digest of each.
+def modules_of(*modules: str) -> dict[str, str]:
+    """Return modules and everything that they import inside the package, with the digest of each.
+
+    Args:
+        modules: dotted names; one of another package brings what it imports of that package and of this one.
 
     Raises:
-        ValueError: ``module`` is not a module of this package.
+        ValueError: one of ``modules`` is not a module.
     """
-    if _source(module) is None:
-        raise ValueError(f"{module} is not a module of {PACKAGE}")
+    for module in modules:
+        if _source(module) is None:
+            raise ValueError(f"{module} is not a module of {PACKAGE} or of a package that extends it")
     digests: dict[str, str] = {}
-    queue = [module]
+    queue = list(modules)
     while queue:
         name = queue.pop()
         path = _source(name)
         if name in digests or name in NOT_HASHED or path is None:
             continue
-        digests[name], imported = _digest_and_imports(path)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        digests[name], imported = _digest_and_imports(path, package)
         queue.extend(imported)
     return digests
 
 
 @functools.cache
-def code_hash(module: str) -> str:
-    """Hash a module and everything it imports inside the package, over the AST without comments and docstrings.
+def code_hash(module: str, *others: str) -> str:
+    """Hash modules and everything they import inside the package, over the AST without comments and docstrings.
 
     A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
+
+    Args:
+        module: a rule's command.
+        others: what it imports by name only, such as the modules of its variants (`blocks.registry`).
     """
-    return hashlib.sha256(json.dumps(sorted(modules_of(module).items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(sorted(modules_of(module, *others).items())).encode()).hexdigest()[:16]
 
 
 def fingerprint(facts: Iterable[str], files: Iterable[str | Path]) -> str:
@@ -130,18 +166,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(command: str, settings: Mapping[str, Any] | str, device: str = "cpu") -> dict[str, str]:
+def provenance(
+    command: str, settings: Mapping[str, Any] | str, device: str = "cpu", others: Iterable[str] = ()
+) -> dict[str, str]:
     """Return what goes into an output's metadata: flat strings, deterministic (no time, host or path).
 
     Args:
         command: the in-package module that made the output, e.g. ``tangram.commands.solve_mip``.
         settings: the narrow slice of config that it used.
         device: where numbers were computed.
+        others: modules that the command imports by name only; see `code_hash`.
     """
     text = settings if isinstance(settings, str) else json.dumps(settings, sort_keys=True)
     return {
         "tangram.command": command,
-        "tangram.code": code_hash(command),
+        "tangram.code": code_hash(command, *others),
         "tangram.settings": text,
         "tangram.versions": json.dumps(versions(), sort_keys=True),
         "tangram.device": device,

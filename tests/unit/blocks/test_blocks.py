@@ -1,20 +1,21 @@
 """Initial weights of every block against explicit arithmetic."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replaced import replaced
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tangram.blocks import calibration, get_block, structured, width
-from tangram.blocks.calibration import Calibration, ridge_regression
+from tangram.blocks import calibration, get_block, width
+from tangram.blocks.calibration import Calibration, ridge_regression, second_moment
 from tangram.blocks.linear import value_output_map
-from tangram.blocks.structured import second_moment
 from tangram.blocks.width import channel_contribution
 from tangram.errors import TangramError
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.replace import build_layer
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def run(model, layer, hidden):
 
 def test_pooled_heads_are_the_means_of_their_groups(model, shape):
     attention = decoder_layers(model)[0].self_attn
-    weights = get_block("attention", "gqa-2").initialise(attention, shape, None)
+    weights = get_block("attention", "gqa-2", shape).initialize(attention, None)
     for name in ("k_proj", "v_proj"):
         full = getattr(attention, name).weight
         for group in range(2):
@@ -72,8 +73,8 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
         for tensor in getattr(layer.self_attn, name).parameters():
             heads = tensor.unflatten(0, (2, 2, 10))
             tensor.copy_(heads[:, :1].expand_as(heads).flatten(0, 2))
-    weights = get_block("attention", "gqa-2").initialise(layer.self_attn, shape, None)
-    child = build_layer(model, 0, "attention", "gqa-2", weights)
+    weights = get_block("attention", "gqa-2", shape).initialize(layer.self_attn, None)
+    child = replaced(model, 0, "attention", "gqa-2", weights)
     hidden = torch.randn(2, 7, 24)
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
@@ -101,7 +102,7 @@ def test_channels_of_a_bfloat16_parent_are_not_ranked_by_rounded_norms(model):
 
 def test_heads_of_a_bfloat16_parent_are_pooled_in_float32(model, shape):
     attention = decoder_layers(model)[0].self_attn.bfloat16()
-    found = get_block("attention", "gqa-2").initialise(attention, shape, None)["k_proj.weight"]
+    found = get_block("attention", "gqa-2", shape).initialize(attention, None)["k_proj.weight"]
     assert torch.equal(found, attention.k_proj.weight.double().unflatten(0, (2, 2, 10)).mean(1).flatten(0, 1).float())
 
 
@@ -109,8 +110,8 @@ def test_dropping_dead_channels_changes_nothing(model, shape):
     layer = decoder_layers(model)[0]
     dead = torch.randperm(32)[:16]
     layer.mlp.down_proj.weight[:, dead] = 0
-    weights = get_block("ffn", "width-0.5").initialise(layer.mlp, shape, calibration_of(layer.mlp))
-    child = build_layer(model, 0, "ffn", "width-0.5", weights)
+    weights = get_block("ffn", "width-0.5", shape).initialize(layer.mlp, calibration_of(layer.mlp))
+    child = replaced(model, 0, "ffn", "width-0.5", weights)
     assert child.mlp.up_proj.weight.shape == (16, 24)
     hidden = torch.randn(2, 7, 24)
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
@@ -132,7 +133,7 @@ def test_linear_ffn_recovers_a_planted_map(model, shape):
     inputs = torch.randn(400, 24)
     planted, bias = torch.randn(24, 24), torch.randn(24)
     calibration = Calibration(inputs, inputs @ planted.T + bias, torch.ones(400), 1e-9)
-    weights = get_block("ffn", "linear").initialise(decoder_layers(model)[0].mlp, shape, calibration)
+    weights = get_block("ffn", "linear", shape).initialize(decoder_layers(model)[0].mlp, calibration)
     torch.testing.assert_close(weights["linear_mlp.weight"], planted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(weights["linear_mlp.bias"], bias, rtol=1e-4, atol=1e-4)
 
@@ -162,7 +163,7 @@ def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monk
     weights = torch.rand(100, generator=generator)
     mlp, found = decoder_layers(model)[0].mlp, []
     for tokens in (16_384, 7):
-        for module in (calibration, structured, width):
+        for module in (calibration, width):
             monkeypatch.setattr(module, "FITTED_TOKENS", tokens)
         known = Calibration(x, x, weights, 1e-3)
         fitted = ridge_regression(x, y, weights, 1e-3, prior)
@@ -173,12 +174,18 @@ def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monk
 def test_no_op_leaves_the_residual_and_the_other_subblock(model):
     layer = decoder_layers(model)[1]
     hidden = torch.randn(2, 5, 24)
-    without_attention = build_layer(model, 1, "attention", "no-op", {})
+    without_attention = replaced(model, 1, "attention", "no-op", {})
     assert without_attention.input_layernorm is None
     expected = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     torch.testing.assert_close(run(model, without_attention, hidden), expected)
 
 
-def test_unknown_variants_are_refused():
+def test_unknown_variants_are_refused(shape):
     with pytest.raises(TangramError, match="not a variant of ffn"):
-        get_block("ffn", "gqa-1")
+        get_block("ffn", "gqa-1", shape)
+
+
+@pytest.mark.parametrize(("ratio", "width"), [(0.7, 32), (0.5, 24), (0.3, 16), (0.01, 8)])
+def test_width_is_the_nearest_multiple_of_eight(shape, ratio, width):
+    block = get_block("ffn", f"width-{ratio}", replace(shape, intermediate=48))
+    assert block.overrides() == {"intermediate_size": width}

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
+from replaced import replaced
 
 from tangram.activations import StreamedActivations
 from tangram.blocks import get_block, structured
-from tangram.blocks.calibration import Calibration
-from tangram.blocks.structured import projection_inputs, second_moment
+from tangram.blocks.calibration import Calibration, second_moment
+from tangram.blocks.projections import projection_inputs
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
 from tangram.library.distill import LocalProblem
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.loading import load_model
 from tangram.models.operators import StructuredLinear
-from tangram.models.replace import build_layer
 
 VARIANTS = ("butterfly-8", "monarch", "lowrank-8", "ntk-8")
 
@@ -38,7 +38,7 @@ def test_pieces_are_built_trained_and_no_worse_than_their_beginning(model, kind,
     for variant in VARIANTS:
         piece = problem.distil(kind, variant, seed=0)
         assert piece.curve
-        layer = build_layer(model, 1, kind, variant, piece.weights)
+        layer = replaced(model, 1, kind, variant, piece.weights)
         operators = [part for part in layer.modules() if isinstance(part, StructuredLinear)]
         assert operators
         losses[variant] = problem.held_out_loss(layer, kind)
@@ -109,5 +109,5 @@ def test_operators_larger_than_their_matrices_are_refused(tiny_parent):
     with pytest.raises(
         TangramError, match=r"ffn 'lowrank-64' has no fewer weights .* 32 x 64; choose a smaller number"
     ):
-        get_block("ffn", "lowrank-64").overrides(shape)
-    assert get_block("attention", "lowrank-12").overrides(shape) == {"structured": ["attention=lowrank-12"]}
+        get_block("ffn", "lowrank-64", shape).overrides()
+    assert get_block("attention", "lowrank-12", shape).overrides() == {"structured": ["attention=lowrank-12"]}

@@ -25,8 +25,9 @@ from tiny_children import (
 from torch import nn
 from transformers import DynamicCache
 
+from tangram.blocks import block_class
 from tangram.blocks.architecture import heterogeneous_config
-from tangram.blocks.structured import NAMES
+from tangram.blocks.projections import Projections
 from tangram.child.assemble import build_child, save_child
 from tangram.models.operators import StructuredLinear, replace_projections
 
@@ -64,7 +65,7 @@ def stock_equivalent(parent, architecture):
     for index, choice in enumerate(architecture):
         layer = model.model.layers[index]
         for kind, subblock in (("attention", layer.self_attn), ("ffn", layer.mlp)):
-            if (variant := getattr(choice, kind)).partition("-")[0] in NAMES:
+            if issubclass(block_class(variant := getattr(choice, kind)), Projections):
                 multiply_out(subblock, variant, piece(kind, variant, index))
         if choice.attention == "no-op":
             for tensor in layer.self_attn.o_proj.parameters():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from replaced import replaced
 
 from tangram.activations import StreamedActivations
 from tangram.config import BlockDistillation
@@ -9,7 +10,6 @@ from tangram.errors import TangramError
 from tangram.library.distill import LocalProblem
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
-from tangram.models.replace import build_layer
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def test_the_parents_own_block_has_no_loss_and_no_block_a_loss_of_one(model):
     problem = local_problem(model)
     assert problem.held_out_loss(decoder_layers(model)[1], "attention") == pytest.approx(0, abs=1e-9)
     everything = torch.arange(8)
-    absent = build_layer(model, 1, "ffn", "no-op", {})
+    absent = replaced(model, 1, "ffn", "no-op", {})
     problem.middle = problem.inputs  # neither attention nor FFN
     assert problem.loss(absent, "ffn", everything).item() == pytest.approx(1, rel=1e-5)
 
 
 def test_loss_is_the_papers_normalised_mse(model):
     problem = local_problem(model)
-    layer = build_layer(model, 1, "attention", "no-op", {})
+    layer = replaced(model, 1, "attention", "no-op", {})
     predicted = layer(problem.inputs, **problem.context)
     numerator = torch.nn.functional.mse_loss(predicted, problem.outputs)
     contribution = problem.outputs - problem.inputs
@@ -77,7 +77,7 @@ def test_the_better_of_initial_and_trained_is_kept(model, normalise):
     assert bad.loss_after > bad.loss_before
     problem = local_problem(model, normalise=normalise)
     for piece, kept in ((good, good.loss_after), (bad, bad.loss_before)):
-        layer = build_layer(model, 1, "ffn", "width-0.5", piece.weights)
+        layer = replaced(model, 1, "ffn", "width-0.5", piece.weights)
         assert problem.held_out_loss(layer, "ffn") == pytest.approx(kept)
 
 

@@ -53,11 +53,6 @@ def test_a_childs_shape_is_its_parents():
     assert child.per_layer_config[0].num_key_value_heads == 1  # reading the shape left the child as it was
 
 
-@pytest.mark.parametrize(("ratio", "width"), [(0.7, 32), (0.5, 24), (0.3, 16), (0.01, 8)])
-def test_width_is_the_nearest_multiple_of_eight(ratio, width):
-    assert Shape.of(CONFIGS[0]).width(ratio) == width
-
-
 def test_mixed_attention_types_are_refused():
     config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(TangramError, match=r"mixes attention types .*full_attention, sliding_attention"):

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from replaced import replaced
 
 from tangram.activations import StreamedActivations, capture, open_activations
 from tangram.blocks import get_block
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.loading import load_model
-from tangram.models.replace import build_layer
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 
 
@@ -26,8 +26,8 @@ def tokens(model):
 def candidate(model, layer, kind):
     variant = "no-op" if kind == "ffn" else f"gqa-{model.config.num_key_value_heads // 2}"
     attention = decoder_layers(model)[layer].self_attn
-    weights = {} if kind == "ffn" else get_block(kind, variant).initialise(attention, Shape.of(model.config), None)
-    return build_layer(model, layer, kind, variant, weights)
+    weights = {} if kind == "ffn" else get_block(kind, variant, Shape.of(model.config)).initialize(attention, None)
+    return replaced(model, layer, kind, variant, weights)
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])

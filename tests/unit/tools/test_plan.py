@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
-from tangram.tools.plan import MASTER_BYTES, RATES, Rates, merged, sizes_of, stages, table, trained_bytes, with_measured
+from tangram.tools.estimate import MASTER_BYTES, RATES, Rates, sizes_of, stages, trained_bytes
+from tangram.tools.plan import merged, table, with_measured
 
 ROOT = Path(__file__).parents[3]
 H100 = load(ROOT / "config" / "llama-3.1-8b-h100.yaml")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from replaced import replaced
 from safetensors import safe_open
 from torch import nn
 
@@ -14,7 +15,6 @@ from tangram.config import BlockDistillation, Finetune
 from tangram.finetune import Distillation, finetune
 from tangram.library.distill import LocalProblem
 from tangram.models.loading import load_model
-from tangram.models.replace import build_layer
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.parallel import World
 from tangram.training.precision import promote, round_back
@@ -94,7 +94,7 @@ def test_pieces_gain_the_same(tiny_parent, kind, variant):
         assert piece.kept == "trained"
         assert piece.loss_after is not None
         # Judged as it is kept: the piece that a child gets has this very loss.
-        assert problem.held_out_loss(build_layer(model, 1, kind, variant, piece.weights), kind) == piece.loss_after
+        assert problem.held_out_loss(replaced(model, 1, kind, variant, piece.weights), kind) == piece.loss_after
         gains.append(piece.loss_before - piece.loss_after)
     assert gains[1] == pytest.approx(gains[0], rel=0.1)  # bfloat16 alone: 12 to 77 % of it
 

@@ -1,38 +1,29 @@
-"""The search space: what may stand in for a layer's attention or FFN. Users add blocks here.
+"""The search space: what may stand in for a layer's attention or FFN. One family of variants is one file here.
 
-A block says how its shape differs from the parent's (`overrides`, in transformers' `per_layer_config` terms) and how
-its weights begin (`initialise`, training-free). Everything else (training, scores, costs, assembly) is common.
+A family is a subclass of `Block` that says all that is known of its variants: their names (`family`, `form`, `sizes`),
+which subblocks they replace (`kinds`), how their shape differs from the parent's (`overrides`, in transformers'
+`per_layer_config` terms), how their weights begin (`initialize`, without training), how large they are
+(`relative_size`), and how the report shows them (`label`, `hue`, `severity`). Everything else (the config's checks,
+training, scores, costs, assembly, the planner, the report) asks the class, and no other module takes a name apart::
+
+    @register
+    class HalfRank(Block):
+        family, kinds, form = "half", ("ffn",), "half-K"
+        sizes, label, hue = int, "h{size}", ("#d9b3a0", "#a8502f")
+
+        def overrides(self): ...
+        def initialize(self, parent, calibration): ...
+        def relative_size(self): ...
+
+A family of this package is imported by its name in `registry.FAMILIES`; another package names the modules of its
+families under the entry point group ``tangram.blocks``. Modules here import torch inside functions only, since the
+config is checked with these classes whenever Snakemake starts.
 """
 
-from __future__ import annotations
+from tangram.blocks.base import KINDS, NO_OP, PARENT, REGISTRY, Block, Kind, Variant, register
+from tangram.blocks.registry import block_class, get_block, registry
 
-from tangram.blocks.base import PARENT, Block, ParentBlock
-from tangram.blocks.gqa import GroupedQuery
-from tangram.blocks.linear import LinearMap
-from tangram.blocks.noop import NoOp
-from tangram.blocks.structured import NAMES, StructuredProjections
-from tangram.blocks.width import NarrowFFN
-from tangram.errors import TangramError
-
-__all__ = ["PARENT", "Block", "get_block"]
-
-
-def get_block(kind: str, variant: str) -> Block:
-    """Return the block that a variant's name stands for.
-
-    Raises:
-        TangramError: the name is not a variant of ``kind``.
-    """
-    if variant == PARENT:
-        return ParentBlock(kind, variant)
-    if variant == "no-op":
-        return NoOp(kind, variant)
-    if variant == "linear":
-        return LinearMap(kind, variant)
-    if kind == "attention" and variant.startswith("gqa-"):
-        return GroupedQuery(kind, variant)
-    if kind == "ffn" and variant.startswith("width-"):
-        return NarrowFFN(kind, variant)
-    if variant.partition("-")[0] in NAMES:
-        return StructuredProjections(kind, variant)
-    raise TangramError(f"'{variant}' is not a variant of {kind}")
+__all__ = [
+    "KINDS", "NO_OP", "PARENT", "REGISTRY", "Block", "Kind", "Variant", "block_class", "get_block", "register",
+    "registry",
+]  # fmt: skip

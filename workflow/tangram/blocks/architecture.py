@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks import PARENT, get_block
+from tangram.blocks.base import KINDS, PARENT
+from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
 from tangram.models.families import CHILD_PREFIX, Shape
@@ -27,13 +28,14 @@ class LayerChoice:
     attention: str = PARENT
     ffn: str = PARENT
 
-    @property
-    def attends(self) -> bool:
-        """Whether the layer has attention of any kind, and so a cache of keys and values."""
-        return self.attention not in ("no-op", "linear")
-
 
 Architecture = tuple[LayerChoice, ...]
+
+
+def modules_of(*architectures: Architecture) -> list[str]:
+    """Return the modules that define the variants of architectures, for `provenance.code_hash`."""
+    choices = {choice for architecture in architectures for choice in architecture}
+    return modules_of_variants(getattr(choice, kind) for choice in choices for kind in KINDS)
 
 
 def save_architecture(architecture: Architecture, path: str | Path) -> None:
@@ -60,8 +62,8 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
     overrides: dict[int, dict[str, Any]] = {}
     for layer, choice in enumerate(architecture):
         merged: dict[str, Any] = {}
-        for kind in ("attention", "ffn"):
-            for key, value in get_block(kind, getattr(choice, kind)).overrides(shape).items():
+        for kind in KINDS:
+            for key, value in get_block(kind, getattr(choice, kind), shape).overrides().items():
                 merged[key] = [*merged.get(key, []), *value] if isinstance(value, list) else value
         if merged:
             overrides[layer] = merged
@@ -86,12 +88,14 @@ def heterogeneous_config(
         architecture: one choice per layer, of any number of layers.
         changes: other attributes that differ from the parent's.
     """
-    from tangram.models.configuration_tangram import CONFIG_CLASSES
+    from tangram.models.configuration_tangram import CONFIG_CLASSES, lacks_attention
 
     shape = Shape.of(parent_config)
     config_class = CONFIG_CLASSES[f"{CHILD_PREFIX}{shape.model_type}"]
     settings = {**parent_config.to_dict(), **(changes or {}), "model_type": config_class.model_type}
-    if not any(choice.attends for choice in architecture):
+    overrides = per_layer_config(architecture, shape)
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
+    if all(lacks_attention(layer.get("skip", []), layer.get("linear", [])) for layer in layers):
         # The cache that counts tokens would otherwise be one that slides.
         settings |= {"sliding_window": None, "use_sliding_window": False}
         if settings.get("layer_types"):
@@ -99,6 +103,6 @@ def heterogeneous_config(
     settings |= {
         "linear": [],  # transformers wants a global default for what a layer may override
         "structured": [],
-        "per_layer_config": per_layer_config(architecture, shape),
+        "per_layer_config": overrides,
     }
     return config_class.from_dict(settings)

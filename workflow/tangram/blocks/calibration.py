@@ -26,6 +26,23 @@ class Calibration:
     ridge: float
 
 
+def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:
+    """Return ``E[x xᵀ]`` with the calibration's weights, plus its ridge, ``(n, n)``, float64.
+
+    Args:
+        inputs: ``(tokens, n)``.
+        calibration: weights and ridge.
+    """
+    weights = (calibration.weights / calibration.weights.sum())[:, None]
+    moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
+    for x, weight in zip(inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        moment += x.t() @ (x * weight.to(x))
+    moment = (moment + moment.t()) / 2
+    strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
+    return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
 def ridge_regression(
     inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor, ridge: float, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

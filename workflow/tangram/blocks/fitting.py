@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from tangram.blocks.low_rank import fit_low_rank
 from tangram.models.operators import (
     ButterflyFactor,
     ButterflyLinear,
@@ -40,19 +41,6 @@ def relative_error(weight: torch.Tensor, approximation: torch.Tensor, moment: to
     return (max(energy(weight - approximation), 0.0) / energy(weight)) ** 0.5
 
 
-def principal_outputs(weight: torch.Tensor, moment: torch.Tensor | None, rank: int) -> torch.Tensor:
-    """Return the ``rank`` orthonormal directions that hold most of the outputs ``W x``, ``(out, rank)``.
-
-    ``U Uᵀ W`` is the best matrix of that rank (Eckart and Young, in the metric of C). The smaller of ``W C Wᵀ`` and
-    ``Lᵀ Wᵀ W L`` is decomposed, with ``C = L Lᵀ``.
-    """
-    root = weight if moment is None else weight @ torch.linalg.cholesky(moment)
-    if root.shape[0] <= root.shape[1]:
-        return torch.linalg.eigh(root @ root.t())[1][:, -rank:].flip(1)
-    right = torch.linalg.eigh(root.t() @ root)[1][:, -rank:].flip(1)
-    return torch.linalg.qr(root @ right)[0]
-
-
 @functools.singledispatch
 def from_dense(operator: nn.Module, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0) -> None:
     """Set an operator's weights so that it comes as near to a dense matrix as its closed form does; in place.
@@ -70,17 +58,11 @@ def from_dense(operator: nn.Module, weight: torch.Tensor, moment: torch.Tensor |
 
 
 @from_dense.register
-@torch.no_grad()
 def _low_rank(
     operator: LowRankLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
 ) -> None:
-    """Truncated SVD, in the metric of C; the two factors share the scale."""
-    weight, moment = weight.double(), None if moment is None else moment.double()
-    up = principal_outputs(weight, moment, operator.rank)
-    down = up.t() @ weight
-    balance = (down.norm(dim=1) + 1e-12).sqrt()
-    operator.down.copy_(down / balance[:, None])
-    operator.up.copy_(up * balance)
+    """Truncated SVD, in the metric of C."""
+    fit_low_rank(operator, weight, moment)
 
 
 @from_dense.register

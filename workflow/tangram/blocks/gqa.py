@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import Block
-from tangram.models.families import Shape
+from tangram.blocks.base import LARGEST_COUNT, Block, register
 
 if TYPE_CHECKING:
     import torch
@@ -16,22 +15,48 @@ if TYPE_CHECKING:
     from tangram.blocks.calibration import Calibration
 
 
+@register
 class GroupedQuery(Block):
     """`gqa-K`: K key-value heads, a divisor of the parent's."""
+
+    family, kinds, form, sizes = "gqa", ("attention",), "gqa-K", int
+    label, hue, severity = "g{size}", ("#c9a6d8", "#7b48a3"), 1
 
     @property
     def kv_heads(self) -> int:
         """Key-value heads of this block."""
-        return int(self.variant.removeprefix("gqa-"))
+        return int(self.size)
 
-    def overrides(self, shape: Shape) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Return the number of KV heads."""
         return {"num_key_value_heads": self.kv_heads}
 
-    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Average the K and V projections (and biases) of each merged group of heads; keep the rest."""
-        weights = dict(parent.state_dict())
+        weights, per_group = dict(parent.state_dict()), self.shape.kv_heads // self.kv_heads
         for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:
-            heads = weights[name].unflatten(0, (self.kv_heads, shape.kv_heads // self.kv_heads, shape.head_dim))
+            heads = weights[name].unflatten(0, (self.kv_heads, per_group, self.shape.head_dim))
             weights[name] = heads.float().mean(dim=1).flatten(0, 1)
         return weights
+
+    def relative_size(self) -> float:
+        """Return the share of heads that are left: queries and outputs have as many as before."""
+        return (self.shape.heads + self.kv_heads) / (self.shape.heads + self.shape.kv_heads)
+
+    @classmethod
+    def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
+        """Refuse what does not divide the parent's KV heads, or is as many."""
+        if not isinstance(size, int) or size > LARGEST_COUNT:
+            return None
+        if 1 <= size < kv_heads and kv_heads % size == 0:
+            return None
+        valid = [k for k in range(1, kv_heads) if kv_heads % k == 0]
+        return (
+            f": {size} KV heads do not divide the parent's {kv_heads}; "
+            f"valid: {', '.join(f'gqa-{k}' for k in valid) or 'none'}"
+        )
+
+    @classmethod
+    def suggest(cls, number: float | None) -> str | None:
+        """Return the name with the number cut to a whole one."""
+        return None if number is None else f"gqa-{max(1, int(number))}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import CONFIG_NAME, Block
+from tangram.blocks.base import CONFIG_NAME, KINDS, Block, register
 from tangram.models.families import Shape
 
 if TYPE_CHECKING:
@@ -24,21 +24,24 @@ def value_output_map(parent: Any, shape: Shape) -> torch.Tensor:
     return parent.o_proj.weight.detach().float() @ repeated
 
 
+@register
 class LinearMap(Block):
     """`linear`: a square matrix and a bias."""
 
+    family, kinds, form = "linear", KINDS, "linear"
+    label, hue, severity = "lin", ("#e69f00", "#e69f00"), 4
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
-    def overrides(self, shape: Shape) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Return the mark that `models/modeling_tangram.py` builds a linear map from."""
         return {"linear": [CONFIG_NAME[self.kind]]}
 
-    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit the map to the parent's outputs."""
         from tangram.blocks.calibration import ridge_regression
 
         if self.kind == "attention":
-            prior, name = value_output_map(parent, shape), "linear_attn"
+            prior, name = value_output_map(parent, self.shape), "linear_attn"
         else:
             down, up = parent.down_proj.weight.detach().float(), parent.up_proj.weight.detach().float()
             prior, name = down @ up, "linear_mlp"
@@ -46,3 +49,11 @@ class LinearMap(Block):
             calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
         )
         return {f"{name}.weight": weight, f"{name}.bias": bias}
+
+    def relative_size(self) -> float:
+        """Return the share of the square matrix."""
+        return self.shape.hidden**2 / self.shape.parameters(self.kind)
+
+    def operations_to_fit(self) -> float:
+        """Return those of the normal equations."""
+        return float(self.shape.hidden**2)

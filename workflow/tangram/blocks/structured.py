@@ -1,104 +1,67 @@
-"""Structured matrices in place of a subblock's dense ones: `butterfly-K`, `monarch`, `lowrank-R`, `ntk-K`.
+"""Structured matrices in place of a subblock's dense ones: `butterfly-K`, `monarch`, `ntk-K`.
 
-The operators themselves are in `child/structured.py`, which travels with every child; how they begin, in `fitting.py`.
+How they begin is in `fitting.py`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import CONFIG_NAME, FITTED_TOKENS, Block
-from tangram.errors import TangramError
-from tangram.models.families import Shape
+from tangram.blocks.base import register
+from tangram.blocks.projections import Projections
 
 if TYPE_CHECKING:
     import torch
 
-    from tangram.blocks.calibration import Calibration
-
 LEARNING_STEPS = 40  # of a butterfly's angles, before it is trained like any other piece
-NAMES = ("butterfly", "lowrank", "ntk", "monarch")
 
 
-def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:
-    """Return ``E[x xᵀ]`` with the calibration's weights, plus its ridge, ``(n, n)``, float64.
+class Structured(Projections):
+    """Operators that are fitted in closed form, or begin so; see `fitting.from_dense`."""
 
-    Args:
-        inputs: ``(tokens, n)``.
-        calibration: weights and ridge.
-    """
-    import torch
-
-    weights = (calibration.weights / calibration.weights.sum())[:, None]
-    moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
-    for x, weight in zip(inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        moment += x.t() @ (x * weight.to(x))
-    moment = (moment + moment.t()) / 2
-    strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
-    return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-
-
-def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[str, torch.Tensor]:
-    """Return what each of a subblock's matrices reads on the calibration tokens, ``(tokens, features)``, by name.
-
-    What `o_proj` reads is recovered from the outputs: exactly where the matrix is square and invertible, else the part
-    of it that reaches the outputs.
-    """
-    import torch
-
-    x = calibration.inputs
-    if kind == "ffn":
-        hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
-        return {"gate_proj": x, "up_proj": x, "down_proj": hidden}
-    outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-    # A pseudo-inverse and no least squares: on a GPU these hold for matrices of full rank only.
-    attended = outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
-    return {"q_proj": x, "k_proj": x, "v_proj": x, "o_proj": attended}
-
-
-class StructuredProjections(Block):
-    """Every matrix of a subblock whose operator is smaller than itself; the others stay as they are."""
-
-    def overrides(self, shape: Shape) -> dict[str, Any]:
-        """Return the mark that `child/modeling.py` builds the operators from.
-
-        Raises:
-            TangramError: no matrix of this parent would become smaller.
-        """
-        import torch
-
-        from tangram.models.operators import structured_linear
-
-        heads, kv_heads = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        inner = (heads, kv_heads) if self.kind == "attention" else (shape.intermediate,)
-        with torch.device("meta"):
-            operators = [structured_linear(self.variant, shape.hidden, width, False) for width in inner]
-        if not any(operators):
-            raise TangramError(
-                f"{self.kind} '{self.variant}' has no fewer weights than the parent's matrices of "
-                f"{shape.hidden} x {' and '.join(map(str, inner))}; choose a smaller number"
-            )
-        return {"structured": [f"{CONFIG_NAME[self.kind]}={self.variant}"]}
-
-    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Fit every operator to its matrix on the calibration tokens; biases are the parent's."""
-        import torch
-
+    def fit(self, operator: Any, weight: torch.Tensor, moment: torch.Tensor) -> None:
+        """Set the operator's weights; a butterfly's angles are learned for some steps."""
         from tangram.blocks.fitting import from_dense
-        from tangram.models.operators import structured_linear
 
-        weights = dict(parent.state_dict())
-        for name, inputs in projection_inputs(parent, self.kind, calibration).items():
-            dense = getattr(parent, name)
-            operator = structured_linear(self.variant, dense.in_features, dense.out_features, dense.bias is not None)
-            if operator is None:
-                continue
-            with torch.enable_grad():
-                operator = operator.to(dense.weight.device)
-                moment = second_moment(inputs.detach(), calibration)
-                from_dense(operator, dense.weight.detach(), moment, LEARNING_STEPS)
-            del weights[f"{name}.weight"]
-            state = {f"{name}.{part}": tensor for part, tensor in operator.state_dict().items()}
-            weights = {**weights, **state, **{n: t for n, t in weights.items() if n == f"{name}.bias"}}
-        return weights
+        from_dense(operator, weight, moment, LEARNING_STEPS)
+
+
+@register
+class Butterfly(Structured):
+    """`butterfly-K`: a dense core of at most K x K between two butterfly factors."""
+
+    family, form, sizes = "butterfly", "butterfly-K", int
+    label, hue = "b{size}", ("#d9b3a0", "#a8502f")
+
+    def weights_of(self, columns: int, rows: int) -> float:
+        """Return those of the core; the factors add a little."""
+        return min(self.size, columns) * min(self.size, rows)
+
+
+@register
+class FactorThatStaysRandom(Structured):
+    """`ntk-K`: matrices of rank K, of whose two factors one is random and stays so."""
+
+    family, form, sizes = "ntk", "ntk-K", int
+    label, hue = "n{size}", ("#d8d29a", "#8a7d1c")
+
+    def weights_of(self, columns: int, rows: int) -> float:
+        """Return those of both factors; a rank that the matrix cannot have is no operator."""
+        return self.size * (columns + rows) if self.size <= min(columns, rows) else math.inf
+
+
+@register
+class Monarch(Structured):
+    """`monarch`: two block-diagonal factors with a permutation between them."""
+
+    family, form = "monarch", "monarch"
+    label, hue = "mon", ("#c8553d", "#c8553d")
+
+    def weights_of(self, columns: int, rows: int) -> float:
+        """Return those of factors with square blocks."""
+        return columns * math.sqrt(rows) + rows * math.sqrt(columns)
+
+    def too_large(self) -> str | None:
+        """Return None: blocks may be smaller than square ones, which `overrides` counts."""
+        return None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import FITTED_TOKENS, Block
-from tangram.models.families import Shape
+from tangram.blocks.base import FITTED_TOKENS, Block, register
 
 if TYPE_CHECKING:
     import torch
@@ -23,21 +22,25 @@ def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
     return total * parent.down_proj.weight.float().norm(dim=0)
 
 
+@register
 class NarrowFFN(Block):
     """`width-R`: the fraction R of the parent's intermediate channels."""
 
+    family, kinds, form, sizes = "width", ("ffn",), "width-R", float
+    label, hue, severity = "{size}", ("#a9d0ee", "#1d5ea8"), 2
+
     @property
-    def ratio(self) -> float:
-        """Fraction of the parent's channels."""
-        return float(self.variant.removeprefix("width-"))
+    def width(self) -> int:
+        """Intermediate channels: the nearest multiple of 8, at least 8."""
+        return max(8, round(self.shape.intermediate * self.size / 8) * 8)
 
-    def overrides(self, shape: Shape) -> dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """Return the intermediate size."""
-        return {"intermediate_size": shape.width(self.ratio)}
+        return {"intermediate_size": self.width}
 
-    def initialise(self, parent: Any, shape: Shape, calibration: Calibration) -> dict[str, torch.Tensor]:
+    def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Keep the channels of largest contribution, in the parent's order."""
-        keep = channel_contribution(parent, calibration).topk(shape.width(self.ratio)).indices.sort().values
+        keep = channel_contribution(parent, calibration).topk(self.width).indices.sort().values
         weights = dict(parent.state_dict())
         for name, tensor in weights.items():
             if name.startswith(("gate_proj.", "up_proj.")):
@@ -45,3 +48,22 @@ class NarrowFFN(Block):
             elif name == "down_proj.weight":
                 weights[name] = tensor[:, keep]
         return weights
+
+    def relative_size(self) -> float:
+        """Return the share of channels that are left."""
+        return self.width / self.shape.intermediate
+
+    def too_large(self) -> str | None:
+        """Refuse a ratio that rounds to the parent's own width."""
+        if self.width < self.shape.intermediate:
+            return None
+        return (
+            f" has {self.width} channels, no fewer than the parent's {self.shape.intermediate}; choose a smaller ratio"
+        )
+
+    @classmethod
+    def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
+        """Refuse all of the channels, and none of them."""
+        if size == 1:
+            return " is the parent's own FFN, which is a choice in every layer; leave it out"
+        return " has no channels; did you mean 'no-op'?" if size == 0 else None

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
@@ -96,7 +96,7 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
             if variant == PARENT:
                 continue
             dropped = [tensor_name(layer, kind, "")]
-            if variant == "no-op":
+            if variant == NO_OP:
                 dropped.append(f"model.layers.{layer}.{norm}.")
             state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dropped))}
             for name, tensor in library(kind, variant, layer).items():

@@ -21,7 +21,7 @@ def assemble_child(
 
     import torch
 
-    from tangram.blocks.architecture import load_architecture
+    from tangram.blocks.architecture import load_architecture, modules_of
     from tangram.blocks.base import PARENT
     from tangram.child.assemble import WEIGHTS_FILE, assemble_state, build_config, load_parent, save_child
     from tangram.files import sha256_of
@@ -45,7 +45,7 @@ def assemble_child(
         config,
         parent,
         output,
-        provenance("tangram.commands.assemble_child", {"dtype": dtype, "shards": shards}),
+        provenance("tangram.commands.assemble_child", {"dtype": dtype, "shards": shards}, others=modules_of(choices)),
         {
             "architecture": [dataclasses.asdict(choice) for choice in choices],
             "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},

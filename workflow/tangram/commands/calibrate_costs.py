@@ -24,6 +24,7 @@ def calibrate_costs(
     import pandas as pd
     from tqdm import tqdm
 
+    from tangram.blocks.architecture import modules_of
     from tangram.costs.calibration import WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
     from tangram.costs.torch_engine import measure_whole
     from tangram.models.families import shape_of
@@ -43,7 +44,9 @@ def calibrate_costs(
         progress=lambda workloads: tqdm(workloads, desc="calibrate_costs: whole models", mininterval=5),
     )
     rows = calibrate(table, architectures, measured)
-    write_table(rows, CALIBRATION, output, provenance("tangram.commands.calibrate_costs", settings, runtime.device))
+    modules = modules_of(*architectures.values())
+    made_by = provenance("tangram.commands.calibrate_costs", settings, runtime.device, modules)
+    write_table(rows, CALIBRATION, output, made_by)
     for workload, group in pd.DataFrame(rows).groupby(WORKLOAD):
         predicted = list(group["subblock_seconds"] + group["fixed_seconds"])
         errors = leave_one_out_errors(predicted, list(group["measured_seconds"]))

@@ -31,26 +31,26 @@ def distill_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import get_block
+    from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.files import write_tensors
     from tangram.library.distill import LocalProblem
     from tangram.library.pieces import tensor_name
+    from tangram.library.resume import PieceStore
     from tangram.models.by_layer import load_by_layer
     from tangram.models.families import shape_of
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, LIBRARY, write_table
-    from tangram.training.resume import PieceStore
 
     section = BlockDistillation.model_validate_json(settings)
     kind, variant = pieces.kind, pieces.variant
-    get_block(kind, variant).overrides(shape_of(parent))  # stops here if the variant is no smaller than the parent's
+    get_block(kind, variant, shape_of(parent)).overrides()  # stops here if it is no smaller than the parent's subblock
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     model.requires_grad_(False)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
-    made_by = provenance("tangram.commands.distill_blocks", settings, runtime.device)
+    made_by = provenance("tangram.commands.distill_blocks", settings, runtime.device, modules_of_variants([variant]))
     facts = [*made_by.values(), str(pieces), runtime.dtype, str(runtime.seed)]
     identity = fingerprint(facts, [Path(parent) / WEIGHTS, corpus])
     store = PieceStore(Path(checkpoints), checkpoint_seconds, identity)

@@ -22,6 +22,7 @@ def measure_costs(
     runtime.start()
     from tqdm import tqdm
 
+    from tangram.blocks.registry import modules_of_variants
     from tangram.config.limits import check_length
     from tangram.costs.torch_engine import measure
     from tangram.provenance import provenance
@@ -43,7 +44,8 @@ def measure_costs(
         runtime.dtype,
         progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),
     )
-    write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, runtime.device))
+    made_by = provenance("tangram.commands.measure_costs", settings, runtime.device, modules_of_variants([variant]))
+    write_table(rows, COSTS, output, made_by)
 
 
 if __name__ == "__main__":

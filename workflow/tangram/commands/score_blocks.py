@@ -23,11 +23,13 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
+    from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
-    from tangram.models.by_layer import load_by_layer
+    from tangram.models.by_layer import load_by_layer, resident
+    from tangram.models.families import decoder_layers, shape_of
     from tangram.models.loading import load_model
-    from tangram.models.replace import build_layer
+    from tangram.models.replace import replace_subblocks
     from tangram.provenance import provenance
     from tangram.scores.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
@@ -38,12 +40,15 @@ def score_blocks(
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
     scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
     kind, variant = pieces.kind, pieces.variant
+    overrides = get_block(kind, variant, shape_of(parent)).overrides()
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
-        candidate = build_layer(model, layer, kind, variant, read_piece(library, layer, kind))
+        tensors = {kind: read_piece(library, layer, kind)}
+        candidate = replace_subblocks(resident(decoder_layers(model)[layer]), model.config, layer, overrides, tensors)
         for row in scorer.score(layer, candidate):
             rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
-    write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, runtime.device))
+    made_by = provenance("tangram.commands.score_blocks", settings, runtime.device, modules_of_variants([variant]))
+    write_table(rows, SCORES, output, made_by)
 
 
 if __name__ == "__main__":

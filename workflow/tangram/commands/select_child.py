@@ -33,7 +33,7 @@ def select_child(
 
     import numpy as np
 
-    from tangram.blocks.architecture import LayerChoice, save_architecture
+    from tangram.blocks.architecture import LayerChoice, modules_of, save_architecture
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_text
@@ -46,11 +46,11 @@ def select_child(
     from tangram.tables import SELECTION, write_table
 
     section = Selection.model_validate_json(settings)
-    made_by = provenance("tangram.commands.select_child", settings, device)
     architectures = [
         tuple(LayerChoice(**layer) for layer in entry["layers"])
         for entry in json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
     ]
+    made_by = provenance("tangram.commands.select_child", settings, device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
     judged = section.metric == "judge"

@@ -25,6 +25,7 @@ def study_butterfly(
     use_threads(threads, seed, device)
     import sys
 
+    from tangram.blocks.registry import modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.images import load_images
     from tangram.models.families import shape_of
@@ -44,7 +45,8 @@ def study_butterfly(
     tokens = read_tokens(distil)[:sequences]
     language_model(study, parent, tokens, read_tokens(score), list(layers), device, dtype, tell)
     about = f"scale {section.scale}, {section.seeds} seeds"
-    write_study(study, output, about, provenance("tangram.commands.study_butterfly", settings, device))
+    made_by = provenance("tangram.commands.study_butterfly", settings, device, modules_of_variants())
+    write_study(study, output, about, made_by)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def study_selection(
     import torch
     from tqdm import tqdm
 
+    from tangram.blocks.registry import modules_of_variants
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.config import ParentSamples, PythonDocs
     from tangram.corpus.documents import documents
@@ -68,7 +69,7 @@ def study_selection(
     from tangram.studies.study import write_study
 
     section = Settings.model_validate_json(settings)
-    made_by = provenance("tangram.commands.study_selection", settings, device)
+    made_by = provenance("tangram.commands.study_selection", settings, device, modules_of_variants())
     full = section.studies.scale == "full"
     candidates, count, length, replications = (32, 2048, 64, 1000) if full else (16, 512, 16, 200)
     target = section.target.model_copy(update={"solutions": candidates, "selection": None})

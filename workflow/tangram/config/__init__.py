@@ -6,10 +6,8 @@ reruns exact. Unknown keys fail here, at parse time, with the nearest valid key.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from tangram.blocks import grammar
+from tangram.blocks.base import KINDS, NO_OP
 from tangram.config.strict_yaml import read_yaml
 from tangram.errors import TangramError, nearest
 
@@ -64,12 +64,7 @@ Requirement = Annotated[str, AfterValidator(_requirement)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)]
 Unique = AfterValidator(_unique)
 
-_STRUCTURED = ("butterfly-K", "lowrank-R", "ntk-K", "monarch")  # matrices of fewer weights, for both kinds
-_VARIANT = {
-    "attention": ("gqa-K", *_STRUCTURED, "linear", "no-op"),
-    "ffn": ("width-R", *_STRUCTURED, "linear", "no-op"),
-}
-_CHOICES = {kind: f"`{'`, `'.join(names)}`." for kind, names in _VARIANT.items()}
+_CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in KINDS}
 
 
 class Section(BaseModel):
@@ -348,19 +343,7 @@ class Library(Section):
     @field_validator("attention", "ffn")
     @classmethod
     def _one_spelling(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(canonical_variant(name) for name in names)
-
-
-def canonical_variant(name: str) -> str:
-    """Return the one spelling of a variant's name: `width-0.5` for `width-.50`, `gqa-1` for `gqa-01`.
-
-    Any other text is returned as it is.
-    """
-    if match := re.fullmatch(r"(gqa|butterfly|lowrank|ntk)-0*([1-9][0-9]*)", name):
-        return f"{match[1]}-{match[2]}"
-    if match := re.fullmatch(r"width-(0*\.[0-9]+)", name):
-        return f"width-{Decimal(repr(float(match[1]))):f}"
-    return name
+        return tuple(map(grammar.canonical, names))
 
 
 class Scores(Section):
@@ -652,61 +635,25 @@ class Config(Section):
     def _variants(self) -> Config:
         if not self.library.attention and not self.library.ffn:
             raise ValueError("library: attention and ffn are empty, so there is nothing to choose from")
-        for kind in ("attention", "ffn"):
+        for kind in KINDS:
             names: tuple[str, ...] = getattr(self.library, kind)
             for i, name in enumerate(names):
                 where = f"library.{kind}[{i}]: '{name}'"
                 if name in names[:i]:
                     raise ValueError(f"{where} is there twice")
-                _check_variant(kind, name, where, self.parent)
+                grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
         return self
 
     @model_validator(mode="after")
     def _layers_to_drop(self) -> Config:
-        lacking = [kind for kind in ("attention", "ffn") if "no-op" not in getattr(self.library, kind)]
+        lacking = [kind for kind in KINDS if NO_OP not in getattr(self.library, kind)]
         for name, target in self.targets.items():
             if target.compare_layers_dropped and lacking:
                 raise ValueError(
-                    f"targets.{name}.compare_layers_dropped: whole layers cannot be dropped without 'no-op'; add it to "
-                    f"library.{' and library.'.join(lacking)}, or set compare_layers_dropped: false"
+                    f"targets.{name}.compare_layers_dropped: whole layers cannot be dropped without '{NO_OP}'; add it "
+                    f"to library.{' and library.'.join(lacking)}, or set compare_layers_dropped: false"
                 )
         return self
-
-
-def _check_variant(kind: str, name: str, where: str, parent: Parent) -> None:
-    if name in ("linear", "no-op", "monarch") or re.fullmatch(r"(butterfly|lowrank|ntk)-[1-9][0-9]{0,8}", name):
-        return
-    if kind == "attention" and (match := re.fullmatch(r"gqa-([0-9]{1,9})", name)):
-        heads = int(match[1])
-        if heads < 1 or heads >= parent.num_kv_heads or parent.num_kv_heads % heads:
-            valid = [k for k in range(1, parent.num_kv_heads) if parent.num_kv_heads % k == 0]
-            raise ValueError(
-                f"{where}: {heads} KV heads do not divide the parent's {parent.num_kv_heads}; "
-                f"valid: {', '.join(f'gqa-{k}' for k in valid) or 'none'}"
-            )
-        return
-    if kind == "ffn" and (match := re.fullmatch(r"width-([0-9]*\.?[0-9]+)", name)):
-        ratio = float(match[1])
-        if 0 < ratio < 1:
-            return
-        if ratio == 1:
-            raise ValueError(f"{where} is the parent's own FFN, which is a choice in every layer; leave it out")
-        if ratio == 0:
-            raise ValueError(f"{where} has no channels; did you mean 'no-op'?")
-    number = re.search(r"[0-9]{0,9}\.?[0-9]{1,9}", name)
-    families = {valid.partition("-")[0]: valid for valid in _STRUCTURED}
-    for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(families), n=1):
-        size = max(1, round(float(number[0]))) if number else 64
-        meant = re.sub("[KR]$", str(size), families[family])
-        raise ValueError(f"{where} is not a known variant; did you mean '{meant}'?")
-    guess = list(_VARIANT[kind])
-    if kind == "ffn" and number and float(number[0]) > 0:
-        value = float(number[0])
-        guess = [f"width-{value / 100 if value >= 1 else value:g}" if value not in (1, 100) else "width-0.5", "linear"]
-    elif kind == "attention" and number:
-        guess = [f"gqa-{int(float(number[0]))}", "linear", "no-op"]
-    hint = f"; did you mean '{guess[0]}'?" if number else nearest(name, guess)
-    raise ValueError(f"{where} is not a known variant{hint}")
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

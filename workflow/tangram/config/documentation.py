@@ -1,7 +1,7 @@
 """Write what is generated from the config's models: `python -m tangram.config.documentation`.
 
 `config/README.md` holds a table for every section, `config/config.schema.json` the JSON Schema that editors check
-config files with. A test fails when they are not what the models say.
+config files with, `docs/reruns.md` what a change reruns. A test compares all three with the code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tangram.config import SPLITS, Config
-from tangram.config.reruns import markdown
+from tangram.config.reruns import page
 from tangram.files import write_text
 
-FOLDER = Path(__file__).parents[3] / "config"
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "config"
 INTRODUCTION = """\
 # Configuration
 
@@ -35,13 +36,13 @@ A config file says everything that a run depends on. `config.yaml` is the defaul
 | `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
 | `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |
 
-Unknown keys, keys that are there twice and impossible values stop the run before any work, in one line that names the
-key and the nearest valid choice. So does what the parent's own config forbids, as soon as that is known: at once for a
-local or fetched parent or one with `parent.sizes`, else in the first job that reads it. Each rule receives only the
-sections that it depends on, so a change reruns what it must and nothing else.
+Unknown keys, duplicate keys and impossible values stop the run before any work, with one line that names the key and
+the nearest valid choice. So do values that the parent's own config forbids, as soon as that config is known: at once
+for a local or fetched parent or one with `parent.sizes`, else in the first job that reads it.
 
-Below is every key, by section. This file and `config.schema.json` (for editors) are written by
-`python -m tangram.config.documentation` from `workflow/tangram/config.py`, which is the only place to change them.
+Each rule receives only the sections that it depends on; [docs/reruns.md](../docs/reruns.md) lists the rules that a
+change of each key reruns. Below is every key, by section. `python -m tangram.config.documentation` writes this file,
+`config.schema.json` (for editors) and `docs/reruns.md` from the code; a test compares them.
 """
 
 
@@ -130,7 +131,6 @@ def readme() -> str:
             title = f"{title} of type {_type_text(section.model_fields['type'].annotation)}"
         summary = " ".join((section.__doc__ or "").split())
         parts.append(f"## {title}\n\n{summary}\n\n{_table(section)}\n")
-    parts.append(markdown())
     return "\n".join(parts)
 
 
@@ -139,7 +139,11 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-GENERATED = {FOLDER / "README.md": readme, FOLDER / "config.schema.json": schema}
+GENERATED = {
+    FOLDER / "README.md": readme,
+    FOLDER / "config.schema.json": schema,
+    ROOT / "docs" / "reruns.md": page,
+}
 
 if __name__ == "__main__":
     for path, content in GENERATED.items():

@@ -1,7 +1,7 @@
 """What a config asks of its parent, held against the parent's own config as soon as that is known.
 
 That is when the Snakefile is parsed, for a local or fetched parent or one with `parent.sizes`; else in the first job
-that reads the parent. Standard library and config only: every parse imports this.
+that reads the parent. Nothing heavy: every parse imports this.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tangram.blocks import KINDS, get_block
 from tangram.config import Config
 from tangram.errors import TangramError
+from tangram.models.families import Shape
 
 _NUMBERS = {
     "num_layers": "num_hidden_layers",
@@ -48,34 +50,30 @@ def check_variant(key: str, kind: str, variant: str, config: Config, parent: Map
 
     What has as many weights by a hair's breadth is left to the block itself, which counts them.
     """
-    hidden, intermediate = parent.get("hidden_size"), parent.get("intermediate_size")
-    if not isinstance(hidden, int) or not isinstance(intermediate, int):
+    if not isinstance(parent.get("hidden_size"), int) or not isinstance(parent.get("intermediate_size"), int):
         return
-    family, _, size = variant.partition("-")
-    if family == "width":
-        width = max(8, round(intermediate * float(size) / 8) * 8)  # families.Shape.width; importing it would cost
-        if width >= intermediate:
-            raise TangramError(
-                f"config.{key}: '{variant}' has {width} channels, no fewer than the parent's {intermediate}; "
-                "choose a smaller ratio"
-            )
-    if family not in ("lowrank", "ntk", "butterfly"):
-        return
-    heads = config.parent.num_attention_heads
-    head_dim = parent.get("head_dim") or hidden // heads
-    inner = {heads * head_dim, config.parent.num_kv_heads * head_dim} if kind == "attention" else {intermediate}
+    if reason := get_block(kind, variant, shape_from(config, parent)).too_large():
+        raise TangramError(f"config.{key}: '{variant}'{reason}")
 
-    def smaller(width: int) -> bool:
-        rank = int(size)
-        if family == "butterfly":
-            return min(rank, hidden) * min(rank, width) < hidden * width  # its core alone
-        return rank <= min(hidden, width) and rank * (hidden + width) < hidden * width
 
-    if not any(smaller(width) for width in inner):
-        raise TangramError(
-            f"config.{key}: '{variant}' has no fewer weights than the parent's matrices of {hidden} x "
-            f"{' and '.join(str(width) for width in sorted(inner))}; choose a smaller number"
-        )
+def shape_from(config: Config, sizes: Mapping[str, Any]) -> Shape:
+    """Return the parent's shape from a config and from what its `config.json` or `parent.sizes` says of its widths.
+
+    Args:
+        config: says how many layers and heads there are.
+        sizes: `hidden_size` and `intermediate_size`, and maybe `head_dim`, `vocab_size` and `tie_word_embeddings`.
+    """
+    return Shape(
+        model_type=sizes.get("model_type", ""),
+        num_layers=config.parent.num_layers,
+        hidden=sizes["hidden_size"],
+        heads=config.parent.num_attention_heads,
+        kv_heads=config.parent.num_kv_heads,
+        head_dim=sizes.get("head_dim") or sizes["hidden_size"] // config.parent.num_attention_heads,
+        intermediate=sizes["intermediate_size"],
+        vocabulary=sizes.get("vocab_size") or 0,
+        tied_head=bool(sizes.get("tie_word_embeddings", False)),
+    )
 
 
 def check(config: Config, parent: Mapping[str, Any] | None) -> None:
@@ -104,6 +102,6 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
         if target.selection is not None and target.selection.metric == "judge":
             written = target.selection.prompt_tokens + target.selection.continuation_tokens
             check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", written, known)
-    for kind in ("attention", "ffn"):
+    for kind in KINDS:
         for i, variant in enumerate(getattr(config.library, kind)):
             check_variant(f"library.{kind}[{i}]", kind, variant, config, known)

@@ -1,4 +1,4 @@
-"""What reruns when: the table in `config/README.md`, and what a test holds Snakemake's own plan against.
+"""The rules that a change reruns: the tables of `docs/reruns.md`, which a test compares with Snakemake's own plan.
 
 `KEYS` names the rules that a key of the config reaches first; `READS` says which rules read which; what follows is
 `onward`. For modules, the first rules are those whose command imports the module, directly or not.
@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from tangram.blocks.base import Variant
+from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distil", "score", "finetune", "heldout")
@@ -100,6 +102,11 @@ SOURCES = {
     "the file of `studies.image_file`": "the studies of images",
 }
 
+# Rules that compute with blocks, whose modules are imported by name: a job with those of its own variant, or with those
+# of the whole library.
+OF_A_VARIANT = ("distill_blocks", "score_blocks", "measure_costs")
+OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
+
 _COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "collect_scores": "collect_tables",
@@ -145,33 +152,70 @@ def modules() -> list[str]:
     return names
 
 
-def first_of_module(module: str) -> tuple[str, ...]:
-    """Return the rules whose command imports a module, directly or not."""
-    return tuple(rule for rule in READS if module in modules_of(f"tangram.commands.{command_of(rule)}"))
+def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
+    """Whether the command of a rule imports a module, directly or not.
+
+    Args:
+        rule: its name.
+        module: dotted.
+        variants: those that a job of the rule computes with, if it does so; all by default.
+    """
+    others = modules_of_variants(variants) if rule in OF_A_VARIANT + OF_THE_LIBRARY else []
+    return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 
 
-def _names(rules: Iterable[str]) -> str:
-    """Return rules in words: a rule of all splits once."""
+def first_of_module(module: str, variants: Iterable[Variant | str] | None = None) -> tuple[str, ...]:
+    """Return the rules of which some job imports a module, directly or not.
+
+    Args:
+        module: dotted.
+        variants: the library's; all families by default.
+    """
+    library = None if variants is None else list(variants)
+    return tuple(rule for rule in READS if imports(rule, module, library))
+
+
+def _first_in_words(module: str) -> str:
+    """Return the rules that a module reaches first, and which of them only in jobs of some variants."""
+    first = first_of_module(module)
+    families = [Variant(family) for family in registry()]
+    partly = {
+        rule
+        for rule in first
+        if rule in OF_A_VARIANT and not all(imports(rule, module, [family]) for family in families)
+    }
+    return _names(first, partly)
+
+
+def _names(rules: Iterable[str], partly: Collection[str] = ()) -> str:
+    """Return rules in words: a rule of all splits once, those that only some variants reach marked."""
     rules = list(rules)
     words = []
     for rule in rules:
         name = rule.split()[0]
         of_all = [other for other in READS if other.split()[0] == name]
-        words.append(f"`{name}`" if all(other in rules for other in of_all) else f"`{name}` ({rule.split()[-1]})")
+        word = f"`{name}`" if all(other in rules for other in of_all) else f"`{name}` ({rule.split()[-1]})"
+        words.append(f"{word} (of its variants)" if name in partly else word)
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
-def markdown() -> str:
-    """Return the section of `config/README.md`."""
+def page() -> str:
+    """Return `docs/reruns.md`."""
     lines = [
-        "## What reruns when",
+        "# Reruns",
         "",
-        "A change reruns the rules below, and all that read what they write: "
-        "corpus → activations → library → scores → search → pieces → child → finetuning → evaluation → report. "
-        "After `pick_pieces`, a child is made again only if its architecture or a piece of it came out differently. "
-        "A deleted or damaged file reruns its own job, and goes on likewise. A fresh checkout, a run moved to another "
-        "folder, copied with its times (`cp -a`; after `cp -r`, files beyond 1 MB look new) or restored from a backup, "
-        "and a comment rerun nothing.",
+        "`python -m tangram.config.documentation` writes this file. `tests/e2e/test_reruns.py` changes every key and "
+        "every module on a finished run and compares Snakemake's plan with the tables. `snakemake -n` shows the plan "
+        "for your own change.",
+        "",
+        "A change reruns the rules in its row, and all rules that read their outputs, in this order: "
+        "corpus → activations → library → scores → search → architecture → child → finetuning → evaluation → report. "
+        "A child is made again only if its architecture or one of its pieces changed. A deleted or damaged file reruns "
+        "its own job, and the jobs that read it. These rerun nothing: a fresh checkout, a comment or docstring in the "
+        "code, and a run that was moved, restored from a backup, or copied with its times (`cp -a`; after `cp -r`, "
+        "files beyond 1 MB look new).",
+        "",
+        "## Keys of the config",
         "",
         "| key | reruns first |",
         "|---|---|",
@@ -180,11 +224,13 @@ def markdown() -> str:
     lines += [f"| `{key}` | {text} |".replace(", library", "`, `library") for key, text in IN_WORDS.items()]
     lines += [
         "",
-        "Files that the config names by path count by what they hold. Of each source, up to 64 MiB are read whenever "
-        "Snakemake starts, its smallest files first: there, a new time of change alone reruns nothing. Files beyond "
-        "that (the weights of most parents) count by size and time of change: copy them with their times (`cp -p`, "
-        "`rsync -t`). A local source may be deleted once what is made from it is there: nothing reruns, until that is "
-        "deleted, too. What a hub repository or dataset holds is looked up only when it is fetched: name a commit.",
+        "## Files that the config names",
+        "",
+        "Files that the config names by path are compared by content. Of each source, up to 64 MiB are read whenever "
+        "Snakemake starts, the smallest files first; there, a new modification time alone reruns nothing. Files beyond "
+        "that (the weights of most parents) are compared by size and modification time: copy them with their times "
+        "(`cp -p`, `rsync -t`). A local source may be deleted once the files made from it exist: nothing reruns until "
+        "those are deleted, too. A hub repository or dataset is read only when it is fetched: name a commit.",
         "",
         "| changed in place | reruns first |",
         "|---|---|",
@@ -192,8 +238,10 @@ def markdown() -> str:
     lines += [f"| {what} | {first} |" for what, first in SOURCES.items()]
     groups: dict[str, list[str]] = {}
     for module in modules():
-        groups.setdefault(_names(first_of_module(module)), []).append(module.removeprefix("tangram."))
-    lines += ["", "| a real change in (of `tangram`) | reruns first |", "|---|---|"]
+        groups.setdefault(_first_in_words(module), []).append(module.removeprefix("tangram."))
+    groups.pop(_names(()), None)
+    lines += ["", "## Modules of the package", "", "A module that is not in the table reruns nothing.", ""]
+    lines += ["| a change in (of `tangram`) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
     lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
     return "\n".join(lines) + "\n"

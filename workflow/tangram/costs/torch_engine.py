@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.passes import Passes, mean_length_passes, time_passes
@@ -27,7 +27,6 @@ from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.timing import interquartile_range
 
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
-NO_OP = "no-op"
 MODEL = "model"  # the kind of embedding, mask, rotary angles, final norm, LM head and greedy choice
 COPIES = (8, 96)  # limits of a stack's layers
 STACK_VOCABULARY = 8  # a stack is entered behind the embedding

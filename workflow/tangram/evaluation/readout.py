@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from tangram.blocks import PARENT
+from tangram.blocks.base import PARENT
 from tangram.config import Readout
 from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError

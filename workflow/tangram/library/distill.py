@@ -22,7 +22,7 @@ from tangram.metric_learning.spans import SpanTerm
 from tangram.models.by_layer import resident
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
-from tangram.models.replace import build_layer
+from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import normalised_mse
 from tangram.training.parallel import World
@@ -180,11 +180,12 @@ class LocalProblem:
             checkpointing: where the training leaves states to resume from.
         """
         begin = time.monotonic()
-        block = get_block(kind, variant)
+        config = self.model.config
+        block = get_block(kind, variant, Shape.of(config))
         parent = subblock(self.layer, kind)
         with torch.no_grad():
-            initial = block.initialise(parent, Shape.of(self.model.config), self.calibration(kind))
-        layer = build_layer(self.model, self.index, kind, variant, initial)
+            initial = block.initialize(parent, self.calibration(kind))
+        layer = replace_subblocks(resident(self.layer), config, self.index, block.overrides(), {kind: initial})
         before = self.held_out_loss(layer, kind)
         after, kept, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(

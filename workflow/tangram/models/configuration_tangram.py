@@ -8,6 +8,11 @@ that asks for `trust_remote_code=True`.
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 
+def lacks_attention(skip: list[str], linear: list[str]) -> bool:
+    """Whether a layer with these entries of `per_layer_config` has no attention, and so no cache of keys and values."""
+    return "attention" in [*skip, *linear]
+
+
 class HeterogeneousConfig(PreTrainedConfig):
     """A config whose layers differ; see `modeling_tangram.py` for what `per_layer_config` may hold."""
 
@@ -18,8 +23,7 @@ class HeterogeneousConfig(PreTrainedConfig):
         A cache needs one layer that counts tokens, so that of a child without any attention is its first one.
         """
         without = [
-            "attention" in [*getattr(layer, "skip", []), *getattr(layer, "linear", [])]
-            for layer in self.per_layer_config
+            lacks_attention(getattr(layer, "skip", []), getattr(layer, "linear", [])) for layer in self.per_layer_config
         ]
         if without and all(without):
             without[0] = False

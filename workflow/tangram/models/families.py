@@ -67,9 +67,11 @@ class Shape:
             tied_head=bool(config.tie_word_embeddings),
         )
 
-    def width(self, ratio: float) -> int:
-        """Return the FFN width of `width-{ratio}`: the nearest multiple of 8, at least 8."""
-        return max(8, round(self.intermediate * ratio / 8) * 8)
+    def parameters(self, kind: str) -> int:
+        """Return the weights of an ``'attention'`` or ``'ffn'``: of its matrices, without biases and norms."""
+        if kind == "attention":
+            return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return 3 * self.hidden * self.intermediate
 
 
 def check_supported(model_type: str) -> None:

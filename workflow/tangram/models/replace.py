@@ -1,4 +1,4 @@
-"""Build one decoder layer of a child from the parent's layer and a piece's weights."""
+"""Build one decoder layer of a child from the parent's layer and the weights of pieces."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tangram.blocks import get_block
-from tangram.blocks.base import PARENT
-from tangram.models.by_layer import resident
-from tangram.models.families import SUBBLOCK_NAMES, Shape, decoder_layers
+from tangram.models.families import SUBBLOCK_NAMES
 from tangram.models.modeling_tangram import heterogeneous
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 
 def layer_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -28,28 +25,30 @@ def layer_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreT
     return layer
 
 
-def build_layer(
-    model: PreTrainedModel, index: int, kind: str, variant: str, weights: Mapping[str, torch.Tensor]
+def replace_subblocks(
+    layer: nn.Module,
+    config: PreTrainedConfig,
+    index: int,
+    overrides: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
 ) -> nn.Module:
-    """Return the parent's layer ``index`` with its ``kind`` subblock replaced by a variant.
+    """Return a copy of a parent's layer with some of its subblocks replaced, in evaluation mode and without gradients.
 
     Args:
-        model: the parent.
-        index: the layer.
-        kind: ``'attention'`` or ``'ffn'``.
-        variant: the variant's name.
-        weights: the replaced subblock's tensors by their names inside the subblock.
+        layer: the parent's, with its weights in memory; it stays as it is.
+        config: the parent's.
+        index: the layer's place in the model.
+        overrides: how the layer's config differs (`per_layer_config`).
+        tensors: the replaced subblocks' weights by kind (``'attention'``, ``'ffn'``) and by their names inside.
     """
-    parent_layer = resident(decoder_layers(model)[index])
-    block = get_block(kind, variant)
-    config = layer_config(model.config, block.overrides(Shape.of(model.config)))
-    with torch.device(model.device):
-        layer = heterogeneous(type(parent_layer))(config, index).to(model.dtype)
-    replaced, _ = SUBBLOCK_NAMES[kind]
-    expected = layer.state_dict()
-    state = {name: tensor for name, tensor in parent_layer.state_dict().items() if name in expected}
-    if variant != PARENT:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{replaced}.")}
-        state |= {f"{replaced}.{name}": tensor for name, tensor in weights.items()}
-    layer.load_state_dict(state)
-    return layer.eval().requires_grad_(False)
+    example = next(layer.parameters())
+    with torch.device(example.device):
+        replaced = heterogeneous(type(layer))(layer_config(config, overrides), index).to(example.dtype)
+    expected = replaced.state_dict()
+    state = {name: tensor for name, tensor in layer.state_dict().items() if name in expected}
+    for kind, weights in tensors.items():
+        prefix = f"{SUBBLOCK_NAMES[kind][0]}."
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        state |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    replaced.load_state_dict(state)
+    return replaced.eval().requires_grad_(False)

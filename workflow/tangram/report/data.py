@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, load_architecture
-from tangram.blocks.base import PARENT
 from tangram.config import LAYERS_DROPPED, Section
 from tangram.errors import TangramError
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
@@ -191,13 +191,7 @@ def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
 
 def strength(variant: str) -> tuple[int, float, str]:
     """Return a sort key: the parent first, then families from mild to strong, within a family from wide to narrow."""
-    family, _, number = variant.partition("-")
-    order = {PARENT: 0, "gqa": 1, "width": 2, "linear": 4, "no": 5}
-    try:
-        size = -float(number)
-    except ValueError:
-        size = 0.0
-    return order.get(family, 3), size, variant
+    return block_class(variant).severity, -(Variant.parse(variant).size or 0.0), variant
 
 
 def _rank_order(rank: str) -> tuple[int, int, str]:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.report import tiles
 from tangram.report.comparison import compare
 from tangram.report.data import BEST, KINDS, PARENT_KEY, Results, rows_of
@@ -111,7 +111,7 @@ def _sentence(results: Results) -> str:
         said.append(f"{kept} of {2 * len(architecture)} subblocks are the parent’s own.")
         for kind, name in (("attention", "Attention"), ("ffn", "FFN")):
             counts = Counter(getattr(choice, kind) for choice in architecture)
-            changed = [f"{counts[v]} {'removed' if v == 'no-op' else v}" for v in results.variants(kind) if counts[v]]
+            changed = [f"{counts[v]} {'removed' if v == NO_OP else v}" for v in results.variants(kind) if counts[v]]
             if changed:
                 said.append(f"{name}: {', '.join(changed)}.")
     if chosen:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tangram.blocks.base import PARENT
+from tangram.blocks import PARENT, Variant, block_class
 from tangram.report.data import Estimate, strength
 
 # Figures are drawn in these; they become the page's CSS variables, so that figures follow its theme.
@@ -22,20 +22,6 @@ CSS_VARIABLES = {
     BASELINE: "var(--baseline)",
 }
 
-# From mild to strong; after Okabe and Ito's and Tol's colour-blind safe sets.
-_FAMILIES = {
-    "gqa": ("#c9a6d8", "#7b48a3"),
-    "width": ("#a9d0ee", "#1d5ea8"),
-    "butterfly": ("#d9b3a0", "#a8502f"),
-    "lowrank": ("#b5d6a3", "#3b7d2e"),
-    "ntk": ("#d8d29a", "#8a7d1c"),
-    "monarch": ("#c8553d", "#c8553d"),
-    "linear": ("#e69f00", "#e69f00"),
-    "no": (MUTED, MUTED),
-    PARENT: (RULE, RULE),
-}
-_OTHERS = ("#2e9e6b", "#b9b43a", "#c8553d", "#7fb8a4")
-
 
 def _mix(mild: str, strong: str, share: float) -> str:
     pairs = [(int(mild[i : i + 2], 16), int(strong[i : i + 2], 16)) for i in (1, 3, 5)]
@@ -46,13 +32,12 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     """Return a colour per variant: a hue per family, darker where more is cut away; no-op is the page's own grey."""
     families: dict[str, list[str]] = {}
     for variant in sorted({PARENT, *variants}, key=strength):
-        families.setdefault(variant.partition("-")[0], []).append(variant)
-    unknown = [family for family in families if family not in _FAMILIES]
+        families.setdefault(Variant.parse(variant).family, []).append(variant)
     colours = {}
-    for family, members in families.items():
-        ends = _FAMILIES.get(family) or (_OTHERS[unknown.index(family) % len(_OTHERS)],) * 2
+    for members in families.values():
+        mild, strong = block_class(members[0]).hue
         for i, variant in enumerate(members):
-            colours[variant] = _mix(*ends, share=(i + 1) / len(members)) if ends[0] != ends[1] else ends[0]
+            colours[variant] = _mix(mild, strong, share=(i + 1) / len(members)) if mild != strong else mild
     return colours
 
 
@@ -119,7 +104,4 @@ def seconds(value: float) -> str:
 
 def short(variant: str) -> str:
     """Return a variant's name for a small tile: ``g1``, ``.5``, ``lin``, or nothing for the parent's and no-op."""
-    family, _, rest = variant.partition("-")
-    known = {PARENT: "", "no": "", "linear": "lin", "gqa": f"g{rest}", "width": rest.removeprefix("0")}
-    known |= {"butterfly": f"b{rest}", "lowrank": f"r{rest}", "ntk": f"n{rest}", "monarch": "mon"}
-    return known.get(family, family[:3])
+    return block_class(variant).label.format(size=Variant.parse(variant).number.removeprefix("0"))

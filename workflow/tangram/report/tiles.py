@@ -9,7 +9,7 @@ from html import escape
 import pandas as pd
 
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.report.data import KINDS, Estimate, rows_of
 from tangram.report.style import estimate, ink_on, short, themed
 
@@ -35,7 +35,7 @@ def _svg(height: float, parts: list[str], label: str) -> str:
 
 
 def _look(variant: str, colours: Mapping[str, str]) -> str:
-    if variant == "no-op":
+    if variant == NO_OP:
         return 'fill="none" stroke="var(--muted)" stroke-dasharray="2 2" stroke-width="0.8" pointer-events="all"'
     return f'fill="{themed(colours[variant])}"'
 
@@ -69,17 +69,17 @@ def skyline(
             parts.append(_text(x + lot / 2, middle + 13, str(layer), 10.5))
         for kind, up in (("attention", True), ("ffn", False)):
             variant = getattr(choice, kind)
-            share = relative_cost.get((kind, variant), 0.0 if variant == "no-op" else 1.0)
+            share = relative_cost.get((kind, variant), 0.0 if variant == NO_OP else 1.0)
             share = 1.0 if variant == PARENT else min(max(share, 0.0), 1.15)
             top = middle - height if up else middle + street
             tall = height * share
             start = middle - tall if up else middle + street
             tip = f"layer {layer} · {kind} · {variant}{tips.get((layer, kind, variant), '')}"
             empty = 'fill="var(--lot)" stroke="none"'
-            if variant == "no-op":
+            if variant == NO_OP:
                 empty = _look(variant, colours)
             parts.append(_rect(x + gap / 2, top, lot - gap, height, empty, tip))
-            if tall > 0.5 and variant != "no-op":
+            if tall > 0.5 and variant != NO_OP:
                 parts.append(_rect(x + gap / 2, start, lot - gap, tall, _look(variant, colours), tip))
             if lot >= 22 and short(variant):
                 inside = tall > 18

@@ -11,13 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.config import Search
 from tangram.errors import TangramError
 from tangram.search.mip import architecture_of, optimise, solve
 from tangram.search.problem import TOLERANCE, Batches, Problem
 
-NO_OP = "no-op"
 DROPPED = LayerChoice(NO_OP, NO_OP)
 
 

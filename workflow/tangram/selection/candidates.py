@@ -17,15 +17,14 @@ import numpy as np
 import torch
 
 from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import NO_OP, PARENT
 from tangram.errors import TangramError
 from tangram.files import atomic_path
 from tangram.library.pieces import Library
 from tangram.metrics import compare
-from tangram.models.families import SUBBLOCK_NAMES, Shape, decoder_layers
+from tangram.models.families import Shape, decoder_layers
 from tangram.models.forward import layer_context
-from tangram.models.modeling_tangram import heterogeneous
-from tangram.models.replace import layer_config
+from tangram.models.replace import replace_subblocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,24 +54,14 @@ def not_finite(arm: int) -> TangramError:
     return TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
 
 
-def build_choice(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
-    """Return the parent's layer ``index`` with both subblocks as chosen; its own where nothing changes."""
+def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
+    """Return the parent's layer ``index`` with both subblocks as chosen; the very same where nothing changes."""
     parent_layer = decoder_layers(model)[index]
     if choice == LayerChoice():
         return parent_layer
-    shape = Shape.of(model.config)
-    overrides = per_layer_config((choice,), shape).get(0, {})
-    with torch.device(model.device):
-        layer = heterogeneous(type(parent_layer))(layer_config(model.config, overrides), index).to(model.dtype)
-    expected = layer.state_dict()
-    state = {name: tensor for name, tensor in parent_layer.state_dict().items() if name in expected}
-    for kind, variant in asdict(choice).items():
-        if variant != PARENT:
-            prefix = f"{SUBBLOCK_NAMES[kind][0]}."
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-            state |= {f"{prefix}{name}": tensor for name, tensor in library(kind, variant, index).items()}
-    layer.load_state_dict(state)
-    return layer.eval().requires_grad_(False)
+    overrides = per_layer_config((choice,), Shape.of(model.config)).get(0, {})
+    pieces = {kind: library(kind, variant, index) for kind, variant in asdict(choice).items() if variant != PARENT}
+    return replace_subblocks(parent_layer, model.config, index, overrides, pieces)
 
 
 class CandidateScores:
@@ -178,7 +167,7 @@ class CandidateScores:
 
     def _layer(self, depth: int, choice: LayerChoice) -> nn.Module:
         if (depth, choice) not in self._layers:
-            self._layers[depth, choice] = build_choice(self._model, depth, choice, self._library)
+            self._layers[depth, choice] = child_layer(self._model, depth, choice, self._library)
         return self._layers[depth, choice]
 
     def save(self) -> None:
@@ -214,7 +203,7 @@ def layer_importance(
     once up to every layer, and from there on without it. Arguments are those of `CandidateScores`.
     """
     parent = (LayerChoice(),) * len(decoder_layers(model))
-    nothing = (LayerChoice("no-op", "no-op"),)
+    nothing = (LayerChoice(NO_OP, NO_OP),)
     without = [parent[:layer] + nothing + parent[layer + 1 :] for layer in range(len(parent))]
     scores = CandidateScores(model, prompts, without, lambda *_: {}, "kl", batch_size, cache, identity)
     found = scores.look(np.arange(scores.arms), np.arange(scores.prompts))

@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 
 from tangram.activations import StreamedActivations
+from tangram.blocks import get_block
 from tangram.config import BlockDistillation, Costs, Scenario
 from tangram.costs.torch_engine import measure
 from tangram.library.distill import LocalProblem
-from tangram.models.families import Shape, shape_of
+from tangram.models.families import Shape, decoder_layers, shape_of
 from tangram.models.loading import load_model
-from tangram.models.replace import build_layer
+from tangram.models.replace import replace_subblocks
 from tangram.report.style import variant_colours
 from tangram.scores.replace_one import ReplaceOne
 from tangram.studies.lines import points_figure
@@ -84,7 +85,10 @@ def score_pieces(
             progress(f"layer {layer}, {kind}")
             for variant in variants_for(model.config.hidden_size, kind).values():
                 piece = problem.distil(kind, variant, seed=0)
-                rows = scorer.score(layer, build_layer(model, layer, kind, variant, piece.weights))
+                overrides = get_block(kind, variant, Shape.of(model.config)).overrides()
+                parent_layer = decoder_layers(model)[layer]
+                replaced = replace_subblocks(parent_layer, model.config, layer, overrides, {kind: piece.weights})
+                rows = scorer.score(layer, replaced)
                 kl = next(float(row["value"]) for row in rows if row["metric"] == "kl")
                 weights = sum(tensor.numel() for tensor in piece.weights.values())
                 study.record(f"score, {kind}", variant, layer, "KL(parent ‖ child), nats", kl)

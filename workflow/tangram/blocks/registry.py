@@ -1,0 +1,77 @@
+"""Every family of blocks by name: those of this package, and those that other packages register.
+
+Families are imported by name when one is first asked for, so that the code hash of a job covers the modules of the
+variants it computes with, and of no others; see `modules_of_variants`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from tangram.blocks.base import NO_OP, PARENT, REGISTRY, Block, Variant
+from tangram.errors import TangramError
+from tangram.models.families import Shape
+
+# A new family of this package is a file of its own and a name here.
+FAMILIES = ("parent", "gqa", "width", "low_rank", "structured", "linear", "no_op")
+ENTRY_POINTS = "tangram.blocks"  # the group under which other packages name the modules of their families
+
+
+@functools.cache
+def _load() -> None:
+    for name in FAMILIES:
+        import_module(f"tangram.blocks.{name}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def registry() -> Mapping[str, type[Block]]:
+    """Return every family's class by the family's name, from mild to severe."""
+    _load()
+    return dict(sorted(REGISTRY.items(), key=lambda item: (item[1].severity, item[0])))
+
+
+def block_class(variant: Variant | str) -> type[Block]:
+    """Return the class of a variant's family.
+
+    Raises:
+        TangramError: no family has such variants.
+    """
+    try:
+        parsed = Variant.parse(variant) if isinstance(variant, str) else variant
+        return registry()[parsed.family]
+    except (ValueError, KeyError):
+        raise TangramError(f"'{variant}' is not a variant of any family: {', '.join(registry())}") from None
+
+
+def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
+    """Return the block that a variant's name stands for.
+
+    Args:
+        kind: ``'attention'`` or ``'ffn'``.
+        variant: its name, or that taken apart.
+        shape: the parent's sizes.
+
+    Raises:
+        TangramError: it is not a variant of ``kind``.
+    """
+    try:
+        parsed = Variant.parse(variant) if isinstance(variant, str) else variant
+        block = registry()[parsed.family]
+    except (ValueError, KeyError):
+        block = None
+    if block is None or kind not in block.kinds or not block.accepts(parsed.size):
+        raise TangramError(f"'{variant}' is not a variant of {kind}")
+    return block(kind, parsed, shape)
+
+
+def modules_of_variants(variants: Iterable[Variant | str] | None = None) -> list[str]:
+    """Return the modules that define variants, by default all, for `provenance.code_hash`: they are imported by name.
+
+    The parent's and the no-op are always among them: a layer of one subblock alone is timed with a no-op.
+    """
+    classes = registry().values() if variants is None else map(block_class, (PARENT, NO_OP, *variants))
+    return sorted({block.__module__ for block in classes})

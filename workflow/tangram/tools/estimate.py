@@ -1,0 +1,384 @@
+"""What every stage of a run will need, counted from its config: operations and bytes, divided by a device's rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tangram.blocks import KINDS, Block, get_block
+from tangram.blocks.base import FITTED_TOKENS
+from tangram.config import SPLITS, Config, Split
+from tangram.config.limits import shape_from
+from tangram.errors import TangramError
+
+FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward; forward, and backward to inputs and weights
+MASTER_BYTES = 4 * 4  # of a trained parameter: weight, gradient and two moments, float32 whatever the run's dtype
+
+
+def trained_bytes(parameters: float, element: int) -> float:
+    """Return the memory of parameters in training where nothing is sharded, ``element`` bytes being one of the run's.
+
+    A pass computes with weights that are rounded to the run's dtype, and keeps them until its gradients are there.
+    """
+    return parameters * (MASTER_BYTES + (element if element < 4 else 0))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device does in a second.
+
+    Attributes:
+        flops: useful operations of large matrix products, a fraction of the peak.
+        decode_bytes: bytes of weights read while generating.
+        disk_bytes: bytes read or written on the shared file system.
+        startup: seconds until a job computes: interpreter, imports, CUDA.
+    """
+
+    flops: float
+    decode_bytes: float
+    disk_bytes: float
+    startup: float
+
+
+RATES = {
+    # One core of a desktop or cloud CPU with AVX2, float32.
+    "cpu": Rates(flops=4.5e10, decode_bytes=8e9, disk_bytes=5e8, startup=6),
+    # One H100 in bfloat16: 40 % of 989 TFLOP/s dense, 60 % of 3.35 TB/s.
+    "cuda": Rates(flops=4e14, decode_bytes=2e12, disk_bytes=2e9, startup=30),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a parent, by part; embedding and head are one matrix if they are ``tied``."""
+
+    layers: int
+    hidden: int
+    attention: int
+    ffn: int
+    head: int
+    embedding: int
+    kv_per_token: int
+    tied: bool
+
+    @property
+    def inner(self) -> int:
+        """Channels of an FFN."""
+        return self.ffn // (3 * self.hidden)
+
+    @property
+    def kept(self) -> int:
+        """Numbers of the run's dtype that a layer keeps of each token for its backward pass, counted on a Llama's."""
+        return 11 * self.hidden + 4 * self.inner
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        return self.attention + self.ffn
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers."""
+        return self.layers * self.layer
+
+    @property
+    def total(self) -> int:
+        """Parameters that are stored."""
+        return self.body + self.ends
+
+    @property
+    def ends(self) -> int:
+        """Parameters outside the layers."""
+        return self.embedding + (0 if self.tied else self.head)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One rule's jobs.
+
+    Attributes:
+        rule: its name.
+        jobs: how many.
+        devices: GPUs (or CPU cores) that one job takes.
+        seconds: of one job.
+        device_bytes: memory that one job needs on each of its devices.
+        disk_bytes: what all its outputs take.
+        measured: median seconds of one job of a finished run, where there is one.
+    """
+
+    rule: str
+    jobs: int
+    devices: int
+    seconds: float
+    device_bytes: float
+    disk_bytes: float
+    measured: float | None = None
+
+    @property
+    def device_hours(self) -> float:
+        """Hours that all jobs take together, times their devices."""
+        return self.jobs * self.devices * self.seconds / 3600
+
+
+def _known_sizes(config: Config) -> dict[str, Any]:
+    """Return what the parent's fetched checkpoint or `parent.sizes` says of its widths; see `sizes_of` for errors."""
+    path = Path("results", config.run, "parent", "config.json")
+    if config.parent.sizes is not None:
+        return config.parent.sizes.model_dump()
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    raise TangramError(f"the parent's sizes are not known: fetch it ({path}), or give config.parent.sizes")
+
+
+def sizes_of(config: Config) -> Sizes:
+    """Return the parent's sizes, from its fetched checkpoint or from `parent.sizes`.
+
+    Raises:
+        TangramError: neither is there.
+    """
+    shape = shape_from(config, _known_sizes(config))
+    return Sizes(
+        layers=shape.num_layers,
+        hidden=shape.hidden,
+        attention=shape.parameters("attention"),
+        ffn=shape.parameters("ffn"),
+        head=shape.hidden * shape.vocabulary,
+        embedding=shape.hidden * shape.vocabulary,
+        kv_per_token=2 * shape.head_dim * shape.kv_heads,
+        tied=shape.tied_head,
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a run, stage by stage; each method yields the jobs of one part of the data flow.
+
+    Attributes:
+        config: the run.
+        rates: of one device.
+        sizes: of the parent.
+    """
+
+    config: Config
+    rates: Rates
+    sizes: Sizes
+
+    @property
+    def element(self) -> int:
+        """Bytes of a number of the run's dtype."""
+        return 2 if self.config.dtype == "bfloat16" else 4
+
+    @property
+    def whole(self) -> int:
+        """Bytes of a whole model."""
+        return self.element * self.sizes.total
+
+    @property
+    def held(self) -> int:
+        """Bytes of the parent in a job of the library: the whole of it, or two layers and the ends."""
+        sizes = self.sizes
+        return self.element * (2 * sizes.layer + 2 * sizes.embedding) if self.config.parent.by_layer else self.whole
+
+    @property
+    def loading(self) -> float:
+        """Seconds until a whole model is loaded."""
+        return self.rates.startup + self.whole / self.rates.disk_bytes
+
+    @property
+    def stream(self) -> bool:
+        """Whether activations are computed where they are needed."""
+        return self.config.activations.mode == "stream"
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The corpus by split."""
+        return {name: getattr(self.config.corpus, name) for name in SPLITS}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens by split."""
+        return {name: split.tokens for name, split in self.splits.items()}
+
+    @property
+    def shards(self) -> int:
+        """Jobs that share the layers of one variant."""
+        return -(-self.sizes.layers // self.config.library.layers_per_shard)
+
+    @property
+    def layers_per_shard(self) -> float:
+        """Layers of the mean shard."""
+        return self.sizes.layers / self.shards
+
+    @property
+    def pieces(self) -> list[Block]:
+        """The blocks of the search space."""
+        library = self.config.library
+        shape = shape_from(self.config, _known_sizes(self.config))
+        return [get_block(kind, name, shape) for kind in KINDS for name in getattr(library, kind)]
+
+    @property
+    def children(self) -> int:
+        """Children of all targets, baselines included."""
+        return sum(target.solutions + target.compare_layers_dropped for target in self.config.targets.values())
+
+    def forward(self, tokens: float, layers: float, head: bool = False) -> float:
+        """Return the seconds of a forward pass through some layers, and the LM head."""
+        sizes = self.sizes
+        return FORWARD * tokens * (layers * sizes.layer + (sizes.head if head else 0)) / self.rates.flops
+
+    def timing(self, parameters: float, repeats: float, steps: bool = False) -> float:
+        """Return the seconds to time something of so many parameters: prefills, and decode steps or generations."""
+        rates = self.rates
+        workloads = [(s, batch) for s in self.config.scenarios.values() for batch in s.batch_sizes]
+        prefill = sum(FORWARD * batch * s.prefill * parameters / rates.flops for s, batch in workloads)
+        read = self.element * parameters / rates.decode_bytes
+        decode = sum(read * (s.generate if steps else 1) for s, _ in workloads)
+        return (repeats + 1) * (prefill + decode)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the largest KV cache that is timed."""
+        scenarios = self.config.scenarios.values()
+        longest = max(batch * (s.prefill + s.generate) for s in scenarios for batch in s.batch_sizes)
+        return longest * self.sizes.kv_per_token * self.element
+
+    def parent(self) -> Iterator[Stage]:
+        """Yield the fetching of the parent.
+
+        The fidelity gate computes on a CPU, in float32: its budget of operations, or 64 tokens in each of its six ways.
+        """
+        gate = max(1e12, FORWARD * 6 * 64 * self.sizes.total) / RATES["cpu"].flops
+        seconds = self.rates.startup + 5 * self.whole / self.rates.disk_bytes + gate
+        yield Stage("fetch_parent", 1, 1, seconds, max(2 * self.whole, self.whole + 4 * self.sizes.total), self.whole)
+
+    def _writing(self, split: Split) -> float:
+        """Return the seconds in which the parent writes its share of a split."""
+        sizes, rates = self.sizes, self.rates
+        written = sum(s.weight for s in split.sources if s.type == "parent-samples")
+        share = written / sum(s.weight for s in split.sources)
+        batch = next((s.batch_size for s in split.sources if s.type == "parent-samples"), 1)
+        # One step reads all weights, or computes them for the batch, whichever takes longer.
+        step = max(self.whole / rates.decode_bytes, FORWARD * batch * (sizes.body + sizes.head) / rates.flops)
+        return share * split.tokens / batch * step
+
+    def corpus(self) -> Iterator[Stage]:
+        """Yield the corpus' splits."""
+        for split in self.splits.values():
+            written = self._writing(split)
+            seconds = self.loading + written if written else self.rates.startup
+            yield Stage("build_corpus", 1, 1, seconds, self.whole if written else 1e9, 4 * split.tokens)
+
+    def activations(self) -> Iterator[Stage]:
+        """Yield the capture of hidden states, unless they are streamed."""
+        layers = self.sizes.layers
+        for count in () if self.stream else self.tokens.values():
+            hidden_bytes = 4 * (layers + 1) * count * self.sizes.hidden
+            seconds = self.loading + self.forward(count, layers) + hidden_bytes / self.rates.disk_bytes
+            yield Stage("capture_activations", 1, 1, seconds, self.held, hidden_bytes)
+
+    def library(self) -> Iterator[Stage]:
+        """Yield block distillation."""
+        bld, tokens, sizes, element = self.config.library.bld, self.tokens["distil"], self.sizes, self.element
+        trained = (1 - bld.holdout_fraction) * tokens
+        stream_bytes = tokens * sizes.hidden  # of one byte a number
+        given = 3 * element * stream_bytes  # inputs, middle and outputs
+        # What pieces are fitted to, normed inputs and float32 differences, and some tokens' intermediate values: in
+        # float64, or every channel's in float32.
+        fitting = (element + 4) * stream_bytes
+        fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
+        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.kept * element
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # the mean shard is half-way up
+        for piece in self.pieces:
+            weights = getattr(sizes, piece.kind) * piece.relative_size()
+            behind = sizes.ffn if piece.kind == "attention" else 0  # the parent's frozen FFN, forward and back
+            passes = trained * bld.epochs if piece.trainable else 0
+            local = passes * (TRAINING * weights + 2 * FORWARD * behind)
+            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
+            # Trained in a copy of the layer; the piece's initial weights are kept.
+            training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
+            memory = self.held + given + max(fitting, training)
+            seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
+            yield Stage("distill_blocks", self.shards, 1, seconds, memory, element * weights * sizes.layers)
+
+    def scores(self) -> Iterator[Stage]:
+        """Yield replace-1-block scores."""
+        sizes, count = self.sizes, self.tokens["score"]
+        positions = count / self.config.scores.position_stride
+        above = self.forward(count, self.layers_per_shard * sizes.layers / 2)
+        above += self.layers_per_shard * self.forward(positions, 0, head=True)
+        before = self.forward(count, sizes.layers) if self.stream else 0
+        memory = self.held + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
+        for _ in self.pieces:
+            yield Stage("score_blocks", self.shards, 1, self.loading + before + above, memory, 0)
+
+    def costs(self) -> Iterator[Stage]:
+        """Yield the timing of pieces and of whole models, and the search, which takes seconds."""
+        costs, sizes, startup = self.config.costs, self.sizes, self.rates.startup
+        stack = costs.stack_megabytes * 1e6
+        for kind in KINDS:
+            copies = max(1.0, stack / (self.element * getattr(sizes, kind)))
+            seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
+            jobs = 1 + len(getattr(self.config.library, kind))
+            yield Stage("measure_costs", jobs, 1, seconds, 2 * stack + self.cache_bytes / sizes.layers, 0)
+        seconds = startup + 4 * self.timing(sizes.total, 3)
+        yield Stage("calibrate_costs", 1, 1, seconds, 2 * self.whole + self.cache_bytes, 0)
+        yield Stage("solve_mip", len(self.config.targets), 1, 5, 1e9, 0)
+
+    def child(self) -> Iterator[Stage]:
+        """Yield the assembly of children."""
+        seconds = self.loading + self.whole / self.rates.disk_bytes
+        yield Stage("assemble_child", self.children, 1, seconds, self.whole, self.children * self.whole)
+
+    def finetune(self) -> Iterator[Stage]:
+        """Yield distillation end to end."""
+        sizes, finetune = self.sizes, self.config.finetune
+        devices = finetune.parallel.nodes * finetune.parallel.processes_per_node
+        parts = devices if finetune.parallel.strategy == "fsdp" else 1
+        step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if self.stream else 0))
+        step += FORWARD * sizes.body if parts > 1 else 0  # layers are recomputed
+        count = self.tokens["finetune"] * finetune.epochs
+        seconds = self.loading + count * step / self.rates.flops / devices + 2 * self.whole / self.rates.disk_bytes
+        yield Stage(
+            "finetune_child", self.children, devices, seconds, self._finetune_bytes(parts), self.children * self.whole
+        )
+
+    def _finetune_bytes(self, parts: int) -> float:
+        """Return the memory of one process, where each holds one of so many parts of weights, gradients and moments."""
+        sizes, element = self.sizes, self.element
+        batch = self.config.finetune.micro_batch_size * self.config.corpus.sequence_length
+        kept, logits = batch * sizes.kept * element, batch * 4 * 4 * sizes.head / sizes.hidden
+        ends = 2 * element * sizes.head  # the teacher's embedding and head, whole in every process
+        body = element * sizes.body if self.stream else 0
+        if parts == 1:
+            return trained_bytes(sizes.total, element) + body + ends + sizes.layers * kept + logits
+        # Gathered: weights and gradients of the ends, and either what is exchanged of them, in float32, or two layers'
+        # weights, gradients and exchanges. Layers are recomputed, so that only their inputs are kept.
+        gathered = 2 * element * sizes.ends + max(4 * sizes.ends, (4 * element + 2 * 4) * sizes.layer)
+        inputs = sizes.layers * batch * sizes.hidden * element
+        return (MASTER_BYTES * sizes.total + body) / parts + ends + gathered + inputs + kept + logits
+
+    def evaluation(self) -> Iterator[Stage]:
+        """Yield the evaluation on text and of throughput, beside the parent."""
+        heldout = self.forward(self.tokens["heldout"], self.sizes.layers, head=True)
+        timing = self.timing(self.sizes.total, self.config.evaluation.throughput_repeats, steps=True)
+        seconds = 2 * self.loading + 2 * heldout + 2 * timing
+        yield Stage("evaluate_model", self.children, 1, seconds, 2 * self.whole + self.cache_bytes, 0)
+
+
+def stages(config: Config, rates: Rates) -> Iterator[Stage]:
+    """Yield every rule that does work, in the order of the data flow.
+
+    Args:
+        config: the run.
+        rates: of one device.
+    """
+    work = Work(config, rates, sizes_of(config))
+    parts = (
+        work.parent, work.corpus, work.activations, work.library, work.scores, work.costs, work.child, work.finetune,
+        work.evaluation,
+    )  # fmt: skip
+    for part in parts:
+        yield from part()
