@@ -132,7 +132,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(run: Run) -> None:
     assert "<link" not in page
 
 
-def test_the_summary_is_printed_and_every_job_is_logged_and_timed(run: Run) -> None:
+def test_the_summary_is_printed_and_jobs_are_logged_and_timed(run: Run) -> None:
     assert "report.html" in run.printed
     rules = {path.name for path in (run.results / "logs").iterdir()}
     assert rules == {path.name for path in (run.results / "benchmarks").iterdir()}

@@ -312,7 +312,7 @@ def onward(jobs: set[Job], *first: str) -> set[str]:
     return {rule.split()[0] for rule in reruns.onward(first)} & ran_rules(jobs)
 
 
-def test_a_new_variant_costs_its_own_jobs_and_what_reads_the_tables(
+def test_a_new_variant_reruns_its_jobs_and_readers_of_the_tables(
     planner: Planner, run: Run, all_jobs: set[Job]
 ) -> None:
     library = run.config["library"]
@@ -385,7 +385,7 @@ def test_a_fresh_checkout_reruns_nothing(planner: Planner, run: Run, tmp_path: P
     assert Planner(run, planner.folder, tmp_path / "fresh")() == set()
 
 
-def test_results_in_another_folder_and_from_a_backup_rerun_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
+def test_results_moved_or_restored_from_a_backup_rerun_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
     shutil.make_archive(str(tmp_path / "backup"), "tar", planner.folder)
     shutil.unpack_archive(tmp_path / "backup.tar", tmp_path / "restored", filter="fully_trusted")
     assert Planner(run, tmp_path / "restored", planner.repository)() == set()
@@ -457,7 +457,7 @@ def test_a_parent_that_changed_in_place_is_fetched_again(name: str, sources: tup
     assert planned(plan) == set()
 
 
-def test_a_text_that_changed_or_came_in_place_rebuilds_its_split_alone(sources: tuple) -> None:
+def test_a_changed_or_added_text_rebuilds_its_split_alone(sources: tuple) -> None:
     _, text, plan = sources
     before = text.read_bytes()
     text.write_bytes(before.replace(b"Document 7 ", b"Document 8 "))
@@ -496,9 +496,7 @@ def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_ru
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_a_deleted_piece_is_made_again_and_a_child_of_equal_pieces_is_not(
-    run: Run, copy_of_run: Callable[[], Path]
-) -> None:
+def test_a_deleted_piece_is_made_again_and_its_child_is_not(run: Run, copy_of_run: Callable[[], Path]) -> None:
     """Distillation is deterministic: the piece comes out the same, so nothing is assembled or trained."""
     folder = copy_of_run()
     (folder / "results" / "tiny" / "library" / "ffn" / "linear" / "00-02.safetensors").unlink()

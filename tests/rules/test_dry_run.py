@@ -107,7 +107,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: str, tmp_path: Path) -> None:
+def test_a_study_of_images_needs_only_images_in_any_folder(study: str, tmp_path: Path) -> None:
     done = snakemake("-n", study, "--directory", tmp_path, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     local = snakemake(
@@ -128,7 +128,7 @@ def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: 
     )
 
 
-def test_a_new_variant_adds_its_own_jobs_and_changes_no_other_piece(
+def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
     plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
 ) -> None:
     changed = plan(_with(DEFAULT, "library.ffn", [*DEFAULT["library"]["ffn"], "width-0.9"]))

@@ -30,13 +30,13 @@ def pick(tmp_path: Path) -> Callable[..., bytes]:
     return pick
 
 
-def test_it_reads_as_the_architecture_with_one_checksum_for_each_piece(pick: Callable, tmp_path: Path) -> None:
+def test_it_reads_as_the_architecture_with_a_checksum_per_piece(pick: Callable, tmp_path: Path) -> None:
     checksums = json.loads(pick())["sha256"]
     assert load_architecture(tmp_path / "architecture.json") == CHOICES
     assert checksums.keys() == {"000 attention linear", "001 ffn no-op"}
 
 
-def test_how_a_piece_came_about_and_pieces_that_are_not_picked_do_not_matter(pick: Callable) -> None:
+def test_a_pieces_history_and_pieces_not_picked_do_not_matter(pick: Callable) -> None:
     assert pick(metadata="one code", second=1.0) == pick(metadata="another", second=2.0)
 
 

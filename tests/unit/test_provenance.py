@@ -45,8 +45,10 @@ def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]
         }
         return plain | families
 
+    before = hashes()
+
     def change(module: str, edit: Callable[[str], str]) -> set[str]:
-        before, path = hashes(), package / module
+        path = package / module
         text = path.read_text()
         path.write_text(edit(text))
         after = hashes()

@@ -79,7 +79,7 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
 
-def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
+def test_contribution_is_the_damage_of_removing_one_channel(model):
     ffn = decoder_layers(model)[0].mlp
     calibration = calibration_of(ffn)
     expected = []
@@ -91,7 +91,7 @@ def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
     torch.testing.assert_close(channel_contribution(ffn, calibration), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_channels_of_a_bfloat16_parent_are_not_ranked_by_rounded_norms(model):
+def test_channels_in_bfloat16_are_not_ranked_by_rounded_norms(model):
     """Norms of bfloat16 columns in bfloat16 would be equal for many channels, whatever is in them."""
     mlp = decoder_layers(model)[0].mlp.bfloat16()
     inputs = torch.randn(200, 24).bfloat16()
@@ -157,7 +157,7 @@ def test_ridge_equals_augmented_least_squares(seed, ridge):
     np.testing.assert_allclose(bias.numpy(), mean_y - expected @ mean_x, rtol=1e-6, atol=1e-8)
 
 
-def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monkeypatch):
+def test_a_fit_does_not_depend_on_the_tokens_held_at_a_time(model, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     x, y, prior = (torch.randn(*size, generator=generator) for size in ((100, 24), (100, 5), (5, 24)))
     weights = torch.rand(100, generator=generator)

@@ -24,7 +24,7 @@ def by_sum_of_no_ops(tables) -> list[int]:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 99.0])
-def test_as_many_layers_are_dropped_as_stay_at_or_below_the_target_speed(factor):
+def test_layers_are_dropped_up_to_the_target_speed(factor):
     tables = library(3, 8)
     problem = tables.problem(throughput(factor))
     architecture, batches, dropped = baselines.drop_whole_layers(problem)
@@ -42,7 +42,7 @@ def test_as_many_layers_are_dropped_as_stay_at_or_below_the_target_speed(factor)
     assert len(dropped) == max(n for n in range(8) if n == 0 or speed(n) <= limit * (1 + 1e-8))
 
 
-def test_without_throughput_the_fewest_layers_that_satisfy_all_limits_are_dropped():
+def test_without_throughput_the_fewest_layers_are_dropped():
     problem = library(3, 8).problem({"constraints": [{"quantity": "kv_bytes_per_token", "max": 0.7}]})
     architecture, batches, dropped = baselines.drop_whole_layers(problem)
     assert len(dropped) == 3  # 5/8 <= 0.7 < 6/8
@@ -93,7 +93,7 @@ def test_max_parameters_and_no_op_only_equal_brute_force():
     assert problem.objective(best) == pytest.approx(min(map(problem.objective, plain)))
 
 
-def test_greedy_serves_easy_layers_first_within_equal_budgets_and_hands_on_what_is_left():
+def test_greedy_serves_easy_layers_first_and_hands_on_the_rest():
     tables = library(6, 2, {"no-op": 0.0}, {"no-op": 0.0}, noise=0.0)
     problem = tables.problem(throughput(1.01))
     resources = problem.resources(BATCHES)

@@ -143,7 +143,7 @@ def test_equals_brute_force(data, seed, layers, pairs):
         assert solution.gap <= 1e-9
 
 
-def test_a_bound_a_rounding_error_below_its_objective_ends_the_search(monkeypatch):
+def test_a_bound_a_rounding_error_below_the_value_ends_a_search(monkeypatch):
     """The solver proves optimality up to rounding; asking for the last bits would ask the same program forever."""
     exact = mip.optimise
 
@@ -245,7 +245,7 @@ def test_recheck_catches_every_tampering():
         ([limit("parameters", 0.3, None), limit("kv_bytes_per_token", 1.0, None, relative=False)], "parameters"),
     ],
 )
-def test_infeasible_target_names_the_constraint_and_a_nearest_value_that_is_feasible(constraints, binding):
+def test_an_infeasible_target_names_the_nearest_feasible_value(constraints, binding):
     # The cheapest variants are not free, so that no limit goes to nothing.
     tables = library(5, 5, {"gqa-1": 0.6, "no-op": 0.0}, {"width-0.5": 0.5}, scenarios={"chat": CHAT})
     with pytest.raises(TangramError, match=f"infeasible: {binding}") as error:
