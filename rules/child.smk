@@ -18,13 +18,12 @@ rule assemble_child:
     benchmark:
         "<benchmarks>/assemble_child/{target}/{rank}.tsv"
     params:
+        **made_by("assemble_child", "torch", "transformers", variants=variants_of("architecture")),
         parent=input_folder("parent"),
         child=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         dtype=cfg.dtype,
-        code=code_hash("tangram.commands.assemble_child", *VARIANT_MODULES),
-        environment=pins("torch", "transformers"),
     conda:
         "../envs/tangram.yaml"
     shell:

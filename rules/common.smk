@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks.architecture import variants_in
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
@@ -37,7 +38,7 @@ PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
-VARIANT_MODULES = modules_of_variants([*cfg.library.attention, *cfg.library.ffn])  # for code hashes: imported by name
+LIBRARY = [*cfg.library.attention, *cfg.library.ffn]
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
@@ -161,17 +162,28 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def made_by(command, *packages, modules=()):
+def made_by(command, *packages, variants=()):
     """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
 
-    `modules` are those that the command imports by name only: a tuple, or a function of the wildcards.
+    Blocks are imported by name: `variants` are those that a command computes with, or a function of a job that says so.
     """
-    name = f"tangram.commands.{command}"
-    if callable(modules):
-        code = lambda wildcards: code_hash(name, *modules(wildcards))
-    else:
-        code = code_hash(name, *modules)
-    return {"code": code, "environment": pins(*packages)} if packages else {"code": code}
+
+    def code(wildcards, input):
+        names = variants(wildcards, input) if callable(variants) else variants
+        return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
+
+    made = {"code": code if callable(variants) else code(None, None)}
+    return {**made, "environment": pins(*packages)} if packages else made
+
+
+def own_variant(wildcards, input):
+    """Return the variant of a job that computes with one alone, for `made_by`."""
+    return [wildcards.variant]
+
+
+def variants_of(name):
+    """Return a function for `made_by`: the variants in a job's input of that name, one architecture or several."""
+    return lambda wildcards, input: variants_in(getattr(input, name))
 
 
 def option(name, values):
@@ -189,11 +201,6 @@ def pins(*packages):
 def checksum(path):
     """Return the SHA-256 of a file of this repository that no code hash sees."""
     return sha256_of(ROOT / path)
-
-
-def variant_module(wildcards):
-    """Return the module of the one variant that a job computes with, for `made_by`."""
-    return modules_of_variants([wildcards.variant])
 
 
 def _cores():

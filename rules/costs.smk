@@ -19,7 +19,7 @@ rule measure_costs:
     benchmark:
         "<benchmarks>/measure_costs/{kind}/{variant}.tsv"
     params:
-        **made_by("measure_costs", "torch", "transformers", modules=variant_module),
+        **made_by("measure_costs", "torch", "transformers", variants=own_variant),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios}),
     threads: all_cores
@@ -66,7 +66,7 @@ rule calibrate_costs:
     benchmark:
         "<benchmarks>/calibrate_costs/calibration.tsv"
     params:
-        **made_by("calibrate_costs", "torch", "transformers", modules=VARIANT_MODULES),
+        **made_by("calibrate_costs", "torch", "transformers", variants=LIBRARY),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios, "library": VARIANTS}),
     threads: all_cores

@@ -22,7 +22,7 @@ rule distill_blocks:
     benchmark:
         "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("distill_blocks", "torch", "transformers", modules=variant_module),
+        **made_by("distill_blocks", "torch", "transformers", variants=own_variant),
         **runtime("device", "dtype", "seed"),
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",

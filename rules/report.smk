@@ -41,7 +41,7 @@ rule build_report:
     benchmark:
         "<benchmarks>/build_report/report.tsv"
     params:
-        **made_by("build_report", "matplotlib", "Jinja2", modules=VARIANT_MODULES),
+        **made_by("build_report", "matplotlib", "Jinja2", variants=LIBRARY),
         results=output_folder("report"),
         settings=slice_of(
             {

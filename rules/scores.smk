@@ -20,7 +20,7 @@ rule score_blocks:
     benchmark:
         "<benchmarks>/score_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("score_blocks", "torch", "transformers", modules=variant_module),
+        **made_by("score_blocks", "torch", "transformers", variants=own_variant),
         **runtime("device", "dtype"),
         settings=slice_of(cfg.scores),
     resources:

@@ -22,6 +22,7 @@ rule select_child:
     benchmark:
         "<benchmarks>/select_child/{target}.tsv"
     params:
+        **made_by("select_child", "torch", "transformers", "numpy", variants=variants_of("candidates")),
         parent=input_folder("parent"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
@@ -30,8 +31,6 @@ rule select_child:
         device=cfg.device,
         dtype=cfg.dtype,
         seed=cfg.seed,
-        code=code_hash("tangram.commands.select_child", *VARIANT_MODULES),
-        environment=pins("torch", "transformers", "numpy"),
     threads: half_the_cores
     resources:
         gpu=GPU,

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from snakemake.api import SnakemakeApi
@@ -14,6 +15,11 @@ from snakemake.rules import Rule
 from snakemake.settings.enums import Quietness
 from snakemake.settings.types import OutputSettings, ResourceSettings
 from typer.models import ArgumentInfo
+
+from tangram.blocks.architecture import LayerChoice, save_architecture
+from tangram.blocks.registry import modules_of_variants
+from tangram.config import load, reruns
+from tangram.provenance import code_hash, modules_of
 
 ROOT = Path(__file__).parents[2]
 ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "message", "shell"]
@@ -40,6 +46,15 @@ NOT_GIVEN = {
 }
 BY_FOLDER = {"parent", "child", "library", "activations"}  # where a param of that name is given
 WATCHED = {"code", "environment", "template", "sources"}  # params that rerun a rule and that no command is given
+
+# Rules that compute with blocks, whose modules are imported by name and added to the code hash.
+OF_ARCHITECTURES = {"select_child", "assemble_child"}
+OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
+OF_ALL = {"study_butterfly", "study_selection"}
+# Rules that import the registry with other things: they read names of variants, or children that are built already.
+OF_NAMES = {"solve_mip", "drop_layers", "pick_pieces", "finetune_child"}
+_CONFIG = load(ROOT / "config" / "config.yaml")
+LIBRARY = [*_CONFIG.library.attention, *_CONFIG.library.ffn]
 
 
 def command_of(rule: Rule) -> str:
@@ -126,11 +141,33 @@ def test_shell_is_one_quoted_call_that_logs(name: str, parsed: dict[str, Rule]) 
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule]) -> None:
-    command = command_of(parsed[name])
-    assert re.search(rf'made_by\("{command}"|code_hash\("tangram\.commands\.{command}"', RULES[name])
+def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule], tmp_path: Path) -> None:
+    command, code = command_of(parsed[name]), parsed[name].params.code
+    modules: list[str] = []
+    if name in reruns.OF_A_VARIANT:
+        code, modules = code(SimpleNamespace(variant="gqa-1"), None), modules_of_variants(["gqa-1"])
+    elif name in OF_ARCHITECTURES:
+        path = tmp_path / "architecture.json"
+        save_architecture((LayerChoice("linear", "width-0.5"),), path)
+        job = SimpleNamespace(architecture=path, candidates=path)
+        code, modules = code(None, job), modules_of_variants(["linear", "width-0.5"])
+    elif name in OF_THE_LIBRARY:
+        modules = modules_of_variants(LIBRARY)
+    elif name in OF_ALL:
+        modules = modules_of_variants()
+    assert code == code_hash(f"tangram.commands.{command}", *modules)
     assert command in COMMANDS
     assert name in (command, "evaluate_parent", "collect_scores", "collect_costs")
+
+
+def test_rules_that_compute_with_blocks_add_their_modules(parsed: dict[str, Rule]) -> None:
+    reach = {
+        name
+        for name, rule in parsed.items()
+        if "tangram.blocks.registry" in modules_of(f"tangram.commands.{command_of(rule)}")
+        and not (name.startswith("study_") and name not in OF_ALL)  # these build no child
+    }
+    assert reach == {*reruns.OF_A_VARIANT, *OF_ARCHITECTURES, *OF_THE_LIBRARY, *OF_ALL, *OF_NAMES}
 
 
 @pytest.mark.parametrize("name", RULES)

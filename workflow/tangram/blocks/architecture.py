@@ -28,6 +28,11 @@ class LayerChoice:
     attention: str = PARENT
     ffn: str = PARENT
 
+    @classmethod
+    def parse(cls, pair: str) -> LayerChoice:
+        """Take the name of both at once apart, such as ``gqa-1+width-0.5``."""
+        return cls(*pair.split("+", 1))
+
 
 Architecture = tuple[LayerChoice, ...]
 
@@ -55,6 +60,20 @@ def load_architecture(path: str | Path) -> Architecture:
         return tuple(LayerChoice(**layer) for layer in json.loads(Path(path).read_text())["layers"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TangramError(f"{path} is not an architecture ({error}); delete it and run again") from error
+
+
+def variants_in(path: str | Path) -> set[str]:
+    """Return the variants in a file of one architecture, or of several candidates.
+
+    Raises:
+        TangramError: the file is missing or holds no architecture.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        entries = content.get("candidates", [content])
+        return {layer[kind] for entry in entries for layer in entry["layers"] for kind in KINDS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TangramError(f"{path} holds no architecture ({error}); delete it and run again") from error
 
 
 def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:

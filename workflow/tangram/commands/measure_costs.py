@@ -44,8 +44,8 @@ def measure_costs(
         runtime.dtype,
         progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),
     )
-    made_by = provenance("tangram.commands.measure_costs", settings, runtime.device, modules_of_variants([variant]))
-    write_table(rows, COSTS, output, made_by)
+    modules = modules_of_variants([variant])
+    write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, runtime.device, modules))
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def score_blocks(
         candidate = replace_subblocks(resident(decoder_layers(model)[layer]), model.config, layer, overrides, tensors)
         for row in scorer.score(layer, candidate):
             rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
-    made_by = provenance("tangram.commands.score_blocks", settings, runtime.device, modules_of_variants([variant]))
-    write_table(rows, SCORES, output, made_by)
+    modules = modules_of_variants([variant])
+    write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, runtime.device, modules))
 
 
 if __name__ == "__main__":

@@ -332,9 +332,9 @@ class BlockDistillation(Section):
 class Library(Section):
     """The search space: what may stand in for each subblock. The parent's own subblock is always a choice."""
 
-    attention: tuple[str, ...] = Field(("gqa-1", "linear", "no-op"), description=_CHOICES["attention"])
+    attention: tuple[str, ...] = Field(("gqa-1", "linear", NO_OP), description=_CHOICES["attention"])
     ffn: tuple[str, ...] = Field(
-        ("width-0.75", "width-0.5", "width-0.25", "linear", "no-op"),
+        ("width-0.75", "width-0.5", "width-0.25", "linear", NO_OP),
         description=_CHOICES["ffn"],
     )
     layers_per_shard: int = Field(32, gt=0, description="Layers that one distillation or scoring job takes.")

@@ -254,7 +254,7 @@ def candidates_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[t
             choice = LayerChoice(attention, ffn)
             pairs[choice] = Candidate(choice, a + f, (a, f))
         for variant, score in known["block"].items():
-            choice = LayerChoice(*variant.split("+", 1))
+            choice = LayerChoice.parse(variant)
             if choice != LayerChoice():
                 pairs[choice] = Candidate(choice, score, None)
         layers.append(tuple(pairs.values()))
