@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replaced import replaced
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import random_model, tiny_config
 
 from tangram.blocks import calibration, get_block, width
 from tangram.blocks.calibration import Calibration, ridge_regression, second_moment
@@ -20,21 +20,9 @@ from tangram.models.families import Shape, decoder_layers
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=10,
-        vocab_size=50,
-        attention_bias=True,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3)
-    return model
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 4}
+    config = tiny_config("llama", **sizes, head_dim=10, vocab_size=50, attention_bias=True)
+    return random_model(config, std=0.3).requires_grad_(False)
 
 
 @pytest.fixture

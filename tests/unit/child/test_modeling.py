@@ -20,8 +20,8 @@ from tiny_children import (
     VOCABULARY,
     child_of,
     pieces,
-    random_parent,
 )
+from tiny_models import random_model
 from torch import nn
 from transformers import DynamicCache
 
@@ -264,7 +264,7 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     children += [("llama", NO_ATTENTION), ("mistral-sliding", NO_ATTENTION), ("llama", UNIFORM), ("llama", PARENT_ONLY)]
     (tmp_path / "parent").mkdir()
     for index, (name, architecture) in enumerate(children):
-        child = child_of(random_parent(CONFIGS[name]), architecture)
+        child = child_of(random_model(CONFIGS[name]), architecture)
         stock = "-stock" if architecture in (UNIFORM, PARENT_ONLY) else ""
         folder = tmp_path / "children" / f"{index}-{name}{stock}"
         save_child(child, child.config, tmp_path / "parent", folder, {})
