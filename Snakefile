@@ -45,10 +45,9 @@ rule all:
         library_files("safetensors", "parquet", "curves.parquet"),
         SCORE_FILES,
         COST_FILES,
-        [f"{RESULTS}/targets/{target}/solutions" for target in RANKS],
-        [f"{RESULTS}/targets/{target}/{rank}/architecture.json" for target, rank in CHILDREN],
-        [checkpoint_of(f"{RESULTS}/targets/{t}/{rank}/{m}") for t, rank in CHILDREN for m in ("child", "finetuned")],
-        [f"{RESULTS}/targets/{target}/{rank}/evaluation.parquet" for target, rank in CHILDREN],
+        SEARCH_FILES,
+        [f"{child}/{name}" for child in CHILDREN for name in ("architecture.json", "evaluation.parquet")],
+        [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
         f"{RESULTS}/report.html",
 
 

@@ -1,7 +1,7 @@
 """The child: the picked pieces and the parent's own, assembled into one checkpoint.
 
-- Input: the parent, `targets/{target}/{rank}/architecture.json`, the library.
-- Output: `targets/{target}/{rank}/child/`, which transformers loads with `trust_remote_code=True`.
+- Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
+- Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
 - Steps: copy the parent's tensors, put in the pieces, write the config and the modelling file.
 """
 
@@ -14,9 +14,9 @@ rule assemble_child:
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:
-        "<logs>/assemble_child/{target}/{rank}.log",
+        "<logs>/assemble_child/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/assemble_child/{target}/{rank}.tsv"
+        "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
         **made_by("assemble_child", "torch", "transformers", variants=variants_of("architecture")),
         parent=input_folder("parent"),

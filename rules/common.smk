@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import CANDIDATES, LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -35,7 +35,7 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent  # whichever Snakefile includes this
 RESULTS = f"results/{cfg.run}"
 PARENT = f"{RESULTS}/parent"
-CHILD = f"{RESULTS}/targets/{{target}}/{{rank}}"  # with wildcards
+CHILD = f"{RESULTS}/targets/{{target}}/{{solution}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
 VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
 LIBRARY = [*cfg.library.attention, *cfg.library.ffn]
@@ -74,14 +74,27 @@ def _shards(layers, size):
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
 SCORE_FILES = [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS]
 COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
-RANKS = {
-    name: [
-        *map(str, range(1 if target.selection else target.solutions)),
+CHILDREN = [
+    f"{RESULTS}/targets/{name}/{solution}"
+    for name, target in cfg.targets.items()
+    for solution in [
+        *range(1 if target.selection else target.solutions),
         *[LAYERS_DROPPED] * target.compare_layers_dropped,
     ]
-    for name, target in cfg.targets.items()
-}
-CHILDREN = [(target, rank) for target in RANKS for rank in RANKS[target]]
+]
+
+
+def _search_files(name, target):
+    """Return the files that the search and the selection of one target write, but for the architectures."""
+    files = ["solutions.parquet", "solutions/mip.json"]
+    if target.compare_layers_dropped:
+        files.append(f"solutions/{LAYERS_DROPPED}.json")
+    if target.selection is not None:
+        files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
+    return [f"{RESULTS}/targets/{name}/{file}" for file in files]
+
+
+SEARCH_FILES = [path for name, target in cfg.targets.items() for path in _search_files(name, target)]
 
 
 onstart:
@@ -103,7 +116,7 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    rank=rf"\d+|{LAYERS_DROPPED}|{CANDIDATES}",
+    solution=rf"\d+|{LAYERS_DROPPED}",
     split="|".join(SPLITS),
 
 
@@ -236,7 +249,7 @@ def search_settings(wildcards):
 
 
 def baseline_settings(wildcards):
-    """Return what the plain baseline depends on: it has one answer, and no solver."""
+    """Return what the plain baseline depends on: it has one solution, and no solver."""
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
@@ -247,36 +260,15 @@ def selection_settings(wildcards):
     return slice_of(cfg.targets[wildcards.target].selection)
 
 
-def candidates_of(wildcards):
-    """Return the architectures that a target's child is selected from, once they are picked; see `pick_pieces`."""
-    return checkpoints.pick_pieces.get(target=wildcards.target, rank=CANDIDATES).output[0]
-
-
-def _is_selected(wildcards):
-    return wildcards.rank == "0" and cfg.targets[wildcards.target].selection is not None
-
-
-def solution_of(wildcards):
-    """Return what a rank stands for: the plain baseline, the selected answer, or the solver's (a folder with all)."""
+def solutions_of(wildcards):
+    """Return the file that holds a solution's layers: the plain baseline's, the selection's or the solver's."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
-    if wildcards.rank == LAYERS_DROPPED:
-        return f"{folder}/{LAYERS_DROPPED}/solution.json"
-    if _is_selected(wildcards):
-        return f"{folder}/selection/architecture.json"
-    if wildcards.rank == CANDIDATES:
-        return f"{folder}/solutions"
-    return f"{folder}/solutions/{wildcards.rank}/architecture.json"
-
-
-def solved(wildcards):
-    """Return outputs that change with it: the solver's own is a folder, which has a time of change but no checksum."""
-    if _is_selected(wildcards):
-        return rules.select_child.output.architecture
-    if wildcards.rank == LAYERS_DROPPED:
-        return rules.drop_layers.output.architecture
-    return [rules.solve_mip.output.solutions, rules.solve_mip.output.summary]
+    if wildcards.solution == LAYERS_DROPPED:
+        return f"{folder}/solutions/{LAYERS_DROPPED}.json"
+    selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
+    return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 
 
 def architecture_of(wildcards):
-    """Return a child's architecture once it is picked; see `pick_pieces`."""
-    return checkpoints.pick_pieces.get(target=wildcards.target, rank=wildcards.rank).output[0]
+    """Return a child's architecture once its pieces are pinned; see `pin_architecture`."""
+    return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]

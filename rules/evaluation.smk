@@ -1,8 +1,8 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
 - Input: the models, the held-out split and its activations; the archive of tasks.
-- Output: `parent_evaluation.parquet`, `targets/{target}/{rank}/evaluation.parquet`; for the headline `tasks.parquet` and
-  `readout.parquet`.
+- Output: `parent_evaluation.parquet`, `targets/{target}/{solution}/evaluation.parquet`; for the headline
+  `tasks.parquet` and `readout.parquet`.
 - Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
 
 The jobs that measure throughput take every core: nothing else may run while they do.
@@ -10,8 +10,8 @@ The jobs that measure throughput take every core: nothing else may run while the
 
 MODELS = {
     "parent": "<results>/parent/model.safetensors",
-    "child": "<results>/targets/{target}/{rank}/child/model.safetensors",
-    "finetuned": "<results>/targets/{target}/{rank}/finetuned/model.safetensors",
+    "child": "<results>/targets/{target}/{solution}/child/model.safetensors",
+    "finetuned": "<results>/targets/{target}/{solution}/finetuned/model.safetensors",
     "architecture": architecture_of,
 }
 
@@ -50,11 +50,11 @@ rule evaluate_model:
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
-        "<results>/targets/{target}/{rank}/evaluation.parquet",
+        "<results>/targets/{target}/{solution}/evaluation.parquet",
     log:
-        "<logs>/evaluate_model/{target}/{rank}.log",
+        "<logs>/evaluate_model/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_model/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_model/{target}/{solution}.tsv"
     params:
         **made_by("evaluate_model", "torch", "transformers"),
         **runtime("device", "dtype", "seed"),
@@ -75,11 +75,11 @@ rule evaluate_tasks:
     input:
         **MODELS,
     output:
-        "<results>/targets/{target}/{rank}/tasks.parquet",
+        "<results>/targets/{target}/{solution}/tasks.parquet",
     log:
-        "<logs>/evaluate_tasks/{target}/{rank}.log",
+        "<logs>/evaluate_tasks/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_tasks/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_tasks/{target}/{solution}.tsv"
     params:
         **made_by("evaluate_tasks", "torch", "transformers", "lm_eval"),
         **runtime("device", "dtype", "seed"),
@@ -101,11 +101,11 @@ rule evaluate_readout:
     input:
         **MODELS,
     output:
-        "<results>/targets/{target}/{rank}/readout.parquet",
+        "<results>/targets/{target}/{solution}/readout.parquet",
     log:
-        "<logs>/evaluate_readout/{target}/{rank}.log",
+        "<logs>/evaluate_readout/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/evaluate_readout/{target}/{rank}.tsv"
+        "<benchmarks>/evaluate_readout/{target}/{solution}.tsv"
     params:
         **made_by("evaluate_readout", "torch", "transformers", "scikit-learn"),
         **runtime("device", "dtype", "seed"),

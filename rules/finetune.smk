@@ -1,9 +1,9 @@
 """Finetuning: the child trained end to end against its parent (GKD).
 
 - Input: the parent, the child, the finetune split and its activations.
-- Output: `targets/{target}/{rank}/finetuned/` and `curves.parquet`.
-- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{rank}`, which lies outside the
-  declared outputs because Snakemake clears those before a job starts.
+- Output: `targets/{target}/{solution}/finetuned/` and `curves.parquet`.
+- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which lies outside
+  the declared outputs because Snakemake clears those before a job starts.
 """
 
 
@@ -11,22 +11,22 @@ rule finetune_child:
     """Finetune one child."""
     input:
         parent="<results>/parent/model.safetensors",
-        child="<results>/targets/{target}/{rank}/child/model.safetensors",
+        child="<results>/targets/{target}/{solution}/child/model.safetensors",
         architecture=architecture_of,
         corpus="<results>/corpus/finetune.parquet",
         activations=cached_activations("finetune"),
     output:
         finetuned=checkpoint_of(f"{CHILD}/finetuned"),
-        curves="<results>/targets/{target}/{rank}/curves.parquet",
+        curves="<results>/targets/{target}/{solution}/curves.parquet",
     log:
-        "<logs>/finetune_child/{target}/{rank}.log",
+        "<logs>/finetune_child/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/finetune_child/{target}/{rank}.tsv"
+        "<benchmarks>/finetune_child/{target}/{solution}.tsv"
     params:
         **made_by("finetune_child", "torch", "transformers"),
         **runtime("device", "dtype", "seed"),
         folder=output_folder("finetuned"),
-        checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{rank}}",
+        checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{solution}}",
         settings=slice_of(cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"})),
         parallel=slice_of(cfg.finetune.parallel),
         checkpoint_seconds=unrecorded(cfg.finetune.checkpoint_seconds),

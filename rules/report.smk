@@ -15,20 +15,10 @@ rule build_report:
         scores="<results>/scores.parquet",
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
-        solutions=[
-            f"{RESULTS}/targets/{target}/solutions.{suffix}" for target in RANKS for suffix in ("parquet", "json")
-        ],
-        selections=[
-            f"{RESULTS}/targets/{target}/selection/summary.json" for target in RANKS if cfg.targets[target].selection
-        ],
-        dropped=[
-            f"{RESULTS}/targets/{target}/{LAYERS_DROPPED}/summary.json"
-            for target in RANKS
-            if LAYERS_DROPPED in RANKS[target]
-        ],
+        search=SEARCH_FILES,
         children=[
-            f"{RESULTS}/targets/{target}/{rank}/{name}"
-            for target, rank in CHILDREN
+            f"{child}/{name}"
+            for child in CHILDREN
             for name in ("architecture.json", "curves.parquet", "evaluation.parquet")
         ],
         parent_evaluation="<results>/parent_evaluation.parquet",

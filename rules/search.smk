@@ -1,8 +1,9 @@
 """The search: one variant per layer and kind, so that a target's constraints hold and the least quality is lost.
 
 - Input: `scores.parquet`, `costs.parquet`, `calibration.parquet`.
-- Output: `targets/{target}/solutions.parquet` and `.json`; `targets/{target}/{rank}/architecture.json`.
-- Steps: solve the mixed-integer program, drop whole layers as the plain baseline, pick each answer's pieces.
+- Output: `targets/{target}/solutions/`: `mip.json` and `layers-dropped.json`, `targets/{target}/solutions.parquet`;
+  `targets/{target}/{solution}/architecture.json`.
+- Steps: solve the mixed-integer program, drop whole layers as the plain baseline, pin the pieces of each solution.
 """
 
 
@@ -14,9 +15,8 @@ rule solve_mip:
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
     output:
-        solutions="<results>/targets/{target}/solutions.parquet",
-        summary="<results>/targets/{target}/solutions.json",
-        solved=directory("<results>/targets/{target}/solutions"),
+        solutions="<results>/targets/{target}/solutions/mip.json",
+        table="<results>/targets/{target}/solutions.parquet",
     log:
         "<logs>/solve_mip/{target}.log",
     benchmark:
@@ -31,8 +31,8 @@ rule solve_mip:
     shell:
         "python -m tangram.commands.solve_mip --settings {params.settings:q}"
         " --scores {input.scores:q} --costs {input.costs:q} --calibration {input.calibration:q}"
-        " --parent {params.parent:q} --solutions {output.solutions:q} --summary {output.summary:q}"
-        " --architectures {output.solved:q} 2> >(tee {log:q} >&2)"
+        " --parent {params.parent:q} --solutions {output.solutions:q} --table {output.table:q}"
+        " 2> >(tee {log:q} >&2)"
 
 
 rule drop_layers:
@@ -43,8 +43,7 @@ rule drop_layers:
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
     output:
-        architecture=f"<results>/targets/{{target}}/{LAYERS_DROPPED}/solution.json",
-        summary=f"<results>/targets/{{target}}/{LAYERS_DROPPED}/summary.json",
+        f"<results>/targets/{{target}}/solutions/{LAYERS_DROPPED}.json",
     log:
         "<logs>/drop_layers/{target}.log",
     benchmark:
@@ -58,32 +57,31 @@ rule drop_layers:
     shell:
         "python -m tangram.commands.drop_layers --settings {params.settings:q}"
         " --scores {input.scores:q} --costs {input.costs:q} --calibration {input.calibration:q}"
-        " --parent {params.parent:q} --architecture {output.architecture:q}"
-        " --summary {output.summary:q} 2> >(tee {log:q} >&2)"
+        " --parent {params.parent:q} --solutions {output:q} 2> >(tee {log:q} >&2)"
 
 
 # A checkpoint, though it adds no job: after it, Snakemake looks again at what is still to be done. The file is small
-# and holds the checksum of every piece that the architecture takes. So a search whose answer comes out the same, or a
-# new variant that nobody picks, ends here, and no child is assembled or trained again; a retrained piece goes on. After
-# a plain rule everything would rerun. It works for jobs that take the file through `architecture_of`.
-checkpoint pick_pieces:
-    """Write one answer's architecture, with the checksum of each piece that it takes from the library."""
+# and holds the checksum of every piece that the architecture takes. So a search whose solution comes out the same, or a
+# new variant that no solution takes, ends here, and no child is assembled or trained again; a retrained piece goes on.
+# After a plain rule everything would rerun. It works for jobs that take the file through `architecture_of`.
+checkpoint pin_architecture:
+    """Write one solution's architecture, with the checksum of each piece that it takes from the library."""
     input:
-        solution=solved,
+        solutions=solutions_of,
         library=library_files("safetensors"),
     output:
-        "<results>/targets/{target}/{rank}/architecture.json",
+        "<results>/targets/{target}/{solution}/architecture.json",
     log:
-        "<logs>/pick_pieces/{target}/{rank}.log",
+        "<logs>/pin_architecture/{target}/{solution}.log",
     benchmark:
-        "<benchmarks>/pick_pieces/{target}/{rank}.tsv"
+        "<benchmarks>/pin_architecture/{target}/{solution}.tsv"
     params:
         library=library_folder,
-        solution=solution_of,
         shards=",".join(SHARDS),
-        code=code_hash("tangram.commands.pick_pieces"),
+        code=code_hash("tangram.commands.pin_architecture"),
     conda:
         "../envs/tangram.yaml"
     shell:
-        "python -m tangram.commands.pick_pieces --solution {params.solution:q}"
-        " --library {params.library:q} --shards {params.shards:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        "python -m tangram.commands.pin_architecture --solutions {input.solutions:q}"
+        " --solution {wildcards.solution:q} --library {params.library:q} --shards {params.shards:q}"
+        " --output {output:q} 2> >(tee {log:q} >&2)"

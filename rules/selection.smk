@@ -1,10 +1,35 @@
 """The selection: of a target's diverse solutions the one that does best on prompts, before anything is finetuned.
 
-- Input: the parent, the score split, the library, `targets/{target}/candidates/architecture.json`.
-- Output: `targets/{target}/selection/`: `architecture.json`, `scores.parquet` and `summary.json`.
-- Steps: evaluate candidates on prompts, few at first and fewer candidates on more; a killed job goes on from the scores
-  in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have candidates; the winner is their rank 0.
+- Input: the parent, the score split, the library, `targets/{target}/solutions/mip.json`.
+- Output: `targets/{target}/candidates.json`; `targets/{target}/selection/`: `solution.json`, `scores.parquet` and
+  `summary.json`.
+- Steps: pin the pieces of all candidates; evaluate candidates on prompts, few at first and fewer candidates on more; a
+  killed job goes on from the scores in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have
+  candidates; the winner is their solution 0.
 """
+
+
+# A checkpoint for the reason that `pin_architecture` is one.
+checkpoint pin_candidates:
+    """Write all of the solver's solutions, with the checksum of each piece that they take from the library."""
+    input:
+        solutions="<results>/targets/{target}/solutions/mip.json",
+        library=library_files("safetensors"),
+    output:
+        "<results>/targets/{target}/candidates.json",
+    log:
+        "<logs>/pin_candidates/{target}.log",
+    benchmark:
+        "<benchmarks>/pin_candidates/{target}.tsv"
+    params:
+        library=library_folder,
+        shards=",".join(SHARDS),
+        code=code_hash("tangram.commands.pin_candidates"),
+    conda:
+        "../envs/tangram.yaml"
+    shell:
+        "python -m tangram.commands.pin_candidates --solutions {input.solutions:q}"
+        " --library {params.library:q} --shards {params.shards:q} --output {output:q} 2> >(tee {log:q} >&2)"
 
 
 rule select_child:
@@ -12,9 +37,10 @@ rule select_child:
     input:
         parent=checkpoint_of(PARENT),
         corpus="<results>/corpus/score.parquet",
-        candidates=candidates_of,  # stands for the library, too: it holds the checksums of the pieces
+        # Stands for the library, too: it holds the checksums of the pieces.
+        candidates=lambda wildcards: checkpoints.pin_candidates.get(target=wildcards.target).output[0],
     output:
-        architecture="<results>/targets/{target}/selection/architecture.json",
+        solutions="<results>/targets/{target}/selection/solution.json",
         table="<results>/targets/{target}/selection/scores.parquet",
         summary="<results>/targets/{target}/selection/summary.json",
     log:
@@ -40,5 +66,5 @@ rule select_child:
         "python -m tangram.commands.select_child --settings {params.settings:q} --parent {params.parent:q}"
         " --corpus {input.corpus:q} --library {params.library:q} --shards {params.shards:q}"
         " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --candidates {input.candidates:q} --cache {params.cache:q} --architecture {output.architecture:q}"
+        " --candidates {input.candidates:q} --cache {params.cache:q} --solutions {output.solutions:q}"
         " --table {output.table:q} --summary {output.summary:q} 2> >(tee {log:q} >&2)"

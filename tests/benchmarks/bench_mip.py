@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tangram.config import Search
-from tangram.search.mip import solve
 from tangram.search.problem import Problem
+from tangram.search.solve import solve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "search"))
 from synthetic_library import library
@@ -27,7 +27,7 @@ def scipy_milp(problem: Problem) -> float:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     resources = problem.resources(problem.batch_grid()[0])
-    layers, columns = len(problem.candidates), len(problem.scores)
+    layers, columns = len(problem.options), len(problem.scores)
     choices = np.zeros((layers, columns))
     choices[problem.layer_of, np.arange(columns)] = 1
     constraints = [LinearConstraint(choices, 1, 1), LinearConstraint(resources.usage, -np.inf, resources.budget)]

@@ -35,6 +35,7 @@ from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
 from tangram.models.by_layer import skeleton
 from tangram.models.loading import load_model
+from tangram.search.solutions import load_solutions
 from tangram.selection.candidates import layer_importance
 from tangram.selection.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
@@ -157,7 +158,7 @@ def child(made, parent, pieces):
     layers = (LayerChoice("gqa-1", "butterfly-4"), LayerChoice("linear", "width-0.5"), LayerChoice("monarch", "no-op"))
     for layer in layers:
         pieces("attention", layer.attention), pieces("ffn", layer.ffn)
-    save_architecture(layers, made / "architecture.json")
+    save_architecture(layers, {}, made / "architecture.json")
     assemble_child(parent, str(made / "architecture.json"), str(made / "library"), LAYERS, str(made / "child"))
     return made / "child"
 
@@ -434,7 +435,7 @@ def selecting(parent, tokens, made, pieces, tmp_path):
     candidates = [{"layers": [vars(layer) for layer in candidate]} for candidate in CANDIDATES]
     (tmp_path / "candidates.json").write_text(json.dumps({"candidates": candidates}))
     given = (parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
-    names = ("cache.npz", "architecture.json", "table.parquet", "summary.json")
+    names = ("cache.npz", "solution.json", "table.parquet", "summary.json")
 
     def select(metric, device):
         settings = {"policy": "sign-halving", "metric": metric, "budget": 1.0, "prompt_tokens": 8, "batch_size": 5}
@@ -448,7 +449,7 @@ def selecting(parent, tokens, made, pieces, tmp_path):
 def test_a_child_is_selected(metric, selecting, tmp_path):
     on_both(functools.partial(selecting, metric))
     assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
-    one, other = ((tmp_path / device / "architecture.json").read_text() for device in ("cpu", "cuda"))
+    one, other = (load_solutions(tmp_path / device / "solution.json") for device in ("cpu", "cuda"))
     assert one == other
 
 

@@ -28,12 +28,13 @@ TABLES = {
     "costs.parquet": tables.COSTS,
     "calibration.parquet": tables.CALIBRATION,
     "targets/small/solutions.parquet": tables.SOLUTIONS,
-    "targets/small/{rank}/curves.parquet": tables.CURVES,
-    "targets/small/{rank}/evaluation.parquet": tables.EVALUATION,
+    "targets/small/{solution}/curves.parquet": tables.CURVES,
+    "targets/small/{solution}/evaluation.parquet": tables.EVALUATION,
     "targets/small/0/tasks.parquet": tables.EVALUATION,
     "parent_evaluation.parquet": tables.EVALUATION,
 }
-CHILDREN = [f"targets/small/{rank}/{stage}" for rank in ("0", "layers-dropped") for stage in ("child", "finetuned")]
+SOLUTIONS = ["0", "layers-dropped"]
+CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for stage in ("child", "finetuned")]
 
 
 def expanded(pattern: str) -> list[str]:
@@ -41,7 +42,7 @@ def expanded(pattern: str) -> list[str]:
     values = {
         "{split}": ["distil", "score", "finetune", "heldout"],
         "{piece}": [f"{kind}/{variant}" for kind, variant in PIECES],
-        "{rank}": ["0", "layers-dropped"],
+        "{solution}": SOLUTIONS,
     }
     paths = [pattern]
     for name, options in values.items():

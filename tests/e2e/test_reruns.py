@@ -43,16 +43,16 @@ def node(job: Job) -> str:
 def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
     """Return the jobs that the table says run again, if some rules do first."""
     first = tuple(rule for rule in first if any(node(job) == rule for job in jobs))  # those that this run has
-    searches = {"solve_mip": "rank=0", "drop_layers": "rank=layers-dropped"}
+    searches = {"solve_mip": "solution=0", "drop_layers": "solution=layers-dropped"}
     anyway = reruns.onward(rule for rule in first if rule not in searches)
     searched = reruns.onward(rule for rule in first if rule in searches)
     # What only a search reaches is what it found: the solver's children have nothing to do with the baseline's.
-    ranks = {rank for rule, rank in searches.items() if rule in first}
+    solutions = {solution for rule, solution in searches.items() if rule in first}
     return {
         job
         for job in jobs
         if node(job) in anyway
-        or (node(job) in searched and ("rank=" not in job[1] or any(rank in job[1] for rank in ranks)))
+        or (node(job) in searched and ("solution=" not in job[1] or any(solution in job[1] for solution in solutions)))
     }
 
 
@@ -399,13 +399,14 @@ def test_a_copy_with_new_times_reruns_nothing(planner: Planner, run: Run, tmp_pa
     assert Planner(run, tmp_path / "copy", planner.repository)() == set()
 
 
-def test_the_solvers_folder_is_made_again_when_it_is_deleted(planner: Planner) -> None:
-    path = planner.folder / "results" / "tiny" / "targets" / "small" / "solutions"
-    path.rename(kept := path.with_name("kept"))
+@pytest.mark.parametrize(("file", "rule"), [("mip.json", "solve_mip"), ("layers-dropped.json", "drop_layers")])
+def test_a_deleted_file_of_solutions_is_made_again(planner: Planner, file: str, rule: str) -> None:
+    path = planner.folder / "results" / "tiny" / "targets" / "small" / "solutions" / file
+    path.rename(moved := path.with_name("moved"))
     try:
-        assert ("solve_mip", "target=small") in planner()
+        assert (rule, "target=small") in planner()
     finally:
-        kept.rename(path)
+        moved.rename(path)
 
 
 SPLITS_OF_SOURCES = ("score", "heldout")  # one without local text, and one with
@@ -491,7 +492,7 @@ def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_ru
     folder, config = copy_of_run(), run.config | {"search": {"time_limit": 59}}
     done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stderr
-    assert ran(done.stdout + done.stderr) == {"solve_mip", "pick_pieces", "build_report"}
+    assert ran(done.stdout + done.stderr) == {"solve_mip", "pin_architecture", "build_report"}
     again = snakemake(folder, config, "--cores", "2")
     assert "Nothing to be done" in again.stdout + again.stderr
 
@@ -503,5 +504,5 @@ def test_a_deleted_piece_is_made_again_and_its_child_is_not(run: Run, copy_of_ru
     done = snakemake(folder, run.config, "--cores", "2")
     assert done.returncode == 0, done.stderr
     rules = ran(done.stdout + done.stderr)
-    assert {"distill_blocks", "score_blocks", "pick_pieces"} <= rules
+    assert {"distill_blocks", "score_blocks", "pin_architecture"} <= rules
     assert not rules & {"assemble_child", "finetune_child", "evaluate_model", "measure_costs", "build_corpus"}

@@ -31,7 +31,7 @@ def test_the_winner_is_what_is_finetuned(selected: Run) -> None:
     summary = json.loads((target / "selection" / "summary.json").read_text())
     scores = read_table(target / "selection" / "scores.parquet", SELECTION)
     assert len(scores) == summary["evaluated"] < summary["candidates"] * summary["prompts"]
-    candidates = json.loads((target / "candidates" / "architecture.json").read_text())["candidates"]
+    candidates = json.loads((target / "candidates.json").read_text())["candidates"]
     assert len(candidates) == 3
     winner = candidates[summary["selected"]]
     assert json.loads((target / "0" / "architecture.json").read_text()) == winner

@@ -63,7 +63,8 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
     assert jobs["measure_costs"] == pieces + 3  # the parent's attention and FFN, and all that is neither
     assert jobs["capture_activations"] == (0 if config.get("activations", {}).get("mode") == "stream" else 4)
     assert jobs["solve_mip"] == len(config["targets"])
-    assert all(jobs[rule] == children for rule in ("pick_pieces", "assemble_child", "finetune_child", "evaluate_model"))
+    of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
+    assert all(jobs[rule] == children for rule in of_children)
     assert all(jobs[rule] == 1 for rule in ("fetch_parent", "collect_costs", "calibrate_costs", "build_report"))
 
 

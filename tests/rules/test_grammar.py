@@ -38,9 +38,10 @@ ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
-    "pick_pieces": {"solution", "library"},
+    "pin_architecture": {"library"},
+    "pin_candidates": {"library"},
     "build_report": {
-        *("parent", "corpus", "library", "scores", "costs", "calibration", "solutions", "selections", "dropped"),
+        *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
         *("children", "parent_evaluation", "tasks", "readout"),
     },
 }
@@ -52,7 +53,7 @@ OF_ARCHITECTURES = {"select_child", "assemble_child"}
 OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 OF_ALL = {"study_butterfly", "study_selection"}
 # Rules that import the registry with other things: they read names of variants, or children that are built already.
-OF_NAMES = {"solve_mip", "drop_layers", "pick_pieces", "finetune_child"}
+OF_NAMES = {"solve_mip", "drop_layers", "pin_architecture", "pin_candidates", "finetune_child"}
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = [*_CONFIG.library.attention, *_CONFIG.library.ffn]
 
@@ -148,7 +149,7 @@ def test_the_code_hash_is_that_of_the_command(name: str, parsed: dict[str, Rule]
         code, modules = code(SimpleNamespace(variant="gqa-1"), None), modules_of_variants(["gqa-1"])
     elif name in OF_ARCHITECTURES:
         path = tmp_path / "architecture.json"
-        save_architecture((LayerChoice("linear", "width-0.5"),), path)
+        save_architecture((LayerChoice("linear", "width-0.5"),), {}, path)
         job = SimpleNamespace(architecture=path, candidates=path)
         code, modules = code(None, job), modules_of_variants(["linear", "width-0.5"])
     elif name in OF_THE_LIBRARY:

@@ -1,4 +1,4 @@
-"""What selection makes of the plan: candidates are picked and compared, and one child is assembled and finetuned."""
+"""What selection makes of the plan: candidates are pinned and compared, and one child is assembled and finetuned."""
 
 import copy
 from collections import Counter
@@ -28,7 +28,8 @@ def test_one_child_of_many_candidates_is_finetuned(tmp_path: Path) -> None:
     config["targets"] = {"speed-1.2": config["targets"]["speed-1.2"] | {"solutions": 6, "selection": {}}}
     jobs = plan(config, tmp_path)
     assert jobs["select_child"] == 1
-    assert jobs["pick_pieces"] == 1 + 2  # all candidates; the winner and the plain baseline
+    assert jobs["pin_candidates"] == 1
+    assert jobs["pin_architecture"] == 2  # the winner and the plain baseline
     assert jobs["assemble_child"] == jobs["finetune_child"] == jobs["evaluate_model"] == 2
 
 

@@ -28,7 +28,7 @@ PROFILE = [
 ]
 DETERMINISTIC = [
     "parent/*", "corpus/*", "activations/*", "library/**/*", "scores/**/*", "scores.parquet",
-    "targets/*/solutions.parquet", "targets/*/solutions/**/*", "targets/*/*/architecture.json",
+    "targets/*/solutions.parquet", "targets/*/*/architecture.json",
     "targets/*/*/child/*", "targets/*/*/finetuned/*", "targets/*/*/curves.parquet", "targets/*/*/tasks.parquet",
 ]  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None
     assert changed_by("scores/replace_one.py", _real) == {"score_blocks", *(f"score_blocks {v}" for v in VARIANTS)}
     assert changed_by("library/distill.py", _real) == {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS)}
     assert changed_by("finetune.py", _real) == {"finetune_child"}
-    assert changed_by("search/mip.py", _real) >= {"solve_mip"}
+    assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
 
 

@@ -97,7 +97,7 @@ CALIBRATION = pa.schema(
 )
 SOLUTIONS = pa.schema(
     [
-        _field("rank", _INT, "0 is the proven best"),
+        _field("solution", _TEXT, "'0' is the proven best"),
         _field("layer", _INT, "index"),
         _field("kind", _TEXT, "name"),
         _field("variant", _TEXT, "name"),
@@ -116,7 +116,7 @@ EVALUATION = pa.schema(
 )
 SELECTION = pa.schema(
     [
-        _field("candidate", _INT, "rank of the solution"),
+        _field("candidate", _INT, "number of the solution"),
         _field("prompt", _INT, "index, in the order of the score split"),
         _field("metric", _TEXT, "'kl', 'lm_loss' or 'judge', nats per token"),
         _field("value", _REAL, "as the metric says, mean over the prompt's tokens, or the continuation's"),

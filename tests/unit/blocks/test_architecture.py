@@ -9,9 +9,9 @@ from tangram.models.families import Shape
 
 
 def test_json_round_trip_gives_equal_bytes(tmp_path):
-    save_architecture(MIXED, tmp_path / "a.json")
+    save_architecture(MIXED, {}, tmp_path / "a.json")
     assert load_architecture(tmp_path / "a.json") == MIXED
-    save_architecture(load_architecture(tmp_path / "a.json"), tmp_path / "b.json")
+    save_architecture(load_architecture(tmp_path / "a.json"), {}, tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 

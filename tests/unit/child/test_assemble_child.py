@@ -21,7 +21,7 @@ SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
 @pytest.fixture
 def arguments(llama, tmp_path, monkeypatch):
     llama.save_pretrained(tmp_path / "parent")
-    save_architecture(MIXED, tmp_path / "architecture.json")
+    save_architecture(MIXED, {}, tmp_path / "architecture.json")
     piece = pieces(llama)
     for kind, module, variants in (
         ("attention", "self_attn", ("gqa-1", "linear", "no-op")),
@@ -72,7 +72,7 @@ def test_folder_equals_the_assembly_in_memory(arguments, llama):
 
 @torch.no_grad()
 def test_uniform_layers_are_a_stock_checkpoint_that_says_so(arguments, llama):
-    save_architecture(UNIFORM, arguments / "architecture.json")
+    save_architecture(UNIFORM, {}, arguments / "architecture.json")
     assert exit_status() == 0
     tokens = torch.arange(2, 14).view(2, 6)
     expected = child_of(llama, UNIFORM)(tokens).logits

@@ -6,11 +6,12 @@ import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
 
-from tangram.blocks.architecture import LayerChoice, load_architecture, save_architecture
-from tangram.commands.pick_pieces import pick_pieces
+from tangram.blocks.architecture import LayerChoice, layers_of
+from tangram.commands.pin_candidates import pin_candidates
 from tangram.commands.select_child import select_child
 from tangram.config import Selection, Target, slice_of
 from tangram.files import write_tensors
+from tangram.search.solutions import load_solutions, save_solutions
 from tangram.tables import CORPUS, SELECTION, read_table, write_table
 
 MILD = (*PARENT_ONLY[:4], LayerChoice("parent", "width-0.5"))
@@ -39,10 +40,13 @@ def select(llama, tmp_path):
         for i, row in enumerate(tokens)
     ]
     write_table(rows, CORPUS, tmp_path / "score.parquet")
-    for rank, architecture in enumerate((MIXED, NO_ATTENTION, MILD)):
-        save_architecture(architecture, tmp_path / "solutions" / str(rank) / "architecture.json")
+    entries = [
+        {"solution": str(number), "layers": layers_of(architecture)}
+        for number, architecture in enumerate((MIXED, NO_ATTENTION, MILD))
+    ]
+    save_solutions({"solutions": entries}, tmp_path / "mip.json", {})
     shards, candidates = f"0-{LAYERS - 1}", str(tmp_path / "candidates.json")
-    pick_pieces(str(tmp_path / "solutions"), str(tmp_path / "library"), shards, candidates)
+    pin_candidates(str(tmp_path / "mip.json"), str(tmp_path / "library"), shards, candidates)
 
     def select(**options) -> dict:
         section = Selection(prompt_tokens=8, batch_size=4, **options)
@@ -54,7 +58,7 @@ def select(llama, tmp_path):
             shards,
             candidates,
             str(tmp_path / "checkpoints" / "selection.npz"),
-            str(tmp_path / "architecture.json"),
+            str(tmp_path / "solution.json"),
             str(tmp_path / "scores.parquet"),
             str(tmp_path / "summary.json"),
         )
@@ -66,7 +70,7 @@ def select(llama, tmp_path):
 def test_the_best_candidate_is_selected_for_a_part_of_the_cost(select, tmp_path):
     summary = select(budget=0.5)
     assert summary["selected"] == 2
-    assert load_architecture(tmp_path / "architecture.json") == MILD
+    assert load_solutions(tmp_path / "solution.json") == {"0": MILD}
     scores = read_table(tmp_path / "scores.parquet", SELECTION)
     assert len(scores) == summary["evaluated"] <= 0.5 * 3 * 16
     assert summary["tokens"] == scores["tokens"].sum()

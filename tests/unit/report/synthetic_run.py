@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tangram.blocks.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import LayerChoice, layers_of, save_architecture
 from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance
 from tangram.report.data import Settings
+from tangram.search.solutions import save_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, SOLUTIONS, write_table
 
 LIBRARY_OF = {
@@ -229,23 +230,23 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
 
 def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Generator, made_by: dict[str, str]) -> None:
     architecture = architecture_for(speed, layers, rng)
-    save_architecture(architecture, folder / "0" / "architecture.json")
+    save_architecture(architecture, {}, folder / "0" / "architecture.json")
     drop = int(layers * (1 - 1 / speed)) + 1
     gone = set(range(layers // 2, layers // 2 + drop))
     dropped = tuple(LayerChoice("no-op", "no-op") if i in gone else LayerChoice() for i in range(layers))
-    save_architecture(dropped, folder / "layers-dropped" / "architecture.json")
+    save_architecture(dropped, {}, folder / "layers-dropped" / "architecture.json")
     rows = [
-        {"rank": 0, "layer": i, "kind": kind, "variant": getattr(choice, kind), "score": 0.01}
+        {"solution": "0", "layer": i, "kind": kind, "variant": getattr(choice, kind), "score": 0.01}
         for i, choice in enumerate(architecture)
         for kind in ("attention", "ffn")
     ]
     write_table(rows, SOLUTIONS, folder / "solutions.parquet", made_by)
-    write_solutions(folder, speed, made_by)
+    write_solutions(folder, speed, {"0": architecture, "layers-dropped": dropped}, made_by)
     cut = 2.3 * (speed - 1) ** 0.8
-    for rank, factor, off in (("0", 1.0, 0.01), ("layers-dropped", 1.45, 0.03)):
+    for solution, factor, off in (("0", 1.0, 0.01), ("layers-dropped", 1.45, 0.03)):
         before, after = cut * factor, 0.72 * cut * factor
         models = {"child": (before, 3.82 + 0.8 * before), "finetuned": (after, 3.82 + 0.7 * after)}
-        write_table(evaluation_rows(models, speed + off), EVALUATION, folder / rank / "evaluation.parquet", made_by)
+        write_table(evaluation_rows(models, speed + off), EVALUATION, folder / solution / "evaluation.parquet", made_by)
         curves = []
         for step in range(32):
             done = 1 - math.exp(-step / 8)
@@ -255,7 +256,7 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
                 {"series": "finetune", "step": step, "tokens": (step + 1) * 512, "metric": m, "value": v * noise}
                 for (m, v), noise in zip(values.items(), rng.lognormal(0, 0.08, 3), strict=True)
             ]
-        write_table(curves, CURVES, folder / rank / "curves.parquet", made_by)
+        write_table(curves, CURVES, folder / solution / "curves.parquet", made_by)
 
 
 def summary_of(speed: float) -> dict:
@@ -281,12 +282,13 @@ def summary_of(speed: float) -> dict:
     }
 
 
-def write_solutions(folder: Path, speed: float, made_by: dict[str, str]) -> None:
-    """Write what solver and baseline say beside their architectures."""
+def write_solutions(folder: Path, speed: float, architectures: dict, made_by: dict[str, str]) -> None:
+    """Write what solver and baseline say of their architectures."""
     entry = summary_of(speed)
     entry["constraints"][0]["shadow_price"] = 0.0123
-    proof = {"rank": 0, "objective": entry["sum_of_scores"], "bound": entry["sum_of_scores"], "gap": 0.0}
-    content = {"parent": {}, "solutions": [{**proof, **entry}], "provenance": made_by}
-    write_text(folder / "solutions.json", json.dumps(content))
-    dropped = {"layers_dropped": [15], **summary_of(speed + 0.02), "provenance": made_by}
-    write_text(folder / "layers-dropped" / "summary.json", json.dumps(dropped))
+    proof = {"solution": "0", "objective": entry["sum_of_scores"], "bound": entry["sum_of_scores"], "gap": 0.0}
+    solved = {**proof, **entry, "layers": layers_of(architectures["0"])}
+    save_solutions({"parent": {}, "solutions": [solved]}, folder / "solutions" / "mip.json", made_by)
+    dropped = {"solution": "layers-dropped", "layers_dropped": [15], **summary_of(speed + 0.02)}
+    dropped["layers"] = layers_of(architectures["layers-dropped"])
+    save_solutions({"parent": {}, "solutions": [dropped]}, folder / "solutions" / "layers-dropped.json", made_by)

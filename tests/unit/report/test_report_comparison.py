@@ -72,8 +72,8 @@ def test_rank_correlation_of_two_points_says_nothing():
     assert rank_correlation([1, 2], [1, 2]) is None
 
 
-def value_of(folder, target, rank, model, task, metric):
-    frame = read_table(folder / "targets" / target / rank / "evaluation.parquet", EVALUATION).set_index(
+def value_of(folder, target, solution, model, task, metric):
+    frame = read_table(folder / "targets" / target / solution / "evaluation.parquet", EVALUATION).set_index(
         ["model", "task", "metric"]
     )
     return frame["value"][model, task, metric]
@@ -96,8 +96,8 @@ def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
 
 def write_pair(folder, child, baseline):
     """Write one target's child and baseline, each (speed-up, KL with a standard error of 2 %)."""
-    for rank, (speed, kl) in (("0", child), ("layers-dropped", baseline)):
-        path = folder / "targets" / "fast" / rank / "evaluation.parquet"
+    for solution, (speed, kl) in (("0", child), ("layers-dropped", baseline)):
+        path = folder / "targets" / "fast" / solution / "evaluation.parquet"
         write_table(evaluation_rows({"child": (kl, 4.0)}, speed), EVALUATION, path)
     write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
     return compare(load_results(folder), "kl", "child")[0]
@@ -118,7 +118,7 @@ def test_sum_of_scores_adds_every_changed_piece_once(complete):
     frame = read_table(complete / "scores.parquet", SCORES)
     kl = frame[frame["metric"] == "kl"].set_index(["layer", "kind", "variant"])["value"]
     results = load_results(complete)
-    children = {(child.target, child.rank): child for child in scored_children(results)}
+    children = {(child.target, child.solution): child for child in scored_children(results)}
     assert set(children) == set(results.architectures)
     for key, architecture in results.architectures.items():
         expected = sum(

@@ -71,8 +71,8 @@ def small(tmp_path):
     return write_results(tmp_path / "small", layers=4)
 
 
-def measured(complete, target, rank, model, task, metric):
-    frame = read_table(complete / "targets" / target / rank / "evaluation.parquet", EVALUATION)
+def measured(complete, target, solution, model, task, metric):
+    frame = read_table(complete / "targets" / target / solution / "evaluation.parquet", EVALUATION)
     row = frame.set_index(["model", "task", "metric"]).loc[(model, task, metric)]
     return row["value"], row["standard_error"]
 
@@ -92,11 +92,11 @@ def test_headline_says_how_fast_and_how_close_the_child_is(complete, html):
 
 def test_every_measured_model_has_its_row(complete, page):
     for target in settings_of().targets:
-        for rank, words in (("0", ""), ("layers-dropped", ", layers dropped")):
+        for solution, words in (("0", ""), ("layers-dropped", ", layers dropped")):
             for model, stage in (("child", "before finetuning"), ("finetuned", "finetuned")):
                 row = page.row("measurements", f"{target}{words}, {stage}")
                 for cell, metric in zip(row[1:], ("kl", "perplexity", "lm_loss", "agreement"), strict=False):
-                    value, error = measured(complete, target, rank, model, "heldout", metric)
+                    value, error = measured(complete, target, solution, model, "heldout", metric)
                     shown, shown_error = (float(part.replace(",", "")) for part in cell.split(" ± "))
                     assert shown == pytest.approx(value, abs=error / 2)
                     assert shown_error == pytest.approx(error, rel=0.15)
@@ -197,7 +197,7 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
     for path in [
         *small.glob("**/tasks.parquet"),
         *small.glob("**/readout.parquet"),
-        *small.glob("targets/*/solutions.json"),
+        *small.glob("targets/*/solutions/*.json"),
         small / "calibration.parquet",
     ]:
         path.unlink()

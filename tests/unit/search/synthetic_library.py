@@ -6,11 +6,15 @@ import numpy as np
 import pandas as pd
 
 from tangram.config import Scenario, Target
-from tangram.search.problem import CostModel, Problem, candidates_of
+from tangram.search.cost_model import CostModel
+from tangram.search.problem import Problem, options_of
 
 ATTENTION = {"gqa-2": 0.8, "gqa-1": 0.7, "linear": 0.35, "no-op": 0.0}
 FFN = {"width-0.75": 0.8, "width-0.5": 0.6, "width-0.25": 0.35, "linear": 0.15, "no-op": 0.0}
 ELEMENT_BYTES = 4
+VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "no-op": 0.0}}  # few: to try them all
+CHAT = Scenario(prefill=128, generate=32, batch_sizes=(2, 8))
+SUMMARY = Scenario(prefill=512, generate=8, batch_sizes=(1, 4))
 
 
 @dataclass
@@ -22,8 +26,13 @@ class Library:
     num_layers: int
 
     def problem(self, target: Target | dict) -> Problem:
-        costs = CostModel(self.costs, self.calibration, self.scenarios, self.num_layers, ELEMENT_BYTES)
-        return Problem(candidates_of(self.scores, "kl", self.num_layers), costs, Target.model_validate(target))
+        costs = CostModel(self.costs, self.calibration, self.scenarios, ELEMENT_BYTES)
+        return Problem(options_of(self.scores, "kl", self.num_layers), costs, Target.model_validate(target))
+
+
+def limit(quantity: str, value: float, scenario: str | None = "chat", relative: bool = True) -> dict:
+    side = "min" if quantity == "throughput" else "max"
+    return {"quantity": quantity, side: value, "scenario": scenario, "relative_to_parent": relative}
 
 
 def score(layer: int, kind: str, variant: str, value: float, metric: str = "kl") -> dict:
@@ -87,3 +96,9 @@ def library(
                 calibration.append({**row, "fixed_seconds": 0.1, "measured_seconds": 1.1, "scale": scale})
     frames = (pd.DataFrame(rows) for rows in (scores, costs, calibration))
     return Library(*frames, scenarios, num_layers)
+
+
+def by_sum_of_no_ops(tables: Library) -> list[int]:
+    """Return the layers, those whose two no-ops lose least first."""
+    rows = tables.scores[tables.scores["variant"] == "no-op"]
+    return rows.groupby("layer")["value"].sum().sort_values().index.tolist()

@@ -1,19 +1,19 @@
-"""Plain alternatives: layers dropped by hand calculation, the rest against the limits and the proven optimum."""
+"""The baselines against the limits and the proven optimum."""
 
 import itertools
 
 import pytest
-from synthetic_library import library
+from synthetic_library import by_sum_of_no_ops, library, limit
 
 from tangram.blocks.architecture import LayerChoice
 from tangram.config import Scenario, Search
-from tangram.errors import TangramError
 from tangram.search import baselines
-from tangram.search.mip import solve
+from tangram.search.solve import solve
 
 SEARCH, BATCHES = Search(), {"chat": 4}
 
 
+<<<<<<< HEAD
 def throughput(factor: float) -> dict:
     return {"constraints": [{"quantity": "throughput", "min": factor, "scenario": "chat"}]}
 
@@ -56,31 +56,35 @@ def test_layers_cannot_be_dropped_without_no_op():
         baselines.drop_whole_layers(tables.problem(throughput(1.2)))
 
 
+=======
+>>>>>>> main
 @pytest.mark.parametrize("seed", range(2))
 def test_no_baseline_beats_the_optimum(seed):
     tables = library(seed, 8, scenarios={"chat": Scenario(prefill=64, generate=16, batch_sizes=(4,))})
-    problem = tables.problem(throughput(1.5))
+    problem = tables.problem({"constraints": [limit("throughput", 1.5)]})
     (solution,) = solve(problem, SEARCH)
-    found = {
+    architectures = {
         "uniform": baselines.uniform(problem, solution.batches),
         "random": baselines.random_choice(problem, solution.batches, seed),
         "max parameters": baselines.max_parameters(problem, BATCHES, SEARCH),
         "no-op only": baselines.no_op_only(problem, SEARCH),
         "greedy": baselines.greedy(problem, solution.batches),
     }
-    for name, architecture in found.items():
+    for name, architecture in architectures.items():
         assert problem.feasible(architecture, solution.batches), name
         assert problem.objective(architecture) >= solution.objective - 1e-9, name
-    assert len(set(found["uniform"])) == 1
-    assert found["random"] == baselines.random_choice(problem, solution.batches, seed)
-    assert found["random"] != baselines.random_choice(problem, solution.batches, seed + 1)
-    variants = {variant for choice in found["no-op only"] for variant in (choice.attention, choice.ffn)}
+    assert len(set(architectures["uniform"])) == 1
+    assert architectures["random"] == baselines.random_choice(problem, solution.batches, seed)
+    assert architectures["random"] != baselines.random_choice(problem, solution.batches, seed + 1)
+    variants = {variant for choice in architectures["no-op only"] for variant in (choice.attention, choice.ffn)}
     assert variants <= {"parent", "no-op"}
 
 
 def test_max_parameters_and_no_op_only_equal_brute_force():
-    problem = library(4, 3, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.5, "no-op": 0.0}).problem(throughput(1.4))
-    choices = [[candidate.choice for candidate in layer] for layer in problem.candidates]
+    problem = library(4, 3, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.5, "no-op": 0.0}).problem(
+        {"constraints": [limit("throughput", 1.4)]}
+    )
+    choices = [[option.choice for option in layer] for layer in problem.options]
     feasible = [a for a in itertools.product(*choices) if problem.feasible(a, BATCHES)]
 
     def parameters(architecture) -> float:
@@ -95,15 +99,15 @@ def test_max_parameters_and_no_op_only_equal_brute_force():
 
 def test_greedy_serves_easy_layers_first_and_hands_on_the_rest():
     tables = library(6, 2, {"no-op": 0.0}, {"no-op": 0.0}, noise=0.0)
-    problem = tables.problem(throughput(1.01))
+    problem = tables.problem({"constraints": [limit("throughput", 1.01)]})
     resources = problem.resources(BATCHES)
     easy = by_sum_of_no_ops(tables)[0]
-    own = resources.usage[0].reshape(2, 4)  # candidates of a layer: parent, ffn no-op, attention no-op, both
+    own = resources.usage[0].reshape(2, 4)  # options of a layer: parent, ffn no-op, attention no-op, both
     scores = problem.scores.reshape(2, 4)
     half = resources.budget[0] / 2
     first = min((j for j in range(4) if own[easy, j] <= half), key=lambda j: scores[easy, j])
     rest = resources.budget[0] - own[easy, first]
     second = min((j for j in range(4) if own[1 - easy, j] <= rest), key=lambda j: scores[1 - easy, j])
-    expected = {easy: problem.candidates[easy][first].choice, 1 - easy: problem.candidates[1 - easy][second].choice}
+    expected = {easy: problem.options[easy][first].choice, 1 - easy: problem.options[1 - easy][second].choice}
     assert baselines.greedy(problem, BATCHES) == (expected[0], expected[1])
     assert expected[1 - easy] == LayerChoice() or expected[easy] != LayerChoice()

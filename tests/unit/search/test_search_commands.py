@@ -7,10 +7,10 @@ import sys
 import pytest
 from synthetic_library import library
 
-from tangram.blocks.architecture import load_architecture
 from tangram.commands.drop_layers import drop_layers
 from tangram.commands.solve_mip import solve_mip
 from tangram.config import Search, Target, slice_of
+from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, SCORES, SOLUTIONS, read_table, write_table
 
 LAYERS = 6
@@ -44,25 +44,20 @@ def settings_of(scenarios: dict, factor: float) -> str:
 def test_solve_mip_writes_the_same_bytes_twice(inputs, tmp_path):
     for out in ("a", "b"):
         folder = tmp_path / out
-        solve_mip(
-            **inputs, solutions=folder / "solutions.parquet", summary=folder / "solutions.json", architectures=folder
-        )
+        solve_mip(**inputs, solutions=folder / "mip.json", table=folder / "solutions.parquet")
     written = [sorted(p.relative_to(tmp_path / out) for p in (tmp_path / out).rglob("*.*")) for out in ("a", "b")]
     assert written[0] == written[1]
-    assert {str(path) for path in written[0]} == {
-        "solutions.parquet",
-        "solutions.json",
-        "0/architecture.json",
-        "1/architecture.json",
-    }
+    assert {str(path) for path in written[0]} == {"solutions.parquet", "mip.json"}
     for path in written[0]:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
 
     rows = read_table(tmp_path / "a" / "solutions.parquet", SOLUTIONS)
-    content = json.loads((tmp_path / "a" / "solutions.json").read_text())
+    content = json.loads((tmp_path / "a" / "mip.json").read_text())
+    architectures = load_solutions(tmp_path / "a" / "mip.json")
+    assert list(architectures) == ["0", "1"]
     assert content["parent"]["scenarios"]["chat"]["speedup"] == 1.0
     for entry in content["solutions"]:
-        own = rows[rows["rank"] == entry["rank"]]
+        own = rows[rows["solution"] == entry["solution"]]
         assert own["score"].sum() == pytest.approx(entry["objective"])
         (limit,) = entry["constraints"]
         assert limit["limit"] == pytest.approx(1.4 * content["parent"]["scenarios"]["chat"]["throughput"])
@@ -70,19 +65,19 @@ def test_solve_mip_writes_the_same_bytes_twice(inputs, tmp_path):
         assert limit["slack"] >= 0
         assert entry["scenarios"]["chat"]["speedup"] >= 1.4
         assert entry["bound"] <= entry["objective"]
-        architecture = load_architecture(tmp_path / "a" / str(entry["rank"]) / "architecture.json")
+        architecture = architectures[entry["solution"]]
         for row in own.itertuples():
             choice = architecture[row.layer]
             whole = f"{choice.attention}+{choice.ffn}"
             assert row.variant == (whole if row.kind == "block" else getattr(choice, row.kind))
-    first = rows[(rows["rank"] == 0) & (rows["layer"] == 0)]
+    first = rows[(rows["solution"] == "0") & (rows["layer"] == 0)]
     assert first[["kind", "variant", "score"]].to_numpy().tolist() == [["block", "gqa-1+no-op", -1.0]]
 
 
 def test_drop_layers_writes_an_architecture_and_its_numbers(inputs, tmp_path):
-    drop_layers(**inputs, architecture=tmp_path / "d" / "architecture.json", summary=tmp_path / "d" / "summary.json")
-    content = json.loads((tmp_path / "d" / "summary.json").read_text())
-    architecture = load_architecture(tmp_path / "d" / "architecture.json")
+    drop_layers(**inputs, solutions=tmp_path / "layers-dropped.json")
+    (content,) = json.loads((tmp_path / "layers-dropped.json").read_text())["solutions"]
+    architecture = load_solutions(tmp_path / "layers-dropped.json")["layers-dropped"]
     gone = [layer for layer, choice in enumerate(architecture) if choice.attention == choice.ffn == "no-op"]
     assert content["layers_dropped"] == gone
     assert gone
@@ -95,7 +90,7 @@ def test_an_infeasible_target_is_one_line_and_exit_1(inputs, tmp_path):
     settings = json.loads(inputs["settings"])
     settings["target"]["constraints"][0]["min"] = 1e6
     inputs["settings"] = json.dumps(settings)
-    outputs = {name: tmp_path / "out" / name for name in ("solutions", "summary", "architectures")}
+    outputs = {name: tmp_path / "out" / name for name in ("solutions", "table")}
     options = [part for name, value in {**inputs, **outputs}.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "tangram.commands.solve_mip", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +37,30 @@ class LayerChoice:
 Architecture = tuple[LayerChoice, ...]
 
 
+def layers_of(architecture: Architecture) -> list[dict[str, str]]:
+    """Return an architecture as JSON holds it: every layer's variants by kind."""
+    return [asdict(choice) for choice in architecture]
+
+
+def from_layers(layers: Iterable[Mapping[str, str]]) -> Architecture:
+    """Return the architecture of `layers_of`."""
+    return tuple(LayerChoice(**layer) for layer in layers)
+
+
+def pinned(architecture: Architecture, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """Return the content of an `architecture.json`: its layers, and the checksum of each piece from the library."""
+    return {"layers": layers_of(architecture), "sha256": dict(sha256)}
+
+
 def modules_of(*architectures: Architecture) -> list[str]:
     """Return the modules that define the variants of architectures, for `provenance.code_hash`."""
     choices = {choice for architecture in architectures for choice in architecture}
     return modules_of_variants(getattr(choice, kind) for choice in choices for kind in KINDS)
 
 
-def save_architecture(architecture: Architecture, path: str | Path) -> None:
-    """Write an architecture as small, deterministic JSON: equal choices give equal bytes."""
-    layers = [{"attention": choice.attention, "ffn": choice.ffn} for choice in architecture]
-    lines = ",\n  ".join(json.dumps(layer) for layer in layers)
-    write_text(path, f'{{"layers": [\n  {lines}\n]}}\n')
+def save_architecture(architecture: Architecture, sha256: Mapping[str, str], path: str | Path) -> None:
+    """Write an `architecture.json`: equal choices of equal pieces give equal bytes."""
+    write_text(path, json.dumps(pinned(architecture, sha256), indent=1, sort_keys=True) + "\n")
 
 
 def load_architecture(path: str | Path) -> Architecture:
@@ -57,7 +70,7 @@ def load_architecture(path: str | Path) -> Architecture:
         TangramError: the file is missing or not an architecture.
     """
     try:
-        return tuple(LayerChoice(**layer) for layer in json.loads(Path(path).read_text())["layers"])
+        return from_layers(json.loads(Path(path).read_text())["layers"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TangramError(f"{path} is not an architecture ({error}); delete it and run again") from error
 

@@ -16,12 +16,11 @@ def assemble_child(
     dtype: Annotated[str, typer.Option(help="of the weights: float32 or bfloat16")] = "float32",
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
-    import dataclasses
     from pathlib import Path
 
     import torch
 
-    from tangram.blocks.architecture import load_architecture, modules_of
+    from tangram.blocks.architecture import layers_of, load_architecture, modules_of
     from tangram.blocks.base import PARENT
     from tangram.child.assemble import WEIGHTS_FILE, assemble_state, build_config, load_parent, save_child
     from tangram.files import sha256_of
@@ -35,8 +34,8 @@ def assemble_child(
     state = assemble_state(parent_state, choices, read_library(library, ranges))
     used = {
         shard_file(library, ranges, kind, variant, layer)
-        for layer, choice in enumerate(choices)
-        for kind, variant in dataclasses.asdict(choice).items()
+        for layer, choice in enumerate(layers_of(choices))
+        for kind, variant in choice.items()
         if variant != PARENT
     }
     sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
@@ -47,7 +46,7 @@ def assemble_child(
         output,
         provenance("tangram.commands.assemble_child", {"dtype": dtype, "shards": shards}, others=modules_of(choices)),
         {
-            "architecture": [dataclasses.asdict(choice) for choice in choices],
+            "architecture": layers_of(choices),
             "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},
         },
     )

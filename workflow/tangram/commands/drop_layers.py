@@ -14,28 +14,24 @@ def drop_layers(
     costs: Annotated[Path, typer.Option(help="COSTS table")],
     calibration: Annotated[Path, typer.Option(help="CALIBRATION table")],
     parent: Annotated[Path, typer.Option(help="parent's folder; only its config.json is read")],
-    architecture: Annotated[Path, typer.Option(help="architecture to write, JSON")],
-    summary: Annotated[Path, typer.Option(help="JSON to write: layers dropped, predicted speeds")],
+    solutions: Annotated[Path, typer.Option(help="JSON to write: layers, layers dropped, predicted speeds")],
 ) -> None:
     """Write the architecture that drops the layers whose two no-op scores have the smallest sums."""
-    import json
     import sys
 
-    from tangram.blocks.architecture import save_architecture
-    from tangram.files import write_text
+    from tangram.config import LAYERS_DROPPED
     from tangram.provenance import provenance
-    from tangram.search.baselines import drop_whole_layers
+    from tangram.search.drop_layers import drop_whole_layers
     from tangram.search.problem import Settings, load_problem
-    from tangram.search.summary import architecture_summary
+    from tangram.search.solutions import save_solutions
+    from tangram.search.summary import architecture_summary, beside_parent, speeds
 
     problem = load_problem(Settings.model_validate_json(settings), scores, costs, calibration, parent)
-    chosen, batches, dropped = drop_whole_layers(problem)
-    content = {"layers_dropped": list(dropped), **architecture_summary(problem, chosen, batches)}
-    speeds = ", ".join(f"{name} {numbers['speedup']:.3f} x" for name, numbers in content["scenarios"].items())
-    print(f"drop_layers: {len(dropped)} layers dropped, predicted speed-up {speeds}", file=sys.stderr)
-    save_architecture(chosen, architecture)
-    made_by = provenance("tangram.commands.drop_layers", settings)
-    write_text(summary, json.dumps({**content, "provenance": made_by}, indent=2) + "\n")
+    architecture, batches, dropped = drop_whole_layers(problem)
+    entry = {"solution": LAYERS_DROPPED, "layers_dropped": list(dropped)}
+    entry |= architecture_summary(problem, architecture, batches)
+    print(f"drop_layers: {len(dropped)} layers dropped, predicted speed-up {speeds(entry)}", file=sys.stderr)
+    save_solutions(beside_parent(problem, [entry]), solutions, provenance("tangram.commands.drop_layers", settings))
 
 
 if __name__ == "__main__":

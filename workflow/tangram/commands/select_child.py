@@ -1,11 +1,15 @@
 """Select one of a target's candidates by their scores on prompts, adaptively, before anything is finetuned."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tangram.cli import run, use_threads
 from tangram.config import Selection
+
+if TYPE_CHECKING:
+    from tangram.selection.candidates import CandidateScores
+    from tangram.selection.choose import Choice
 
 
 def select_child(
@@ -14,9 +18,9 @@ def select_child(
     corpus: Annotated[str, typer.Option(help="score split, which prompts are cut from")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    candidates: Annotated[str, typer.Option(help="the candidates' architectures, as `pick_pieces` wrote them")],
+    candidates: Annotated[str, typer.Option(help="the candidates' architectures, as `pin_candidates` wrote them")],
     cache: Annotated[str, typer.Option(help="file of the scores that a killed job goes on from")],
-    architecture: Annotated[str, typer.Option(help="the selected architecture to write")],
+    solutions: Annotated[str, typer.Option(help="file of solutions to write: the selected one, under the name 0")],
     table: Annotated[str, typer.Option(help="SELECTION table to write")],
     summary: Annotated[str, typer.Option(help="JSON to write: who was selected, at what cost")],
     device: str = "cpu",
@@ -24,8 +28,9 @@ def select_child(
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Write the selected architecture and the scores that decided."""
+    """Write the selected solution and the scores that decided."""
     use_threads(threads, seed, device)
+    import functools
     import hashlib
     import json
     import sys
@@ -33,39 +38,66 @@ def select_child(
 
     import numpy as np
 
-    from tangram.blocks.architecture import LayerChoice, modules_of, save_architecture
+    from tangram.blocks.architecture import from_layers, layers_of, modules_of
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of, write_text
     from tangram.library.pieces import read_library
     from tangram.models.loading import load_model
     from tangram.provenance import provenance
+    from tangram.search.solutions import save_solutions
     from tangram.selection.candidates import CandidateScores, cut_prompts
     from tangram.selection.choose import choose
     from tangram.selection.judge import JudgedScores
     from tangram.tables import SELECTION, write_table
 
     section = Selection.model_validate_json(settings)
-    architectures = [
-        tuple(LayerChoice(**layer) for layer in entry["layers"])
-        for entry in json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
-    ]
+    entries = json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
+    architectures = [from_layers(entry["layers"]) for entry in entries]
     made_by = provenance("tangram.commands.select_child", settings, device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
     judged = section.metric == "judge"
     written = section.continuation_tokens if judged else 0
     # Not the policy: scores hold for all of them.
-    what = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), dtype, *origin]
-    identity = hashlib.sha256(" ".join(what).encode()).hexdigest()
-    given = (load_model(parent, dtype, device), prompts, architectures, read_library(library, tuple(shards.split(","))))
-    kept = (section.batch_size, Path(cache), identity, section.checkpoint_seconds)
-    scores = JudgedScores(*given, written, *kept) if judged else CandidateScores(*given, section.metric, *kept)
+    depends = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), dtype, *origin]
+    scored_by = (
+        functools.partial(JudgedScores, continuation_tokens=written)
+        if judged
+        else functools.partial(CandidateScores, metric=section.metric)
+    )
+    scores = scored_by(
+        model=load_model(parent, dtype, device),
+        prompts=prompts,
+        architectures=architectures,
+        library=read_library(library, tuple(shards.split(","))),
+        batch_size=section.batch_size,
+        cache=Path(cache),
+        identity=hashlib.sha256(" ".join(depends).encode()).hexdigest(),
+        checkpoint_seconds=section.checkpoint_seconds,
+    )
     budget = max(len(architectures), round(section.budget * scores.arms * scores.prompts))
     choice = choose(section.policy, scores, budget, np.random.default_rng(seed))
-    selected, known = choice.candidate, np.isfinite(scores.values)
     tokens = prompts.shape[1] + 2 * written  # a child writes a continuation, and the judge reads it
-    rows = [
+    content = _summary(section, scores, choice, tokens)
+    selected = choice.candidate
+    print(
+        f"select_child: candidate {selected} of {scores.arms}, {section.metric} {content['mean'][selected]:.4f}, after "
+        f"{content['evaluated']} of {scores.values.size} evaluations ({section.policy})",
+        file=sys.stderr,
+    )
+    entry = {"solution": "0", "candidate": selected, "layers": layers_of(architectures[selected])}
+    save_solutions({"solutions": [entry]}, solutions, made_by)
+    write_table(_rows(section, scores, tokens), SELECTION, table, made_by)
+    write_text(summary, json.dumps({**content, "provenance": made_by}, indent=2) + "\n")
+    Path(cache).unlink(missing_ok=True)
+
+
+def _rows(section: Selection, scores: "CandidateScores", tokens: int) -> list[dict[str, Any]]:
+    """Return the SELECTION table's rows: all scores that were looked at."""
+    import numpy as np
+
+    return [
         {
             "candidate": int(arm),
             "prompt": int(prompt),
@@ -73,11 +105,17 @@ def select_child(
             "value": float(scores.values[arm, prompt]),
             "tokens": tokens,
         }
-        for arm, prompt in np.argwhere(known)
+        for arm, prompt in np.argwhere(np.isfinite(scores.values))
     ]
-    means = [row[np.isfinite(row)].mean() if np.isfinite(row).any() else None for row in scores.values]
-    content = {
-        "selected": selected,
+
+
+def _summary(section: Selection, scores: "CandidateScores", choice: "Choice", tokens: int) -> dict[str, Any]:
+    """Return who was selected, and at what cost."""
+    import numpy as np
+
+    known = np.isfinite(scores.values)
+    return {
+        "selected": choice.candidate,
         "policy": section.policy,
         "candidates": scores.arms,
         "prompts": scores.prompts,
@@ -86,18 +124,9 @@ def select_child(
         "tokens": int(known.sum()) * tokens,
         "duels": choice.duels,
         "prompts_seen": known.sum(1).tolist(),
-        "mean": means,
+        "mean": [row[np.isfinite(row)].mean() if np.isfinite(row).any() else None for row in scores.values],
         "layers_shared": 1 - scores.layers_run / scores.layers_asked if scores.layers_asked else 0.0,
     }
-    print(
-        f"select_child: candidate {selected} of {scores.arms}, {section.metric} {content['mean'][selected]:.4f}, after "
-        f"{content['evaluated']} of {known.size} evaluations ({section.policy})",
-        file=sys.stderr,
-    )
-    save_architecture(architectures[selected], architecture)
-    write_table(rows, SELECTION, table, made_by)
-    write_text(summary, json.dumps({**content, "provenance": made_by}, indent=2) + "\n")
-    Path(cache).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

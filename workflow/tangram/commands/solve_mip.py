@@ -14,37 +14,32 @@ def solve_mip(
     costs: Annotated[Path, typer.Option(help="COSTS table")],
     calibration: Annotated[Path, typer.Option(help="CALIBRATION table")],
     parent: Annotated[Path, typer.Option(help="parent's folder; only its config.json is read")],
-    solutions: Annotated[Path, typer.Option(help="SOLUTIONS table to write")],
-    summary: Annotated[Path, typer.Option(help="JSON to write: bounds, slacks, predicted speeds")],
-    architectures: Annotated[Path, typer.Option(help="folder to write {rank}/architecture.json into")],
+    solutions: Annotated[Path, typer.Option(help="JSON to write: layers, bounds, slacks, predicted speeds")],
+    table: Annotated[Path, typer.Option(help="SOLUTIONS table to write")],
 ) -> None:
-    """Write a target's diverse solutions, rank 0 proven best."""
-    import json
+    """Write a target's diverse solutions, the first proven best."""
     import sys
 
-    from tangram.blocks.architecture import save_architecture
-    from tangram.files import write_text
     from tangram.provenance import provenance
-    from tangram.search.mip import solve
     from tangram.search.problem import Settings, load_problem
-    from tangram.search.summary import solution_rows, solutions_summary
+    from tangram.search.solutions import save_solutions
+    from tangram.search.solve import solve
+    from tangram.search.summary import beside_parent, solution_rows, solver_entries, speeds
     from tangram.tables import SOLUTIONS, write_table
 
     section = Settings.model_validate_json(settings)
     problem = load_problem(section, scores, costs, calibration, parent)
-    found = solve(problem, section.search)
-    made_by = provenance("tangram.commands.solve_mip", settings)
-    content = solutions_summary(problem, found)
-    for entry, solution in zip(content["solutions"], found, strict=True):
-        save_architecture(solution.architecture, architectures / str(entry["rank"]) / "architecture.json")
-        speeds = ", ".join(f"{name} {numbers['speedup']:.3f} x" for name, numbers in entry["scenarios"].items())
+    solved = solve(problem, section.search)
+    entries = solver_entries(problem, solved)
+    for entry in entries:
         print(
-            f"solve_mip: rank {entry['rank']}: sum of scores {entry['objective']:.4f}, gap {entry['gap']:.1e}, "
-            f"predicted speed-up {speeds}",
+            f"solve_mip: solution {entry['solution']}: sum of scores {entry['objective']:.4f}, gap {entry['gap']:.1e}, "
+            f"predicted speed-up {speeds(entry)}",
             file=sys.stderr,
         )
-    write_table(solution_rows(problem, found), SOLUTIONS, solutions, made_by)
-    write_text(summary, json.dumps({**content, "provenance": made_by}, indent=2) + "\n")
+    made_by = provenance("tangram.commands.solve_mip", settings)
+    write_table(solution_rows(problem, solved), SOLUTIONS, table, made_by)
+    save_solutions(beside_parent(problem, entries), solutions, made_by)
 
 
 if __name__ == "__main__":

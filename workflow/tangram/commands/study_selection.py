@@ -61,9 +61,9 @@ def study_selection(
     from tangram.library.pieces import read_library
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.provenance import provenance
-    from tangram.search.mip import solve
     from tangram.search.problem import Settings as ProblemSettings
     from tangram.search.problem import load_problem
+    from tangram.search.solve import solve
     from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
     from tangram.studies.selection import Evidence, run_study, save_evidence
     from tangram.studies.study import write_study

@@ -29,8 +29,7 @@ from tangram.config.strict_yaml import read_yaml
 from tangram.errors import TangramError, nearest
 
 SPLITS = ("distil", "score", "finetune", "heldout")
-LAYERS_DROPPED = "layers-dropped"  # the rank under which the plain baseline stands beside the solver's ranks
-CANDIDATES = "candidates"  # and all of a target's solutions, where rank 0 is selected from them
+LAYERS_DROPPED = "layers-dropped"  # the plain baseline's name as a solution; the solver's are called 0, 1, ...
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 RepositoryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
 Filled = Annotated[str, Field(min_length=1)]
@@ -440,7 +439,7 @@ class Target(Section):
     """What a child must reach; the mixed-integer program finds the least loss of quality that does."""
 
     constraints: tuple[Constraint, ...] = Field(min_length=1, description="All must hold.")
-    solutions: int = Field(1, ge=1, description="Diverse solutions; rank 0 is proven best.")
+    solutions: int = Field(1, ge=1, description="Diverse solutions; the first, 0, is proven best.")
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Share of layers that two solutions may have alike (alpha of Puzzle, appendix B)."
     )
@@ -463,7 +462,7 @@ class Search(Section):
 
     metric: Literal["kl", "lm_loss_increase"] = Field("kl", description="Score whose sum is minimised.")
     diverse_gap: float = Field(
-        1e-3, ge=0, lt=1, description="Relative gap allowed for ranks above 0; rank 0 is optimal."
+        1e-3, ge=0, lt=1, description="Relative gap allowed for solutions after the first; the first is optimal."
     )
     time_limit: float = Field(60, gt=0, description="Seconds per solve; hitting it is an error, never an answer.")
 

@@ -122,7 +122,7 @@ class Scored:
     """One child's Σ replace-1-block score beside its true KL before finetuning, both in nats per token."""
 
     target: str
-    rank: str
+    solution: str
     score: float
     kl: Estimate
 
@@ -130,8 +130,8 @@ class Scored:
 def scored_children(results: Results) -> list[Scored]:
     """Return every child whose Σ score and true KL are both known."""
     found = []
-    for (target, rank), architecture in results.architectures.items():
-        score, kl = results.sum_of_scores(architecture), results.heldout(Key(target, rank, "child"), "kl")
+    for (target, solution), architecture in results.architectures.items():
+        score, kl = results.sum_of_scores(architecture), results.heldout(Key(target, solution, "child"), "kl")
         if score is not None and kl is not None:
-            found.append(Scored(target, rank, score, kl))
+            found.append(Scored(target, solution, score, kl))
     return found

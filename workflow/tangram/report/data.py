@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tangram.blocks import PARENT, Variant, block_class
-from tangram.blocks.architecture import Architecture, load_architecture
+from tangram.blocks.architecture import Architecture, from_layers, load_architecture
 from tangram.config import LAYERS_DROPPED, Section
 from tangram.errors import TangramError
+from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
 
 KINDS = ("attention", "ffn")
 HELDOUT = "heldout"
-BEST = "0"  # the solver's proven best, as a rank folder's name
+BEST = "0"  # the name of the solver's proven best, or of the candidate that was selected
 
 
 class Settings(Section):
@@ -56,10 +57,10 @@ class Estimate(NamedTuple):
 
 
 class Key(NamedTuple):
-    """One evaluated model: ``rank`` is a solver's rank or ``layers-dropped``; the parent has neither."""
+    """One evaluated model: ``solution`` is the solver's or ``layers-dropped``; the parent has neither."""
 
     target: str
-    rank: str
+    solution: str
     model: str
 
 
@@ -70,8 +71,9 @@ PARENT_KEY = Key("", "", "parent")
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; empty where the run has no such file.
 
-    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with columns ``target`` and ``rank`` in front;
-    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job.
+    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with columns ``target`` and ``solution`` in front;
+    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
+    ``solutions`` has what solver and baseline say, by target and solution.
     """
 
     folder: Path
@@ -86,8 +88,7 @@ class Results:
     tasks: pd.DataFrame
     readouts: pd.DataFrame
     architectures: dict[tuple[str, str], Architecture]
-    solutions: dict[str, dict[str, Any]]
-    summaries: dict[str, dict[str, Any]]
+    solutions: dict[tuple[str, str], dict[str, Any]]
     parent: dict[str, Any]
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
@@ -102,7 +103,7 @@ class Results:
         found: dict[tuple[str, ...], Estimate] = {}
         for row in rows_of(pd.concat([self.tasks, self.readouts, self.evaluations])):
             error = None if math.isnan(row.standard_error) else row.standard_error
-            found[row.target, row.rank, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
+            found[row.target, row.solution, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
         return found
 
     def heldout(self, key: Key, metric: str) -> Estimate | None:
@@ -131,22 +132,22 @@ class Results:
         return None
 
     @property
-    def ranks(self) -> list[tuple[str, str]]:
-        """Return every (target, rank) that was chosen or evaluated, in config order, the plain baseline last."""
-        evaluated = set(zip(self.evaluations["target"], self.evaluations["rank"], strict=True))
+    def children(self) -> list[tuple[str, str]]:
+        """Return every (target, solution) that was chosen or evaluated, in config order, the plain baseline last."""
+        evaluated = set(zip(self.evaluations["target"], self.evaluations["solution"], strict=True))
         known = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
         order = {name: i for i, name in enumerate(self.settings.targets)}
-        return sorted(known, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_rank_order(pair[1])))
+        return sorted(known, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_order(pair[1])))
 
-    def models(self, target: str, rank: str) -> list[Key]:
-        """Return the evaluated models of one rank: before and after finetuning, as far as they exist."""
+    def models(self, target: str, solution: str) -> list[Key]:
+        """Return the evaluated models of one solution: before and after finetuning, as far as they exist."""
         frame = self.evaluations
-        names = set(frame[(frame["target"] == target) & (frame["rank"] == rank)]["model"])
-        return [Key(target, rank, model) for model in ("child", "finetuned") if model in names]
+        names = set(frame[(frame["target"] == target) & (frame["solution"] == solution)]["model"])
+        return [Key(target, solution, model) for model in ("child", "finetuned") if model in names]
 
-    def final(self, target: str, rank: str) -> Key | None:
-        """Return the last stage of one rank: finetuned, else the child as assembled."""
-        models = self.models(target, rank)
+    def final(self, target: str, solution: str) -> Key | None:
+        """Return the last stage of one solution: finetuned, else the child as assembled."""
+        models = self.models(target, solution)
         return models[-1] if models else None
 
     @property
@@ -194,8 +195,8 @@ def strength(variant: str) -> tuple[int, float, str]:
     return block_class(variant).severity, -(Variant.parse(variant).size or 0.0), variant
 
 
-def _rank_order(rank: str) -> tuple[int, int, str]:
-    return (1, 0, rank) if not rank.isdigit() else (0, int(rank), rank)
+def _order(solution: str) -> tuple[int, int, str]:
+    return (1, 0, solution) if not solution.isdigit() else (0, int(solution), solution)
 
 
 def _read(path: Path, schema: pa.Schema) -> pd.DataFrame:
@@ -214,13 +215,13 @@ def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str,
 
 def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
     """Give the parent no target: it is timed again beside every child, and its own evaluation, the first, counts."""
-    frame.loc[frame["model"] == PARENT_KEY.model, ["target", "rank"]] = ""
-    return frame.drop_duplicates(["target", "rank", "model", "task", "metric"], ignore_index=True)
+    frame.loc[frame["model"] == PARENT_KEY.model, ["target", "solution"]] = ""
+    return frame.drop_duplicates(["target", "solution", "model", "task", "metric"], ignore_index=True)
 
 
-def _labelled(frame: pd.DataFrame, target: str, rank: str) -> pd.DataFrame:
+def _labelled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
     frame.insert(0, "target", target)
-    frame.insert(1, "rank", rank)
+    frame.insert(1, "solution", solution)
     return frame
 
 
@@ -234,33 +235,38 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"content": found}
 
 
-def _rank_folders(folder: Path) -> list[tuple[str, str, Path]]:
-    ranks = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    ranks = [path for path in ranks if path.name.isdigit() or path.name == LAYERS_DROPPED]
-    return [(path.parent.name, path.name, path) for path in sorted(ranks)]
+def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
+    folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
+    folders = [path for path in folders if path.name.isdigit() or path.name == LAYERS_DROPPED]
+    return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
-def _selections(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return by target how its rank 0 was selected, where it was; one of another config does not count."""
-    found = {}
+def _selections(folder: Path, architectures: Mapping[tuple[str, str], Architecture]) -> dict[str, dict[str, Any]]:
+    """Return by target how its solution 0 was selected, where it was; one of another config does not count."""
+    selections = {}
     for path in sorted(folder.glob("targets/*/selection/summary.json")):
-        chosen, selected = path.parents[1] / BEST / "architecture.json", path.with_name("architecture.json")
-        if chosen.exists() and load_architecture(chosen) == load_architecture(selected):
-            found[path.parents[1].name] = _json(path)
-    return found
+        target = path.parents[1].name
+        chosen = architectures.get((target, BEST))
+        if chosen is not None and load_solutions(path.with_name("solution.json"))[BEST] == chosen:
+            selections[target] = _json(path)
+    return selections
 
 
-def _selected_first(folder: Path, target: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return a target's solutions with the selected one as rank 0, where one was selected and is not the solver's."""
-    chosen = folder / "targets" / target / BEST / "architecture.json"
-    for entry in content.get("solutions", []):
-        found = folder / "targets" / target / "solutions" / str(entry["rank"]) / "architecture.json"
-        if not (chosen.exists() and found.exists()):
-            continue
-        if load_architecture(chosen) == load_architecture(found):
-            others = [other for other in content["solutions"] if other is not entry and str(other["rank"]) != BEST]
-            return {**content, "solutions": [{**entry, "rank": int(BEST)}, *others]}
-    return content
+def _solutions(
+    contents: Mapping[Path, dict[str, Any]], architectures: Mapping[tuple[str, str], Architecture]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the entries of files of solutions by target and solution; 0 is the selected one, where one was."""
+    solutions = {
+        (path.parents[1].name, entry["solution"]): entry
+        for path, content in contents.items()
+        for entry in content.get("solutions", [])
+    }
+    selected = {
+        (target, BEST): entry
+        for (target, solution), entry in solutions.items()
+        if solution.isdigit() and from_layers(entry["layers"]) == architectures.get((target, BEST))
+    }
+    return solutions | selected
 
 
 def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
@@ -309,32 +315,30 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     folder = Path(folder)
     if not folder.is_dir():
         raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
-    ranks = _rank_folders(folder)
+    folders = _child_folders(folder)
     library = sorted(folder.glob("library/**/*.parquet"))
     curves = [path for path in library if path.name.endswith(".curves.parquet")]
     pieces = [path for path in library if path not in curves]
     architectures = {
-        (target, rank): load_architecture(path / "architecture.json")
-        for target, rank, path in ranks
+        (target, solution): load_architecture(path / "architecture.json")
+        for target, solution, path in folders
         if (path / "architecture.json").exists()
     }
-    labels = ("target", "rank")
+    labels = ("target", "solution")
     parents = _labelled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    evaluations = [_labelled(_read(path / "evaluation.parquet", EVALUATION), t, r) for t, r, path in ranks]
-    task_frames = [_labelled(_read(path / "tasks.parquet", EVALUATION), t, r) for t, r, path in ranks]
+    evaluations = [_labelled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
+    task_frames = [_labelled(_read(path / "tasks.parquet", EVALUATION), t, s) for t, s, path in folders]
     task_parents = [
         _labelled(_read(path, EVALUATION), "", "")
         for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
     ]
     evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
-    readouts = [_labelled(_read(path / "readout.parquet", EVALUATION), t, r) for t, r, path in ranks]
+    readouts = [_labelled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
-    solutions = {path.parent.name: _json(path) for path in sorted(folder.glob("targets/*/solutions.json"))}
-    solutions = {target: _selected_first(folder, target, content) for target, content in solutions.items()}
-    dropped = {path: _json(path / "summary.json") for path in sorted(folder.glob(f"targets/*/{LAYERS_DROPPED}"))}
+    solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
-    made_by = [found.get("provenance", {}) for found in [*solutions.values(), *dropped.values()]]
+    made_by = [content.get("provenance", {}) for content in solutions.values()]
     made_by += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
     return Results(
         folder=folder,
@@ -345,16 +349,15 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(
-            [_labelled(_read(path / "curves.parquet", CURVES), t, r) for t, r, path in ranks], CURVES, labels
+            [_labelled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
         ),
         evaluations=evaluation,
         tasks=tasks,
         readouts=_one_parent(_concat(readouts, EVALUATION, labels)),
         architectures=architectures,
-        solutions=solutions,
-        summaries={path.parent.name: summary for path, summary in dropped.items()},
+        solutions=_solutions(solutions, architectures),
         parent=parent,
         provenance=_provenance(sorted(shown), made_by),
         benchmarks=_benchmarks(folder),
-        selections=_selections(folder),
+        selections=_selections(folder, architectures),
     )

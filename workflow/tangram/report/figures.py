@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 POINTS = 80  # at most, per curve
 
 
-def _points(results: Results, rank: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
+def _points(results: Results, solution: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
     points = []
     for target in results.settings.targets:
-        key = Key(target, rank, model)
+        key = Key(target, solution, model)
         speed, value = results.speedup(key), results.heldout(key, metric)
         if speed and value:
             points.append((speed, value))
@@ -41,7 +41,7 @@ def frontier(results: Results) -> str | None:
         ("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
         ("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
     ]
-    if not any(_points(results, rank, model, "kl") for _, rank, model, _, _ in series):
+    if not any(_points(results, solution, model, "kl") for _, solution, model, _, _ in series):
         return None
 
     def draw() -> Figure:
@@ -51,8 +51,8 @@ def frontier(results: Results) -> str | None:
         ):
             ends = []
             parent = results.heldout(PARENT_KEY, metric)
-            for label, rank, model, colour, finetuned in series:
-                points = _points(results, rank, model, metric)
+            for label, solution, model, colour, finetuned in series:
+                points = _points(results, solution, model, metric)
                 if not points:
                     continue
                 x, y = [p[0].value for p in points], [p[1].value for p in points]
@@ -99,7 +99,7 @@ def frontier(results: Results) -> str | None:
             # By the points alone: on a busy machine the speeds' errors would leave no room for anything else.
             speeds = [
                 1.0,
-                *(point[0].value for _, rank, model, _, _ in series for point in _points(results, rank, model, metric)),
+                *(point[0].value for _, name, model, _, _ in series for point in _points(results, name, model, metric)),
             ]
             room = 0.08 * (max(speeds) - min(speeds) or 1)
             axis.set_xlim(min(speeds) - room, max(speeds) + room)
@@ -211,24 +211,25 @@ def gkd_curves(results: Results) -> str | None:
         "cosine": "hidden-state cosine loss",
         "lm_loss": "LM loss, nats per token",
     }
-    groups = [pair for pair in results.ranks if ((frame["target"] == pair[0]) & (frame["rank"] == pair[1])).any()]
+    trained = set(zip(frame["target"], frame["solution"], strict=True))
+    groups = [child for child in results.children if child in trained]
 
     def draw() -> Figure:
         figure, axes = new_figure(len(metrics), 1, 11.0 if len(metrics) > 1 else 7.0, 3.6)
         for axis, metric in zip(axes, metrics, strict=True):
             ends = []
-            for target, rank in groups:
-                picked = (frame["target"] == target) & (frame["rank"] == rank) & (frame["metric"] == metric)
+            for target, solution in groups:
+                picked = (frame["target"] == target) & (frame["solution"] == solution) & (frame["metric"] == metric)
                 part = frame[picked].sort_values("step")
                 if not len(part):
                     continue
-                dropped = rank == LAYERS_DROPPED
+                dropped = solution == LAYERS_DROPPED
                 colour = BASELINE if dropped else CHILD
                 values = part["value"].rolling(max(1, len(part) // 8), min_periods=1).mean()
                 x, y = thin(part["tokens"].to_numpy(dtype=float), values.to_numpy(dtype=float))
-                headline = (target, rank) == (results.settings.headline, BEST)
+                headline = (target, solution) == (results.settings.headline, BEST)
                 axis.plot(x, y, color=colour, lw=2.2 if headline else 1.1, ls=(0, (4, 2)) if dropped else "-")
-                label = f"{target}{', layers dropped' if dropped else '' if rank == BEST else f' #{rank}'}"
+                label = f"{target}{', layers dropped' if dropped else '' if solution == BEST else f' #{solution}'}"
                 ends.append((x[-1], y[-1], label, colour))
             axis.set_title(names[metric])
             _token_axis(axis)
@@ -251,7 +252,7 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
         axis.plot([0, top], [0, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
         axis.annotate("equal", (top, top), (-18, -4), textcoords="offset points", ha="right", va="top", color=MUTED)
         for child in children:
-            colour = BASELINE if child.rank == LAYERS_DROPPED else CHILD
+            colour = BASELINE if child.solution == LAYERS_DROPPED else CHILD
             axis.errorbar(
                 child.score,
                 child.kl.value,
@@ -262,7 +263,7 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
                 elinewidth=1,
             )
             names = {BEST: child.target, LAYERS_DROPPED: f"{child.target}, layers dropped"}
-            name = names.get(child.rank, f"{child.target} #{child.rank}")
+            name = names.get(child.solution, f"{child.target} #{child.solution}")
             axis.annotate(
                 name,
                 (child.score, child.kl.value),

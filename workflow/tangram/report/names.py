@@ -13,9 +13,9 @@ def name_of(key: Key) -> str:
     if key == PARENT_KEY:
         return "parent"
     stage = "finetuned" if key.model == "finetuned" else "before finetuning"
-    if key.rank == LAYERS_DROPPED:
+    if key.solution == LAYERS_DROPPED:
         return f"{key.target}, layers dropped, {stage}"
-    return f"{key.target}, {stage}" if key.rank == BEST else f"{key.target} #{key.rank}, {stage}"
+    return f"{key.target}, {stage}" if key.solution == BEST else f"{key.target} #{key.solution}, {stage}"
 
 
 def parent_name(results: Results) -> str:

@@ -72,7 +72,7 @@ def _facts(results: Results) -> list[Fact]:
         return []
     facts = []
     speed = results.speedup(chosen)
-    foretold = predicted(results, chosen.target, chosen.rank, "speedup")
+    foretold = predicted(results, chosen.target, chosen.solution, "speedup")
     if speed:
         said = f"; predicted {foretold:.3f}" if foretold else ""
         facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s speed", f"measured {estimate(speed)}{said}"))

@@ -19,23 +19,22 @@ UNITS = {
 }
 
 
-def summary_of(results: Results, target: str, rank: str) -> dict[str, Any]:
+def summary_of(results: Results, target: str, solution: str) -> dict[str, Any]:
     """Return the entry that `search.summary.architecture_summary` wrote for one architecture; empty where none is."""
-    if rank == LAYERS_DROPPED:
-        return results.summaries.get(target, {})
-    entries = results.solutions.get(target, {}).get("solutions", [])
-    return next((entry for entry in entries if str(entry.get("rank")) == rank), {})
+    return results.solutions.get((target, solution), {})
 
 
-def predicted(results: Results, target: str, rank: str, quantity: str) -> float | None:
+def predicted(results: Results, target: str, solution: str, quantity: str) -> float | None:
     """Return a predicted quantity in the default scenario, such as ``'speedup'`` or ``'throughput'`` (tokens/s)."""
-    value = summary_of(results, target, rank).get("scenarios", {}).get(results.settings.default_scenario, {})
+    value = summary_of(results, target, solution).get("scenarios", {}).get(results.settings.default_scenario, {})
     return float(value[quantity]) if quantity in value else None
 
 
-def model_label(target: str, rank: str) -> str:
+def model_label(target: str, solution: str) -> str:
     """Return an architecture's name for people."""
-    return f"{target}, layers dropped" if rank == LAYERS_DROPPED else target if rank == BEST else f"{target} #{rank}"
+    if solution == LAYERS_DROPPED:
+        return f"{target}, layers dropped"
+    return target if solution == BEST else f"{target} #{solution}"
 
 
 def constraint_facts(results: Results) -> list[list[str]]:
@@ -44,9 +43,9 @@ def constraint_facts(results: Results) -> list[list[str]]:
     Slack is relative to the limit. The price is how much Σ score falls per cent by which the limit is loosened.
     """
     rows = []
-    for target, rank in results.ranks:
-        entry = summary_of(results, target, rank)
-        if rank == LAYERS_DROPPED or not entry:
+    for target, solution in results.children:
+        entry = summary_of(results, target, solution)
+        if solution == LAYERS_DROPPED or not entry:
             continue
         for constraint in entry.get("constraints", []):
             factor, unit = UNITS.get(constraint["quantity"], (1.0, ""))
@@ -54,7 +53,7 @@ def constraint_facts(results: Results) -> list[list[str]]:
             scenario = f" ({constraint['scenario']})" if constraint.get("scenario") else ""
             rows.append(
                 [
-                    model_label(target, rank),
+                    model_label(target, solution),
                     f"{constraint['quantity'].replace('_', ' ')}{scenario}",
                     f"{'≥' if least else '≤'} {number(constraint['limit'] * factor, 4)} {unit}",
                     f"{number(constraint['value'] * factor, 4)} {unit}",

@@ -44,19 +44,21 @@ def summary_text(results: Results) -> str:
         )
         lines.append("")
     speeds = []
-    for target, rank in results.ranks:
-        final = results.final(target, rank)
+    for target, solution in results.children:
+        final = results.final(target, solution)
         measured = results.speedup(final) if final else None
-        foretold = predicted(results, target, rank, "speedup")
+        foretold = predicted(results, target, solution, "speedup")
         error = f"{foretold / measured.value - 1:+.1%}" if foretold and measured else "–"
-        speeds.append([model_label(target, rank), f"{foretold:.3f}" if foretold else "–", estimate(measured), error])
+        speeds.append(
+            [model_label(target, solution), f"{foretold:.3f}" if foretold else "–", estimate(measured), error]
+        )
     if speeds:
         lines += [*_aligned([["speed-up", "predicted", "measured", "error"], *speeds]), ""]
     rows = [_quality(results, "parent", PARENT_KEY)]
-    for target, rank in results.ranks:
-        for key in results.models(target, rank):
+    for target, solution in results.children:
+        for key in results.models(target, solution):
             stage = "finetuned" if key.model == "finetuned" else "before"
-            rows.append(_quality(results, f"{model_label(target, rank)}, {stage}", key))
+            rows.append(_quality(results, f"{model_label(target, solution)}, {stage}", key))
     lines += _aligned([["quality", "KL, nats/token", "perplexity", "agreement", "tasks above chance, %"], *rows])
     rows = [
         [
@@ -73,12 +75,12 @@ def summary_text(results: Results) -> str:
         lines += ["", *_aligned([heads, *rows])]
     tasks = [task for task in dict.fromkeys(results.tasks["task"]) if task != "mean"]
     pairs = [
-        (target, rank)
-        for target, rank in results.ranks
-        if any((results.tasks["target"] == target) & (results.tasks["rank"] == rank))
+        (target, solution)
+        for target, solution in results.children
+        if any((results.tasks["target"] == target) & (results.tasks["solution"] == solution))
     ]
-    for target, rank in pairs:
-        keys = [PARENT_KEY, *(Key(target, rank, model) for model in ("child", "finetuned"))]
+    for target, solution in pairs:
+        keys = [PARENT_KEY, *(Key(target, solution, model) for model in ("child", "finetuned"))]
         rows = []
         for task in tasks:
             found = [results.estimate(key, task, "acc") for key in keys]
@@ -92,7 +94,7 @@ def summary_text(results: Results) -> str:
                 ]
             )
         heads = ["n", "parent", "child", "finetuned", "child − parent", "finetuned − parent"]
-        lines += ["", *_aligned([[f"accuracy of {model_label(target, rank)}, %", *heads], *rows])]
+        lines += ["", *_aligned([[f"accuracy of {model_label(target, solution)}, %", *heads], *rows])]
     report = results.folder / "report.html"
     lines += ["", f"report: {report}" if report.exists() else f"no report yet: {report} is missing"]
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""One subblock per layer and kind as a problem for a solver: candidates, costs, limits (Puzzle, appendix B).
+"""One subblock per layer and kind as a problem for a solver: options, costs, limits (Puzzle, appendix B).
 
-Every layer has one candidate per *pair* of an attention and an FFN variant. A pair's score is the sum of its two
+Every layer has one option per *pair* of an attention and an FFN variant. A pair's score is the sum of its two
 replace-1-block scores, unless the score table holds the pair itself (kind ``'block'``), which then counts instead. The
-parent's own subblock scores 0 and is always a candidate.
+parent's own subblock scores 0 and is always an option.
 
-All constraints are linear in the candidates once the batch size of each scenario is fixed; throughput >= T is
+All constraints are linear in the options once the batch size of each scenario is fixed; throughput >= T is
 batch * (prefill + generate) / T >= seconds.
 """
 
@@ -14,25 +14,25 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
 from tangram.config import Constraint, Scenario, Search, Section, Target
-from tangram.costs.calibration import steady_seconds
 from tangram.errors import TangramError
+from tangram.search.cost_model import REMEDY, CostModel, records
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TOLERANCE = 1e-8  # relative; a limit is kept if it is exceeded by no more than rounding in the solver's arithmetic
+EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-REMEDY = "delete it and run again: only this table and what depends on it is rebuilt"
 
 
 class Settings(Section):
@@ -43,150 +43,13 @@ class Settings(Section):
     scenarios: dict[str, Scenario]
 
 
-def records(table: pd.DataFrame) -> Iterator[Any]:
-    """Yield a table's rows as named tuples."""
-    yield from table.itertuples(index=False)
+def rounding(objective: float) -> float:
+    """Return the difference up to which two objectives are equal."""
+    return EXACT * max(1.0, abs(objective))
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the cost tables say about one architecture in one scenario at one batch size.
-
-    Attributes:
-        batch: sequences.
-        throughput: prompt and generated tokens per second of the whole batch.
-        latency: seconds from the prompt to the last token, for the whole batch.
-        time_to_first_token: seconds of the prefill.
-        memory: bytes of parameters and full KV cache.
-        parameters: number of parameters, embedding included.
-        kv_bytes_per_token: bytes per token and sequence.
-    """
-
-    batch: int
-    throughput: float
-    latency: float
-    time_to_first_token: float
-    memory: float
-    parameters: float
-    kv_bytes_per_token: float
-
-
-class CostModel:
-    """Predicts time and memory of any architecture from the tables of its pieces.
-
-    Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, so that they
-    hold across jobs and a machine's moods. The calibration's scale multiplies a whole model's sum.
-
-    Args:
-        costs: rows of `tables.COSTS`.
-        calibration: rows of `tables.CALIBRATION`.
-        scenarios: workloads by name.
-        num_layers: decoder layers.
-        element_bytes: bytes per parameter.
-
-    Raises:
-        TangramError: a row is there twice or its seconds are not usable.
-    """
-
-    def __init__(
-        self,
-        costs: pd.DataFrame,
-        calibration: pd.DataFrame,
-        scenarios: Mapping[str, Scenario],
-        num_layers: int,
-        element_bytes: int,
-    ):
-        self.scenarios, self.num_layers, self.element_bytes = dict(scenarios), num_layers, element_bytes
-        self._times: dict[tuple[Any, ...], float] = {}
-        self._bytes: dict[tuple[int, str, str], tuple[int, int]] = {}
-        for row in records(costs.assign(seconds=steady_seconds(costs))):
-            piece = (row.layer_class, row.kind, row.variant)
-            key = (*piece, row.scenario, row.phase, row.batch)
-            sizes = (int(row.parameter_bytes), int(row.kv_bytes_per_token))
-            where = f"costs: {row.kind} '{row.variant}', scenario '{row.scenario}', {row.phase}, batch {row.batch}"
-            if key in self._times or self._bytes.setdefault(piece, sizes) != sizes:
-                raise TangramError(f"{where} is there twice or with different sizes; {REMEDY}")
-            if not 0 <= row.seconds < math.inf:
-                raise TangramError(f"{where}: {row.seconds} s beside {row.parent_seconds} s of the parent; {REMEDY}")
-            self._times[key] = float(row.seconds)
-        self._classes = sorted({piece[0] for piece in self._bytes})
-        self._scales: dict[tuple[str, str, int], float] = {}
-        for row in records(calibration):
-            workload = (row.scenario, row.phase, row.batch)
-            if not 0 < row.scale < math.inf or self._scales.setdefault(workload, row.scale) != row.scale:
-                raise TangramError(f"calibration: scale {row.scale} of {workload} is unusable or not unique; {REMEDY}")
-
-    def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
-        """Return the key of the class that a layer belongs to: the last one that starts at or before it."""
-        for first in reversed(self._classes):
-            if first <= layer and (first, kind, variant) in self._bytes:
-                return first, kind, variant
-        raise TangramError(f"costs hold no row of {kind} '{variant}' for layer {layer}; {REMEDY}")
-
-    def sizes(self, layer: int, kind: str, variant: str) -> tuple[int, int]:
-        """Return a piece's parameter bytes and KV-cache bytes per token and sequence."""
-        return self._bytes[self._piece(layer, kind, variant)]
-
-    def seconds(self, layer: int, kind: str, variant: str, scenario: str, phase: str, batch: int) -> float:
-        """Return a piece's seconds, before calibration."""
-        try:
-            return self._times[(*self._piece(layer, kind, variant), scenario, phase, batch)]
-        except KeyError:
-            where = f"scenario '{scenario}' at batch {batch}"
-            raise TangramError(f"costs hold no {phase} seconds of {kind} '{variant}' for {where}; {REMEDY}") from None
-
-    def scale(self, scenario: str, phase: str, batch: int) -> float:
-        """Return the calibration factor on a whole model's seconds."""
-        try:
-            return self._scales[scenario, phase, batch]
-        except KeyError:
-            raise TangramError(
-                f"calibration holds no {phase} row for scenario '{scenario}' at batch {batch}; {REMEDY}"
-            ) from None
-
-    def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
-        """Add up an architecture's pieces in plain arithmetic; the solver's linear forms are checked against this."""
-        pieces = [(0, "model", PARENT)]
-        for layer, choice in enumerate(architecture):
-            pieces += [(layer, "attention", choice.attention), (layer, "ffn", choice.ffn)]
-        workload = self.scenarios[scenario]
-        prefill, step = (
-            self.scale(scenario, phase, batch)
-            * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)
-            for phase in ("prefill", "decode")
-        )
-        parameter_bytes = sum(self.sizes(*piece)[0] for piece in pieces)
-        kv_bytes = sum(self.sizes(*piece)[1] for piece in pieces)
-        latency = prefill + workload.generate * step
-        tokens = batch * (workload.prefill + workload.generate)
-        return Prediction(
-            batch=batch,
-            throughput=tokens / latency,
-            latency=latency,
-            time_to_first_token=prefill,
-            memory=parameter_bytes + tokens * kv_bytes,
-            parameters=parameter_bytes / self.element_bytes,
-            kv_bytes_per_token=kv_bytes,
-        )
-
-    def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
-        """Return what one piece adds to a quantity; throughput counts as its seconds (`latency`)."""
-        workload = self.scenarios[scenario]
-        piece = (layer, kind, variant)
-        if quantity in ("parameters", "kv_bytes_per_token", "memory"):
-            parameter_bytes, kv_bytes = self.sizes(*piece)
-            if quantity == "memory":
-                return parameter_bytes + batch * (workload.prefill + workload.generate) * kv_bytes
-            return parameter_bytes / self.element_bytes if quantity == "parameters" else kv_bytes
-        prefill = self.scale(scenario, "prefill", batch) * self.seconds(*piece, scenario, "prefill", batch)
-        if quantity == "time_to_first_token":
-            return prefill
-        step = self.scale(scenario, "decode", batch) * self.seconds(*piece, scenario, "decode", batch)
-        return prefill + workload.generate * step
-
-
-@dataclass(frozen=True)
-class Candidate:
+class Option:
     """One pair of subblocks for one layer.
 
     Attributes:
@@ -205,7 +68,7 @@ class Resources:
     """The constraints at fixed batch sizes: ``usage @ x <= budget``, every row divided by its limit.
 
     Attributes:
-        usage: ``(constraints, candidates)``, candidates of all layers in order.
+        usage: ``(constraints, options)``, options of all layers in order.
         fixed: ``(constraints,)``, what embedding, final norm and LM head take.
     """
 
@@ -218,12 +81,12 @@ class Resources:
         return 1.0 - self.fixed
 
 
-def candidates_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tuple[Candidate, ...], ...]:
-    """Return every layer's candidates, the parent's pair first, then in the order of names.
+def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tuple[Option, ...], ...]:
+    """Return every layer's options, the parent's pair first, then in the order of names.
 
     Args:
         scores: rows of `tables.SCORES`.
-        metric: which of its metrics is minimised.
+        metric: which of its metrics is minimized.
         num_layers: decoder layers.
 
     Raises:
@@ -249,14 +112,14 @@ def candidates_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[t
         known[row.variant] = float(row.value)
     layers = []
     for known in single:
-        pairs: dict[LayerChoice, Candidate] = {}
+        pairs: dict[LayerChoice, Option] = {}
         for (attention, a), (ffn, f) in itertools.product(known["attention"].items(), known["ffn"].items()):
             choice = LayerChoice(attention, ffn)
-            pairs[choice] = Candidate(choice, a + f, (a, f))
+            pairs[choice] = Option(choice, a + f, (a, f))
         for variant, score in known["block"].items():
             choice = LayerChoice.parse(variant)
             if choice != LayerChoice():
-                pairs[choice] = Candidate(choice, score, None)
+                pairs[choice] = Option(choice, score, None)
         layers.append(tuple(pairs.values()))
     return tuple(layers)
 
@@ -266,45 +129,70 @@ Batches = dict[str, int]
 
 @dataclass(frozen=True)
 class Problem:
-    """One target's problem: candidates of every layer, what they cost, and the limits."""
+    """One target's problem: options of every layer, their costs, and the limits."""
 
-    candidates: tuple[tuple[Candidate, ...], ...]
+    options: tuple[tuple[Option, ...], ...]
     costs: CostModel
     target: Target
 
     @functools.cached_property
     def parent(self) -> Architecture:
         """The parent's own architecture."""
-        return (LayerChoice(),) * len(self.candidates)
+        return (LayerChoice(),) * len(self.options)
 
     @functools.cached_property
     def layer_of(self) -> np.ndarray:
-        """The layer of every candidate, ``(candidates,)``."""
-        return np.repeat(np.arange(len(self.candidates)), [len(layer) for layer in self.candidates])
+        """The layer of every option, ``(options,)``."""
+        return np.repeat(np.arange(len(self.options)), [len(layer) for layer in self.options])
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
-        """The score of every candidate, ``(candidates,)``."""
-        return np.array([candidate.score for layer in self.candidates for candidate in layer])
+        """The score of every option, ``(options,)``."""
+        return np.array([option.score for option in self._flat])
 
     @functools.cached_property
-    def _by_choice(self) -> tuple[dict[LayerChoice, Candidate], ...]:
-        return tuple({candidate.choice: candidate for candidate in layer} for layer in self.candidates)
+    def _flat(self) -> tuple[Option, ...]:
+        return tuple(itertools.chain.from_iterable(self.options))
 
-    def candidate(self, layer: int, choice: LayerChoice) -> Candidate:
-        """Return a layer's candidate.
+    @functools.cached_property
+    def _positions(self) -> dict[tuple[int, LayerChoice], int]:
+        layers = self.layer_of.tolist()
+        return {(layer, option.choice): i for i, (layer, option) in enumerate(zip(layers, self._flat, strict=True))}
+
+    def position(self, layer: int, choice: LayerChoice) -> int:
+        """Return the index of a layer's option among the options of all layers.
 
         Raises:
-            TangramError: the layer has no such candidate.
+            TangramError: the layer has no such option.
         """
         try:
-            return self._by_choice[layer][choice]
+            return self._positions[layer, choice]
         except KeyError:
-            raise TangramError(f"{choice} is not a candidate of layer {layer}: the library holds no score") from None
+            raise TangramError(f"{choice} is not an option of layer {layer}: the library holds no score") from None
+
+    def option(self, layer: int, choice: LayerChoice) -> Option:
+        """Return a layer's option.
+
+        Raises:
+            TangramError: the layer has no such option.
+        """
+        return self._flat[self.position(layer, choice)]
+
+    def architecture(self, values: np.ndarray) -> Architecture:
+        """Return the choices that a program's values stand for, ``(options,)``: 1 for those taken, 0 for all others."""
+        return tuple(self._flat[i].choice for i in np.flatnonzero(values > 0.5))
 
     def objective(self, architecture: Architecture) -> float:
         """Return the sum of scores."""
-        return math.fsum(self.candidate(layer, choice).score for layer, choice in enumerate(architecture))
+        return math.fsum(self.option(layer, choice).score for layer, choice in enumerate(architecture))
+
+    def scale_of_gap(self, objective: float, best: Architecture | None = None) -> float:
+        """Return the scale of a gap: the objective, or the best solution's sum of absolute scores if that is larger.
+
+        The two differ only where noise makes scores negative: sums near zero then do not ask for a gap near zero.
+        """
+        scores = [self.option(layer, choice).score for layer, choice in enumerate(best or ())]
+        return max(abs(objective), math.fsum(map(abs, scores)))
 
     def constrained_scenarios(self) -> list[str]:
         """Return the scenarios that some constraint speaks of, in the config's order."""
@@ -319,10 +207,13 @@ class Problem:
 
     def predict(self, constraint: Constraint, architecture: Architecture, batches: Mapping[str, int]) -> float:
         """Return an architecture's value of a constraint's quantity."""
-        # Parameters and KV bytes belong to no scenario: any one gives them.
+        prediction = self.costs.predict(architecture, *self._workload(constraint, batches))
+        return float(getattr(prediction, constraint.quantity))
+
+    def _workload(self, constraint: Constraint, batches: Mapping[str, int]) -> tuple[str, int]:
+        """Return a constraint's scenario and batch size; parameters and KV bytes are the same in every scenario."""
         scenario = constraint.scenario or next(iter(self.costs.scenarios))
-        batch = batches.get(scenario, self.costs.scenarios[scenario].batch_sizes[0])
-        return float(getattr(self.costs.predict(architecture, scenario, batch), constraint.quantity))
+        return scenario, batches.get(scenario, self.costs.scenarios[scenario].batch_sizes[0])
 
     def best_batch(self, architecture: Architecture, scenario: str) -> int | None:
         """Return the batch size of largest throughput that keeps the scenario's absolute memory limits, or None."""
@@ -331,11 +222,14 @@ class Problem:
             for constraint in self.target.constraints
             if (constraint.quantity, constraint.scenario, constraint.relative_to_parent) == ("memory", scenario, False)
         ]
-        found = [
-            self.costs.predict(architecture, scenario, batch) for batch in self.costs.scenarios[scenario].batch_sizes
-        ]
-        fitting = [p for p in found if all(p.memory <= limit * (1 + TOLERANCE) for limit in limits if limit)]
+        sizes = self.costs.scenarios[scenario].batch_sizes
+        predictions = [self.costs.predict(architecture, scenario, batch) for batch in sizes]
+        fitting = [p for p in predictions if all(p.memory <= limit * (1 + TOLERANCE) for limit in limits if limit)]
         return max(fitting, key=lambda p: (p.throughput, -p.batch)).batch if fitting else None
+
+    def usual_batch(self, architecture: Architecture, scenario: str) -> int:
+        """Return the batch size of largest throughput, or the smallest where memory suffices for none."""
+        return self.best_batch(architecture, scenario) or min(self.costs.scenarios[scenario].batch_sizes)
 
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return the parent's value that a relative constraint is a multiple of; 1 for an absolute one.
@@ -373,29 +267,39 @@ class Problem:
         return all(self.slack(c, architecture, batches) >= -TOLERANCE for c in self.target.constraints)
 
     def resources(self, batches: Mapping[str, int]) -> Resources:
-        """Return the constraints as linear forms of the candidates at given batch sizes."""
+        """Return the constraints as linear forms of the options at given batch sizes."""
         rows = [self._linear(constraint, batches) for constraint in self.target.constraints]
         return Resources(np.array([usage for _, usage in rows]), np.array([fixed for fixed, _ in rows]))
 
     def _linear(self, constraint: Constraint, batches: Mapping[str, int]) -> tuple[float, list[float]]:
-        """Return one constraint's fixed part and every candidate's, both divided by the limit."""
-        scenario = constraint.scenario or next(iter(self.costs.scenarios))
-        workload = self.costs.scenarios[scenario]
-        batch = batches.get(scenario, workload.batch_sizes[0])
+        """Return one constraint's fixed part and every option's, both divided by the limit."""
+        scenario, batch = self._workload(constraint, batches)
         limit = self.limit(constraint, batches)
         if constraint.quantity == "throughput":  # at least so many tokens per second is at most so many seconds
-            limit = batch * (workload.prefill + workload.generate) / limit
+            limit = self.costs.tokens(scenario, batch) / limit
 
         @functools.cache
         def piece(layer: int, kind: str, variant: str) -> float:
             return self.costs.usage(constraint.quantity, scenario, batch, layer, kind, variant) / limit
 
         usage = [
-            piece(layer, "attention", candidate.choice.attention) + piece(layer, "ffn", candidate.choice.ffn)
-            for layer, candidates in enumerate(self.candidates)
-            for candidate in candidates
+            piece(layer, "attention", option.choice.attention) + piece(layer, "ffn", option.choice.ffn)
+            for layer, options in enumerate(self.options)
+            for option in options
         ]
         return piece(0, "model", PARENT), usage
+
+    def with_constraints(self, constraints: tuple[Constraint, ...]) -> Problem:
+        """Return the problem with other constraints."""
+        return replace(self, target=self.target.model_copy(update={"constraints": constraints}))
+
+
+def describe(constraint: Constraint) -> str:
+    """Return a constraint in words, such as ``throughput in 'chat' >= 1.2 x the parent's``."""
+    sign, limit = (">=", constraint.min) if constraint.quantity == "throughput" else ("<=", constraint.max)
+    where = f" in '{constraint.scenario}'" if constraint.scenario else ""
+    unit = " x the parent's" if constraint.relative_to_parent else ""
+    return f"{constraint.quantity}{where} {sign} {limit:g}{unit}"
 
 
 def parent_facts(folder: str | Path) -> tuple[int, int]:
@@ -423,8 +327,7 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     from tangram.tables import CALIBRATION, COSTS, SCORES, read_table
 
     num_layers, element_bytes = parent_facts(parent)
-    model = CostModel(
-        read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios, num_layers, element_bytes
-    )
-    candidates = candidates_of(read_table(scores, SCORES), settings.search.metric, num_layers)
-    return Problem(candidates, model, settings.target)
+    calibrated = read_table(calibration, CALIBRATION)
+    model = CostModel(read_table(costs, COSTS), calibrated, settings.scenarios, element_bytes)
+    options = options_of(read_table(scores, SCORES), settings.search.metric, num_layers)
+    return Problem(options, model, settings.target)

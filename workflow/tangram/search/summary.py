@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.architecture import Architecture
+from tangram.blocks.architecture import Architecture, layers_of
 from tangram.search.problem import Problem
 
 if TYPE_CHECKING:
-    from tangram.search.mip import Solution
+    from tangram.search.verify import Solution
 
 
 def predictions(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -21,28 +21,27 @@ def predictions(problem: Problem, architecture: Architecture, batches: Mapping[s
         architecture: any.
         batches: batch sizes; a scenario that is not in there gets the one of largest throughput.
     """
-    found = {}
-    for name, scenario in problem.costs.scenarios.items():
-        batch = batches.get(name) or problem.best_batch(architecture, name) or min(scenario.batch_sizes)
-        parent_batch = problem.best_batch(problem.parent, name) or min(scenario.batch_sizes)
-        own = problem.costs.predict(architecture, name, batch)
-        parent = problem.costs.predict(problem.parent, name, parent_batch)
-        found[name] = {**asdict(own), "speedup": own.throughput / parent.throughput}
-    return found
+    scenarios = {}
+    for name in problem.costs.scenarios:
+        batch = batches.get(name) or problem.usual_batch(architecture, name)
+        child = problem.costs.predict(architecture, name, batch)
+        parent = problem.costs.predict(problem.parent, name, problem.usual_batch(problem.parent, name))
+        scenarios[name] = {**asdict(child), "speedup": child.throughput / parent.throughput}
+    return scenarios
 
 
 def constraint_values(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> list[dict[str, Any]]:
     """Return every constraint with limit, value and slack in the quantity's own unit; slack is negative outside."""
-    found = []
+    values = []
     for constraint in problem.target.constraints:
         value, limit = problem.predict(constraint, architecture, batches), problem.limit(constraint, batches)
         slack = value - limit if constraint.quantity == "throughput" else limit - value
-        found.append({**constraint.model_dump(mode="json"), "limit": limit, "value": value, "slack": slack})
-    return found
+        values.append({**constraint.model_dump(mode="json"), "limit": limit, "value": value, "slack": slack})
+    return values
 
 
 def architecture_summary(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, Any]:
-    """Return what can be said of any architecture without a solver: scores, sizes, constraints, scenarios."""
+    """Return the facts of any architecture without a solver: layers, scores, sizes, constraints, scenarios."""
     scenarios = predictions(problem, architecture, batches)
     first = next(iter(scenarios.values()))
     return {
@@ -52,26 +51,37 @@ def architecture_summary(problem: Problem, architecture: Architecture, batches: 
         "batches": dict(batches),
         "constraints": constraint_values(problem, architecture, batches),
         "scenarios": scenarios,
+        "layers": layers_of(architecture),
     }
 
 
-def solutions_summary(problem: Problem, solutions: Sequence[Solution]) -> dict[str, Any]:
-    """Return `solutions.json`: the parent's own numbers and every solution's, without times, so equal runs are equal.
+def solver_entries(problem: Problem, solutions: Sequence[Solution]) -> list[dict[str, Any]]:
+    """Return every solution's name, proof and summary.
 
     A constraint's ``shadow_price`` is how much the LP relaxation's sum of scores falls when its limit is loosened by
     one per cent.
     """
     entries = []
-    for rank, solution in enumerate(solutions):
+    for number, solution in enumerate(solutions):
         entry = architecture_summary(problem, solution.architecture, solution.batches)
         for constraint, price in zip(entry["constraints"], solution.shadow_prices, strict=True):
             constraint["shadow_price"] = price
         proof = {"objective": solution.objective, "bound": solution.bound, "gap": solution.gap}
-        entries.append({"rank": rank, **proof, **entry})
+        entries.append({"solution": str(number), **proof, **entry})
+    return entries
+
+
+def beside_parent(problem: Problem, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of a file of solutions: the parent's own numbers and theirs, without times of the run."""
     scenarios = predictions(problem, problem.parent, {})
     first = next(iter(scenarios.values()))
     parent = {key: first[key] for key in ("parameters", "kv_bytes_per_token")}
-    return {"parent": {**parent, "scenarios": scenarios}, "solutions": entries}
+    return {"parent": {**parent, "scenarios": scenarios}, "solutions": list(entries)}
+
+
+def speeds(entry: Mapping[str, Any]) -> str:
+    """Return a solution's predicted speed-ups in words."""
+    return ", ".join(f"{name} {numbers['speedup']:.3f} x" for name, numbers in entry["scenarios"].items())
 
 
 def solution_rows(problem: Problem, solutions: Sequence[Solution]) -> list[dict[str, Any]]:
@@ -80,16 +90,16 @@ def solution_rows(problem: Problem, solutions: Sequence[Solution]) -> list[dict[
     A block's variant is ``attention+ffn``.
     """
     rows = []
-    for rank, solution in enumerate(solutions):
+    for number, solution in enumerate(solutions):
         for layer, choice in enumerate(solution.architecture):
-            candidate = problem.candidate(layer, choice)
-            if candidate.parts is None:
-                pieces = [("block", f"{choice.attention}+{choice.ffn}", candidate.score)]
+            option = problem.option(layer, choice)
+            if option.parts is None:
+                pieces = [("block", f"{choice.attention}+{choice.ffn}", option.score)]
             else:
-                attention, ffn = candidate.parts
+                attention, ffn = option.parts
                 pieces = [("attention", choice.attention, attention), ("ffn", choice.ffn, ffn)]
             rows += [
-                {"rank": rank, "layer": layer, "kind": kind, "variant": variant, "score": score}
+                {"solution": str(number), "layer": layer, "kind": kind, "variant": variant, "score": score}
                 for kind, variant, score in pieces
             ]
     return rows

@@ -79,7 +79,7 @@ def frontier_section(results: Results) -> Section:
                     "errors apart is a tie.",
                 )
             )
-    if not any(rank == LAYERS_DROPPED for _, rank in results.ranks):
+    if not any(solution == LAYERS_DROPPED for _, solution in results.children):
         section.parts.append(Note("This run builds no layers-dropped baseline (compare_layers_dropped)."))
     return section
 
@@ -97,7 +97,7 @@ def tasks_section(results: Results) -> Section:
     if not names or chosen is None:
         section.parts.append(Note("This run evaluates no tasks."))
         return section
-    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.solution)}}
     drawn = []
     for task, metric, label in [
         *((name, "acc", name) for name in names),
@@ -150,7 +150,7 @@ def readout_section(results: Results) -> Section:
     chosen = results.chosen
     if chosen is None or results.readouts.empty:
         return section
-    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.rank)}}
+    keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.solution)}}
     models = [model for model in ("child", "finetuned") if model in keys]
     names = {"nearest": "nearest labelled text", "metric": "metric embedding", "linear": "linear"}
     rows: list[list[Cell | str]] = []
@@ -176,7 +176,7 @@ def readout_section(results: Results) -> Section:
 def measurements_section(results: Results) -> Section:
     """Return the section `measurements`."""
     section = Section("measurements", "Every measurement", "Value ± standard error; n is tokens, turns or questions.")
-    keys = [PARENT_KEY, *(key for target, rank in results.ranks for key in results.models(target, rank))]
+    keys = [PARENT_KEY, *(key for target, solution in results.children for key in results.models(target, solution))]
     quality = [
         ("kl", "KL, nats/token"),
         ("perplexity", "perplexity"),

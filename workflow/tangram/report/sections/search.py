@@ -16,15 +16,15 @@ from tangram.report.style import number
 def architectures_section(results: Results, colours: dict[str, str]) -> Section:
     """Return the section `architectures`."""
     rows = []
-    for target, rank in results.ranks:
-        architecture = results.architectures.get((target, rank))
+    for target, solution in results.children:
+        architecture = results.architectures.get((target, solution))
         if architecture is None:
             continue
-        final = results.final(target, rank)
+        final = results.final(target, solution)
         speed, divergence = (results.speedup(final), results.heldout(final, "kl")) if final else (None, None)
         notes = (f"{speed.value:.2f} ×" if speed else "", f"KL {number(divergence.value)}" if divergence else "")
-        label = "layers dropped" if rank == LAYERS_DROPPED else target if rank == BEST else f"#{rank}"
-        rows.append((label, notes, architecture, rank == BEST))
+        label = "layers dropped" if solution == LAYERS_DROPPED else target if solution == BEST else f"#{solution}"
+        rows.append((label, notes, architecture, solution == BEST))
     parts: list[Part] = []
     if rows:
         parts.append(
@@ -43,7 +43,7 @@ def solver_section(results: Results) -> Section:
     section = Section(
         "solver",
         "What the solver says",
-        "A mixed-integer program picks one variant per subblock; rank 0 is proven optimal for the sum of scores.",
+        "A mixed-integer program picks one variant per subblock; solution 0 is proven optimal for the sum of scores.",
     )
     rows = constraint_facts(results)
     if rows:
@@ -81,7 +81,7 @@ def solver_section(results: Results) -> Section:
     drawn = figures.score_against_truth(children)
     if drawn:
         everything = rank_correlation([c.score for c in children], [c.kl.value for c in children])
-        own = [c for c in children if c.rank != LAYERS_DROPPED]
+        own = [c for c in children if c.solution != LAYERS_DROPPED]
         alone = rank_correlation([c.score for c in own], [c.kl.value for c in own])
         said = "Σ score is a ranking signal, not a prediction."
         if everything is not None:

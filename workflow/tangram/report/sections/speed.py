@@ -23,10 +23,10 @@ def speed_section(results: Results) -> Section:
     )
     settings = results.settings
     rows: list[list[Cell | str]] = []
-    for target, rank in results.ranks:
-        final = results.final(target, rank)
+    for target, solution in results.children:
+        final = results.final(target, solution)
         measured = results.speedup(final) if final else None
-        foretold, speed = (predicted(results, target, rank, quantity) for quantity in ("speedup", "throughput"))
+        foretold, speed = (predicted(results, target, solution, quantity) for quantity in ("speedup", "throughput"))
         if final is None or measured is None or foretold is None:
             continue
         own = next(
@@ -34,15 +34,15 @@ def speed_section(results: Results) -> Section:
                 None,
                 (
                     results.estimate(key, settings.default_scenario, "throughput")
-                    for key in results.models(target, rank)
+                    for key in results.models(target, solution)
                 ),
             ),
             None,
         )
-        summary = summary_of(results, target, rank)
+        summary = summary_of(results, target, solution)
         rows.append(
             [
-                model_label(target, rank),
+                model_label(target, solution),
                 f"{foretold:.3f} ×",
                 f"{estimate(measured)} ×",
                 percent(foretold / measured.value - 1, signed=True),

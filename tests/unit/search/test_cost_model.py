@@ -1,0 +1,34 @@
+"""Costs by hand calculation."""
+
+import pandas as pd
+import pytest
+from synthetic_library import limit
+
+from tangram.blocks.architecture import LayerChoice
+
+TARGET = {"constraints": [limit("throughput", 1.0)]}
+
+
+def test_prediction_by_hand(by_hand):
+    costs = by_hand.problem(TARGET).costs
+    parent = costs.predict((LayerChoice(),) * 2, "chat", 2)
+    # Prefill 2·(2 + 3) + 5 = 15 s; a step 2 · 1.5 s = 3 s; 10 steps.
+    assert parent.time_to_first_token == pytest.approx(15)
+    assert parent.latency == pytest.approx(45)
+    assert parent.throughput == pytest.approx(2 * 16 / 45)
+    assert parent.parameters == (2 * 1200 + 1000) / 4
+    assert parent.memory == 3400 + 2 * 16 * 16
+    assert parent.kv_bytes_per_token == 16
+    # By its own job gqa-1 takes half of the parent's time: of the parent's median over the three jobs, 2 s.
+    child = costs.predict((LayerChoice("gqa-1"), LayerChoice("no-op", "no-op")), "chat", 2)
+    assert child.time_to_first_token == pytest.approx(1 + 3 + 5)
+    assert child.latency == pytest.approx(9 + 10 * 2 * 0.9)
+    assert child.memory == 200 + 800 + 1000 + 2 * 16 * 4
+
+
+def test_a_layer_costs_what_its_class_costs(by_hand):
+    slower = by_hand.costs.query("kind == 'ffn'").assign(layer_class=1)
+    slower[["seconds", "parent_seconds"]] *= 10
+    by_hand.costs = pd.concat([by_hand.costs, slower], ignore_index=True)
+    costs = by_hand.problem(TARGET).costs
+    assert costs.predict((LayerChoice(),) * 2, "chat", 2).time_to_first_token == pytest.approx(2 + 3 + 2 + 30 + 5)

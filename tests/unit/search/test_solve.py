@@ -1,0 +1,111 @@
+"""The solutions against brute force, their order, and what their proofs say."""
+
+import itertools
+
+import numpy as np
+import pytest
+from brute_force import BruteForce
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic_library import CHAT, SUMMARY, VARIANTS, library, limit
+
+from tangram.blocks.architecture import LayerChoice
+from tangram.config import Search, Target
+from tangram.errors import TangramError
+from tangram.search.solve import solve
+
+SEARCH = Search()
+EXACT = Search(diverse_gap=0.0)
+QUANTITIES = ("throughput", "latency", "time_to_first_token", "memory", "parameters", "kv_bytes_per_token")
+
+
+@st.composite
+def constraint(draw, scenarios: list[str]) -> dict:
+    quantity = draw(st.sampled_from(QUANTITIES))
+    scenario = None if quantity in ("parameters", "kv_bytes_per_token") else draw(st.sampled_from(scenarios))
+    value = draw(st.floats(0.9, 4.0) if quantity == "throughput" else st.floats(0.2, 1.05))
+    return limit(quantity, value, scenario)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), seed=st.integers(0, 10_000), layers=st.integers(1, 3), pairs=st.sampled_from([0.0, 0.4, 1.0]))
+def test_equals_brute_force(data, seed, layers, pairs):
+    scenarios = {"chat": CHAT, "summary": SUMMARY} if data.draw(st.booleans()) else {"chat": CHAT}
+    tables = library(seed, layers, **VARIANTS, scenarios=scenarios, pairs=pairs)
+    constraints = data.draw(st.lists(constraint(list(scenarios)), min_size=1, max_size=3))
+    expected = BruteForce(tables).best(constraints)
+    problem = tables.problem({"constraints": constraints})
+    if expected == np.inf:
+        with pytest.raises(TangramError, match="infeasible"):
+            solve(problem, SEARCH)
+    else:
+        (solution,) = solve(problem, SEARCH)
+        assert solution.objective == pytest.approx(expected, abs=1e-9)
+        assert solution.gap <= 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_absolute_memory_also_bounds_the_parents_reference(seed):
+    tables = library(seed, 2, **VARIANTS, scenarios={"chat": CHAT})
+    brute = BruteForce(tables)
+    memory = {batch: brute.values("chat", batch)["memory"].max() for batch in CHAT.batch_sizes}
+    constraints = [limit("throughput", 1.3), limit("memory", (memory[2] + memory[8]) / 2, relative=False)]
+    (solution,) = solve(tables.problem({"constraints": constraints}), SEARCH)
+    assert solution.objective == pytest.approx(brute.best(constraints), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_solution_equals_brute_force_under_the_cuts(seed):
+    tables = library(seed, 3, **VARIANTS, scenarios={"chat": CHAT}, pairs=0.3)
+    constraints = [limit("throughput", 1.4)]
+    problem = tables.problem({"constraints": constraints, "solutions": 3, "max_shared": 0.4})
+    solutions = solve(problem, EXACT)
+    brute = BruteForce(tables)
+    for number, solution in enumerate(solutions):
+        earlier = [s.architecture for s in solutions[:number]]
+        assert solution.objective == pytest.approx(brute.best(constraints, earlier, 0.4), abs=1e-9)
+
+
+def test_diverse_solutions_share_few_layers_and_state_their_gap():
+    problem = library(1, 12).problem({"constraints": [limit("throughput", 1.4)], "solutions": 4, "max_shared": 0.7})
+    solutions = solve(problem, SEARCH)
+    assert len(solutions) == 4
+    for one, other in itertools.combinations(solutions, 2):
+        same = sum(a == b for a, b in zip(one.architecture, other.architecture, strict=True))
+        assert same <= 0.7 * 12
+    assert solutions[0].gap <= 1e-9
+    for solution in solutions:
+        assert solution.gap <= 1e-3 + 1e-9
+        assert solution.objective >= solutions[0].objective
+        assert solution.bound <= solution.objective
+
+
+def test_the_parent_is_the_answer_where_it_is_best():
+    tables = library(0, 4)
+    tables.scores["value"] = tables.scores["value"].abs() + 0.01
+    same = [limit(q, 1.0) for q in ("throughput", "latency", "time_to_first_token", "memory")]
+    (solution,) = solve(tables.problem({"constraints": same}), SEARCH)
+    assert solution.architecture == (LayerChoice(),) * 4
+    assert solution.objective == 0.0
+    assert solution.gap == 0.0
+
+
+def test_ties_go_to_the_faster_batch():
+    tables = library(2, 3, scenarios={"chat": CHAT})
+    tables.scores["value"] = 0.0
+    problem = tables.problem(Target.model_validate({"constraints": [limit("throughput", 1.0)]}))
+    (solution,) = solve(problem, SEARCH)
+    speeds = {b: problem.costs.predict(solution.architecture, "chat", b).throughput for b in CHAT.batch_sizes}
+    assert solution.batches["chat"] == max(speeds, key=lambda b: speeds[b])
+
+
+def test_shadow_price_predicts_what_loosening_a_limit_gains():
+    tables = library(4, 24)
+
+    def best(factor):
+        return solve(tables.problem({"constraints": [limit("parameters", factor, None)]}), SEARCH)[0]
+
+    tight, loose = best(0.6), best(0.6 * 1.05)
+    (price,) = tight.shadow_prices
+    assert price > 0
+    assert tight.objective - loose.objective == pytest.approx(5 * price, rel=0.5)

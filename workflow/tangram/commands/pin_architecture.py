@@ -1,0 +1,32 @@
+"""Write a solution's architecture with the checksum of each piece that it takes from the block library."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import run
+
+
+def pin_architecture(
+    solutions: Annotated[str, typer.Option(help="file of solutions")],
+    solution: Annotated[str, typer.Option(help="name of one in it")],
+    library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
+    shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
+    output: Annotated[str, typer.Option(help="architecture.json to write")],
+) -> None:
+    """Write all that a child is made of: the same choices of the same weights give the same bytes."""
+    from tangram.blocks.architecture import save_architecture
+    from tangram.errors import TangramError
+    from tangram.library.pieces import piece_checksums, read_library
+    from tangram.search.solutions import load_solutions
+
+    architectures = load_solutions(solutions)
+    if solution not in architectures:
+        raise TangramError(f"{solutions} holds no solution '{solution}'; there: {', '.join(architectures)}")
+    architecture = architectures[solution]
+    (checksums,) = piece_checksums([architecture], read_library(library, tuple(shards.split(","))))
+    save_architecture(architecture, checksums, output)
+
+
+if __name__ == "__main__":
+    run(pin_architecture)

@@ -1,0 +1,162 @@
+"""From tables to seconds and bytes: the predicted time and memory of any architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tangram.blocks.architecture import Architecture
+from tangram.blocks.base import PARENT
+from tangram.config import Scenario
+from tangram.costs.calibration import steady_seconds
+from tangram.errors import TangramError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REMEDY = "delete it and run again: only this table and what depends on it is rebuilt"
+
+
+def records(table: pd.DataFrame) -> Iterator[Any]:
+    """Yield a table's rows as named tuples."""
+    yield from table.itertuples(index=False)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the cost tables say about one architecture in one scenario at one batch size.
+
+    Attributes:
+        batch: sequences.
+        throughput: prompt and generated tokens per second of the whole batch.
+        latency: seconds from the prompt to the last token, for the whole batch.
+        time_to_first_token: seconds of the prefill.
+        memory: bytes of parameters and full KV cache.
+        parameters: number of parameters, embedding included.
+        kv_bytes_per_token: bytes per token and sequence.
+    """
+
+    batch: int
+    throughput: float
+    latency: float
+    time_to_first_token: float
+    memory: float
+    parameters: float
+    kv_bytes_per_token: float
+
+
+class CostModel:
+    """Predicts time and memory of any architecture from the tables of its pieces.
+
+    Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, which cancels
+    drift between jobs. The calibration's scale multiplies a whole model's sum.
+
+    Args:
+        costs: rows of `tables.COSTS`.
+        calibration: rows of `tables.CALIBRATION`.
+        scenarios: workloads by name.
+        element_bytes: bytes per parameter.
+
+    Raises:
+        TangramError: a row is there twice or its seconds are not usable.
+    """
+
+    def __init__(
+        self,
+        costs: pd.DataFrame,
+        calibration: pd.DataFrame,
+        scenarios: Mapping[str, Scenario],
+        element_bytes: int,
+    ):
+        self.scenarios, self.element_bytes = dict(scenarios), element_bytes
+        self._times: dict[tuple[Any, ...], float] = {}
+        self._bytes: dict[tuple[int, str, str], tuple[int, int]] = {}
+        for row in records(costs.assign(seconds=steady_seconds(costs))):
+            piece = (row.layer_class, row.kind, row.variant)
+            key = (*piece, row.scenario, row.phase, row.batch)
+            sizes = (int(row.parameter_bytes), int(row.kv_bytes_per_token))
+            where = f"costs: {row.kind} '{row.variant}', scenario '{row.scenario}', {row.phase}, batch {row.batch}"
+            if key in self._times or self._bytes.setdefault(piece, sizes) != sizes:
+                raise TangramError(f"{where} is there twice or with different sizes; {REMEDY}")
+            if not 0 <= row.seconds < math.inf:
+                raise TangramError(f"{where}: {row.seconds} s beside {row.parent_seconds} s of the parent; {REMEDY}")
+            self._times[key] = float(row.seconds)
+        self._classes = sorted({piece[0] for piece in self._bytes})
+        self._scales: dict[tuple[str, str, int], float] = {}
+        for row in records(calibration):
+            workload = (row.scenario, row.phase, row.batch)
+            if not 0 < row.scale < math.inf or self._scales.setdefault(workload, row.scale) != row.scale:
+                raise TangramError(f"calibration: scale {row.scale} of {workload} is unusable or not unique; {REMEDY}")
+
+    def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
+        """Return the key of the class that a layer belongs to: the last one that starts at or before it."""
+        for first in reversed(self._classes):
+            if first <= layer and (first, kind, variant) in self._bytes:
+                return first, kind, variant
+        raise TangramError(f"costs hold no row of {kind} '{variant}' for layer {layer}; {REMEDY}")
+
+    def sizes(self, layer: int, kind: str, variant: str) -> tuple[int, int]:
+        """Return a piece's parameter bytes and KV-cache bytes per token and sequence."""
+        return self._bytes[self._piece(layer, kind, variant)]
+
+    def seconds(self, layer: int, kind: str, variant: str, scenario: str, phase: str, batch: int) -> float:
+        """Return a piece's seconds, before calibration."""
+        try:
+            return self._times[(*self._piece(layer, kind, variant), scenario, phase, batch)]
+        except KeyError:
+            where = f"scenario '{scenario}' at batch {batch}"
+            raise TangramError(f"costs hold no {phase} seconds of {kind} '{variant}' for {where}; {REMEDY}") from None
+
+    def scale(self, scenario: str, phase: str, batch: int) -> float:
+        """Return the calibration factor on a whole model's seconds."""
+        try:
+            return self._scales[scenario, phase, batch]
+        except KeyError:
+            raise TangramError(
+                f"calibration holds no {phase} row for scenario '{scenario}' at batch {batch}; {REMEDY}"
+            ) from None
+
+    def tokens(self, scenario: str, batch: int) -> int:
+        """Return the prompt and generated tokens of a whole batch."""
+        workload = self.scenarios[scenario]
+        return batch * (workload.prefill + workload.generate)
+
+    def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
+        """Add up an architecture's pieces in plain arithmetic; the solver's linear forms are checked against this."""
+        pieces = [(0, "model", PARENT)]
+        for layer, choice in enumerate(architecture):
+            pieces += [(layer, "attention", choice.attention), (layer, "ffn", choice.ffn)]
+        prefill, step = (
+            self.scale(scenario, phase, batch)
+            * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)
+            for phase in ("prefill", "decode")
+        )
+        parameter_bytes = sum(self.sizes(*piece)[0] for piece in pieces)
+        kv_bytes = sum(self.sizes(*piece)[1] for piece in pieces)
+        latency = prefill + self.scenarios[scenario].generate * step
+        tokens = self.tokens(scenario, batch)
+        return Prediction(
+            batch=batch,
+            throughput=tokens / latency,
+            latency=latency,
+            time_to_first_token=prefill,
+            memory=parameter_bytes + tokens * kv_bytes,
+            parameters=parameter_bytes / self.element_bytes,
+            kv_bytes_per_token=kv_bytes,
+        )
+
+    def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
+        """Return what one piece adds to a quantity; throughput counts as its seconds (`latency`)."""
+        piece = (layer, kind, variant)
+        if quantity in ("parameters", "kv_bytes_per_token", "memory"):
+            parameter_bytes, kv_bytes = self.sizes(*piece)
+            if quantity == "memory":
+                return parameter_bytes + self.tokens(scenario, batch) * kv_bytes
+            return parameter_bytes / self.element_bytes if quantity == "parameters" else kv_bytes
+        prefill = self.scale(scenario, "prefill", batch) * self.seconds(*piece, scenario, "prefill", batch)
+        if quantity == "time_to_first_token":
+            return prefill
+        step = self.scale(scenario, "decode", batch) * self.seconds(*piece, scenario, "decode", batch)
+        return prefill + self.scenarios[scenario].generate * step

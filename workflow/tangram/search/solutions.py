@@ -1,0 +1,33 @@
+"""The files of solutions: solver, baselines and selection write them in one shape, and whatever follows reads them.
+
+``{"solutions": [{"solution": "0", "layers": [...], ...}, ...], ...}``: every entry has a name, and variants by layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tangram.blocks.architecture import Architecture, from_layers
+from tangram.errors import TangramError
+from tangram.files import write_text
+
+
+def save_solutions(content: Mapping[str, Any], path: str | Path, made_by: Mapping[str, str]) -> None:
+    """Write solutions with their provenance."""
+    write_text(path, json.dumps({**content, "provenance": dict(made_by)}, indent=2) + "\n")
+
+
+def load_solutions(path: str | Path) -> dict[str, Architecture]:
+    """Read the architectures by the names of their solutions, in the file's order.
+
+    Raises:
+        TangramError: the file is missing or damaged.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))["solutions"]
+        return {entry["solution"]: from_layers(entry["layers"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TangramError(f"{path} holds no solutions ({error!r}); delete it and run again") from error
