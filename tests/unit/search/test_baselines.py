@@ -13,51 +13,6 @@ from tangram.search.solve import solve
 SEARCH, BATCHES = Search(), {"chat": 4}
 
 
-<<<<<<< HEAD
-def throughput(factor: float) -> dict:
-    return {"constraints": [{"quantity": "throughput", "min": factor, "scenario": "chat"}]}
-
-
-def by_sum_of_no_ops(tables) -> list[int]:
-    rows = tables.scores[tables.scores["variant"] == "no-op"]
-    return rows.groupby("layer")["value"].sum().sort_values().index.tolist()
-
-
-@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 99.0])
-def test_layers_are_dropped_up_to_the_target_speed(factor):
-    tables = library(3, 8)
-    problem = tables.problem(throughput(factor))
-    architecture, batches, dropped = baselines.drop_whole_layers(problem)
-    assert batches == {"chat": 4}
-    assert set(dropped) == set(by_sum_of_no_ops(tables)[: len(dropped)])
-    assert [c == LayerChoice("no-op", "no-op") for c in architecture] == [layer in dropped for layer in range(8)]
-    assert all(c == LayerChoice() for layer, c in enumerate(architecture) if layer not in dropped)
-
-    def speed(count: int) -> float:
-        # All layers cost the same, so only the number counts.
-        model = [LayerChoice("no-op", "no-op")] * count + [LayerChoice()] * (8 - count)
-        return problem.costs.predict(tuple(model), "chat", 4).throughput
-
-    limit = factor * speed(0)
-    assert len(dropped) == max(n for n in range(8) if n == 0 or speed(n) <= limit * (1 + 1e-8))
-
-
-def test_without_throughput_the_fewest_layers_are_dropped():
-    problem = library(3, 8).problem({"constraints": [{"quantity": "kv_bytes_per_token", "max": 0.7}]})
-    architecture, batches, dropped = baselines.drop_whole_layers(problem)
-    assert len(dropped) == 3  # 5/8 <= 0.7 < 6/8
-    assert batches == {}
-    assert problem.feasible(architecture, batches)
-
-
-def test_layers_cannot_be_dropped_without_no_op():
-    tables = library(0, 3, ffn={"width-0.5": 0.6})
-    with pytest.raises(TangramError, match=r"no 'no-op' of ffn for layer 0; add it to library.ffn"):
-        baselines.drop_whole_layers(tables.problem(throughput(1.2)))
-
-
-=======
->>>>>>> main
 @pytest.mark.parametrize("seed", range(2))
 def test_no_baseline_beats_the_optimum(seed):
     tables = library(seed, 8, scenarios={"chat": Scenario(prefill=64, generate=16, batch_sizes=(4,))})
