@@ -43,12 +43,12 @@ rule all:
     input:
         checkpoint_of(PARENT),
         library_files("safetensors", "parquet", "curves.parquet"),
-        SCORE_FILES,
-        COST_FILES,
-        SEARCH_FILES,
-        [f"{child}/{name}" for child in CHILDREN for name in ("architecture.json", "evaluation.parquet")],
+        [*SCORE_FILES, *COST_FILES, *SEARCH_FILES],
+        of_children("architecture.json", "evaluation.parquet"),
         [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
         f"{RESULTS}/report.html",
+    message:
+        "all: the run is complete"
 
 
 onsuccess:

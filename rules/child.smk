@@ -9,7 +9,7 @@
 rule assemble_child:
     """Assemble one architecture into a checkpoint."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         architecture=architecture_of,  # stands for the library, too: it holds the checksums of the pieces
     output:
         child=checkpoint_of(f"{CHILD}/child"),
@@ -18,15 +18,14 @@ rule assemble_child:
     benchmark:
         "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
-        **made_by("assemble_child", "torch", "transformers", variants=variants_of("architecture")),
-        parent=input_folder("parent"),
-        child=output_folder("child"),
+        **made_by("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
+        **runtime("dtype"),
+        folder=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
-        dtype=cfg.dtype,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "assemble_child: write a child's checkpoint, {wildcards}"
     shell:
-        "python -m tangram.commands.assemble_child --parent {params.parent:q} --architecture {input.architecture:q}"
-        " --library {params.library:q} --shards {params.shards:q} --dtype {params.dtype:q}"
-        " --output {params.child:q} 2> >(tee {log:q} >&2)"
+        command("assemble_child")

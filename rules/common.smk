@@ -155,6 +155,17 @@ def library_files(*suffixes):
     ]
 
 
+def of_children(*names):
+    """Return the files of these names of all children."""
+    return [f"{child}/{name}" for child in CHILDREN for name in names]
+
+
+def of_the_headline():
+    """Return the files of tasks and of the readout, which only the headline's first solution has."""
+    asked = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
+    return [f"{RESULTS}/targets/{cfg.headline}/0/{name}.parquet" for name in asked if asked[name]]
+
+
 def cached_activations(split):
     """Return the file of a split's cached activations; none when they are streamed."""
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
@@ -178,25 +189,26 @@ def runtime(*names):
 def made_by(command, *packages, variants=()):
     """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
 
-    Blocks are imported by name: `variants` are those that a command computes with, or a function of a job that says so.
+    Blocks are imported by name: `variants` are those that a command computes with, or a function of wildcards that
+    returns them. It takes no input: Snakemake would not record what is made from that.
     """
 
-    def code(wildcards, input):
-        names = variants(wildcards, input) if callable(variants) else variants
+    def code(wildcards):
+        names = variants(wildcards) if callable(variants) else variants
         return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
 
-    made = {"code": code if callable(variants) else code(None, None)}
+    made = {"code": code if callable(variants) else code(None)}
     return {**made, "environment": pins(*packages)} if packages else made
 
 
-def own_variant(wildcards, input):
+def own_variant(wildcards):
     """Return the variant of a job that computes with one alone, for `made_by`."""
     return [wildcards.variant]
 
 
-def variants_of(name):
-    """Return a function for `made_by`: the variants in a job's input of that name, one architecture or several."""
-    return lambda wildcards, input: variants_in(getattr(input, name))
+def variants_in_file(path_of):
+    """Return a function for `made_by`: the variants in a checkpoint's file, one architecture or several."""
+    return lambda wildcards: variants_in(path_of(wildcards))
 
 
 def option(name, values):
@@ -231,15 +243,23 @@ def half_the_cores(wildcards):
     return max(1, _cores() // 2)
 
 
-def several_nodes(nodes):
-    """Return what SLURM needs to know of a job that starts its own processes on several nodes; nothing for one node."""
-    return {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {}
+def of_processes(parallel):
+    """Return the resources of a job that starts its own processes: its GPUs, and for SLURM its nodes if several."""
+    nodes, gpus = parallel.nodes, GPU * parallel.nodes * parallel.processes_per_node
+    return {"gpu": gpus, **({"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {})}
 
 
 def text_evaluation():
     """Return what evaluation on text and of throughput depends on: the tasks are not part of it."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def report_settings():
+    """Return what the page depends on beside the tables."""
+    section = {"run": cfg.run, "headline": cfg.headline, "targets": list(cfg.targets), "seed": cfg.seed}
+    first = next(iter(cfg.scenarios))
+    return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
 def search_settings(wildcards):
@@ -272,3 +292,8 @@ def solutions_of(wildcards):
 def architecture_of(wildcards):
     """Return a child's architecture once its pieces are pinned; see `pin_architecture`."""
     return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]
+
+
+def candidates_of(wildcards):
+    """Return the file of a target's candidates once their pieces are pinned; see `pin_candidates`."""
+    return checkpoints.pin_candidates.get(target=wildcards.target).output[0]

@@ -32,8 +32,7 @@ rule finetune_child:
         checkpoint_seconds=unrecorded(cfg.finetune.checkpoint_seconds),
     threads: half_the_cores
     resources:
-        **several_nodes(cfg.finetune.parallel.nodes),
-        gpu=GPU * cfg.finetune.parallel.nodes * cfg.finetune.parallel.processes_per_node,
+        **of_processes(cfg.finetune.parallel),
     conda:
         "../envs/tangram.yaml"
     message:

@@ -16,14 +16,9 @@ rule build_report:
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
         search=SEARCH_FILES,
-        children=[
-            f"{child}/{name}"
-            for child in CHILDREN
-            for name in ("architecture.json", "curves.parquet", "evaluation.parquet")
-        ],
+        children=of_children("architecture.json", "curves.parquet", "evaluation.parquet"),
         parent_evaluation="<results>/parent_evaluation.parquet",
-        tasks=[f"{RESULTS}/targets/{cfg.headline}/0/tasks.parquet"] if cfg.evaluation.tasks else [],
-        readout=[f"{RESULTS}/targets/{cfg.headline}/0/readout.parquet"] if cfg.evaluation.readout.task else [],
+        headline=of_the_headline(),
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:
@@ -33,16 +28,7 @@ rule build_report:
     params:
         **made_by("build_report", "matplotlib", "Jinja2", variants=LIBRARY),
         results=output_folder("report"),
-        settings=slice_of(
-            {
-                "run": cfg.run,
-                "headline": cfg.headline,
-                "targets": list(cfg.targets),
-                "num_layers": cfg.parent.num_layers,
-                "default_scenario": next(iter(cfg.scenarios)),
-                "seed": cfg.seed,
-            }
-        ),
+        settings=report_settings(),
         template=checksum("workflow/report/report.html.j2"),
     conda:
         "../envs/tangram.yaml"

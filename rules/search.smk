@@ -10,7 +10,7 @@
 rule solve_mip:
     """Find a target's best architectures."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
@@ -22,42 +22,38 @@ rule solve_mip:
     benchmark:
         "<benchmarks>/solve_mip/{target}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("solve_mip", "pyomo", "highspy"),
         settings=search_settings,
-        code=code_hash("tangram.commands.solve_mip"),
-        environment=pins("pyomo", "highspy"),
     conda:
         "../envs/tangram.yaml"
+    message:
+        "solve_mip: find the best architectures, {wildcards}"
     shell:
-        "python -m tangram.commands.solve_mip --settings {params.settings:q}"
-        " --scores {input.scores:q} --costs {input.costs:q} --calibration {input.calibration:q}"
-        " --parent {params.parent:q} --solutions {output.solutions:q} --table {output.table:q}"
-        " 2> >(tee {log:q} >&2)"
+        command("solve_mip")
 
 
 rule drop_layers:
     """Drop whole layers until the target's constraints hold: the plain alternative to compare with."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
         costs="<results>/costs.parquet",
         calibration="<results>/calibration.parquet",
     output:
-        f"<results>/targets/{{target}}/solutions/{LAYERS_DROPPED}.json",
+        solutions=f"<results>/targets/{{target}}/solutions/{LAYERS_DROPPED}.json",
     log:
         "<logs>/drop_layers/{target}.log",
     benchmark:
         "<benchmarks>/drop_layers/{target}.tsv"
     params:
-        parent=input_folder("parent"),
+        **made_by("drop_layers"),
         settings=baseline_settings,
-        code=code_hash("tangram.commands.drop_layers"),
     conda:
         "../envs/tangram.yaml"
+    message:
+        "drop_layers: drop whole layers for comparison, {wildcards}"
     shell:
-        "python -m tangram.commands.drop_layers --settings {params.settings:q}"
-        " --scores {input.scores:q} --costs {input.costs:q} --calibration {input.calibration:q}"
-        " --parent {params.parent:q} --solutions {output:q} 2> >(tee {log:q} >&2)"
+        command("drop_layers")
 
 
 # A checkpoint, though it adds no job: after it, Snakemake looks again at what is still to be done. The file is small
@@ -76,12 +72,12 @@ checkpoint pin_architecture:
     benchmark:
         "<benchmarks>/pin_architecture/{target}/{solution}.tsv"
     params:
+        **made_by("pin_architecture"),
         library=library_folder,
         shards=",".join(SHARDS),
-        code=code_hash("tangram.commands.pin_architecture"),
     conda:
         "../envs/tangram.yaml"
+    message:
+        "pin_architecture: note the pieces of a solution, {wildcards}"
     shell:
-        "python -m tangram.commands.pin_architecture --solutions {input.solutions:q}"
-        " --solution {wildcards.solution:q} --library {params.library:q} --shards {params.shards:q}"
-        " --output {output:q} 2> >(tee {log:q} >&2)"
+        command("pin_architecture")

@@ -22,23 +22,23 @@ checkpoint pin_candidates:
     benchmark:
         "<benchmarks>/pin_candidates/{target}.tsv"
     params:
+        **made_by("pin_candidates"),
         library=library_folder,
         shards=",".join(SHARDS),
-        code=code_hash("tangram.commands.pin_candidates"),
     conda:
         "../envs/tangram.yaml"
+    message:
+        "pin_candidates: note the pieces of all candidates, {wildcards}"
     shell:
-        "python -m tangram.commands.pin_candidates --solutions {input.solutions:q}"
-        " --library {params.library:q} --shards {params.shards:q} --output {output:q} 2> >(tee {log:q} >&2)"
+        command("pin_candidates")
 
 
 rule select_child:
     """Compare a target's candidates and choose one."""
     input:
-        parent=checkpoint_of(PARENT),
+        parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/score.parquet",
-        # Stands for the library, too: it holds the checksums of the pieces.
-        candidates=lambda wildcards: checkpoints.pin_candidates.get(target=wildcards.target).output[0],
+        candidates=candidates_of,  # stands for the library, too: it holds the checksums of the pieces
     output:
         solutions="<results>/targets/{target}/selection/solution.json",
         table="<results>/targets/{target}/selection/scores.parquet",
@@ -48,23 +48,18 @@ rule select_child:
     benchmark:
         "<benchmarks>/select_child/{target}.tsv"
     params:
-        **made_by("select_child", "torch", "transformers", "numpy", variants=variants_of("candidates")),
-        parent=input_folder("parent"),
+        **made_by("select_child", "torch", "transformers", "numpy", variants=variants_in_file(candidates_of)),
+        **runtime("device", "dtype", "seed"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         settings=selection_settings,
         cache=f"{RESULTS}/checkpoints/{{target}}/selection.npz",
-        device=cfg.device,
-        dtype=cfg.dtype,
-        seed=cfg.seed,
     threads: half_the_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
+    message:
+        "select_child: compare candidates and choose one, {wildcards}"
     shell:
-        "python -m tangram.commands.select_child --settings {params.settings:q} --parent {params.parent:q}"
-        " --corpus {input.corpus:q} --library {params.library:q} --shards {params.shards:q}"
-        " --device {params.device:q} --dtype {params.dtype:q} --seed {params.seed:q} --threads {threads:q}"
-        " --candidates {input.candidates:q} --cache {params.cache:q} --solutions {output.solutions:q}"
-        " --table {output.table:q} --summary {output.summary:q} 2> >(tee {log:q} >&2)"
+        command("select_child")

@@ -56,7 +56,7 @@ def by_field(command):
 build_corpus, calibrate_costs, capture_activations = map(by_field, (build_corpus, calibrate_costs, capture_activations))
 distill_blocks, evaluate_model, evaluate_readout = map(by_field, (distill_blocks, evaluate_model, evaluate_readout))
 evaluate_tasks, finetune_child = by_field(evaluate_tasks), by_field(finetune_child)
-measure_costs, score_blocks = by_field(measure_costs), by_field(score_blocks)
+measure_costs, score_blocks, select_child = map(by_field, (measure_costs, score_blocks, select_child))
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")

@@ -30,7 +30,7 @@ def shown_jobs(printed: str) -> list[tuple[str, str]]:
     """
     shown = r"^Job \d+: (\w+): (.*)$|^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)"
     found = re.findall(shown, printed, re.MULTILINE)
-    return [(rule or named, message or body) for rule, message, named, body in found if named != "all"]
+    return [(rule or named, message or body) for rule, message, named, body in found if "all" not in (rule, named)]
 
 
 @dataclass(frozen=True)

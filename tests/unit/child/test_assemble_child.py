@@ -42,8 +42,8 @@ def arguments(llama, tmp_path, monkeypatch):
         "architecture": tmp_path / "architecture.json",
         "library": tmp_path / "library",
         "shards": ",".join(SHARDS),
-        "dtype": "float32",
-        "output": tmp_path / "child",
+        "runtime": "dtype=float32",
+        "folder": tmp_path / "child",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     monkeypatch.setattr(sys, "argv", ["assemble_child", *words])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tangram import config as config_module
 from tangram.config import Config, Corpus, Evaluation, Scenario, Target, load, parse, slice_of
 from tangram.errors import TangramError
 
@@ -308,8 +307,8 @@ def test_every_number_of_a_section_is_finite_and_bounded_below() -> None:
         assert section.model_config["allow_inf_nan"] is False
         assert section.model_config["extra"] == "forbid"
         for name, field in section.model_fields.items():
-            sections += [inner for inner in config_module._sections_in(field.annotation) if inner not in sections]
-            if config_module._kinds_in(field.annotation) & {int, float}:
+            sections += [inner for inner in parsing._sections_in(field.annotation) if inner not in sections]
+            if base._kinds_in(field.annotation) & {int, float}:
                 bounds = str(field.metadata) + str(field.annotation)
                 assert "Gt(" in bounds or "Ge(" in bounds, f"{section.__name__}.{name}"
     assert len(sections) > 20

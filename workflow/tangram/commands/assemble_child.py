@@ -4,18 +4,19 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run
 
 
 def assemble_child(
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    architecture: Annotated[str, typer.Option(help="architecture.json: a variant per layer and kind")],
+    parent: Annotated[str, reads_model("parent")],
+    architecture: Annotated[str, reads("architecture.json: a variant per layer and kind")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    output: Annotated[str, typer.Option(help="folder of the child")],
-    dtype: Annotated[str, typer.Option(help="of the weights: float32 or bfloat16")] = "float32",
+    folder: Annotated[str, typer.Option(help="folder of the child")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
+    runtime.start()
     from pathlib import Path
 
     import torch
@@ -39,12 +40,14 @@ def assemble_child(
         if variant != PARENT
     }
     sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
+    settings = {"dtype": runtime.dtype, "shards": shards}
+    made_by = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(
-        {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()},
+        {name: tensor.to(getattr(torch, runtime.dtype)) for name, tensor in state.items()},
         config,
         parent,
-        output,
-        provenance("tangram.commands.assemble_child", {"dtype": dtype, "shards": shards}, others=modules_of(choices)),
+        folder,
+        made_by,
         {
             "architecture": layers_of(choices),
             "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},

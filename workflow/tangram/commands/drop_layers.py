@@ -1,23 +1,23 @@
 """The plain alternative to the search: drop whole layers, until the child would be faster than its target asks."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import reads, reads_model, run, writes
 
 
 def drop_layers(
     settings: Annotated[str, typer.Option(help="the config's `target`, `search` and `scenarios` as JSON")],
-    scores: Annotated[Path, typer.Option(help="SCORES table")],
-    costs: Annotated[Path, typer.Option(help="COSTS table")],
-    calibration: Annotated[Path, typer.Option(help="CALIBRATION table")],
-    parent: Annotated[Path, typer.Option(help="parent's folder; only its config.json is read")],
-    solutions: Annotated[Path, typer.Option(help="JSON to write: layers, layers dropped, predicted speeds")],
+    scores: Annotated[str, reads("SCORES table")],
+    costs: Annotated[str, reads("COSTS table")],
+    calibration: Annotated[str, reads("CALIBRATION table")],
+    parent: Annotated[str, reads_model("parent, of which config.json is read")],
+    solutions: Annotated[str, writes("layers, layers dropped, predicted speeds (JSON)")],
 ) -> None:
     """Write the architecture that drops the layers whose two no-op scores have the smallest sums."""
     import sys
+    from pathlib import Path
 
     from tangram.config import LAYERS_DROPPED
     from tangram.provenance import provenance
@@ -26,7 +26,7 @@ def drop_layers(
     from tangram.search.solutions import save_solutions
     from tangram.search.summary import architecture_summary, beside_parent, speeds
 
-    problem = load_problem(Settings.model_validate_json(settings), scores, costs, calibration, parent)
+    problem = load_problem(Settings.model_validate_json(settings), *map(Path, (scores, costs, calibration, parent)))
     architecture, batches, dropped = drop_whole_layers(problem)
     entry = {"solution": LAYERS_DROPPED, "layers_dropped": list(dropped)}
     entry |= architecture_summary(problem, architecture, batches)

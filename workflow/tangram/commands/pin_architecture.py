@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import reads, run, writes
 
 
 def pin_architecture(
-    solutions: Annotated[str, typer.Option(help="file of solutions")],
+    solutions: Annotated[str, reads("file of solutions")],
     solution: Annotated[str, typer.Option(help="name of one in it")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    output: Annotated[str, typer.Option(help="architecture.json to write")],
+    output: Annotated[str, writes("architecture.json")],
 ) -> None:
     """Write all that a child is made of: the same choices of the same weights give the same bytes."""
     from tangram.blocks.architecture import save_architecture

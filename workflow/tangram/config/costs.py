@@ -1,0 +1,30 @@
+"""Sections `scenarios` and `costs`: workloads, and how pieces are timed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tangram.config.base import Section, Unique
+
+
+class Scenario(Section):
+    """A workload to be fast at."""
+
+    prefill: int = Field(gt=0, description="Prompt tokens per sequence.")
+    generate: int = Field(gt=0, description="Generated tokens per sequence.")
+    batch_sizes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Unique] = Field(
+        min_length=1, description="Batch sizes to measure and to choose from."
+    )
+
+
+class Costs(Section):
+    """Measured time and memory of each piece."""
+
+    engine: Literal["torch"] = Field("torch", description="What executes the model.")
+    repeats: int = Field(5, ge=3, description="Interleaved measurements per subblock; the median counts.")
+    stack_megabytes: int = Field(
+        128, gt=0, description="Copies of a subblock are cycled through until this much weight, to defeat caches."
+    )
+    calibration_repeats: int = Field(3, ge=3, description="Interleaved measurements per whole assembled model.")
