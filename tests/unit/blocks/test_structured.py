@@ -1,271 +1,113 @@
-"""Structured operators against explicit matrices, SciPy's Hadamard matrix, and counts by enumeration."""
+"""Structured variants as pieces of the library: their beginnings, their training, and what they refuse."""
 
-import functools
-import itertools
-import math
-
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.linalg import hadamard
-from torch.utils.flop_counter import FlopCounterMode
+from replaced import replaced
 
-from tangram.models.operators import (
-    ButterflyFactor,
-    ButterflyLinear,
-    LowRankLinear,
-    LowRankPlusButterfly,
-    MonarchLinear,
-    NTKFactorLinear,
-    StructuredLinear,
-    fuse,
-    primes_of,
-    smooth,
-    split,
-    structured_linear,
-)
+from tangram.activations import StreamedActivations
+from tangram.blocks import get_block, structured
+from tangram.blocks.calibration import Calibration, second_moment
+from tangram.blocks.projections import projection_inputs
+from tangram.config import BlockDistillation
+from tangram.errors import TangramError
+from tangram.library.distill import LocalProblem
+from tangram.models.families import Shape, decoder_layers, subblock
+from tangram.models.loading import load_model
+from tangram.models.operators import StructuredLinear
 
-OPTIONS = {"init": ["fjlt", "ortho", "identity"], "truncation": ["random", "stratified"], "free": [False, True]}
+VARIANTS = ("butterfly-8", "monarch", "lowrank-8", "ntk-8")
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / 2)
-    return module
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+def model(tiny_parent, request):
+    options = {"attention_bias": True, "mlp_bias": True} if request.param == "llama" else {}
+    return load_model(tiny_parent(request.param, **options), "float32", "cpu").requires_grad_(False)
 
 
-def explicit(factor: ButterflyFactor) -> np.ndarray:
-    """J by nested loops over the definition: stage after stage, weight by weight."""
-    product = np.eye(factor.size)
-    lower = 1
-    for stage, radix in zip(factor.stages, factor.radices, strict=True):
-        weights, matrix = stage.detach().numpy(), np.zeros((factor.size, factor.size))
-        for higher, low, out, inner in itertools.product(*map(range, stage.shape)):
-            base = higher * radix * lower + low
-            matrix[base + out * lower, base + inner * lower] = weights[higher, low, out, inner]
-        product = matrix @ product
-        lower *= radix
-    return product[factor.rows][:, : factor.features]
+def local_problem(model, **settings):
+    tokens = torch.randint(0, model.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
+    states = StreamedActivations(model, tokens, 4)
+    return LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
 
 
-OPERATORS = {
-    "butterfly": lambda: ButterflyLinear(24, 36, 8, 9),
-    "butterfly-random": lambda: ButterflyLinear(24, 36, 7, 5, truncation="random"),
-    "butterfly-free": lambda: ButterflyLinear(24, 36, 12, 12, free=True),
-    "butterfly-padded": lambda: ButterflyLinear(24, 36, 5, 11, padding="power-of-2"),
-    "butterfly-whole": lambda: ButterflyLinear(24, 36, 24, 36),
-    "butterfly-prime": lambda: ButterflyLinear(13, 7, 4, 3),
-    "hybrid": lambda: LowRankPlusButterfly(24, 36, 3, 8, 9),
-    "monarch": lambda: MonarchLinear(24, 36),
-    "lowrank": lambda: LowRankLinear(24, 36, 5),
-    "ntk-v": lambda: NTKFactorLinear(24, 36, 5, fixed="V"),
-    "ntk-u": lambda: NTKFactorLinear(24, 36, 5, fixed="U", sketch="fjlt"),
-}
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_trained_pieces_are_no_worse_than_their_initial_weights(model, kind, monkeypatch):
+    problem = local_problem(model, epochs=3)
+    losses = {}
+    monkeypatch.setattr(structured, "LEARNING_STEPS", 5)
+    for variant in VARIANTS:
+        piece = problem.distil(kind, variant, seed=0)
+        assert piece.curve
+        layer = replaced(model, 1, kind, variant, piece.weights)
+        operators = [part for part in layer.modules() if isinstance(part, StructuredLinear)]
+        assert operators
+        losses[variant] = problem.held_out_loss(layer, kind)
+        assert losses[variant] == pytest.approx(min(piece.loss_before, piece.loss_after), rel=1e-4)
+        assert sum(t.numel() for t in piece.weights.values()) < sum(
+            p.numel() for p in subblock(decoder_layers(model)[1], kind).parameters()
+        )
+    assert max(losses.values()) < 1.5  # a missing block costs about one
 
 
-@pytest.mark.parametrize("n", [1, 7, 30, 64, 576, 784, 14336])
-def test_factors_of_sizes(n):
-    assert math.prod(primes_of(n)) == n
-    first, last = split(n)
-    assert first * last == n
-    assert all(abs(math.log(first / last)) <= abs(math.log(d * d / n)) + 1e-12 for d in range(1, n + 1) if n % d == 0)
+def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
+    monkeypatch.setattr(structured, "LEARNING_STEPS", 5)
+    model = load_model(tiny_parent("llama"), "float32", "cpu").requires_grad_(False)
+    for variant in ("butterfly-8", "ntk-8"):
+        one, other = (local_problem(model, epochs=1).distil("attention", variant, seed=3) for _ in range(2))
+        assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
-def test_padding_only_where_a_prime_is_large():
-    assert [smooth(n) for n in (576, 1536, 14336, 30, 11, 13)] == [576, 1536, 14336, 30, 12, 14]
+def test_a_rank_that_loses_nothing_changes_nothing(tiny_parent):
+    """Where the parent's matrices are of low rank, so are their copies, exactly; attention included."""
+    model = load_model(tiny_parent("qwen2"), "float32", "cpu").requires_grad_(False)
+    layer = decoder_layers(model)[1]
+    for linear in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+        u, s, v = torch.linalg.svd(linear.weight, full_matrices=False)
+        linear.weight.copy_(u[:, :5] * s[:5] @ v[:5])
+    problem = local_problem(model, epochs=0)
+    for kind in ("attention", "ffn"):
+        assert problem.distil(kind, "lowrank-5", 0).loss_before < 1e-6
+        assert problem.distil(kind, "lowrank-2", 0).loss_before > 1e-3
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    n=st.sampled_from([2, 6, 8, 12, 13, 24, 30, 32]),
-    share=st.floats(0.01, 1.0),
-    init=st.sampled_from(OPTIONS["init"]),
-    truncation=st.sampled_from(OPTIONS["truncation"]),
-    free=st.booleans(),
-    padding=st.sampled_from(["smooth", "power-of-2"]),
-    seed=st.integers(0, 99),
-)
-def test_factor_is_the_product_of_its_stages(n, share, init, truncation, free, padding, seed):
-    keep = max(1, round(share * n))
-    factor = ButterflyFactor(n, keep, free=free, init=init, truncation=truncation, padding=padding, seed=seed)
-    initial = factor.matrix().detach().double()
-    if factor.size == n:
-        torch.testing.assert_close(initial @ initial.T, torch.eye(keep, dtype=torch.float64), atol=1e-5, rtol=0)
-    expected = explicit(randomise(factor, seed))
-    np.testing.assert_allclose(factor.matrix().detach().numpy(), expected, atol=1e-4, rtol=1e-4)
-    x = torch.randn(3, n)
-    np.testing.assert_allclose(factor(x).detach().numpy(), x.numpy() @ expected.T, atol=1e-3, rtol=1e-3)
-    blocks = factor.blocks()
-    token = factor.apply_token_major(factor.pad(x), *blocks)
-    back = factor.transpose_token_major(token, *blocks)[:, :n]
-    np.testing.assert_allclose(back.detach().numpy(), x.numpy() @ expected.T @ expected, atol=1e-2, rtol=1e-2)
-    columns = factor.transpose_feature_major(token.t().contiguous(), *blocks)[:n]
-    torch.testing.assert_close(columns.t(), back, atol=1e-3, rtol=1e-3)
+def test_what_a_projection_reads_is_recovered_from_the_outputs(model):
+    problem = local_problem(model)
+    layer, seen = decoder_layers(model)[1], {}
+    for kind in ("attention", "ffn"):
+        module = subblock(layer, kind)
+        hooks = [
+            part.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0].flatten(0, 1)))
+            for name, part in module.named_children()
+            if isinstance(part, torch.nn.Linear)
+        ]
+        layer(problem.inputs[: problem.training], **problem.context)
+        for hook in hooks:
+            hook.remove()
+        found = projection_inputs(module, kind, problem.calibration(kind))
+        for name, inputs in found.items():
+            weight = getattr(module, name).weight.double()
+            expected = seen[name].double() @ weight.T  # what reaches the outputs
+            torch.testing.assert_close(inputs.double() @ weight.T, expected, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("n", [8, 64, 256])
-def test_the_initial_transform_is_a_hadamard_with_random_signs(n):
-    found = ButterflyFactor(n, scale=math.sqrt(n)).matrix().detach().numpy()
-    signs = found[0]
-    np.testing.assert_allclose(np.abs(signs), 1, rtol=1e-5)
-    np.testing.assert_allclose(found * signs, hadamard(n), atol=1e-4)
+def test_second_moment_weighs_tokens():
+    x, weights = torch.randn(50, 4), torch.rand(50)
+    found = second_moment(x, Calibration(x, x, weights, 0.0))
+    expected = sum(w * torch.outer(row, row) for w, row in zip(weights / weights.sum(), x, strict=True))
+    torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_johnson_lindenstrauss_scale_keeps_lengths_on_average():
-    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    x = x / x.norm()
-    lengths = [
-        ButterflyFactor(64, 16, truncation="random", scale=2.0, seed=seed)(x).square().sum().item()
-        for seed in range(300)
-    ]
-    assert abs(np.mean(lengths) - 1) < 4 * np.std(lengths) / math.sqrt(len(lengths))
-    assert np.std(lengths) > 0.05
+def test_second_moments_of_bfloat16_are_summed_in_float32():
+    x, weights = torch.randn(4096, 16).bfloat16(), torch.rand(4096)
+    exact = x.double().T @ (x.double() * (weights.double() / weights.double().sum())[:, None])
+    torch.testing.assert_close(second_moment(x, Calibration(x, x, weights, 0.0)), exact, rtol=1e-5, atol=1e-6)
 
 
-def test_rows_are_random_and_stratified_ones_spread_evenly():
-    counts = np.zeros(24)
-    for seed in range(200):
-        counts[ButterflyFactor(24, 6, truncation="random", seed=seed).rows] += 1
-    assert counts.min() > 25  # 50 expected, 6 standard deviations away
-    factor = ButterflyFactor(24, 12)
-    assert factor.per_block == 12 // factor.first
-    assert set(np.bincount(np.array(factor.rows) % factor.first)) == {factor.per_block}
-
-
-def test_fusing_is_the_product():
-    low, high = torch.randn(6, 1, 4, 4), torch.randn(2, 4, 3, 3)
-    x = torch.randn(24)
-    y = torch.einsum("hij,hj->hi", low[:, 0], x.view(6, 4)).view(2, 3, 4)
-    expected = torch.einsum("hlij,hjl->hil", high, y).flatten()
-    fused = fuse(low, high)
-    torch.testing.assert_close(torch.einsum("hij,hj->hi", fused[:, 0], x.view(2, 12)).flatten(), expected)
-
-
-@pytest.mark.parametrize(
-    ("n", "keep", "padding"), [(32, 5, "power-of-2"), (24, 6, "smooth"), (24, 10, "power-of-2"), (30, 30, "smooth")]
-)
-@pytest.mark.parametrize("truncation", ["random", "stratified"])
-def test_effective_weights_are_those_that_move_the_matrix(n, keep, padding, truncation):
-    """By enumeration: a weight counts when the gradient of a random function of J by it is not zero."""
-    factor = randomise(ButterflyFactor(n, keep, padding=padding, truncation=truncation))
-    (factor.matrix() * torch.rand(keep, n)).sum().backward()
-    assert factor.effective_weights() == sum(int((stage.grad != 0).sum()) for stage in factor.stages)
-
-
-@pytest.mark.parametrize(("p", "keep"), [(8, 1), (8, 8), (8, 100), (10, 10), (10, 32), (10, 512), (10, 1024)])
-def test_effective_weights_obey_the_papers_bound(p, keep):
-    """2007.08864, appendix F: at most 2 n log2(keep) + 6 n."""
-    n = 2**p
-    for seed in range(5):
-        count = ButterflyFactor(n, keep, truncation="random", seed=seed).effective_weights()
-        assert count <= 2 * n * math.log2(keep) + 6 * n
-    if keep == n:
-        assert count == 2 * n * p
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_all_forms_are_equal_and_counts_are_exact(name):
-    operator: StructuredLinear = randomise(OPERATORS[name]())
-    x = torch.randn(5, operator.in_features)
-    expected = x.double() @ operator.matrix().detach().double().T
-    with torch.no_grad():
-        for form in operator.kernels:
-            tensors = operator.tensors(form)
-            with FlopCounterMode(display=False) as counter:
-                found = operator.compute(form, x, *tensors)
-            torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=1e-3)
-            assert counter.get_total_flops() == 2 * len(x) * operator.macs(form)
-            if form != operator.trained:
-                assert operator.bytes(form) == sum(4 * tensor.numel() for tensor in tensors)
-    assert operator.bytes() == 4 * sum(t.numel() for t in (*operator.parameters(), *operator.buffers()))
-    assert operator.macs() == operator.macs(operator.trained)
-    operator.requires_grad_(True)
-    (operator.matrix() * torch.rand(operator.out_features, operator.in_features)).sum().backward()
-    moved = sum(int((p.grad != 0).sum()) for p in operator.parameters())
-    assert operator.effective_weights() == moved + sum(buffer.numel() for buffer in operator.buffers())
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_lowered_inference_equals_training_after_each_change(name):
-    operator = randomise(OPERATORS[name]())
-    operator.bias = torch.nn.Parameter(torch.randn(operator.out_features))
-    x = torch.randn(2, 3, operator.in_features)
-    for _ in range(2):
-        trained = operator(x)
-        assert trained.requires_grad
-        with torch.no_grad():
-            torch.testing.assert_close(operator(x), trained, atol=1e-4, rtol=1e-4)
-            expected = x @ operator.matrix().T + operator.bias
-            torch.testing.assert_close(operator(x), expected, atol=1e-4, rtol=1e-4)
-        with torch.inference_mode():
-            torch.testing.assert_close(operator(x), trained, atol=1e-4, rtol=1e-4)
-        optimiser = torch.optim.AdamW(operator.parameters(), lr=0.1, fused=True)  # a cached form is now stale
-        trained.sum().backward()
-        optimiser.step()
-        with torch.no_grad():
-            torch.testing.assert_close(operator(x), x @ operator.matrix().T + operator.bias, atol=1e-4, rtol=1e-4)
-            for parameter in operator.parameters():
-                parameter.mul_(1.1)
-            torch.testing.assert_close(operator(x), x @ operator.matrix().T + operator.bias, atol=1e-4, rtol=1e-4)
-
-
-def test_lowering_picks_the_cheapest_row_of_the_table(monkeypatch):
-    import tangram.models.operators as module
-
-    operator = ButterflyLinear(24, 36, 8, 9)
-    kernels = ("dense", "feature", "token")
-    for best in kernels:
-        table = {kernel: [(1, 1e-6 if kernel == best else 1e-3, 1e9)] for kernel in kernels}
-        monkeypatch.setattr(module, "MEASURED", {"cpu": table})
-        form = operator.lower(4, "cpu")
-        assert operator.kernels[form] == best
-        others = [operator.seconds(other, 4, "cpu") for other in operator.kernels]
-        assert operator.seconds(form, 4, "cpu") == min(others)
-    assert operator.lower(4, "cuda") == "pair"  # unmeasured: dense kernels, fewest multiply-adds
-    assert ButterflyLinear(24, 36, 24, 36).lower(4, "cuda") == "dense"
-
-
-def test_only_one_factor_of_an_ntk_layer_is_trained():
-    for fixed, trained in (("V", "up"), ("U", "down")):
-        operator = NTKFactorLinear(24, 36, 5, fixed=fixed)
-        assert [name for name, _ in operator.named_parameters()] == [trained]
-        same = NTKFactorLinear(24, 36, 5, fixed=fixed)
-        assert all(torch.equal(a, b) for a, b in zip(operator.buffers(), same.buffers(), strict=True))
-    columns = NTKFactorLinear(64, 48, 6, fixed="U", sketch="fjlt").up
-    torch.testing.assert_close(columns.T @ columns, torch.eye(6) * 48 / 6, atol=1e-4, rtol=1e-4)
-
-
-def test_random_projection_has_unit_scale():
-    down = NTKFactorLinear(500, 10, 100, fixed="V").down
-    x = torch.randn(500, 50, generator=torch.Generator().manual_seed(0))
-    ratio = ((down @ x).square().sum(0) / x.square().sum(0)).mean()
-    assert ratio == pytest.approx(1, abs=0.05)
-
-
-def test_a_matrix_is_replaced_only_where_that_makes_it_smaller():
-    assert isinstance(structured_linear("lowrank-4", 32, 32, False), LowRankLinear)
-    assert structured_linear("lowrank-16", 32, 32, False) is None  # as many weights as the matrix
-    assert structured_linear("ntk-64", 32, 32, False) is None
-    assert isinstance(structured_linear("monarch", 32, 48, True), MonarchLinear)
-    wide = structured_linear("butterfly-64", 256, 48, False)
-    assert isinstance(wide, ButterflyLinear)
-    assert (wide.j1.keep, wide.j2.keep) == (64, 48)
-
-
-@pytest.mark.parametrize("keep", [0, 25])
-def test_impossible_truncations_are_refused(keep):
-    with pytest.raises(ValueError, match="keeps 1 to 24 rows"):
-        ButterflyFactor(24, keep)
-
-
-def test_operators_are_built_alike_on_the_meta_device():
-    for build in OPERATORS.values():
-        real = build()
-        with torch.device("meta"):
-            shapes = {name: t.shape for name, t in build().state_dict().items()}
-        assert shapes == {name: t.shape for name, t in real.state_dict().items()}
-    assert functools.reduce(lambda a, b: a * b, ButterflyFactor(576, 144).radices) == 576
+def test_operators_larger_than_their_matrices_are_refused(tiny_parent):
+    model = load_model(tiny_parent("llama"), "float32", "cpu")
+    shape = Shape.of(model.config)
+    with pytest.raises(
+        TangramError, match=r"ffn 'lowrank-64' has no fewer weights .* 32 x 64; choose a smaller number"
+    ):
+        get_block("ffn", "lowrank-64", shape).overrides()
+    assert get_block("attention", "lowrank-12", shape).overrides() == {"structured": ["attention=lowrank-12"]}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tangram.config import Config, Corpus, Evaluation, Scenario, Target, load, parse, slice_of
+from tangram.config import Config, Corpus, Evaluation, Scenario, Target, base, load, parse, parsing, slice_of
 from tangram.errors import TangramError
 
 CONFIGS = Path(__file__).parents[3] / "config"
