@@ -29,12 +29,8 @@ include: "rules/child.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
-include: "rules/images.smk"
-
-
-for study in STUDIES:  # `snakemake study_ntk`: reproductions of papers, no part of `all`
-
-    include: f"rules/studies/{study}.smk"
+# Reproductions of papers, no part of `all`: `snakemake study_ntk`.
+include: "rules/studies.smk"
 
 
 rule all:

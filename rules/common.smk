@@ -60,8 +60,6 @@ try:
 except TangramError as error:
     sys.exit(f"error: {error}")
 
-STUDIES = sorted(path.stem for path in (ROOT / "rules" / "studies").glob("*.smk"))
-
 
 def _shards(layers, size):
     """Return the ranges of layers that one job takes, such as `00-14`: equal in size, and sorted as text too."""
@@ -209,6 +207,18 @@ def own_variant(wildcards):
 def variants_in_file(path_of):
     """Return a function for `made_by`: the variants in a checkpoint's file, one architecture or several."""
     return lambda wildcards: variants_in(path_of(wildcards))
+
+
+def named_inputs(*names, **texts):
+    """Return a function for `params`: a rule's inputs of these names and other texts, as NAME=TEXT; no empty ones."""
+
+    def inputs(wildcards, input):
+        values = {name: getattr(input, name) for name in names}
+        if "library" in names:
+            values["library"] = library_folder(wildcards, input)
+        return [f"{name}={value}" for name, value in {**values, **texts}.items() if value]
+
+    return inputs
 
 
 def option(name, values):

@@ -16,7 +16,6 @@ from pretend_device import pretend
 from safetensors.torch import load_file
 
 from tangram import timing
-from tangram.blocks import structured
 from tangram.blocks.architecture import LayerChoice, save_architecture
 from tangram.cli import Pieces, Runtime
 from tangram.commands.assemble_child import assemble_child
@@ -40,6 +39,7 @@ from tangram.selection.candidates import layer_importance
 from tangram.selection.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
 from tangram.training.parallel import World
+from tangram_studies.blocks import butterfly as butterfly_block
 
 
 def by_field(command):
@@ -91,7 +91,7 @@ def quiet(monkeypatch):
 def few_steps():
     """Learn the angles of butterflies for as few steps as show that they can be learned."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structured, "LEARNING_STEPS", 2)
+        patch.setattr(butterfly_block, "LEARNING_STEPS", 2)
         yield
 
 

@@ -123,7 +123,7 @@ def test_a_study_of_images_needs_only_images_in_any_folder(study: str, tmp_path:
     )
     text = local.stdout + local.stderr
     assert local.returncode == 0, text
-    assert f"--images {ROOT / 'README.md'}" in text
+    assert f" images={ROOT / 'README.md'} " in text
     assert {rule for rule, _ in shown_jobs(text)} == {study} | (
         STUDIES[study] if study == "study_spatial_contrast" else set()
     )

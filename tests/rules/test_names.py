@@ -7,7 +7,6 @@ TESTS = Path(__file__).parents[1]
 WORKFLOW = TESTS.parent / "workflow"
 PACKAGE = WORKFLOW / "tangram"
 LONGEST = 60
-MOVING = ("studies", "metric_learning")  # to tests/studies
 
 
 def test_no_name_of_a_test_is_long() -> None:
@@ -31,6 +30,6 @@ def has_its_module(path: Path) -> bool:
 
 
 def test_unit_tests_mirror_the_package() -> None:
-    paths = [path for path in sorted((TESTS / "unit").rglob("test_*.py")) if path.parent.name not in MOVING]
+    paths = sorted((TESTS / "unit").rglob("test_*.py"))
     assert len(paths) > 20, "there are tests to look at"
     assert [str(path.relative_to(TESTS)) for path in paths if not has_its_module(path)] == []

@@ -1,5 +1,6 @@
 """The code hash: a comment reruns nothing, a real change its dependants and only those."""
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ from tangram import provenance
 from tangram.blocks import Variant, registry
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import reruns
+from tangram_studies.code import modules_of_study
 
 VARIANTS = [Variant(family) for family in registry()]
-COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py") if "study_" not in path.stem)
+COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
+STUDIES_ROOT = provenance.ROOT.parent / "tangram_studies"
+STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
@@ -21,21 +25,22 @@ def _forget() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the package that may be edited, hashed in place of the real one."""
-    copy = tmp_path / "tangram"
-    shutil.copytree(provenance.ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "ROOT", copy)
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of copies of the packages that may be edited, hashed in place of the real ones."""
+    for root in (provenance.ROOT, STUDIES_ROOT):
+        shutil.copytree(root, tmp_path / root.name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "tangram")
+    monkeypatch.setattr(provenance, "_package", lambda name: tmp_path / name / "__init__.py")
     _forget()
-    yield copy
+    yield tmp_path
     _forget()
 
 
 @pytest.fixture
-def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]:
+def changed_by(packages: Path) -> Callable[..., set[str]]:
     """Return the commands whose hash an edit of one module changes; of those of one variant, with its family."""
 
-    def hashes() -> dict[str, str]:
+    def hashes(package: str) -> dict[str, str]:
         _forget()
         plain = {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
         families = {
@@ -43,17 +48,20 @@ def changed_by(package: Path) -> Callable[[str, Callable[[str], str]], set[str]]
             for name in reruns.OF_A_VARIANT
             for variant in VARIANTS
         }
-        return plain | families
+        if package == "tangram":
+            return plain | families
+        studies = {f"study_{name}": provenance.code_hash(*modules_of_study(name)) for name in STUDIES}
+        return plain | families | studies
 
-    before = hashes()
+    before = functools.cache(hashes)  # of the packages as they are
 
-    def change(module: str, edit: Callable[[str], str]) -> set[str]:
-        path = package / module
+    def change(module: str, edit: Callable[[str], str], package: str = "tangram") -> set[str]:
+        unchanged, path = before(package), packages / package / module
         text = path.read_text()
         path.write_text(edit(text))
-        after = hashes()
+        after = hashes(package)
         path.write_text(text)
-        return {name for name in before if before[name] != after[name]}
+        return {name for name in after if unchanged[name] != after[name]}
 
     return change
 
@@ -77,6 +85,21 @@ def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None
     assert changed_by("finetune.py", _real) == {"finetune_child"}
     assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
+
+
+def test_a_change_in_a_study_reaches_it_alone(changed_by: Callable) -> None:
+    assert changed_by("papers/ntk/cost.py", _real, "tangram_studies") == {"study_ntk"}
+    assert changed_by("papers/butterfly/speed.py", _real, "tangram_studies") == {"study_butterfly"}
+    assert changed_by("study.py", _real, "tangram_studies") == {f"study_{name}" for name in STUDIES}
+
+
+def test_what_packages_register_is_code_of_its_users(changed_by: Callable) -> None:
+    distills = {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS), "finetune_child"}
+    users = {"bandits/dueling.py": {"select_child"}, "metric_learning/readouts.py": {"evaluate_readout"}}
+    users |= {"metric_learning/spans.py": distills}
+    for module, commands in users.items():
+        changed = changed_by(module, _real, "tangram_studies")
+        assert {name for name in changed if not name.startswith("study_")} == commands
 
 
 def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> None:

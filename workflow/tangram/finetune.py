@@ -15,11 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tangram.activations import Activations
 from tangram.config import Finetune
-from tangram.metric_learning.spans import SpanTerm
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
 from tangram.training.loop import Checkpointing, TrainingPlan, train
-from tangram.training.losses import cosine_distance, kl_divergence
+from tangram.training.losses import cosine_distance, kl_divergence, span_loss
 from tangram.training.parallel import World
 
 if TYPE_CHECKING:
@@ -99,19 +98,15 @@ class Distillation(nn.Module):
 
 
 def span_terms(
-    layers: int,
-    activations: Activations,
-    input_ids: torch.Tensor,
-    settings: Finetune,
-    seed: int,
-    term: type[SpanTerm] = SpanTerm,
+    layers: int, activations: Activations, input_ids: torch.Tensor, settings: Finetune, seed: int
 ) -> nn.ModuleDict | None:
-    """Return the terms on spans by the index of their layer; None where the weight is 0."""
+    """Return the losses on spans by the index of their layer; None where the weight is 0."""
     if not settings.span_contrast.weight:
         return None
     chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
+    contrast = settings.span_contrast
     return nn.ModuleDict(
-        {str(index): term(settings.span_contrast, activations.hidden(index + 1), input_ids, seed) for index in chosen}
+        {str(index): span_loss(contrast, activations.hidden(index + 1), input_ids, seed) for index in chosen}
     )
 
 
@@ -126,11 +121,8 @@ def finetune(
     checkpointing: Checkpointing | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
-    term: type[SpanTerm] = SpanTerm,
 ) -> list[dict[str, Any]]:
     """Train all weights of ``child`` in place; see `Distillation` and `trainer.train` for arguments and errors.
-
-    ``term`` is what spans add to the loss, where their weight is not 0.
 
     Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder;
     `World.gather` then rounds the trained weights to the child's dtype.
@@ -148,7 +140,7 @@ def finetune(
     )
     child.requires_grad_(True)
     parent.requires_grad_(False)
-    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed, term)
+    spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
     # Whoever shards a model is short of memory; and rounded weights, which others compute with, are gone in backward.
     loss = Distillation(child, parent, activations, input_ids, settings, spans, recompute=world.sharded)
     all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tangram.extensions import GROUPS, registered
 from tangram.files import sha256_of
 
 PACKAGE = "tangram"
@@ -63,9 +64,9 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
     """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
     Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
-    computes nothing.
+    computes nothing. A module that names a group of `extensions` depends on all that packages register there.
     """
-    names: set[str] = set()
+    names, groups = set[str](), set[str]()
     parents = package.split(".")
     for node in _statements(tree):
         if isinstance(node, ast.Import):
@@ -75,7 +76,10 @@ def _imports(tree: ast.Module, package: str) -> set[str]:
             module = ".".join([*above, *([node.module] if node.module else [])])
             names.add(module)
             names.update(f"{module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
+        elif isinstance(node, ast.Constant) and node.value in GROUPS:
+            groups.add(node.value)
+    named = {entry.module for group in groups for entry in registered(group).values()}
+    return named | {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
 
 
 def _strip_docstrings(tree: ast.Module) -> ast.Module:
@@ -102,8 +106,8 @@ def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
 # config reruns nothing; the fidelity gate and the limits only let an output pass or not. These modules shape no output.
 NOT_HASHED = frozenset(
     {
-        "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.parent.fidelity", "tangram.provenance",
-        "tangram",
+        "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity",
+        "tangram.provenance", "tangram",
     }
 )  # fmt: skip
 

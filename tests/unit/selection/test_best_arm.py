@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tangram.selection.best_arm import PairedHalving, RoundRobinHalving
-from tangram.selection.dueling import Sparring
-from tangram.selection.environments import Ledger, ScoreTable
-from tangram.selection.simulation import replay_duels, replay_halving
+from tangram_studies.bandits.dueling import Sparring
+from tangram_studies.bandits.environments import Ledger, ScoreTable
+from tangram_studies.bandits.simulation import replay_duels, replay_halving
 
 
 def table(arms: int = 16, prompts: int = 64, gap: float = 0.05, noise: float = 0.05, seed: int = 0) -> np.ndarray:

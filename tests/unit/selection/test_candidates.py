@@ -1,15 +1,14 @@
 """Scores of many children through the tree of their layers: equal to every child's own, kept, and shared."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 
 from tangram.blocks.architecture import LayerChoice
-from tangram.config import Selection
+from tangram.config import HALVING
 from tangram.errors import TangramError
+from tangram.extensions import registered
 from tangram.metrics import compare
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram.selection.choose import choose
@@ -68,7 +67,7 @@ def test_scores_outlive_a_kill_and_only_their_own(llama, tmp_path):
         table(llama, cache=cache, identity="one")
 
 
-@pytest.mark.parametrize("policy", get_args(Selection.model_fields["policy"].annotation))
+@pytest.mark.parametrize("policy", [*HALVING, *registered("tangram.policies")])
 def test_every_policy_finds_the_parents_copy_within_its_budget(llama, policy):
     scores = table(llama)
     assert choose(policy, scores, 32, np.random.default_rng(0)).candidate == 3

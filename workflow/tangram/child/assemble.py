@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,28 @@ def build_child(config: PreTrainedConfig, state: State) -> Any:
     )
 
 
+def code_of(config: PreTrainedConfig) -> dict[str, str]:
+    """Return the code that travels with a child, by file name; with it, the operators of other packages that it needs.
+
+    Those are added to the child's `operators.py`, as nothing of those packages need be installed where it is loaded.
+    Transformers keeps one model class per config class and process, and tells config classes by the folder's name and
+    the config's code: a line in that tells children apart whose operators differ.
+    """
+    files = {name: Path(str(module.__file__)).read_text(encoding="utf-8") for name, module in CODE.items()}
+    entries = {entry for layer in config.per_layer_config for entry in getattr(layer, "structured", [])}
+    factories = {operators.family_of(entry): operators.factory_of(entry) for entry in sorted(entries)}
+    for family, factory in factories.items():
+        if factory.__module__ == operators.__name__:
+            continue
+        name = factory.__module__.replace(".", "_")
+        source = Path(str(sys.modules[factory.__module__].__file__)).read_text(encoding="utf-8")
+        files[f"{name}.py"] = source.replace(f"from {operators.__name__} import", "from .operators import")
+        files["operators.py"] += f"\n\nfrom .{name} import {factory.__name__}\n\n"
+        files["operators.py"] += f'OPERATORS["{family}"] = {factory.__name__}\n'
+        files["configuration_tangram.py"] += f"# Operators of {factory.__module__}: {family}\n"
+    return files
+
+
 def save_child(
     weights: nn.Module | State,
     config: PreTrainedConfig,
@@ -183,8 +206,8 @@ def save_child(
             kept = shutil.ignore_patterns(*OF_THE_PARENT)
             shutil.copytree(parent, folder, ignore=kept, copy_function=shutil.copyfile, dirs_exist_ok=True)
         stock = not config.model_type.startswith(CHILD_PREFIX)
-        for name, module in {} if stock else CODE.items():
-            shutil.copyfile(str(module.__file__), folder / name)
+        for name, text in {} if stock else code_of(config).items():
+            (folder / name).write_text(text, encoding="utf-8")
         (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         write_tensors(folder / WEIGHTS_FILE, state, provenance)
         made = {

@@ -24,9 +24,10 @@ from tangram.config.finetune import Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
-from tangram.config.targets import LAYERS_DROPPED, Constraint, Search, Selection, Target
+from tangram.config.targets import HALVING, LAYERS_DROPPED, Constraint, Search, Selection, Target
 
 __all__ = [
+    "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
     "SPLITS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,8 @@ _CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in KINDS}
 
 class SpanContrast(Section):
     """A term in distillation: a span's hidden state must be nearer the parent's of that span than of other spans."""
+
+    loss: ClassVar[str] = "span_contrast"  # as it is registered in `tangram.losses`
 
     weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
     projection: int = Field(

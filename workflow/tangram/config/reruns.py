@@ -145,12 +145,13 @@ def command_of(rule: str) -> str:
 
 
 def modules() -> list[str]:
-    """Return every module of the package."""
+    """Return every module of this package, and those of other packages that its commands use."""
     names = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    return names
+    commands = {f"tangram.commands.{command_of(rule)}" for rule in READS}
+    return names + sorted(modules_of(*commands, *modules_of_variants()).keys() - set(names))
 
 
 def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
@@ -242,7 +243,7 @@ def page() -> str:
         groups.setdefault(_first_in_words(module), []).append(module.removeprefix("tangram."))
     groups.pop(_names(()), None)
     lines += ["", "## Modules of the package", "", "A module that is not in the table reruns nothing.", ""]
-    lines += ["| a change in (of `tangram`) | reruns first |", "|---|---|"]
+    lines += ["| a change in (of `tangram`, unless the package is named) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
     lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
     return "\n".join(lines) + "\n"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tangram.config.base import Section
+from tangram.errors import nearest
+from tangram.extensions import registered
 
 LAYERS_DROPPED = "layers-dropped"  # the plain baseline's name as a solution; the solver's are called 0, 1, ...
+HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
+
+
+def _policy(name: str) -> str:
+    policies = [*HALVING, *registered("tangram.policies")]
+    if name not in policies:
+        raise ValueError(f"'{name}' is not a policy{nearest(name, policies)}")
+    return name
+
+
+Policy = Annotated[str, AfterValidator(_policy)]
 
 
 class Constraint(Section):
@@ -41,17 +54,12 @@ class Constraint(Section):
 class Selection(Section):
     """How a target's solutions are compared on the score split before one of them is finetuned."""
 
-    policy: Literal[
+    policy: Policy = Field(
         "paired-halving",
-        "sign-halving",
-        "uniform",
-        "double-thompson",
-        "rucb",
-        "versatile-db",
-        "sparring",
-        "multisbm",
-        "doubler",
-    ] = Field("paired-halving", description="Who decides which candidate sees which prompt.")
+        description="Who decides which candidate sees which prompt: `paired-halving`, `sign-halving`, `uniform`, or "
+        "one of those that installed packages register: `double-thompson`, `rucb`, `versatile-db`, `sparring`, "
+        "`multisbm`, `doubler`.",
+    )
     metric: Literal["kl", "lm_loss", "judge"] = Field(
         "kl",
         description="What decides on a prompt: less `kl` or `lm_loss` (nats/token) is better; `judge`: each child "

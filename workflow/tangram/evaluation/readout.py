@@ -1,8 +1,8 @@
 """What is left of the parent's representation: classes of texts read from hidden states with a few labels.
 
 Perplexity and KL judge the last step, a distribution over tokens. This judges what a text's hidden states hold: the
-mean over its tokens, standardised per dimension, read out by the nearest labelled text, by a metric embedding
-(arXiv 1611.01449) learned from the labelled texts and the entropy of others, and by a linear classifier. All models
+mean over its tokens, standardised per dimension, read out by the nearest labelled text, by a linear classifier, and by
+whatever packages register as `tangram.readouts` (`tangram_studies`: a metric embedding, arXiv 1611.01449). All models
 see the same texts and the same draws of labels, so their differences are paired.
 """
 
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from tangram import extensions
 from tangram.blocks.base import PARENT
 from tangram.config import Readout
 from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError
-from tangram.metric_learning.readouts import linear_accuracy, metric_embedding_accuracy, nearest_neighbour_accuracy
-from tangram.metric_learning.samplers import draw_per_class
+from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
 from tangram.metrics import standard_error_by_sequence
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TEST_SHARE = 0.4  # of the texts; the others may be labelled
-METRICS = ("nearest_accuracy", "metric_accuracy", "linear_accuracy")
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,8 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held_out = round(TEST_SHARE * len(labels))
     test, pool = order[:held_out], order[held_out:]
+    group = "tangram.readouts"
+    others = {name: extensions.load(group, name) for name in extensions.registered(group)}
     found: dict[str, list[float]] = {}
     for draw in range(settings.draws):
         for count in settings.labels:
@@ -133,7 +134,7 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
             given = (standard[known], labels[known], standard[test], labels[test])
             accuracies = {
                 "nearest_accuracy": nearest_neighbour_accuracy(*given),
-                "metric_accuracy": metric_embedding_accuracy(*given, unlabelled=standard[pool], seed=draw),
+                **{name: read(*given, unlabelled=standard[pool], seed=draw) for name, read in others.items()},
                 "linear_accuracy": linear_accuracy(*given, strength=0.1),
             }
             for metric, value in accuracies.items():

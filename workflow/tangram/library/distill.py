@@ -18,13 +18,12 @@ from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
-from tangram.metric_learning.spans import SpanTerm
 from tangram.models.by_layer import resident
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, train
-from tangram.training.losses import normalised_mse
+from tangram.training.losses import normalised_mse, span_loss
 from tangram.training.parallel import World
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, 
 class Imitation(nn.Module):
     """The training loss of some sequences: `LocalProblem.loss`, which judges a piece, and the term on spans, if any."""
 
-    def __init__(self, problem: LocalProblem, layer: nn.Module, kind: str, term: SpanTerm | None):
+    def __init__(self, problem: LocalProblem, layer: nn.Module, kind: str, term: nn.Module | None):
         super().__init__()
         self.layer, self.term = layer, term
         self._problem, self._kind = problem, kind
@@ -202,7 +201,7 @@ class LocalProblem:
             if self.settings.span_contrast.weight:
                 if self.tokens is None:
                     raise ValueError("the span-contrastive term needs the tokens")
-                term = SpanTerm(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
+                term = span_loss(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
             module = child if term is None else nn.ModuleList([child, term])
             with World().distribute(Imitation(self, layer, kind, term), [layer]) as loss:
                 child.load_state_dict(initial)  # unrounded: its weights are float32 now

@@ -1,6 +1,5 @@
-"""Choosing among candidates under noise: duelling bandits, best-arm identification and online ranking.
+"""Choosing among candidates under noise: successive halving, and the interface of other policies.
 
-Everything here is batched over independent replications (the first axis of every array), works on NumPy alone, and
-knows nothing of language models; `protocol.py` says what all policies have in common. `kernels.py` holds the same
-duelling policies compiled by numba, an optional extra.
+Policies are batched over independent replications (the first axis of every array) and know nothing of language models;
+`protocol.py` says what all of them have in common. Other packages register theirs as `tangram.policies`.
 """

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tangram import extensions
 from tangram.selection.best_arm import PairedHalving
-from tangram.selection.dueling import make_dueling
 
 HALVING: dict[str, dict[str, Any]] = {
     "paired-halving": {},
@@ -60,14 +60,15 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
     decides as before in no time, and goes on.
 
     Args:
-        name: ``'paired-halving'``, ``'sign-halving'``, ``'uniform'``, or one of `dueling.DUELING`, whose duels
-            are won by the lower score on the pair's next prompt.
+        name: ``'paired-halving'``, ``'sign-halving'``, ``'uniform'``, or a dueling policy registered as
+            `tangram.policies`, whose duels are won by the lower score on the pair's next prompt.
         scores: the table.
         budget: cells, at least one per candidate.
         rng: shuffles prompts, and is the policy's.
 
     Raises:
-        ValueError: an unknown policy, one that needs values where there are only votes, or a budget that buys nothing.
+        TangramError: an unknown policy.
+        ValueError: a policy that needs values where there are only votes, or a budget that buys nothing.
     """
     if name == "paired-halving" and scores.ordinal:
         raise ValueError("paired-halving compares values, and votes have none; sign-halving counts votes")
@@ -77,7 +78,7 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
         return _halve(PairedHalving(1, scores.arms, scores.prompts, budget, **options), scores, order, rng)
     duels = np.zeros((scores.arms, scores.arms), dtype=np.int64)
     most = PATIENCE * scores.arms * scores.prompts
-    dueling = make_dueling(name, 1, scores.arms, most)
+    dueling = extensions.load("tangram.policies", name)(1, scores.arms)
     for _ in range(most):
         if scores.cells >= budget:
             break

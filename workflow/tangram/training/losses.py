@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
+
+from tangram import extensions
+from tangram.config import SpanContrast
 
 
 def normalised_mse(child: torch.Tensor, parent: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -63,3 +67,22 @@ def kl_divergence(child_logits: torch.Tensor, parent_logits: torch.Tensor, chunk
         chunk: tokens at a time.
     """
     return _ChunkedKL.apply(child_logits, parent_logits, chunk)
+
+
+def span_loss(settings: SpanContrast, parent_hidden: torch.Tensor, tokens: torch.Tensor, seed: int) -> nn.Module:
+    """Return the loss on spans of hidden states that the config asks for, one of those registered as `tangram.losses`.
+
+    It is a module that returns the loss of some sequences, not yet weighted, from the child's and the parent's hidden
+    states, ``(batch, length, hidden)``, and the sequences' indices, ``(batch,)``; its parameters are trained, too.
+
+    Args:
+        settings: config section `span_contrast`.
+        parent_hidden: the parent's hidden states of all sequences, ``(sequences, length, hidden)``.
+        tokens: ``(sequences, length)``.
+        seed: of all that the loss draws.
+
+    Raises:
+        TangramError: no installed package registers the loss.
+    """
+    loss: nn.Module = extensions.load("tangram.losses", settings.loss)(settings, parent_hidden, tokens, seed)
+    return loss

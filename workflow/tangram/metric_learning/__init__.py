@@ -1,5 +1,0 @@
-"""Representations learned by comparison: losses, samplers, training and readouts of three papers.
-
-Triplet networks (arXiv 1412.6622), spatial contrasting (arXiv 1610.00243), semi-supervised metric embedding
-(arXiv 1611.01449), and what the pipeline takes from them: span-contrastive distillation and few-label readouts.
-"""

@@ -1,0 +1,1 @@
+"""Structured matrices that the studies measure."""

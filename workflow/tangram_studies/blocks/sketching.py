@@ -1,0 +1,220 @@
+"""Low-rank approximation through a sketch: encoder-decoder butterfly networks and learned sketches.
+
+2007.08864, sections 5 and 7. A sketch B, ``(l, n)``, of a matrix X, ``(n, d)``, is good for rank k if the best matrix
+of rank k whose rows lie in the span of BX is near to X.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tangram_studies.blocks.operators import ButterflyFactor
+
+
+def sketch_size(k: int, epsilon: float, n: int) -> int:
+    """Return ``l = k log k + k / ε``, at least k and at most n (Sarlos 2006; 2007.08864, proposition 2)."""
+    return min(n, max(k, math.ceil(k * math.log(k) + k / epsilon)))
+
+
+def sketch_loss(sketch: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
+    """Return ``‖X − B_k(X)‖²``: what the best rank-k matrix with rows in the span of BX misses.
+
+    In float64 and from ``X Xᵀ`` alone, with a hint of a ridge: a row of B that is empty or doubled spoils nothing, and
+    gradients need no derivatives of singular vectors.
+
+    Args:
+        sketch: B, ``(l, n)``, l ≤ d.
+        x: ``(..., n, d)``.
+        k: rank, at most l.
+
+    Returns:
+        ``(...)``, in the dtype of ``x``.
+    """
+    wide, b = x.double(), sketch.double()
+    gram = wide @ wide.mT
+    crossed = b @ gram  # BX Xᵀ, (..., l, n)
+    own = crossed @ b.mT
+    ridge = 1e-12 * own.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    root = torch.linalg.cholesky(own + ridge * torch.eye(len(b), dtype=own.dtype, device=own.device))
+    inside = torch.linalg.solve_triangular(root, crossed, upper=False)
+    kept = torch.linalg.eigvalsh(inside @ inside.mT)[..., -k:].sum(-1)
+    total: torch.Tensor = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (total - kept).to(x.dtype)
+
+
+def optimal_loss(x: torch.Tensor, k: int) -> torch.Tensor:
+    """Return ``Δ_k``, what the best matrix of rank k misses: PCA's loss, ``(...)``, of ``(..., n, d)``."""
+    return torch.linalg.svdvals(x)[..., k:].square().sum(-1)
+
+
+def compressed(x: torch.Tensor) -> torch.Tensor:
+    """Return a matrix with the same ``X Xᵀ`` and no more columns than rank: every loss here depends on that alone."""
+    u, s, _ = torch.linalg.svd(x, full_matrices=False)
+    rank = int((s > s[0] * 1e-7 * max(x.shape)).sum())
+    return u[:, :rank] * s[:rank]
+
+
+def sigma(sketched: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return ``Σ(B) = Y X̃ᵀ (X̃ X̃ᵀ)⁻¹ X̃ Yᵀ`` with ``X̃ = BX``, ``(m, m)`` (theorem 1).
+
+    Args:
+        sketched: X̃, ``(l, d)``.
+        target: Y, ``(m, d)``.
+    """
+    crossed = target @ sketched.mT
+    return crossed @ torch.linalg.solve(sketched @ sketched.mT, crossed.mT)
+
+
+class EncoderDecoderButterfly(nn.Module):
+    """``Ȳ = D E B X``: a butterfly B ``(l, n)``, E ``(k, l)`` and D ``(m, k)`` (2007.08864, section 5).
+
+    Args:
+        n: rows of X.
+        l: rows of the butterfly.
+        k: rank.
+        m: rows of Y.
+        seed: of all initial weights.
+    """
+
+    def __init__(self, n: int, l: int, k: int, m: int, seed: int = 0):  # noqa: E741 - the paper's letters
+        super().__init__()
+        self.butterfly = ButterflyFactor(n, l, truncation="random", padding="power-of-2", seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.encoder = nn.Parameter((torch.rand(k, l, generator=generator) * 2 - 1) / math.sqrt(l))
+        self.decoder = nn.Parameter((torch.rand(m, k, generator=generator) * 2 - 1) / math.sqrt(k))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map the columns of ``(n, d)`` to those of ``(m, d)``."""
+        return self.decoder @ (self.encoder @ self.butterfly(x.t()).t())
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return ``‖Ȳ − Y‖²``."""
+        return (self(x) - y).square().sum()
+
+    @torch.no_grad()
+    def solve(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Set D and E to their joint optimum for the present B: phase one of two-phase learning, in closed form.
+
+        ``D = U_k``, the first eigenvectors of Σ(B), and ``E = U_kᵀ Y X̃ᵀ (X̃ X̃ᵀ)⁻¹`` (theorem 1). Both share the scale.
+        """
+        sketched, target = self.butterfly(x.t()).t().double(), y.double()
+        gram = sketched @ sketched.t()
+        gram += 1e-12 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        crossed = target @ sketched.t()
+        regression = torch.linalg.solve(gram, crossed.t()).t()  # (m, l)
+        vectors = torch.linalg.eigh(regression @ crossed.t())[1][:, -self.decoder.shape[1] :]
+        encoder = vectors.t() @ regression
+        balance = math.sqrt(float(encoder.norm() / vectors.norm()))
+        self.decoder.copy_(vectors * balance)
+        self.encoder.copy_(encoder / balance)
+
+
+def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> list[float]:
+    """Minimise with Adam, its rate falling to a tenth as a cosine; the best weights seen are kept.
+
+    Args:
+        module: what is trained, in place.
+        loss: returns it.
+        steps: of Adam.
+        rate: the first one.
+
+    Returns:
+        The loss before each step, and after the last.
+    """
+    parameters = list(module.parameters())
+    optimiser = torch.optim.Adam(parameters, lr=rate)
+    curve, best, kept = [], math.inf, [p.detach().clone() for p in parameters]
+    for step in range(steps + 1):
+        value = loss()
+        curve.append(value.item())
+        if curve[-1] < best:
+            best, kept = curve[-1], [p.detach().clone() for p in parameters]
+        if step == steps:
+            break
+        optimiser.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    return curve
+
+
+def two_phase_fit(
+    model: EncoderDecoderButterfly, x: torch.Tensor, y: torch.Tensor, steps: int, rate: float
+) -> tuple[float, list[float]]:
+    """Train as in 2007.08864, section 5: D and E for the random B, then all three; in place.
+
+    Returns:
+        The loss after phase one, which is solved exactly, and the curve of phase two.
+    """
+    model.solve(x, y)
+    with torch.no_grad():
+        first = model.loss(x, y).item()
+    return first, descend(model, lambda: model.loss(x, y), steps, rate)
+
+
+class LearnedSketch(nn.Module):
+    """A sketch B, ``(l, n)``, whose pattern is fixed and whose values are learned (section 7; Indyk et al. 2019).
+
+    Args:
+        n: columns.
+        l: rows.
+        pattern: ``'butterfly'``: truncated; ``'sparse'``: ``nonzeros`` per column, at random; ``'dense'``: all.
+        nonzeros: per column, of the sparse pattern; 1 begins as Clarkson and Woodruff's sketch.
+        seed: of pattern and initial values.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(
+        self,
+        n: int,
+        l: int,  # noqa: E741 - the paper's letter
+        pattern: Literal["butterfly", "sparse", "dense"] = "butterfly",
+        nonzeros: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.pattern = pattern
+        if pattern == "butterfly":
+            self.factor = ButterflyFactor(n, l, truncation="random", padding="power-of-2", seed=seed)
+            return
+        mask = torch.ones(l, n)
+        values = torch.randn(l, n, generator=generator) / math.sqrt(l)
+        if pattern == "sparse":
+            order = torch.rand(l, n, generator=generator).argsort(0)
+            mask = (order < nonzeros).float()
+            values = (torch.randint(0, 2, (l, n), generator=generator) * 2.0 - 1) / math.sqrt(nonzeros)
+        self.register_buffer("mask", mask)
+        self.values = nn.Parameter(values * mask)
+
+    def matrix(self) -> torch.Tensor:
+        """Return B, ``(l, n)``."""
+        return self.factor.matrix() if self.pattern == "butterfly" else self.values * self.mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``B X``, ``(..., l, d)``, of ``(..., n, d)``."""
+        return self.matrix() @ x
+
+    def fit(self, x: torch.Tensor, k: int, steps: int, rate: float, batch: int, seed: int = 0) -> list[float]:
+        """Minimise the mean of `sketch_loss` over training matrices ``(matrices, n, d)``, some at a time; in place."""
+        generator = torch.Generator().manual_seed(seed)
+        optimiser = torch.optim.Adam(self.parameters(), lr=rate)
+        curve = []
+        for step in range(steps):
+            chosen = x[torch.randperm(len(x), generator=generator)[:batch]]
+            loss = sketch_loss(self.matrix(), chosen, k).mean()
+            curve.append(loss.item())
+            optimiser.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return curve

@@ -1,0 +1,218 @@
+"""Where structured operators land between quality and cost in a real model, beside GQA, width, linear and no-op.
+
+2007.08864 leaves replacing several layers, and language models, to future work. Here every piece goes the pipeline's
+own way: closed-form beginning on the parent's activations, blockwise distillation, replace-1-block score, and time
+of its lowered form beside the parent's own subblock.
+"""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tangram.activations import StreamedActivations
+from tangram.blocks import get_block
+from tangram.config import BlockDistillation, Costs, Scenario
+from tangram.costs.torch_engine import measure
+from tangram.library.distill import LocalProblem
+from tangram.models.families import Shape, decoder_layers, shape_of
+from tangram.models.loading import load_model
+from tangram.models.replace import replace_subblocks
+from tangram.report.style import variant_colours
+from tangram.scores.replace_one import ReplaceOne
+from tangram_studies.plots import points_figure
+from tangram_studies.study import Claim, Study, interval, tell
+
+KINDS = ("attention", "ffn")
+PHASES = ("prefill", "decode")
+
+
+def variants_for(hidden: int, kind: str) -> dict[str, str]:
+    """Return what is compared, by role: the gadget at k = n/4, low rank of equal rank and of equal weights, and so on.
+
+    Args:
+        hidden: the model's width.
+        kind: ``'attention'`` or ``'ffn'``.
+    """
+    k = hidden // 4
+    equal = max(1, hidden // 15 if kind == "attention" else hidden // 19)
+    other = {"gqa": "gqa-1"} if kind == "attention" else {"half width": "width-0.5"}
+    return {
+        "gadget": f"butterfly-{k}",
+        "low rank, equal weights": f"lowrank-{equal}",
+        "low rank, equal rank": f"lowrank-{k}",
+        "Monarch": "monarch",
+        "half random": f"ntk-{k}",
+        **other,
+        "linear": "linear",
+        "no-op": "no-op",
+    }
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the names of the points that no other one beats in cost and loss at once."""
+    return [
+        name
+        for name, (cost, loss) in points.items()
+        if not any(c <= cost and q <= loss and (c, q) != (cost, loss) for c, q in points.values())
+    ]
+
+
+def score_pieces(
+    study: Study,
+    parent: str | Path,
+    distil: torch.Tensor,
+    score: torch.Tensor,
+    layers: Sequence[int],
+    device: str,
+    dtype: str,
+) -> None:
+    """Distil and score every variant on some layers; arguments as in `compare_pieces`."""
+    model = load_model(parent, dtype, device).requires_grad_(False)
+    states, scored = StreamedActivations(model, distil, 4), StreamedActivations(model, score, 4)
+    scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
+    settings = BlockDistillation(epochs=1)
+    for layer in layers:
+        problem = LocalProblem(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
+        for kind in KINDS:
+            tell(f"butterfly: layer {layer}, {kind}")
+            for variant in variants_for(model.config.hidden_size, kind).values():
+                piece = problem.distil(kind, variant, seed=0)
+                overrides = get_block(kind, variant, Shape.of(model.config)).overrides()
+                parent_layer = decoder_layers(model)[layer]
+                replaced = replace_subblocks(parent_layer, model.config, layer, overrides, {kind: piece.weights})
+                rows = scorer.score(layer, replaced)
+                kl = next(float(row["value"]) for row in rows if row["metric"] == "kl")
+                weights = sum(tensor.numel() for tensor in piece.weights.values())
+                study.record(f"score, {kind}", variant, layer, "KL(parent ‖ child), nats", kl)
+                study.record(f"weights, {kind}", variant, layer, "weights", weights)
+
+
+def time_pieces(study: Study, parent: str | Path, device: str, dtype: str) -> None:
+    """Time every variant beside the parent's own subblock; arguments as in `compare_pieces`."""
+    scenario = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(1,))}
+    costs = Costs(repeats=5, stack_megabytes=48)
+    for kind in KINDS:
+        for variant in variants_for(shape_of(parent).hidden, kind).values():
+            if variant.startswith("ntk-"):
+                continue  # of the same shape as low rank, and so of the same cost
+            tell(f"butterfly: time of {kind} {variant}")
+            for row in measure(parent, kind, variant, costs, scenario, device, dtype):
+                ratio = row["seconds"] / row["parent_seconds"]
+                study.record(f"cost, {kind}, {row['phase']}", variant, 0, "of the parent's own subblock", ratio)
+
+
+def compare_pieces(
+    study: Study,
+    parent: str | Path,
+    distil: torch.Tensor,
+    score: torch.Tensor,
+    layers: Sequence[int],
+    device: str,
+    dtype: str,
+) -> None:
+    """Distil, score and time every variant on some layers; the layers are the repetitions.
+
+    Args:
+        study: what is added to.
+        parent: the parent's folder.
+        distil: tokens for distillation, ``(sequences, length)``.
+        score: tokens for scores, ``(sequences, length)``.
+        layers: which layers, rising.
+        device: where.
+        dtype: of weights and activations.
+    """
+    score_pieces(study, parent, distil, score, layers, device, dtype)
+    time_pieces(study, parent, device, dtype)
+    conclude(study, shape_of(parent))
+
+
+def conclude(study: Study, shape: Shape) -> None:
+    """Add claims and figures from what `score_pieces` and `time_pieces` recorded of a parent of this shape."""
+    roles = {kind: variants_for(shape.hidden, kind) for kind in KINDS}
+    layers = sorted(set(study.frame("score, ffn")["seed"]))
+    share = {}
+    for kind in KINDS:
+        for phase in PHASES:
+            times = study.frame(f"cost, {kind}, {phase}").set_index("arm")["value"].to_dict()
+            for variant in roles[kind].values():
+                share[kind, variant, phase] = float(times[variant.replace("ntk-", "lowrank-")])
+    means = {
+        (kind, variant): float(rows["value"].mean())
+        for kind in KINDS
+        for variant, rows in study.frame(f"score, {kind}").groupby("arm")
+    }
+    which = ", ".join(map(str, layers))
+    note = f"layers {which} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
+    for short, role, statement in (
+        (
+            "11a beside low rank, equal weights",
+            "low rank, equal weights",
+            "the gadget (k = n/4) loses less than low rank of equal weights",
+        ),
+        ("11b beside low rank, equal rank", "low rank, equal rank", "… than low rank of equal rank"),
+    ):
+        logs = []
+        for kind in KINDS:
+            table = study.frame(f"score, {kind}").pivot(index="seed", columns="arm", values="value").clip(lower=1e-9)
+            logs.append(np.log((table[roles[kind][role]] / table[roles[kind]["gadget"]]).to_numpy()))
+        study.claims.append(
+            Claim.from_interval(
+                interval(np.mean(logs, axis=0)),
+                claim=short,
+                statement=statement,
+                where="a control that the paper lacks",
+                unit="log KL, low rank − gadget",
+                seeds=len(layers),
+                note=note,
+            )
+        )
+    fronts, panels = {}, {}
+    for kind in KINDS:
+        for phase in PHASES:
+            points = {v: (share[kind, v, phase], means[kind, v]) for v in roles[kind].values()}
+            points["parent"] = (1.0, 0.0)
+            fronts[kind, phase] = pareto(points)
+            panels[f"{'FFN' if kind == 'ffn' else kind}, {phase}"] = pd.DataFrame(
+                [{"arm": v, "x": cost, "value": max(loss, 1e-4)} for v, (cost, loss) in points.items() if v != "parent"]
+            )
+    named = {
+        f"{kind} {phase}": [v for v in front if v.startswith(("butterfly", "monarch"))]
+        for (kind, phase), front in fronts.items()
+    }
+    there = {name: found for name, found in named.items() if found}
+    dominated = [name for name in named if name not in there]
+    study.claims.append(
+        Claim(
+            claim="11c Pareto",
+            statement="butterflies (or Monarch) are a good choice somewhere between quality and time",
+            where="section 4.2, 'replacing multiple layers'",
+            measured="on the front: "
+            + ("; ".join(f"{name}: {', '.join(found)}" for name, found in there.items()) or "nowhere")
+            + (f"; dominated: {', '.join(dominated)}" if dominated else ""),
+            verdict="supported" if there else "refuted",
+            seeds=len(layers),
+            note=f"{note}; by means, without intervals; times are of the lowered forms, batch 1, 128 tokens of prompt",
+        )
+    )
+    colours = variant_colours([variant for kind in KINDS for variant in roles[kind].values()])
+    colours["no-op"] = "#606870"
+    for phase in PHASES:
+        study.figures.append(
+            points_figure(
+                f"pieces-{phase}",
+                f"Pieces between quality and time, {phase}",
+                "Mean replace-1-block KL over the layers; time over the parent's own subblock. Left and low is good.",
+                {name: rows for name, rows in panels.items() if name.endswith(phase)},
+                "time / parent's subblock",
+                "KL(parent ‖ child), nats",
+                colours,
+                log="y",
+            )
+        )

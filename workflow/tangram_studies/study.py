@@ -1,0 +1,236 @@
+"""What every study hands over: claims with verdicts, the measurements behind them, and a page with figures."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from tangram.cli import Runtime
+from tangram.config import Studies
+from tangram.errors import TangramError
+from tangram.report.document import Cell, Fact, Figure, Note, Section, Table, render_document
+from tangram.report.style import number
+
+Verdict = Literal["supported", "refuted", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided 95 % confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{number(self.estimate)} [{number(self.low)}, {number(self.high)}]"
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Return the mean of independent values with its t-interval; for paired arms, pass their differences.
+
+    Raises:
+        ValueError: fewer than two values: nothing is known of their spread.
+    """
+    from scipy.stats import t
+
+    array = np.asarray(values, dtype=float)
+    if len(array) < 2:
+        raise ValueError("an interval needs at least two independent values")
+    mean, error = float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = float(t.ppf(0.975, len(array) - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def verdict_of(found: Interval, above: float = 0.0) -> Verdict:
+    """Return what an interval says of the claim that a quantity exceeds ``above``; an interval across it says nothing.
+
+    For a claim that a quantity is smaller, pass the negated difference.
+    """
+    if found.low > above:
+        return "supported"
+    return "refuted" if found.high < above else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row of `tables.CLAIMS`: one statement of the paper, and what became of it here."""
+
+    claim: str
+    statement: str
+    where: str
+    measured: str
+    verdict: Verdict
+    seeds: int
+    paper_value: str = "-"
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = "-"
+    note: str = ""
+
+    @classmethod
+    def from_interval(cls, found: Interval, *, above: float = 0.0, **fields: Any) -> Claim:
+        """Return a claim that an interval decides; see `verdict_of`."""
+        fields.setdefault("measured", f"{found} {fields.get('unit', '')}".strip())
+        return cls(estimate=found.estimate, low=found.low, high=found.high, verdict=verdict_of(found, above), **fields)
+
+
+@dataclass(frozen=True)
+class NotReproduced:
+    """What of a paper is not tried here, why, and how a user with the means would run it."""
+
+    what: str
+    why: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a study is run with.
+
+    Attributes:
+        settings: the slice of config that it depends on, as JSON.
+        inputs: paths of what it reads, and other text, by name.
+        folder: where its files go.
+        runtime: device, dtype, seed and threads.
+    """
+
+    settings: str
+    inputs: Mapping[str, str]
+    folder: Path
+    runtime: Runtime
+
+    @property
+    def studies(self) -> Studies:
+        """Config section `studies`, for those that need no other."""
+        return Studies.model_validate_json(self.settings)
+
+
+def tell(text: str) -> None:
+    """Say what a study does on standard error."""
+    print(f"study: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Study:
+    """A finished study.
+
+    Attributes:
+        name: such as ``ntk``.
+        title: the paper's title.
+        paper: its arXiv number.
+        claims: the paper's statements with verdicts.
+        measurements: rows of `tables.MEASUREMENTS`.
+        figures: what the page shows, tables among them.
+        not_reproduced: what is not tried here.
+        notes: what a reader must know: scale, deviations, surprises.
+        about: what it ran with, for the top of its page.
+        unfinished: files from which a killed run goes on; of no use once the study is written.
+    """
+
+    name: str
+    title: str
+    paper: str
+    claims: list[Claim] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[Figure | Table] = field(default_factory=list)
+    not_reproduced: list[NotReproduced] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    about: str = ""
+    unfinished: list[Path] = field(default_factory=list)
+
+    def record(self, experiment: str, arm: str, seed: int, metric: str, value: float, x: float | None = None) -> None:
+        """Add one measurement."""
+        row = {"experiment": experiment, "arm": arm, "x": x, "seed": seed, "metric": metric, "value": float(value)}
+        self.measurements.append(row)
+
+    def frame(self, experiment: str) -> pd.DataFrame:
+        """Return one experiment's measurements."""
+        rows = pd.DataFrame(self.measurements)
+        return rows[rows["experiment"] == experiment].reset_index(drop=True)
+
+    def over_seeds(self, experiment: str, metric: str, arm: str, x: float | None = None) -> Interval:
+        """Return the interval of an arm's values over its seeds."""
+        rows = self.frame(experiment)
+        rows = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
+        return interval(rows[rows["x"].isna() if x is None else rows["x"] == x]["value"].to_numpy())
+
+    def paired(self, experiment: str, metric: str, one: str, other: str, x: float | None = None) -> Interval:
+        """Return the interval of ``one - other`` over the seeds that both arms have.
+
+        Raises:
+            TangramError: an arm lacks a seed, or has one twice.
+        """
+        rows = self.frame(experiment)
+        rows = rows[(rows["metric"] == metric) & (rows["x"].isna() if x is None else rows["x"] == x)]
+        values = [rows[rows["arm"] == arm].set_index("seed")["value"].sort_index() for arm in (one, other)]
+        if not values[0].index.equals(values[1].index) or not values[0].index.is_unique:
+            raise TangramError(f"study {self.name}: '{one}' and '{other}' of {experiment} do not have the same seeds")
+        return interval((values[0] - values[1]).to_numpy())
+
+
+def _claims_table(claims: Sequence[Claim]) -> Table:
+    looks = {"supported": "verdict child", "refuted": "verdict baseline", "inconclusive": "verdict"}
+    rows: list[list[Cell | str]] = [
+        [
+            claim.claim,
+            f"{claim.statement} ({claim.where})" if claim.where else claim.statement,
+            claim.paper_value,
+            claim.measured + (f" — {claim.note}" if claim.note else ""),
+            str(claim.seeds),
+            Cell(claim.verdict, looks[claim.verdict]),
+        ]
+        for claim in claims
+    ]
+    columns = ["claim", "the paper's statement", "paper", "measured here", "seeds", "verdict"]
+    return Table(columns, rows, labels=4)
+
+
+def render_study(study: Study) -> str:
+    """Return a study's page."""
+    counts = {verdict: sum(c.verdict == verdict for c in study.claims) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
+    facts = [Fact(str(count), "", verdict, f"of {len(study.claims)} claims") for verdict, count in counts.items()]
+    sections = [
+        Section("claims", "Claims", "What the paper says, and what was found.", [_claims_table(study.claims)]),
+        Section("figures", "Figures", "", [*study.figures]),
+        Section("notes", "Notes", "", [Note(text) for text in study.notes]),
+    ]
+    if study.not_reproduced:
+        rows = [[entry.what, entry.why, entry.how] for entry in study.not_reproduced]
+        table = Table(["what", "why not here", "how to run it"], rows, labels=3)
+        sections.append(Section("not-reproduced", "Not reproduced here", "", [table]))
+    return render_document(
+        run=f"study {study.name} · {study.about}",
+        title=study.title,
+        sentence=f"arXiv {study.paper}. Every interval is a 95 % confidence interval over seeds.",
+        facts=facts,
+        sections=sections,
+    )
+
+
+def write_study(study: Study, folder: str | Path, provenance: dict[str, str]) -> None:
+    """Write `claims.parquet`, `measurements.parquet` and `report.html` into ``folder``, and remove what is unfinished.
+
+    Raises:
+        TangramError: a claim's name is there twice, or the folder cannot be written.
+    """
+    from tangram.files import write_text
+    from tangram.tables import CLAIMS, MEASUREMENTS, write_table
+
+    names = [claim.claim for claim in study.claims]
+    if len(set(names)) < len(names):
+        raise TangramError(f"study {study.name}: claims are not unique: {sorted(names)}")
+    folder = Path(folder)
+    write_table(study.measurements, MEASUREMENTS, folder / "measurements.parquet", provenance)
+    write_table([asdict(claim) for claim in study.claims], CLAIMS, folder / "claims.parquet", provenance)
+    write_text(folder / "report.html", render_study(study))
+    for path in study.unfinished:
+        path.unlink(missing_ok=True)
