@@ -496,7 +496,7 @@ def test_low_precision(child, parent, tokens, tmp_path):
     assert weights == torch.bfloat16
 
 
-def test_what_an_output_matrix_reads_is_recovered_where_it_is_not_of_full_rank():
+def test_an_output_matrix_of_deficient_rank_is_recovered():
     from types import SimpleNamespace
 
     from tangram.blocks.calibration import Calibration

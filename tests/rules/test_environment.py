@@ -28,7 +28,7 @@ def pinned(lines: str) -> dict[str, str]:
     return {normalised(name): version for name, version in found}
 
 
-def test_the_lock_pins_every_line_exactly_and_without_local_versions() -> None:
+def test_the_lock_pins_every_line_without_local_versions() -> None:
     lines = [line for line in LOCK.splitlines() if line and not line.startswith("#")]
     assert len(pinned(LOCK)) == len(lines)
     assert not [line for line in lines if "+" in line or "@" in line]
@@ -70,7 +70,7 @@ def test_conda_installs_the_dependencies_at_the_locked_versions() -> None:
     assert python.removeprefix("python=") == PROJECT["requires-python"].removeprefix(">=")
 
 
-def test_make_gives_the_commands_of_the_readme_and_takes_any_name_of_a_config(tmp_path: Path) -> None:
+def test_make_runs_the_readmes_commands_with_any_config_name(tmp_path: Path) -> None:
     config = tmp_path / "it's mine (v1)" / "a & b $HOME.yaml"
     config.parent.mkdir()
     config.write_text((ROOT / "config" / "config.yaml").read_text().replace("run: smollm2-cpu", "run: mine"))

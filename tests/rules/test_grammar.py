@@ -235,7 +235,7 @@ def test_a_rule_that_lacks_something_or_has_too_much_is_noticed(parsed: dict[str
     assert disagreements(rule) == {"wildcards.target"}
 
 
-def test_help_is_instant_because_commands_import_what_is_heavy_only_when_they_run() -> None:
+def test_commands_import_nothing_heavy_before_they_run() -> None:
     heavy = ("torch", "transformers", "pandas", "numpy", "pyarrow", "pyomo", "datasets", "lm_eval", "matplotlib")
     modules = ["tangram.config", "tangram.provenance", *(f"tangram.commands.{name}" for name in COMMANDS)]
     script = (

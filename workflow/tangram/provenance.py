@@ -32,6 +32,7 @@ def _package(name: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
+@functools.cache
 def _source(module: str) -> Path | None:
     """Return the file of a module, or None for a name that is not a module."""
     top, *parts = module.split(".")
@@ -48,16 +49,18 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node outside `if TYPE_CHECKING:`."""
-    yield tree
-    type_checking = isinstance(tree, ast.If) and isinstance(tree.test, ast.Name) and tree.test.id == "TYPE_CHECKING"
-    children = tree.orelse if isinstance(tree, ast.If) and type_checking else ast.iter_child_nodes(tree)
-    for child in children:
-        yield from _that_run(child)
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and every statement in it, function bodies included, but for what is under `if TYPE_CHECKING:`."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        yield (node := nodes.pop())
+        for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for field in ("orelse",) if for_types else ("body", "orelse", "finalbody", "handlers", "cases"):
+            inner = getattr(node, field, None)
+            nodes.extend(inner if isinstance(inner, list) else ())
 
 
-def _imports(tree: ast.AST, package: str) -> set[str]:
+def _imports(tree: ast.Module, package: str) -> set[str]:
     """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
     Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
@@ -65,7 +68,7 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
     """
     names, groups = set[str](), set[str]()
     parents = package.split(".")
-    for node in _that_run(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,8 +82,8 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
     return named | {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
 
 
-def _strip_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
+def _strip_docstrings(tree: ast.Module) -> ast.Module:
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (

@@ -106,7 +106,7 @@ def test_factor_is_the_product_of_its_stages(n, share, init, truncation, free, p
 
 
 @pytest.mark.parametrize("n", [8, 64, 256])
-def test_the_initial_transform_is_scipys_hadamard_with_random_signs(n):
+def test_the_initial_transform_is_a_hadamard_with_random_signs(n):
     found = ButterflyFactor(n, scale=math.sqrt(n)).matrix().detach().numpy()
     signs = found[0]
     np.testing.assert_allclose(np.abs(signs), 1, rtol=1e-5)
@@ -124,7 +124,7 @@ def test_johnson_lindenstrauss_scale_keeps_lengths_on_average():
     assert np.std(lengths) > 0.05
 
 
-def test_rows_are_a_random_subset_and_stratified_ones_are_spread_evenly():
+def test_rows_are_random_and_stratified_ones_spread_evenly():
     counts = np.zeros(24)
     for seed in range(200):
         counts[ButterflyFactor(24, 6, truncation="random", seed=seed).rows] += 1
@@ -188,7 +188,7 @@ def test_all_forms_are_equal_and_counts_are_exact(name):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_lowered_inference_equals_training_and_follows_the_weights(name):
+def test_lowered_inference_equals_training_after_each_change(name):
     operator = randomise(OPERATORS[name]())
     operator.bias = torch.nn.Parameter(torch.randn(operator.out_features))
     x = torch.randn(2, 3, operator.in_features)

@@ -61,7 +61,7 @@ def test_triplet_loss_where_nothing_is_learned():
 
 @given(st.floats(-20, 20), st.floats(0, 20))
 @settings(max_examples=30, deadline=None)
-def test_triplet_loss_depends_on_the_difference_of_distances_alone(difference, nearest):
+def test_triplet_loss_depends_on_distance_differences_alone(difference, nearest):
     first, second = max(0.0, difference) + nearest, max(0.0, -difference) + nearest
     anchor = torch.zeros(1, 1)
     found = losses.triplet_ratio_loss(anchor, torch.tensor([[first]]), torch.tensor([[-second]])).item()
@@ -111,7 +111,7 @@ def test_an_unlabelled_example_is_drawn_to_the_nearest_reference():
     assert scale.grad < 0
 
 
-def test_entropy_term_is_the_mean_over_the_unlabelled_and_weighted():
+def test_entropy_term_is_the_weighted_mean_over_the_unlabelled():
     labelled, references, unlabelled = embeddings(4, 0), embeddings(3, 1), embeddings(6, 2)
     labels = torch.tensor([0, 1, 2, 0])
     alone = losses.metric_embedding_loss(labelled, labels, references)

@@ -27,7 +27,7 @@ def test_pooling_is_the_mean_over_the_span():
     torch.testing.assert_close(pool_spans(hidden, spans), expected)
 
 
-def test_overlapping_spans_and_spans_of_the_same_tokens_are_not_contrasted():
+def test_overlapping_and_equal_spans_are_not_contrasted():
     tokens = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [9, 8, 1, 2, 7, 7, 7]])
     spans = torch.tensor([[0, 1, 3], [0, 2, 5], [0, 3, 5], [1, 2, 4], [1, 4, 6]])
     expected = torch.eye(5, dtype=torch.bool)

@@ -300,7 +300,7 @@ def test_numbers_may_be_text_as_the_command_line_gives_them() -> None:
     assert (config.finetune.epochs, config.finetune.learning_rate) == (2, 1e-4)
 
 
-def test_every_number_of_every_section_is_bounded_below_and_finite() -> None:
+def test_every_number_of_a_section_is_finite_and_bounded_below() -> None:
     """A new field cannot forget it: infinities and NaN are refused by all, negative numbers by each."""
     sections = [Config]
     for section in sections:

@@ -266,7 +266,7 @@ def chat_source(kind: str, folder: Path, monkeypatch) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "ShareGPT", "parquet", "hub"])
-def test_conversations_are_documents_as_the_chat_template_renders_them(parent, tmp_path, monkeypatch, kind):
+def test_conversations_are_documents_in_the_chat_template(parent, tmp_path, monkeypatch, kind):
     source = split(1, chat_source(kind, tmp_path, monkeypatch)).sources[0]
     tokenizer = load_tokenizer(parent)
     parts = [list(documents(source, name, 0, tokenizer)) for name in SPLITS]
@@ -292,9 +292,7 @@ def test_conversations_are_documents_as_the_chat_template_renders_them(parent, t
         ([{"a": "x"}], "holds mappings, not text"),
     ],
 )
-def test_a_column_without_text_is_one_line_before_the_parent_writes(
-    tiny_parent, tmp_path, monkeypatch, kind, values, message
-):
+def test_a_column_without_text_is_one_line_before_sampling(tiny_parent, tmp_path, monkeypatch, kind, values, message):
     bare = tmp_path / "parent"
     shutil.copytree(tiny_parent("llama"), bare)
     (bare / "chat_template.jinja").unlink()
@@ -308,7 +306,7 @@ def test_a_column_without_text_is_one_line_before_the_parent_writes(
     assert "\n" not in str(error.value)
 
 
-def test_columns_of_a_streamed_dataset_may_be_unknown_until_its_first_row(parent, tmp_path, monkeypatch):
+def test_a_streamed_datasets_columns_may_come_with_its_first_row(parent, tmp_path, monkeypatch):
     from datasets import IterableDataset
 
     def rows():
@@ -406,7 +404,7 @@ def command(monkeypatch, parent: Path, wanted: Split, output: Path, seed: int = 
         raise RuntimeError
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_corpus(parent, stories, tmp_path, monkeypatch):
+def test_equal_seeds_give_equal_bytes_and_others_another_corpus(parent, stories, tmp_path, monkeypatch):
     wanted = split(12 * LENGTH, stories, OWN, DOCS)
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         command(monkeypatch, parent, wanted, tmp_path / f"{name}.parquet", seed)
@@ -419,7 +417,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_corpus(pare
     assert tokens.shape == (12, LENGTH)
 
 
-def test_an_output_that_cannot_be_written_is_told_before_any_work(parent, tmp_path, monkeypatch, capsys):
+def test_an_output_that_cannot_be_written_is_an_early_error(parent, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError):
         command(monkeypatch, parent, split(10**9, OWN), tmp_path / "file" / "distil.parquet")
@@ -478,7 +476,7 @@ def test_a_hub_dataset_is_streamed_and_split_like_any_other(tmp_path, monkeypatc
     assert [list(documents(source, name, 0)) for name in SPLITS] == parts
 
 
-def test_a_cache_that_cannot_be_written_is_blamed_and_not_the_text(stories, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_the_error_and_not_the_text(stories, tmp_path, monkeypatch):
     source, nowhere = split(1, stories).sources[0], "/proc/nope"
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", f"{nowhere}/datasets")
     with pytest.raises(TangramError, match=rf"Hugging Face's cache {nowhere}\S* cannot be written .*HF_HOME") as error:

@@ -56,7 +56,7 @@ def test_any_seed_of_the_config_draws_labels():
 
 
 @pytest.mark.parametrize("depth", [0.34, 1.0])
-def test_embeddings_are_means_of_hidden_states_whatever_the_batch(tiny_parent, depth):
+def test_embeddings_are_means_of_hidden_states_in_any_batch(tiny_parent, depth):
     model, tokenizer = load_model(tiny_parent("llama")), load_tokenizer(tiny_parent("llama"))
     found = embed_texts(model, tokenizer, TEXTS, depth, 3, "test")
     states = []

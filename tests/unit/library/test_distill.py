@@ -39,7 +39,7 @@ def test_one_sequence_to_train_on_is_enough(model, sequences, fraction):
     assert local_problem(model, sequences, holdout_fraction=fraction).training == 1
 
 
-def test_the_parents_own_block_has_no_loss_and_no_block_a_loss_of_one(model):
+def test_the_parents_block_has_no_loss_and_no_block_loss_one(model):
     problem = local_problem(model)
     assert problem.held_out_loss(decoder_layers(model)[1], "attention") == pytest.approx(0, abs=1e-9)
     everything = torch.arange(8)

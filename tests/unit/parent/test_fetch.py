@@ -77,7 +77,7 @@ def test_every_family_comes_out_as_it_went_in(tiny_parent, tmp_path, family, ove
     assert sorted(tmp_path.iterdir()) == [tmp_path / "parent"]
 
 
-def test_a_sharded_bfloat16_source_becomes_one_file_of_the_wanted_type(tiny_parent, tmp_path):
+def test_a_sharded_bfloat16_source_becomes_one_file_in_dtype(tiny_parent, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tiny_parent("llama"), dtype=torch.bfloat16)
     shutil.copytree(tiny_parent("llama"), tmp_path / "source", ignore=shutil.ignore_patterns("*.safetensors"))
     model.save_pretrained(tmp_path / "source", max_shard_size="20KB")
@@ -92,7 +92,7 @@ def test_a_sharded_bfloat16_source_becomes_one_file_of_the_wanted_type(tiny_pare
         load_model(tmp_path / "source")
 
 
-def test_the_same_source_gives_the_same_bytes_and_replaces_an_older_folder(tiny_parent, tmp_path):
+def test_equal_sources_give_equal_bytes_and_replace_the_folder(tiny_parent, tmp_path):
     for name in ("one", "two", "one"):
         fetch(local(tiny_parent("qwen2")), tmp_path / name, "float32", {})
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
@@ -109,7 +109,7 @@ def q8_0(data: np.ndarray) -> np.ndarray:
     return (np.round(blocks / scale) * scale.astype(np.float16).astype(np.float32)).reshape(data.shape)
 
 
-def test_a_gguf_in_a_package_is_dequantised_into_a_plain_checkpoint(tiny_parent, tmp_path, monkeypatch):
+def test_a_packaged_gguf_is_dequantised_into_a_checkpoint(tiny_parent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     original = tiny_parent("llama", num_hidden_layers=2)
     write_gguf(original, tmp_path / "tiny.Q8_0.gguf", quantisation=gguf.GGMLQuantizationType.Q8_0)
@@ -365,7 +365,7 @@ def test_all_chat_templates_reach_the_child(copy, tmp_path):
     assert kept == {path.relative_to(tmp_path / "child") for path in (tmp_path / "child").rglob("*")}
 
 
-def test_from_the_hub_come_all_templates_and_only_the_weights_that_are_loaded(copy, tmp_path, monkeypatch):
+def test_the_hub_gives_all_templates_and_only_the_loaded_weights(copy, tmp_path, monkeypatch):
     """The hub's own filter on a repository that lies in a folder: no network is needed for what it leaves out."""
     from huggingface_hub.utils import filter_repo_objects
 

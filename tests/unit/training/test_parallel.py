@@ -188,7 +188,7 @@ def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
             assert torch.equal(weights[name], tensor)
 
 
-def test_shares_make_up_the_step_and_all_processes_work_equally_often():
+def test_shares_make_up_the_step_and_all_work_equally_often():
     parts = torch.arange(7).split(2)
     shares = [World(rank, 3).share(parts) for rank in range(3)]
     assert {len(share) for share in shares} == {2}

@@ -54,7 +54,7 @@ def share_moved(before: nn.Module, after: dict[str, torch.Tensor]) -> float:
 SETTINGS = Finetune(epochs=4, batch_size=4, micro_batch_size=1, learning_rate=1e-3)
 
 
-def test_finetuning_moves_the_same_share_of_weights_to_the_same_loss(tiny_parent, tmp_path):
+def test_finetuning_moves_an_equal_share_to_an_equal_loss(tiny_parent, tmp_path):
     tokens, heldout = sequences(16, 2), sequences(16, 3)
     shares, gains, last = [], [], []
     for dtype in DTYPES:
@@ -100,7 +100,7 @@ def test_pieces_gain_the_same(tiny_parent, kind, variant):
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("ffn", "butterfly-8"), ("ffn", "lowrank-8")])
-def test_small_steps_are_not_lost_where_a_piece_begins_between_two_bfloat16_numbers(tiny_parent, kind, variant):
+def test_small_steps_are_not_lost_between_two_bfloat16_numbers(tiny_parent, kind, variant):
     """Rounding the fitted weights first would put all of them on the grid, which small steps do not leave."""
     gains = []
     for dtype in DTYPES:

@@ -1,4 +1,4 @@
-"""Structured variants as pieces of the library: their beginnings, their training, and what they refuse."""
+"""Structured variants as pieces of the library: their initial weights, their training, and what they refuse."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def local_problem(model, **settings):
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
-def test_pieces_are_built_trained_and_no_worse_than_their_beginning(model, kind, monkeypatch):
+def test_trained_pieces_are_no_worse_than_their_initial_weights(model, kind, monkeypatch):
     problem = local_problem(model, epochs=3)
     losses = {}
     monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
@@ -98,7 +98,7 @@ def test_second_moment_weighs_tokens():
     torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_second_moment_of_bfloat16_inputs_is_summed_in_float32():
+def test_second_moments_of_bfloat16_are_summed_in_float32():
     x, weights = torch.randn(4096, 16).bfloat16(), torch.rand(4096)
     exact = x.double().T @ (x.double() * (weights.double() / weights.double().sum())[:, None])
     torch.testing.assert_close(second_moment(x, Calibration(x, x, weights, 0.0)), exact, rtol=1e-5, atol=1e-6)
