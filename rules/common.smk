@@ -158,10 +158,10 @@ def of_children(*names):
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
-def of_the_headline():
-    """Return the files of tasks and of the readout, which only the headline's first solution has."""
+def of_the_primary_target():
+    """Return the files of tasks and of the readout, which only the primary target's first solution has."""
     asked = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
-    return [f"{RESULTS}/targets/{cfg.headline}/0/{name}.parquet" for name in asked if asked[name]]
+    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in asked if asked[name]]
 
 
 def cached_activations(split):
@@ -267,7 +267,7 @@ def text_evaluation():
 
 def report_settings():
     """Return what the page depends on beside the tables."""
-    section = {"run": cfg.run, "headline": cfg.headline, "targets": list(cfg.targets), "seed": cfg.seed}
+    section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 

@@ -43,7 +43,7 @@ NOT_GIVEN = {
     "pin_candidates": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "headline"),
+        *("children", "parent_evaluation", "primary_target"),
     },
 }
 BY_FOLDER = {"parent", "child", "library", "activations"}  # where a param of that name is given
