@@ -133,11 +133,6 @@ def _folder_of(files):
     return os.path.dirname(files if isinstance(files, str) else files[0])
 
 
-def input_folder(name):
-    """Return a function for `params`: the folder of a rule's input files of that name."""
-    return lambda wildcards, input: _folder_of(getattr(input, name))
-
-
 def output_folder(name):
     """Return a function for `params`: the folder of a rule's output files of that name."""
     return lambda wildcards, output: _folder_of(getattr(output, name))
@@ -219,11 +214,6 @@ def named_inputs(*names, **texts):
         return [f"{name}={value}" for name, value in {**values, **texts}.items() if value]
 
     return inputs
-
-
-def option(name, values):
-    """Return a command-line option and its values, or nothing without values."""
-    return [name, *values] if values else []
 
 
 def pins(*packages):
