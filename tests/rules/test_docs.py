@@ -25,7 +25,6 @@ PAGES = [
 ]
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
 ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # what a reader makes, and what a run writes
-ELSEWHERE += ("workflow/tangram_studies", "tangram_studies", "rules/studies.smk", "tests/studies")  # to be merged
 OF_A_RUN = ("config.json", "provenance.json", "architecture.json", "child/", "selection/", "parent/")
 PROGRAMS = {"cd", "eval", "git", "pre-commit", "."}
 

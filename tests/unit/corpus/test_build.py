@@ -397,7 +397,7 @@ def test_the_batch_size_changes_nothing(parent):
 def command(monkeypatch, parent: Path, wanted: Split, output: Path, seed: int = 0, name: str = "distil") -> None:
     section = {"sequence_length": LENGTH, "cross_documents": False, "split": wanted.model_dump()}
     arguments = ["--settings", json.dumps(section), "--split", name, "--parent", str(parent)]
-    monkeypatch.setattr("sys.argv", ["build_corpus", *arguments, "--seed", str(seed), "--output", str(output)])
+    monkeypatch.setattr("sys.argv", ["build_corpus", *arguments, "--runtime", f"seed={seed}", "--output", str(output)])
     with pytest.raises(SystemExit) as stop:
         run(build_corpus)
     if stop.value.code:
