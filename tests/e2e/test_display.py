@@ -10,9 +10,7 @@ LAST = r"(\d) jobs? done in \d+ s; full log: (\S+\.snakemake\.log)"
 
 
 @pytest.mark.slow
-def test_a_run_shows_its_stages_or_a_jobs_error_and_names_the_log_with_the_rest(
-    tiny_config: dict, tmp_path: Path
-) -> None:
+def test_a_run_shows_stages_or_the_error_and_names_its_log(tiny_config: dict, tmp_path: Path) -> None:
     text = tmp_path / "short.jsonl"
     text.write_text('{"text": "Too short."}\n')
     corpus = tiny_config["corpus"] | {"score": {"tokens": 128, "sources": [{"type": "local", "paths": [str(text)]}]}}

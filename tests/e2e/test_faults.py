@@ -26,7 +26,7 @@ from tiny_run import (
 pytestmark = pytest.mark.slow
 
 
-def test_a_killed_snakemake_is_recovered_by_one_command_and_no_layer_is_trained_twice(
+def test_after_a_kill_and_recovery_no_layer_is_trained_twice(
     copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
     folder = copy_of_run()
@@ -71,7 +71,7 @@ JOBS = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("marks", ["kept", "gone"])
 @JOBS
-def test_a_job_that_ends_by_itself_after_a_kill_is_made_again_by_the_same_command(
+def test_a_job_that_outlives_its_snakemake_is_made_again(
     command: str,
     target: str,
     files: list[str],
@@ -134,7 +134,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint(
         assert content(folder / path) == content(undisturbed / path), path
 
 
-def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after_space_is_made(
+def test_a_full_disk_is_one_error_and_space_lets_the_run_go_on(
     copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
     folder = copy_of_run()
@@ -172,7 +172,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after_space
         ("parent/model.safetensors", "corpus/score.parquet"),
     ],
 )
-def test_altered_files_are_named_with_their_remedy_and_never_used(
+def test_altered_files_are_named_with_a_remedy_and_never_used(
     damaged: str, reader: str, copy_of_run: Callable[[], Path], run: Run
 ) -> None:
     folder = copy_of_run()

@@ -1,6 +1,8 @@
 """A run that selects one of three candidates: on a tiny Llama, through the real command."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def selected(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("selection")
+def selected(run: Run, copy_of_run: Callable[[], Path]) -> Run:
+    """The finished run with another target: only what comes before the search is there."""
+    folder = copy_of_run()
+    shutil.rmtree(folder / "results" / "tiny" / "targets")
     small = {"constraints": [{"quantity": "parameters", "max": 0.95}], "solutions": 3, "max_shared": 0.7}
     small |= {"compare_layers_dropped": False, "selection": {"prompt_tokens": 16, "budget": 0.7}}
-    config = tiny_config | {"targets": {"small": small}}
+    config = run.config | {"evaluation": {}, "targets": {"small": small}}
     done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return Run(folder, config, done.stdout + done.stderr)

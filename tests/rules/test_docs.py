@@ -24,8 +24,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
-# What a reader makes, what a run writes, and a package to come.
-ELSEWHERE = ("config/mine.yaml", "results", "/tmp", "workflow/tangram_studies", "tangram_studies")
+ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # what a reader makes, and what a run writes
 OF_A_RUN = ("config.json", "provenance.json", "architecture.json", "child/", "selection/", "parent/")
 PROGRAMS = {"cd", "eval", "git", "pre-commit", "."}
 
@@ -157,3 +156,10 @@ def test_commands_name_what_exists(page: Path, rules: set[str]) -> None:
             assert (ROOT / words[0]).is_file(), line
         else:
             assert program in PROGRAMS, line
+
+
+def test_the_table_of_stages_names_every_command() -> None:
+    rows = re.findall(r"^\| \w+ \| (`.*?`) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    modules = {path.stem for path in (PACKAGES / "tangram" / "commands").glob("[!_]*.py")}
+    elsewhere = {name for name in modules if re.match(r"study_|fetch_\w+_|print_", name)}  # studies; run by no rule
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == modules - elsewhere

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from warm_snakemake import warm_snakemake
 
 from tangram import __version__
 
@@ -40,8 +41,7 @@ def test_the_entry_point_has_what_people_run_beside_snakemake():
 
 def test_the_catalog_s_snakefile_makes_what_the_root_s_does(tmp_path):
     def plan(snakefile: str) -> list[list[str]]:
-        command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / snakefile)]
-        done = subprocess.run([*command, "-n", "--directory", str(tmp_path)], capture_output=True, text=True)
+        done = warm_snakemake("--snakefile", ROOT / snakefile, "-n", "--directory", tmp_path, folder=ROOT)
         assert done.returncode == 0, done.stderr
         counts = done.stdout.partition("Job stats:\n")[2].partition("\n\n")[0].splitlines()
         return [line.split() for line in counts if line.split()[0] not in ("default", "total", "all")]

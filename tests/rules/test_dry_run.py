@@ -3,7 +3,6 @@
 import copy
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tiny_run import shown_jobs
+from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
@@ -21,8 +21,7 @@ pytestmark = pytest.mark.slow
 
 def snakemake(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the real command."""
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
-    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return warm_snakemake("--snakefile", ROOT / "Snakefile", *arguments, folder=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +108,7 @@ STUDIES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: str, tmp_path: Path) -> None:
+def test_a_study_of_images_needs_only_images_in_any_folder(study: str, tmp_path: Path) -> None:
     done = snakemake("-n", study, "--directory", tmp_path, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     local = snakemake(
@@ -130,7 +129,7 @@ def test_a_study_of_images_needs_its_images_alone_and_runs_in_any_folder(study: 
     )
 
 
-def test_a_new_variant_adds_its_own_jobs_and_changes_no_other_piece(
+def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
     plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
 ) -> None:
     changed = plan(_with(DEFAULT, "library.ffn", [*DEFAULT["library"]["ffn"], "width-0.9"]))

@@ -168,7 +168,7 @@ def test_the_same_command_goes_on_after_a_kill(
 
 
 @pytest.mark.parametrize("where", ["here", "on SLURM"])
-def test_what_an_orphan_wrote_is_never_taken_for_another_settings_output(folder: Folder, where: str) -> None:
+def test_an_orphans_output_is_never_taken_for_other_settings(folder: Folder, where: str) -> None:
     folder.go("a", "b")
     assert folder.snakemake(value="A").returncode == 0
     folder.stop()
@@ -188,7 +188,7 @@ def test_what_an_orphan_wrote_is_never_taken_for_another_settings_output(folder:
 
 
 @pytest.mark.parametrize("recorded", [0, 1, 2])
-def test_a_kill_amid_the_recording_loses_only_what_is_not_recorded(folder: Folder, recorded: int) -> None:
+def test_a_kill_amid_the_recording_loses_only_the_unrecorded(folder: Folder, recorded: int) -> None:
     """Snakemake records a job's outputs one by one, then takes the marks away one by one."""
     folder.go("a", "b")
     assert folder.snakemake().returncode == 0

@@ -1,14 +1,13 @@
 """What selection makes of the plan: candidates are pinned and compared, and one child is assembled and finetuned."""
 
 import copy
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_run import shown_jobs
+from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
@@ -18,9 +17,8 @@ pytestmark = pytest.mark.slow
 def plan(config: dict, folder: Path) -> Counter[str]:
     """Return the number of jobs by rule, on an empty folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "-n"]
-    options = ["--directory", str(folder), "--configfile", str(folder / "config.yaml")]
-    done = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True)
+    options = ["--directory", folder, "--configfile", folder / "config.yaml"]
+    done = warm_snakemake("--snakefile", ROOT / "Snakefile", "-n", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return Counter(rule for rule, _ in shown_jobs(done.stdout + done.stderr))
 

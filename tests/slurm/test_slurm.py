@@ -92,7 +92,7 @@ def test_the_whole_pipeline_gives_the_bytes_of_a_local_run(cluster: slurm.Cluste
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_a_killed_snakemake_is_recovered_by_one_command_and_no_two_copies_run(
+def test_after_a_kill_and_recovery_no_two_copies_run(
     cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
     folder = copy_of_run()
@@ -138,7 +138,7 @@ def end_its_time(cluster: slurm.Cluster, folder: Path, job: str) -> None:
     ],
     ids=["cancelled", "over its time", "over its memory"],
 )
-def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
+def test_a_failed_job_is_retried_from_its_checkpoint(
     disturb: Callable | None,
     arguments: tuple[str, ...],
     state: str,
@@ -160,7 +160,7 @@ def test_a_failed_job_is_retried_with_more_and_goes_on_from_its_checkpoint(
     assert_undisturbed(folder, undisturbed)
 
 
-def test_a_dead_node_costs_a_retry_elsewhere_and_its_survivors_harm_nothing(
+def test_a_dead_node_costs_a_retry_and_survivors_harm_nothing(
     cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
     folder = copy_of_run()
@@ -181,7 +181,7 @@ def test_a_dead_node_costs_a_retry_elsewhere_and_its_survivors_harm_nothing(
         wait_for(lambda: cluster.nodes()[node] == "idle", 60)
 
 
-def test_a_restart_of_slurmctld_that_a_poll_falls_into_is_outlived(
+def test_a_restart_of_slurmctld_during_a_poll_is_outlived(
     cluster: slurm.Cluster, copy_of_run: Callable[[], Path], slow_config: dict, undisturbed: Path
 ) -> None:
     folder = copy_of_run()
@@ -197,7 +197,7 @@ def test_a_restart_of_slurmctld_that_a_poll_falls_into_is_outlived(
     assert_undisturbed(folder, undisturbed)
 
 
-def test_a_child_is_finetuned_on_two_nodes_like_in_two_processes_of_one(
+def test_two_nodes_finetune_like_two_processes_of_one(
     cluster: slurm.Cluster, undisturbed: Path, slow_config: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     weights = []

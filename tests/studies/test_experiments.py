@@ -25,7 +25,7 @@ from tangram_studies.experiments import (
 
 @pytest.fixture
 def images(tmp_path):
-    """Every image is of one grey of its own, so that it can be told where it went."""
+    """Every image is of one gray of its own, so that it can be told where it went."""
     path = tmp_path / "images.npz"
     shades = np.arange(60, dtype=np.uint8)
     pictures = np.broadcast_to(shades[:, None, None], (60, 4, 4))
@@ -82,7 +82,7 @@ def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
     }
 
 
-def test_a_followed_training_is_judged_now_and_then_and_not_timed_for_it():
+def test_a_followed_training_is_not_timed_while_it_is_judged():
     outcome = Outcome({})
     judged = iter([0.5, 0.75])
 
@@ -104,7 +104,7 @@ def test_a_followed_training_is_judged_now_and_then_and_not_timed_for_it():
     }
 
 
-def test_the_command_of_what_is_not_reproduced_is_one_that_the_config_takes():
+def test_commands_of_what_is_not_reproduced_suit_the_config():
     words = shlex.split(command("study_triplet", "data/cifar10.npz"))
     given = dict(word.split("=", 1) for word in words[words.index("--config") + 1 :])
     assert yaml.safe_load(given["device"]) == "cuda"

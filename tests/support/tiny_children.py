@@ -1,10 +1,10 @@
-"""Tiny random parents of every family, and a library of pieces made by hand."""
+"""Configs of tiny parents of every family, architectures of them, and a library of pieces made by hand."""
 
 import copy
 
 import torch
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from tiny_models import SIZES, tiny_config
+from transformers import PreTrainedModel
 
 from tangram.blocks import block_class
 from tangram.blocks.architecture import Architecture, LayerChoice
@@ -12,25 +12,24 @@ from tangram.blocks.projections import Projections
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.models.operators import replace_projections
 
-HIDDEN, HEADS, KV_HEADS, INTERMEDIATE, LAYERS, VOCABULARY = 32, 4, 2, 48, 5, 64
-SIZES = {
-    "hidden_size": HIDDEN,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "intermediate_size": INTERMEDIATE,
+HIDDEN, LAYERS, INTERMEDIATE, VOCABULARY = SIZES["hidden_size"], 5, 48, 64
+OF_CHILDREN = {
     "num_hidden_layers": LAYERS,
+    "intermediate_size": INTERMEDIATE,
     "vocab_size": VOCABULARY,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+BIASES = {"attention_bias": True, "mlp_bias": True}
+SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
 CONFIGS = {
-    "llama": LlamaConfig(**SIZES),
-    "llama-biases": LlamaConfig(**SIZES, head_dim=16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
-    "mistral-sliding": MistralConfig(**SIZES, head_dim=16, sliding_window=4),
-    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "qwen2-sliding": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=0),
-    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "llama": tiny_config("llama", **OF_CHILDREN),
+    "llama-biases": tiny_config("llama", **OF_CHILDREN, **BIASES, head_dim=16, tie_word_embeddings=True),
+    "mistral-sliding": tiny_config("mistral", **OF_CHILDREN, head_dim=16, sliding_window=4),
+    "qwen2": tiny_config("qwen2", **OF_CHILDREN, tie_word_embeddings=True),
+    "qwen2-sliding": tiny_config("qwen2", **OF_CHILDREN, **SLIDING),
+    "qwen3": tiny_config("qwen3", **OF_CHILDREN, head_dim=16),
 }
 PARENT_ONLY = (LayerChoice(),) * LAYERS
 UNIFORM = (LayerChoice("gqa-1", "width-0.5"),) * LAYERS
@@ -49,16 +48,6 @@ STRUCTURED = (
     LayerChoice("no-op", "butterfly-7"),
 )
 NO_ATTENTION = (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
-
-
-def random_parent(config: PreTrainedConfig) -> PreTrainedModel:
-    """A stock model in which every tensor, biases and norms included, is random."""
-    torch.manual_seed(0)
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](type(config).from_dict(config.to_dict())).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model
 
 
 def pieces(parent: PreTrainedModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import yaml
+from warm_snakemake import PROGRAM, warm_snakemake
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,25 +50,21 @@ class Run:
         return snakemake(self.folder, config or self.config, *arguments)
 
 
-def _command(folder: Path, config: dict, root: Path, arguments: tuple[str, ...]) -> list[str]:
+def _arguments(folder: Path, config: dict, root: Path, arguments: tuple[str, ...]) -> list[str]:
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    program = str(Path(sys.executable).with_name("snakemake"))
     where = ["--snakefile", str(root / "Snakefile"), "--directory", str(folder)]
-    return [program, *where, "--configfile", str(folder / "config.yaml"), *arguments]
+    return [*where, "--configfile", str(folder / "config.yaml"), *arguments]
 
 
 def snakemake(
     folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """Run the repository's Snakefile in ``folder``, as a user would; ``root`` may be a copy of the repository."""
-    return subprocess.run(
-        _command(folder, config, root, arguments),
-        cwd=root,
-        capture_output=True,
-        text=True,
-        env=(environment or os.environ) | {"HF_HUB_OFFLINE": "1"},
-        timeout=1800,
-    )
+    complete = _arguments(folder, config, root, arguments)
+    environment = (environment or os.environ) | {"HF_HUB_OFFLINE": "1"}
+    if "-n" in arguments:
+        return warm_snakemake(*complete, folder=root, environment=environment)
+    return subprocess.run([PROGRAM, *complete], cwd=root, capture_output=True, text=True, env=environment, timeout=1800)
 
 
 def start(
@@ -76,7 +73,7 @@ def start(
     """Start the same command in a session of its own, with what it prints in ``folder/printed``."""
     with open(folder / "printed", "a") as printed:
         return subprocess.Popen(
-            _command(folder, config, ROOT, arguments),
+            [PROGRAM, *_arguments(folder, config, ROOT, arguments)],
             cwd=ROOT,
             stdout=printed,
             stderr=subprocess.STDOUT,

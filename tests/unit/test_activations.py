@@ -38,7 +38,7 @@ def test_states_are_those_of_transformers(model, tokens, tmp_path):
         torch.testing.assert_close(model.model.norm(cached.hidden(model.config.num_hidden_layers)), expected[-1])
 
 
-def test_a_copy_in_the_temporary_folder_is_read_and_leaves_no_file(model, tokens, tmp_path, monkeypatch):
+def test_a_copy_in_the_temporary_folder_is_read_and_removed(model, tokens, tmp_path, monkeypatch):
     capture(model, tokens, 2, tmp_path / "states.npy", "test")
     scratch = tmp_path / "scratch"
     scratch.mkdir()

@@ -138,7 +138,7 @@ def test_reading_an_archive_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_an_archive_of_another_version_is_not_taken_for_the_one_that_is_wanted(offline_index):
+def test_an_archive_of_another_version_is_not_taken(offline_index):
     source = write_installable(offline_index)
     Path(".downloads").mkdir()
     for other in ("tangram_test_data-1.2.1-py3-none-any.whl", "tangram_test_data-1.2-nonsense.whl", "notes.whl"):
@@ -147,7 +147,7 @@ def test_an_archive_of_another_version_is_not_taken_for_the_one_that_is_wanted(o
     assert archive.name == source.name
 
 
-def test_an_archive_is_known_by_any_spelling_of_name_version_and_checksum(offline_index):
+def test_an_archive_is_known_by_any_spelling_of_its_name(offline_index):
     source = write_installable(offline_index)
     (Path.cwd() / ".downloads").mkdir()
     kept = Path(".downloads") / source.name
@@ -156,7 +156,7 @@ def test_an_archive_is_known_by_any_spelling_of_name_version_and_checksum(offlin
     assert archives.fetch_archive(spelled) == kept
 
 
-def test_of_two_builds_of_one_version_the_one_with_the_checksum_is_taken(offline_index):
+def test_of_two_builds_the_one_with_the_checksum_is_taken(offline_index):
     source = write_installable(offline_index)
     Path(".downloads").mkdir()
     (Path(".downloads") / "tangram_test_data-1.2-1-py3-none-any.whl").write_bytes(b"another build")

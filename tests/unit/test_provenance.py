@@ -1,5 +1,6 @@
 """The code hash: a comment reruns nothing, a real change its dependants and only those."""
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +20,8 @@ STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
-    provenance.modules_of.cache_clear()
-    provenance.code_hash.cache_clear()
-    provenance._digest_and_imports.cache_clear()
+    for cached in (provenance.modules_of, provenance.code_hash, provenance._digest_and_imports, provenance._source):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -53,13 +53,15 @@ def changed_by(packages: Path) -> Callable[..., set[str]]:
         studies = {f"study_{name}": provenance.code_hash(*modules_of_study(name)) for name in STUDIES}
         return plain | families | studies
 
+    before = functools.cache(hashes)  # of the packages as they are
+
     def change(module: str, edit: Callable[[str], str], package: str = "tangram") -> set[str]:
-        before, path = hashes(package), packages / package / module
+        unchanged, path = before(package), packages / package / module
         text = path.read_text()
         path.write_text(edit(text))
         after = hashes(package)
         path.write_text(text)
-        return {name for name in before if before[name] != after[name]}
+        return {name for name in after if unchanged[name] != after[name]}
 
     return change
 

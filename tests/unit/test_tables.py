@@ -59,7 +59,7 @@ def test_equal_rows_give_equal_bytes_with_provenance_inside(path: Path, tmp_path
     [{"value": None}, {"value": "much"}, {"kind": None}],
     ids=["null", "text for a number", "null text"],
 )
-def test_rows_that_do_not_fit_are_refused_and_leave_the_old_table(path: Path, change: dict) -> None:
+def test_rows_that_do_not_fit_are_refused_and_the_table_stays(path: Path, change: dict) -> None:
     write_table(ROWS, SCORES, path)
     before = path.read_bytes()
     with pytest.raises(TangramError, match=r"scores\.parquet"):
@@ -79,7 +79,7 @@ def test_nulls_are_kept_where_the_schema_allows_them(path: Path) -> None:
     assert read_table(path, LIBRARY)["bld_loss_after"].isna().all()
 
 
-def test_nulls_before_values_have_the_same_checksum_when_read_back(path: Path) -> None:
+def test_nulls_before_values_have_an_equal_checksum_when_read(path: Path) -> None:
     """Parquet's reader leaves other bytes under nulls than Arrow's builder does."""
     row = {"experiment": "e", "arm": "a", "seed": 0, "metric": "m", "value": 1.0}
     write_table([{**row, "x": x} for x in (None, None, 6.0, None, 7.0)], MEASUREMENTS, path)

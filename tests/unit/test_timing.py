@@ -61,7 +61,7 @@ def test_interquartile_range_is_numpys():
     assert interquartile_range(samples) == pytest.approx(upper - lower)
 
 
-def test_standard_error_of_the_median_is_its_spread_over_experiments():
+def test_standard_error_of_the_median_is_its_measured_spread():
     experiments = np.random.default_rng(0).normal(3.0, 2.0, size=(2000, 51))
     medians, errors = np.array([median_and_error(e.tolist()) for e in experiments]).T
     np.testing.assert_allclose(medians, np.median(experiments, axis=1))

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def _package(name: str) -> Path | None:
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
+@functools.cache
 def _source(module: str) -> Path | None:
     """Return the file of a module, or None for a name that is not a module."""
     top, *parts = module.split(".")
@@ -48,16 +49,16 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _that_run(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node outside `if TYPE_CHECKING:`."""
-    yield tree
-    type_checking = isinstance(tree, ast.If) and isinstance(tree.test, ast.Name) and tree.test.id == "TYPE_CHECKING"
-    children = tree.orelse if isinstance(tree, ast.If) and type_checking else ast.iter_child_nodes(tree)
-    for child in children:
-        yield from _that_run(child)
+def _that_run(tree: ast.Module) -> list[ast.AST]:
+    """Return every node outside `if TYPE_CHECKING:`."""
+    nodes: list[ast.AST] = [tree]
+    for node in nodes:
+        type_checking = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        nodes += node.orelse if isinstance(node, ast.If) and type_checking else ast.iter_child_nodes(node)
+    return nodes
 
 
-def _imports(tree: ast.AST, package: str) -> set[str]:
+def _imports(nodes: Iterable[ast.AST], package: str) -> set[str]:
     """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
     Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
@@ -65,7 +66,7 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
     """
     names, groups = set[str](), set[str]()
     parents = package.split(".")
-    for node in _that_run(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,8 +80,8 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
     return named | {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
 
 
-def _strip_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
+def _strip_docstrings(nodes: Iterable[ast.AST]) -> None:
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -89,14 +90,14 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-    return tree
 
 
 @functools.cache
 def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    digest = hashlib.sha256(ast.dump(_strip_docstrings(tree)).encode()).hexdigest()
-    return digest, frozenset(_imports(tree, package))
+    nodes = _that_run(tree)
+    _strip_docstrings(nodes)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(nodes, package))
 
 
 # Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the

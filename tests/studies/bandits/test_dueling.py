@@ -1,4 +1,4 @@
-"""Duelling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
+"""Dueling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
 
 import itertools
 from functools import partial
@@ -43,7 +43,7 @@ def test_labels_are_shuffled_and_keep_what_belongs_to_an_arm():
         assert environment.preferences[row] == pytest.approx(preferences_of(utilities, "linear"))
 
 
-def test_1good_is_the_same_problem_under_the_linear_and_the_natural_link():
+def test_1good_is_the_same_under_the_linear_and_natural_links():
     curves = [
         simulate_duels("sparring", arms(4, "1good", link), 300, [300], 3, "numpy") for link in ("linear", "natural")
     ]
@@ -60,7 +60,7 @@ def test_multisbm_plays_every_right_arm_again_on_the_left():
     assert all(np.array_equal(now[0], before[1]) for before, now in itertools.pairwise(rounds))
 
 
-def test_doublers_left_arms_cost_twice_what_the_right_ones_did_in_the_phase_before():
+def test_doublers_left_arms_cost_twice_the_former_right_ones():
     """In expectation: 2^(i+1) uniform draws from the multiset of the 2^i right arms of phase i."""
     environment = arms(2000)
     rounds = played(Doubler(2000, 6), environment, 2 + 4 + 8 + 16)
@@ -71,7 +71,7 @@ def test_doublers_left_arms_cost_twice_what_the_right_ones_did_in_the_phase_befo
     assert right_before.mean() > 0.5
 
 
-def test_doublers_machine_is_fresh_in_every_phase_and_its_left_arms_are_fixed_there():
+def test_doublers_machine_is_fresh_in_each_phase_of_fixed_arms():
     policy = Doubler(3, 6)
     references = []
     for _ in range(30):

@@ -70,7 +70,7 @@ def test_choix_finds_the_weights_that_orders_were_drawn_from():
 
 @given(st.lists(st.floats(-9, 9), min_size=2, max_size=5).map(np.array))
 @settings(max_examples=100, deadline=None)
-def test_the_projection_is_the_nearest_point_of_the_permutahedron(point):
+def test_projection_is_the_nearest_point_of_the_permutahedron(point):
     found = ranking.project_on_permutahedron(point)
     corners = np.array(list(itertools.permutations(range(len(point)))))
     assert ((corners - found) @ (point - found)).max() <= 1e-7  # no corner lies on the point's side
@@ -137,7 +137,7 @@ def test_online_rank_keeps_its_bound(sequence, chosen):
     assert regret.mean() + 4 * regret.std() / math.sqrt(40) <= ranking.upper_bound(items, chosen, rounds)
 
 
-def test_a_follower_of_the_leader_fails_where_online_rank_does_not():
+def test_follow_the_leader_fails_where_online_rank_does_not():
     items, rounds = 10, 400
     follower = run_ranking(ranking.FollowTheLeader(1, items), "round-robin", 1, rounds, np.random.default_rng(0))
     assert follower[0] == (items - 1) * rounds  # every chosen item stood last
@@ -146,7 +146,7 @@ def test_a_follower_of_the_leader_fails_where_online_rank_does_not():
     assert loss - best < ranking.upper_bound(items, 1, rounds)
 
 
-def test_a_loss_is_a_sum_over_pairs_and_the_best_ranking_is_best_on_each():
+def test_a_loss_sums_over_pairs_and_the_best_is_best_on_each():
     rng = np.random.default_rng(0)
     scores, positions = rng.random(6), rng.permutation(6)
     pairs = sum(scores[v] if positions[u] < positions[v] else scores[u] for u, v in itertools.combinations(range(6), 2))
@@ -235,9 +235,9 @@ def test_permanents_sample_what_enumeration_says():
     for ranking_, probability in zip(bandit_ranking.all_rankings(4), policy.probabilities()[0], strict=True):
         share = sampled.count(tuple(ranking_)) / draws
         assert abs(share - probability) <= 4.5 * math.sqrt(probability * (1 - probability) / draws)
-    normaliser = bandit_ranking.permanent(np.exp(-0.4 * np.outer(policy.losses[0], np.arange(1, 5))))
+    normalizer = bandit_ranking.permanent(np.exp(-0.4 * np.outer(policy.losses[0], np.arange(1, 5))))
     direct = np.exp(-0.4 * bandit_ranking.all_rankings(4) @ policy.losses[0]).sum()
-    assert normaliser == pytest.approx(direct)
+    assert normalizer == pytest.approx(direct)
 
 
 @pytest.mark.parametrize("kind", [bandit_ranking.BanditRank, bandit_ranking.CombBand])

@@ -45,7 +45,7 @@ def test_low_rank_is_the_svd_in_the_metric_of_the_activations(aware):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), name=st.sampled_from(["ntk-v", "ntk-u", "butterfly", "butterfly-random"]))
-def test_least_squares_cannot_be_improved_by_moving_any_trained_weight(seed, name):
+def test_moving_a_trained_weight_does_not_improve_least_squares(seed, name):
     """The gradient of the activations' error by the weights that a closed form solves for is zero."""
     weight, moment = problem(seed)
     operator = {
@@ -130,7 +130,7 @@ def test_splitting_a_stage_undoes_fusing():
     torch.testing.assert_close(fuse(*again), fuse(low, high), atol=1e-4, rtol=1e-4)
 
 
-def test_a_turned_factor_begins_as_it_was_and_keeps_orthonormal_rows():
+def test_a_turned_factor_begins_equal_and_stays_orthonormal():
     factor = ButterflyFactor(30, 6)
     turning = Turning(factor)
     torch.testing.assert_close(turning.matrix(), factor.matrix())
@@ -176,7 +176,7 @@ def test_learned_angles_find_a_planted_gadget_from_nearby(aware):
     torch.testing.assert_close(j1 @ j1.T, torch.eye(8), atol=1e-4, rtol=0)  # still orthonormal
 
 
-def test_learning_beats_random_factors_and_not_the_svd_of_equal_rank():
+def test_learning_beats_random_factors_but_not_the_svd():
     weight = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(0, -2, 32))
     random = relative_error(weight, fitted(ButterflyLinear(32, 32, 8, 8), weight, None))
     learned = relative_error(weight, fitted(ButterflyLinear(32, 32, 8, 8), weight, None, steps=40))

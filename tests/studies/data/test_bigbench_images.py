@@ -45,7 +45,7 @@ def mnist(*inputs):
     return json.dumps({"examples": examples}).encode()
 
 
-def test_pictures_are_divided_anew_within_every_class_and_lose_nothing():
+def test_pictures_are_divided_anew_within_classes_without_loss():
     found = read_cifar10(cifar10())
     assert np.bincount(found["train_labels"]).tolist() == [8, 8]
     assert np.bincount(found["test_labels"]).tolist() == [2, 2]

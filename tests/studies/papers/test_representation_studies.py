@@ -99,7 +99,7 @@ def test_spatial_contrast(tmp_path, monkeypatch):
     assert set(finetuned["x"]) == {6, 12, 30}
 
 
-def test_frozen_features_of_scratch_are_those_of_the_untrained_net(tmp_path):
+def test_frozen_features_of_scratch_are_the_untrained_nets(tmp_path):
     pictures = write_images(tmp_path / "pictures.npz", 32, (3,))
     scale = spatial_contrast.Scale(30, 45, 4, 8, 4, 6, 2, 20, (12,))
     run = Run(spatial_contrast.SCRATCH, {"rate": 0.0}, 0)
@@ -176,7 +176,7 @@ def test_the_control_pulls_the_spans_that_are_contrasted(monkeypatch):
     assert control(child[chosen], parent[chosen], chosen).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_missing_library_is_one_line_before_anything_is_trained(monkeypatch):
+def test_a_missing_library_is_one_line_before_any_training(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
     for study, files in (
         (triplet, 1),

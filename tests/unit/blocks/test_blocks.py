@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replaced import replaced
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import random_model, tiny_config
 
 from tangram.blocks import calibration, get_block, width
 from tangram.blocks.calibration import Calibration, ridge_regression, second_moment
@@ -20,21 +20,9 @@ from tangram.models.families import Shape, decoder_layers
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=10,
-        vocab_size=50,
-        attention_bias=True,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.3)
-    return model
+    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 4}
+    config = tiny_config("llama", **sizes, head_dim=10, vocab_size=50, attention_bias=True)
+    return random_model(config, std=0.3).requires_grad_(False)
 
 
 @pytest.fixture
@@ -79,7 +67,7 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
 
-def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
+def test_contribution_is_the_damage_of_removing_one_channel(model):
     ffn = decoder_layers(model)[0].mlp
     calibration = calibration_of(ffn)
     expected = []
@@ -91,7 +79,7 @@ def test_contribution_is_the_exact_damage_of_removing_one_channel(model):
     torch.testing.assert_close(channel_contribution(ffn, calibration), torch.stack(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_channels_of_a_bfloat16_parent_are_not_ranked_by_rounded_norms(model):
+def test_channels_in_bfloat16_are_not_ranked_by_rounded_norms(model):
     """Norms of bfloat16 columns in bfloat16 would be equal for many channels, whatever is in them."""
     mlp = decoder_layers(model)[0].mlp.bfloat16()
     inputs = torch.randn(200, 24).bfloat16()
@@ -157,7 +145,7 @@ def test_ridge_equals_augmented_least_squares(seed, ridge):
     np.testing.assert_allclose(bias.numpy(), mean_y - expected @ mean_x, rtol=1e-6, atol=1e-8)
 
 
-def test_a_fit_does_not_depend_on_how_many_tokens_are_held_at_a_time(model, monkeypatch):
+def test_a_fit_does_not_depend_on_the_tokens_held_at_a_time(model, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     x, y, prior = (torch.randn(*size, generator=generator) for size in ((100, 24), (100, 5), (5, 24)))
     weights = torch.rand(100, generator=generator)

@@ -83,7 +83,7 @@ def test_nan_in_a_piece_is_refused(llama):
         ("model.layers.0.self_attn.q_proj.bias", torch.zeros(64), r"is \(64,\), .* asks for nothing"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(llama, tmp_path, name, tensor, message):
+def test_weights_that_do_not_fit_are_refused_before_writing(llama, tmp_path, name, tensor, message):
     config = build_config(llama.config, MIXED)
     state = assemble_state(llama.state_dict(), MIXED, pieces(llama))
     state.pop(name, None)
@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(llama, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saved_folder_is_complete_deterministic_and_replaced_as_a_whole(llama, tmp_path):
+def test_saved_folder_is_complete_and_replaced_as_a_whole(llama, tmp_path):
     parent = tmp_path / "parent"
     parent.mkdir()
     kept = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt"]

@@ -29,7 +29,7 @@ def test_every_key_of_every_section_is_documented_with_a_meaning() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(documentation.FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_schema_accepts_the_shipped_configs_and_refuses_unknown_keys(path: Path) -> None:
+def test_the_schema_accepts_shipped_configs_and_no_unknown_keys(path: Path) -> None:
     schema = json.loads(documentation.schema())
     content = yaml.safe_load(path.read_text())
     jsonschema.validate(content, schema)

@@ -52,7 +52,7 @@ MISTAKES = {
                 "sequence_length": 129,
                 **{
                     s: {"tokens": 999, "sources": [{"type": "python-docs"}]}
-                    for s in ("distil", "score", "finetune", "heldout")
+                    for s in ("distill", "score", "finetune", "heldout")
                 },
             }
         },
@@ -100,7 +100,7 @@ def test_what_fits_passes(tiny_config: dict) -> None:
     limits.check(parse(config), {})
 
 
-def test_sizes_that_the_config_gives_are_held_against_the_library(tiny_config: dict) -> None:
+def test_sizes_in_the_config_are_checked_against_the_library(tiny_config: dict) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 328}
     config = changed(tiny_config, parent={"sizes": sizes}, library={"ffn": ["no-op", "lowrank-22"]})
     with pytest.raises(TangramError, match="no fewer weights"):

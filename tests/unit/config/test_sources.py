@@ -69,7 +69,7 @@ def local_parent(path: Path) -> Parent:
     )
 
 
-def test_a_parent_that_went_counts_as_recorded_if_it_is_the_one_that_was_fetched(tmp_path: Path) -> None:
+def test_a_deleted_parent_counts_as_recorded_if_it_was_fetched(tmp_path: Path) -> None:
     fetched = tmp_path / "results"
     fetched.mkdir()
     parent = local_parent(tmp_path / "parent")
@@ -93,7 +93,7 @@ def test_what_is_elsewhere_has_no_files() -> None:
     parent = Parent(source=hub, num_layers=1, num_attention_heads=1, num_kv_heads=1)
     assert sources.parent_fingerprint(parent, "nowhere") == sources.NONE
     split = Split.model_validate({"tokens": 1, "sources": [{"type": "python-docs"}]})
-    assert sources.text_fingerprint("distil", split, "{}", "nowhere") == sources.NONE
+    assert sources.text_fingerprint("distill", split, "{}", "nowhere") == sources.NONE
     assert sources.file_fingerprint(None) == sources.file_fingerprint("nowhere.npz") == sources.NONE
 
 
@@ -106,9 +106,7 @@ def test_a_pattern_without_a_file_is_told(tmp_path: Path) -> None:
         sources.text_fingerprint("score", split, "{}", tmp_path / "none.parquet")
 
 
-def test_a_parents_own_config_is_known_before_any_job_if_it_is_local_or_fetched(
-    tiny_config: dict, tmp_path: Path
-) -> None:
+def test_a_local_or_fetched_parents_config_is_known_before_jobs(tiny_config: dict, tmp_path: Path) -> None:
     config = parse(tiny_config)
     assert sources.parent_config(config, tmp_path)["num_hidden_layers"] == 3
     gone = {**tiny_config["parent"], "source": {"type": "local", "path": str(tmp_path / "gone")}}

@@ -63,7 +63,7 @@ def parent_with(tiny_parent: Callable[..., Path], tmp_path: Path) -> Callable[..
 
 
 @pytest.mark.parametrize(("before", "after", "bos", "eos"), TEMPLATES.values(), ids=TEMPLATES)
-def test_the_parent_writes_after_what_opens_a_text_and_nothing_that_closes_one(parent_with, before, after, bos, eos):
+def test_the_parent_writes_after_opening_tokens_and_none_closing(parent_with, before, after, bos, eos):
     folder = parent_with(before, after, bos, eos)
     tokenizer = load_tokenizer(folder)
     assert opening(tokenizer) == before
@@ -122,7 +122,7 @@ def test_a_text_that_ends_in_the_token_itself_gets_no_second_one(parent_with):
     assert document("It ends.<|im_end|>", tokenizer, separate=True) == document("It ends.", tokenizer, separate=True)
 
 
-def test_choices_are_scored_after_the_question_and_not_after_its_end(parent_with):
+def test_choices_are_scored_after_the_question_without_its_end(parent_with):
     from tangram.evaluation.shared_prefix import SharedPrefixLM
 
     folder = parent_with([BOS], [EOS], BOS, EOS)
@@ -196,7 +196,7 @@ def test_of_several_templates_the_default_is_taken(tiny_parent):
     assert render(CHAT, tokenizer) == RENDERED
 
 
-def test_a_template_that_writes_the_date_gives_the_same_documents_on_every_day(tiny_parent, monkeypatch):
+def test_a_template_with_the_date_gives_equal_documents_each_day(tiny_parent, monkeypatch):
     """Llama-3.2's does; another text would be another document, of another split."""
     import transformers.utils.chat_template_utils as templates
 
@@ -244,7 +244,7 @@ def test_a_conversation_without_text_is_left_out(tiny_parent, turns):
     assert render(turns, load_tokenizer(tiny_parent("llama"))) is None
 
 
-def test_a_parent_without_a_template_and_a_template_that_refuses_are_named(tiny_parent):
+def test_a_missing_template_and_one_that_refuses_are_named(tiny_parent):
     tokenizer = load_tokenizer(tiny_parent("llama"))
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(TangramError, match=r"the parent's chat template refuses .*roles must alternate"):

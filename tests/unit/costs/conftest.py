@@ -1,23 +1,15 @@
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from tiny_models import tiny_config
 
 from tangram import timing
 from tangram.costs import torch_engine
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 50,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZES, head_dim=12, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
-    "mistral": MistralConfig(**SIZES, head_dim=8, sliding_window=6, tie_word_embeddings=False),
-    "qwen2": Qwen2Config(**SIZES, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False),
+FAMILIES = {
+    "llama": {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "mistral": {"head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": False},
 }
 
 
@@ -25,9 +17,9 @@ CONFIGS = {
 def parents(tmp_path_factory):
     """Folders with nothing but a tiny `config.json`, by family."""
     folders = {}
-    for family, config in CONFIGS.items():
+    for family, settings in FAMILIES.items():
         folders[family] = tmp_path_factory.mktemp(family)
-        config.save_pretrained(folders[family])
+        tiny_config(family, vocab_size=50, **settings).save_pretrained(folders[family])
     return folders
 
 

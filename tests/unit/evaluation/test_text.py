@@ -76,7 +76,7 @@ def test_a_broken_model_is_told_in_one_line(models, input_ids):
         evaluate(child, parent, input_ids)
 
 
-def test_the_command_writes_text_metrics_and_throughput_of_all_models(models, input_ids, tmp_path):
+def test_the_command_writes_metrics_and_speed_of_all_models(models, input_ids, tmp_path):
     parent, _ = models
     for name in ("parent", "child", "finetuned"):
         parent.save_pretrained(tmp_path / name)

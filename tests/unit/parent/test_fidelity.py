@@ -99,7 +99,7 @@ def test_a_window_that_a_way_applies_by_itself_is_named(tiny_parent, tmp_path, m
         fetch_local(tiny_parent("qwen2", **overrides), tmp_path / "parent")
 
 
-def test_weights_that_change_on_the_way_to_the_folder_are_refused(tiny_parent, tmp_path, monkeypatch):
+def test_weights_that_change_on_their_way_are_refused(tiny_parent, tmp_path, monkeypatch):
     original = fidelity.load_model
 
     def other(folder, *arguments):
@@ -112,7 +112,7 @@ def test_weights_that_change_on_the_way_to_the_folder_are_refused(tiny_parent, t
         fetch_local(tiny_parent("llama"), tmp_path / "parent")
 
 
-def test_sequences_go_beyond_the_window_within_budget_and_context():
+def test_sequences_pass_the_window_within_budget_and_context():
     small = 1_000_000
     assert fidelity.token_count(MistralConfig(sliding_window=300), small) == 364
     assert fidelity.token_count(LlamaConfig(), small) == 256
@@ -123,7 +123,7 @@ def test_sequences_go_beyond_the_window_within_budget_and_context():
     assert not torch.equal(tokens[0, 128:], tokens[1, 128:])
 
 
-def test_the_type_of_the_layers_decides_on_the_window_and_not_its_width():
+def test_the_layers_type_decides_on_the_window_not_its_width():
     assert window_of(LlamaConfig()) is None
     assert window_of(MistralConfig(sliding_window=8)) == 8
     assert window_of(MistralConfig(sliding_window=None)) is None
@@ -133,7 +133,7 @@ def test_the_type_of_the_layers_decides_on_the_window_and_not_its_width():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_head_of_its_own_under_a_tied_config_is_kept_by_parent_and_child(tiny_parent, tmp_path, family):
+def test_an_untied_head_under_a_tied_config_is_kept(tiny_parent, tmp_path, family):
     from tangram.blocks.architecture import LayerChoice
     from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
 

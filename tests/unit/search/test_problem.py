@@ -23,7 +23,7 @@ def test_linear_forms_add_up_to_the_prediction():
         assert used == pytest.approx(1 / (1 + slack) if constraint.quantity == "throughput" else 1 - slack)
 
 
-def test_options_are_pairs_and_a_pairs_own_score_overrides_the_sum():
+def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
     rows = [score(0, "attention", "no-op", 0.5), score(0, "ffn", "linear", -0.25), score(1, "ffn", "linear", 1.0)]
     rows += [score(0, "block", "no-op+linear", 0.2), score(0, "block", "gqa-1+parent", 0.1)]
     rows += [score(0, "attention", "parent", 7.0), score(0, "ffn", "linear", 9.0, metric="lm_loss_increase")]

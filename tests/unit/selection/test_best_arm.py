@@ -63,7 +63,7 @@ def test_signs_withstand_an_outlier_that_values_do_not():
     assert (means != 0).all()
 
 
-def test_votes_keep_their_budget_and_find_the_best_in_spite_of_a_judge_who_errs():
+def test_votes_find_the_best_within_budget_despite_a_noisy_judge():
     replay = ScoreTable(table(8, prompts=200, gap=0.5), 20, np.random.default_rng(1), flip=0.2)
     policy = RoundRobinHalving(20, 8, 1500)
     assert (replay_halving(policy, replay, np.random.default_rng(2)) == 0).all()
@@ -86,13 +86,13 @@ def test_a_second_look_is_free():
     assert ledger.cells.tolist() == [4, 4]
 
 
-def test_a_policy_that_learns_nothing_does_not_find_the_first_candidate_for_free():
+def test_a_policy_that_learns_nothing_finds_nothing_for_free():
     replay = ScoreTable(table(8), 400, np.random.default_rng(1))
     assert np.bincount(replay.candidates(np.zeros(400, dtype=int)), minlength=8).min() > 20
     assert np.array_equal(np.sort(replay.candidates(np.arange(8)[:, None]), 0), np.tile(np.arange(8)[:, None], 400))
 
 
-def test_a_duelling_policy_is_charged_for_cells_and_for_duels():
+def test_a_dueling_policy_is_charged_for_cells_and_for_duels():
     replay = ScoreTable(table(6, gap=1.0), 12, np.random.default_rng(1))
     found = replay_duels(Sparring(12, 6), replay, [10, 40, 80], np.random.default_rng(2), "cells", 3000)
     assert found.shape == (3, 12)

@@ -35,7 +35,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 2)
     problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
-    child = assemble_state(state, architecture, lambda kind, variant, _: problem.distil(kind, variant, 0).weights)
+    child = assemble_state(state, architecture, lambda kind, variant, _: problem.distill(kind, variant, 0).weights)
     save_child(child, build_config(config, architecture), parent, folder / "child", {})
     rows = [
         {"sequence_id": i, "source": "test", "input_ids": ids, "documents": [str(i)], "document_starts": [0]}
@@ -188,7 +188,7 @@ def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
             assert torch.equal(weights[name], tensor)
 
 
-def test_shares_make_up_the_step_and_all_processes_work_equally_often():
+def test_shares_make_up_the_step_and_all_work_equally_often():
     parts = torch.arange(7).split(2)
     shares = [World(rank, 3).share(parts) for rank in range(3)]
     assert {len(share) for share in shares} == {2}

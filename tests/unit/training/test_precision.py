@@ -54,7 +54,7 @@ def share_moved(before: nn.Module, after: dict[str, torch.Tensor]) -> float:
 SETTINGS = Finetune(epochs=4, batch_size=4, micro_batch_size=1, learning_rate=1e-3)
 
 
-def test_finetuning_moves_the_same_share_of_weights_to_the_same_loss(tiny_parent, tmp_path):
+def test_finetuning_moves_an_equal_share_to_an_equal_loss(tiny_parent, tmp_path):
     tokens, heldout = sequences(16, 2), sequences(16, 3)
     shares, gains, last = [], [], []
     for dtype in DTYPES:
@@ -89,7 +89,7 @@ def test_pieces_gain_the_same(tiny_parent, kind, variant):
         states = StreamedActivations(model, sequences(32, 0), 8)
         settings = BlockDistillation(epochs=2, batch_size=4, learning_rate=1e-3)
         problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), settings)
-        piece = problem.distil(kind, variant, 0)
+        piece = problem.distill(kind, variant, 0)
         assert {tensor.dtype for tensor in piece.weights.values()} == {model.dtype}
         assert piece.kept == "trained"
         assert piece.loss_after is not None
@@ -100,14 +100,14 @@ def test_pieces_gain_the_same(tiny_parent, kind, variant):
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("ffn", "butterfly-8"), ("ffn", "lowrank-8")])
-def test_small_steps_are_not_lost_where_a_piece_begins_between_two_bfloat16_numbers(tiny_parent, kind, variant):
+def test_small_steps_are_not_lost_between_two_bfloat16_numbers(tiny_parent, kind, variant):
     """Rounding the fitted weights first would put all of them on the grid, which small steps do not leave."""
     gains = []
     for dtype in DTYPES:
         model = load_model(tiny_parent("qwen3"), dtype).requires_grad_(False)
         states = StreamedActivations(model, sequences(32, 0), 8)
         settings = BlockDistillation(epochs=2, batch_size=4, learning_rate=1e-4)
-        piece = LocalProblem(model, 1, states.hidden(1), states.hidden(2), settings).distil(kind, variant, 0)
+        piece = LocalProblem(model, 1, states.hidden(1), states.hidden(2), settings).distill(kind, variant, 0)
         gains.append(piece.loss_before - piece.loss_after)
     assert gains[1] > 0.7 * gains[0]  # begun on the grid, butterfly-8: a tenth
 

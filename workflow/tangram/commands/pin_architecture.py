@@ -17,7 +17,8 @@ def pin_architecture(
     """Write all that a child is made of: the same choices of the same weights give the same bytes."""
     from tangram.blocks.architecture import save_architecture
     from tangram.errors import TangramError
-    from tangram.library.pieces import piece_checksums, read_library
+    from tangram.library.checksums import piece_checksums
+    from tangram.library.pieces import read_library
     from tangram.search.solutions import load_solutions
 
     architectures = load_solutions(solutions)

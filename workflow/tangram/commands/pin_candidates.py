@@ -18,7 +18,8 @@ def pin_candidates(
 
     from tangram.blocks.architecture import pinned
     from tangram.files import write_text
-    from tangram.library.pieces import piece_checksums, read_library
+    from tangram.library.checksums import piece_checksums
+    from tangram.library.pieces import read_library
     from tangram.search.solutions import load_solutions
 
     architectures = list(load_solutions(solutions).values())

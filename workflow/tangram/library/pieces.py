@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
-from tangram.blocks.architecture import Architecture, layers_of
-from tangram.blocks.base import PARENT
 from tangram.errors import TangramError
 from tangram.files import check_tensors
 from tangram.models.families import SUBBLOCK_NAMES
@@ -68,30 +64,3 @@ def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: 
         if first <= layer <= last:
             return Path(folder) / kind / variant / f"{shard}.safetensors"
     raise TangramError(f"library: no shard of {', '.join(shards)} covers layer {layer}; name all shards")
-
-
-def piece_checksums(architectures: Iterable[Architecture], library: Library) -> list[dict[str, str]]:
-    """Return the SHA-256 of each piece that an architecture takes, by layer, kind and variant; one mapping for each."""
-
-    @functools.cache  # architectures share pieces
-    def checksum(kind: str, variant: str, layer: int) -> str:
-        return _checksum(library(kind, variant, layer))
-
-    return [
-        {
-            f"{layer:03} {kind} {variant}": checksum(kind, variant, layer)
-            for layer, choice in enumerate(layers_of(architecture))
-            for kind, variant in choice.items()
-            if variant != PARENT
-        }
-        for architecture in architectures
-    ]
-
-
-def _checksum(piece: State) -> str:
-    """Return the SHA-256 of a piece's weights alone: how its file came about does not matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(piece.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

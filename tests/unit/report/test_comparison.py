@@ -19,7 +19,7 @@ POINTS = [
 
 
 @pytest.mark.parametrize("speed", [1.0, 1.07, 1.15, 1.2, 1.3])
-def test_interpolation_is_linear_in_speed_whatever_the_order_of_points(speed):
+def test_interpolation_is_linear_in_speed_in_any_order_of_points(speed):
     expected = np.interp(speed, [1.0, 1.15, 1.3], [0.0, 0.5, 0.9])
     assert interpolate(POINTS, Estimate(speed)).value == pytest.approx(expected)
 
@@ -34,10 +34,10 @@ def test_standard_error_is_that_of_first_order_propagation():
         low, middle, top, speed = values[:2], values[2:4], values[4:6], values[6]
         return np.interp(speed, [low[0], middle[0], top[0]], [low[1], middle[1], top[1]])
 
-    centre = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
+    center = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
     errors = np.array([0.0, 0.0, 0.02, 0.02, 0.01, 0.03, 0.008])
     step = 1e-6
-    slopes = [(at(centre + step * unit) - at(centre - step * unit)) / (2 * step) for unit in np.eye(7)]
+    slopes = [(at(center + step * unit) - at(center - step * unit)) / (2 * step) for unit in np.eye(7)]
     expected = math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors, strict=True)))
     assert interpolate(POINTS, Estimate(1.22, 0.008)).standard_error == pytest.approx(expected, rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_rank_correlation_equals_scipys_with_ties(pairs):
         assert found == pytest.approx(spearmanr(first, second).statistic)
 
 
-def test_an_unknown_error_decides_nothing_and_counts_only_where_it_has_a_part():
+def test_an_unknown_error_counts_only_where_it_has_a_part():
     inf = math.inf
     assert decide(Estimate(-5.0, inf)) == decide(Estimate(-5.0, math.nan)) == "tie"
     points = [(Estimate(1.0, inf), Estimate(0.0, 0.1)), (Estimate(2.0), Estimate(0.0, inf))]
@@ -79,7 +79,7 @@ def value_of(folder, target, solution, model, task, metric):
     return frame["value"][model, task, metric]
 
 
-def test_every_child_meets_the_baseline_at_its_own_measured_speed(complete):
+def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
     results = load_results(complete)
     found = compare(results, "kl", "finetuned")
     targets = list(results.settings.targets)
@@ -104,7 +104,7 @@ def write_pair(folder, child, baseline):
 
 
 @pytest.mark.parametrize(("kl", "verdict"), [(0.5, "child"), (0.99, ""), (1.5, "")])
-def test_child_faster_than_every_baseline_wins_only_if_it_is_better_all_the_same(tmp_path, kl, verdict):
+def test_a_child_beyond_all_baselines_wins_only_if_it_is_better(tmp_path, kl, verdict):
     found = write_pair(tmp_path, (1.3, kl), (1.25, 1.0))
     assert (found.baseline.value, found.slower.value, found.verdict) == (1.0, 1.25, verdict)
 

@@ -20,8 +20,8 @@ from tiny_children import (
     VOCABULARY,
     child_of,
     pieces,
-    random_parent,
 )
+from tiny_models import random_model
 from torch import nn
 from transformers import DynamicCache
 
@@ -107,7 +107,7 @@ def test_child_of_parent_blocks_is_bit_identical_to_the_parent(parent):
 
 
 @torch.no_grad()
-def test_a_child_whose_layers_are_all_alike_is_a_stock_model_of_the_same_numbers(parent):
+def test_a_uniform_child_is_a_stock_model_of_the_same_numbers(parent):
     child = child_of(parent, UNIFORM)
     assert type(child) is type(parent)
     assert child.config.intermediate_size == INTERMEDIATE // 2
@@ -116,7 +116,7 @@ def test_a_child_whose_layers_are_all_alike_is_a_stock_model_of_the_same_numbers
 
 @torch.no_grad()
 @pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION, PARENT_ONLY])
-def test_generation_with_cache_and_left_padding_equals_recomputing_everything(parent, architecture):
+def test_generation_with_cache_and_padding_equals_recomputation(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
         following = child(tokens, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
@@ -183,7 +183,7 @@ def test_layers_without_attention_hold_no_cache(llama):
 
 
 @torch.no_grad()
-def test_hidden_states_are_every_layers_input_and_the_normed_output(parent):
+def test_hidden_states_are_layer_inputs_and_the_normed_output(parent):
     child, inputs = child_of(parent, MIXED), []
     for layer in child.model.layers:
         layer.register_forward_pre_hook(lambda _, args, kwargs: inputs.append(args[0]), with_kwargs=True)
@@ -264,7 +264,7 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     children += [("llama", NO_ATTENTION), ("mistral-sliding", NO_ATTENTION), ("llama", UNIFORM), ("llama", PARENT_ONLY)]
     (tmp_path / "parent").mkdir()
     for index, (name, architecture) in enumerate(children):
-        child = child_of(random_parent(CONFIGS[name]), architecture)
+        child = child_of(random_model(CONFIGS[name]), architecture)
         stock = "-stock" if architecture in (UNIFORM, PARENT_ONLY) else ""
         folder = tmp_path / "children" / f"{index}-{name}{stock}"
         save_child(child, child.config, tmp_path / "parent", folder, {})

@@ -35,7 +35,7 @@ def pin(tmp_path: Path) -> Callable[..., bytes]:
     return pin
 
 
-def test_it_reads_as_the_architecture_with_one_checksum_for_each_piece(pin: Callable, tmp_path: Path) -> None:
+def test_it_reads_as_the_architecture_with_a_checksum_per_piece(pin: Callable, tmp_path: Path) -> None:
     checksums = json.loads(pin())["sha256"]
     assert load_architecture(tmp_path / "architecture.json") == CHOICES
     assert checksums.keys() == {"000 attention linear", "001 ffn no-op"}

@@ -35,7 +35,7 @@ def test_scores_are_those_of_the_assembled_children(parent, metric):
         assert row == pytest.approx(values.numpy(), rel=1e-4, abs=1e-5)
 
 
-def test_the_parents_own_layers_and_those_that_children_share_are_run_once(llama):
+def test_layers_of_the_parent_and_shared_layers_run_once(llama):
     scores = table(llama, batch_size=10)
     scores.look(np.arange(4), np.arange(10))
     assert scores.layers_asked == 5 * LAYERS  # four children and the parent
@@ -68,7 +68,7 @@ def test_scores_outlive_a_kill_and_only_their_own(llama, tmp_path):
 
 
 @pytest.mark.parametrize("policy", [*HALVING, *registered("tangram.policies")])
-def test_every_policy_finds_the_parents_own_copy_within_its_budget(llama, policy):
+def test_every_policy_finds_the_parents_copy_within_its_budget(llama, policy):
     scores = table(llama)
     assert choose(policy, scores, 32, np.random.default_rng(0)).candidate == 3
     assert scores.cells <= 32 + 1  # a duel looks at two

@@ -1,4 +1,4 @@
-"""Structured variants as pieces of the library: their beginnings, their training, and what they refuse."""
+"""Structured variants as pieces of the library: their initial weights, their training, and what they refuse."""
 
 import pytest
 import torch
@@ -32,12 +32,12 @@ def local_problem(model, **settings):
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
-def test_pieces_are_built_trained_and_no_worse_than_their_beginning(model, kind, monkeypatch):
+def test_trained_pieces_are_no_worse_than_their_initial_weights(model, kind, monkeypatch):
     problem = local_problem(model, epochs=3)
     losses = {}
     monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     for variant in VARIANTS:
-        piece = problem.distil(kind, variant, seed=0)
+        piece = problem.distill(kind, variant, seed=0)
         assert piece.curve
         layer = replaced(model, 1, kind, variant, piece.weights)
         operators = [part for part in layer.modules() if isinstance(part, StructuredLinear)]
@@ -54,7 +54,7 @@ def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
     monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     model = load_model(tiny_parent("llama"), "float32", "cpu").requires_grad_(False)
     for variant in ("butterfly-8", "ntk-8"):
-        one, other = (local_problem(model, epochs=1).distil("attention", variant, seed=3) for _ in range(2))
+        one, other = (local_problem(model, epochs=1).distill("attention", variant, seed=3) for _ in range(2))
         assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
@@ -67,8 +67,8 @@ def test_a_rank_that_loses_nothing_changes_nothing(tiny_parent):
         linear.weight.copy_(u[:, :5] * s[:5] @ v[:5])
     problem = local_problem(model, epochs=0)
     for kind in ("attention", "ffn"):
-        assert problem.distil(kind, "lowrank-5", 0).loss_before < 1e-6
-        assert problem.distil(kind, "lowrank-2", 0).loss_before > 1e-3
+        assert problem.distill(kind, "lowrank-5", 0).loss_before < 1e-6
+        assert problem.distill(kind, "lowrank-2", 0).loss_before > 1e-3
 
 
 def test_what_a_projection_reads_is_recovered_from_the_outputs(model):
@@ -98,7 +98,7 @@ def test_second_moment_weighs_tokens():
     torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_second_moment_of_bfloat16_inputs_is_summed_in_float32():
+def test_second_moments_of_bfloat16_are_summed_in_float32():
     x, weights = torch.randn(4096, 16).bfloat16(), torch.rand(4096)
     exact = x.double().T @ (x.double() * (weights.double() / weights.double().sum())[:, None])
     torch.testing.assert_close(second_moment(x, Calibration(x, x, weights, 0.0)), exact, rtol=1e-5, atol=1e-6)

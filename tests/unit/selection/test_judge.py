@@ -42,7 +42,7 @@ def test_a_second_look_writes_and_reads_nothing(llama, monkeypatch):
     assert np.array_equal(judged.look(np.array([2, 0]), np.array([4, 1])), first[::-1, ::-1])
 
 
-def test_continuations_and_readings_outlive_a_kill_and_only_their_own(llama, tmp_path):
+def test_continuations_and_readings_outlive_only_their_own_kill(llama, tmp_path):
     cache = tmp_path / "judge.npz"
     killed = table(llama, cache=cache, identity="one", checkpoint_seconds=0)
     killed.look(np.arange(3), np.arange(4))

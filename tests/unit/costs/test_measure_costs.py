@@ -64,7 +64,7 @@ def score_tables(tmp_path):
     return paths
 
 
-def test_collected_rows_are_sorted_whatever_the_order_of_the_inputs(score_tables, tmp_path):
+def test_collected_rows_are_sorted_in_any_order_of_inputs(score_tables, tmp_path):
     first, second = tmp_path / "first.parquet", tmp_path / "second.parquet"
     collect_tables("scores", str(first), score_tables)
     collect_tables("scores", str(second), score_tables[::-1])

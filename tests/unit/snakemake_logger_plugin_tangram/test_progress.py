@@ -110,7 +110,7 @@ def test_a_failed_job_is_its_own_error_and_its_log_file(handler: LogHandler) -> 
     ]
 
 
-def test_without_an_own_error_the_clusters_counts_or_the_last_line(handler: LogHandler) -> None:
+def test_without_an_error_the_clusters_or_the_last_line_is_shown(handler: LogHandler) -> None:
     Path(LOG).parent.mkdir(parents=True)
     fields = {"jobid": 13, "rule_name": "score_blocks", "log": [LOG, "slurm.log"]}
     Path(LOG).write_text('Traceback (most recent call last):\n  File "x.py", line 1\nValueError: no\n')
@@ -134,7 +134,7 @@ def test_without_an_own_error_the_clusters_counts_or_the_last_line(handler: LogH
 
 
 @pytest.mark.parametrize("run", [SUCCESS, FAILURE], ids=["success", "failure"])
-def test_a_terminal_gets_a_bar_that_fits_and_that_is_gone_in_the_end(handler: LogHandler, run: list) -> None:
+def test_a_terminal_gets_a_bar_that_fits_and_goes_at_the_end(handler: LogHandler, run: list) -> None:
     ours, screen = os.openpty()
     termios.tcsetwinsize(screen, (24, 60))
     handler.stream, handler.terminal = os.fdopen(screen, "w"), True
@@ -155,7 +155,7 @@ def test_a_terminal_gets_a_bar_that_fits_and_that_is_gone_in_the_end(handler: Lo
     assert not re.search("[\x00-\x09\x0b-\x1f]", "".join(drawn))
 
 
-def test_warnings_and_other_errors_are_shown_as_snakemake_writes_them(handler: LogHandler) -> None:
+def test_warnings_and_other_errors_are_shown_unchanged(handler: LogHandler) -> None:
     warning = logging.makeLogRecord({"msg": "a file is missing", "levelname": "WARNING", "levelno": logging.WARNING})
     missing = record(5, "MissingOutputException in rule score_blocks", "error")
     nothing = record(6, "Nothing to be done (all requested files are present and up to date).")
@@ -172,20 +172,20 @@ def test_where_nothing_runs_nothing_is_different(handler: LogHandler) -> None:
 
 
 def test_the_time_left_is_that_of_like_jobs_side_by_side() -> None:
-    progress = Progress(0, {"distil": Stage(4), "all": Stage(1)}, 5)
-    progress.begin(1, Job("distil", "distil a", 0))
-    progress.begin(2, Job("distil", "distil b", 0))
+    progress = Progress(0, {"distill": Stage(4), "all": Stage(1)}, 5)
+    progress.begin(1, Job("distill", "distill a", 0))
+    progress.begin(2, Job("distill", "distill b", 0))
     assert progress.time_left(5) == "\N{EN DASH}"
     progress.end(1, 60, done=True)
-    progress.begin(3, Job("distil", "distil c", 60))
+    progress.begin(3, Job("distill", "distill c", 60))
     assert progress.time_left(60) == "60 s", "a minute's job that runs, one that waits, and one that is due"
     progress.end(2, 70, done=False)
     assert progress.time_left(80) == "3 min", "what failed runs again"
 
 
-def test_expectations_are_corrected_by_what_was_seen_and_bound_the_time_where_some_are_missing() -> None:
-    stages = {"fetch": Stage(1), "distil": Stage(2), "report": Stage(1)}
-    progress = Progress(0, stages, 4, expected={"fetch": 10, "distil": 100, "report": 5})
+def test_expectations_are_corrected_and_bound_the_time_left() -> None:
+    stages = {"fetch": Stage(1), "distill": Stage(2), "report": Stage(1)}
+    progress = Progress(0, stages, 4, expected={"fetch": 10, "distill": 100, "report": 5})
     assert progress.time_left(0) == "4 min"
     progress.begin(1, Job("fetch", "fetch", 0))
     progress.end(1, 20, done=True)

@@ -12,7 +12,7 @@ from tangram.blocks import REGISTRY, get_block, registry
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.replace import replace_subblocks
 
-PAGE = Path(__file__).parents[3] / "docs" / "adding-a-block.md"
+PAGE = Path(__file__).parents[2] / "docs" / "adding-a-block.md"
 
 
 def test_the_documented_block_works_as_it_stands() -> None:

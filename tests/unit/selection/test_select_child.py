@@ -78,13 +78,13 @@ def test_the_best_candidate_is_selected_for_a_part_of_the_cost(select, tmp_path)
     assert not (tmp_path / "checkpoints" / "selection.npz").exists()
 
 
-def test_the_same_seed_selects_alike_and_the_full_budget_sees_all(select, tmp_path):
+def test_equal_seeds_select_alike_and_a_full_budget_sees_all(select, tmp_path):
     first = select(budget=0.4, policy="double-thompson")
     assert select(budget=0.4, policy="double-thompson") == first
     assert select(budget=1.0, policy="uniform", metric="lm_loss")["share"] == 1
 
 
-def test_a_judges_votes_select_and_are_counted_beside_their_tokens(select, tmp_path):
+def test_a_judges_votes_select_and_their_tokens_are_counted(select, tmp_path):
     summary = select(budget=0.7, policy="sign-halving", metric="judge", continuation_tokens=4)
     scores = read_table(tmp_path / "scores.parquet", SELECTION)
     assert set(scores["metric"]) == {"judge"}

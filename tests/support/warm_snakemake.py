@@ -1,0 +1,50 @@
+"""The real `snakemake` command in a process of its own that was forked when Snakemake had been imported.
+
+Half of a plan's time is imports. Nothing of this repository is among them: a plan reads its Snakefile and package anew.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+PROGRAM = str(Path(sys.executable).with_name("snakemake"))
+
+_forking = multiprocessing.get_context("forkserver")
+# What a plan imports of other packages, and pytest: the main program, which every process looks at.
+_forking.set_forkserver_preload(
+    [
+        *("snakemake.cli", "snakemake.report.html_reporter", "snakemake_executor_plugin_slurm"),
+        *("smart_open", "typer", "pydantic", "psutil", "pytest"),
+    ]
+)
+
+
+def warm_snakemake(
+    *arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `snakemake` in a folder, as `subprocess.run` would."""
+    with tempfile.TemporaryDirectory() as printed:
+        paths = [Path(printed) / name for name in ("stdout", "stderr")]
+        command = [PROGRAM, *map(str, arguments)]
+        process = _forking.Process(target=_main, args=(command, folder, dict(environment or os.environ), paths))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in paths))
+
+
+def _main(command: list[str], folder: Path, environment: dict[str, str], printed: list[Path]) -> None:
+    for descriptor, path in zip((1, 2), printed, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.argv = command
+    from snakemake.cli import main
+
+    main()

@@ -1,0 +1,40 @@
+"""Checksums of the pieces that architectures take, which say whether a child is made of the same weights as before."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+
+import torch
+
+from tangram.blocks.architecture import Architecture, layers_of
+from tangram.blocks.base import PARENT
+from tangram.library.pieces import Library, State
+
+
+def piece_checksums(architectures: Iterable[Architecture], library: Library) -> list[dict[str, str]]:
+    """Return the SHA-256 of each piece that an architecture takes, by layer, kind and variant; one mapping for each."""
+
+    @functools.cache  # architectures share pieces
+    def checksum(kind: str, variant: str, layer: int) -> str:
+        return _checksum(library(kind, variant, layer))
+
+    return [
+        {
+            f"{layer:03} {kind} {variant}": checksum(kind, variant, layer)
+            for layer, choice in enumerate(layers_of(architecture))
+            for kind, variant in choice.items()
+            if variant != PARENT
+        }
+        for architecture in architectures
+    ]
+
+
+def _checksum(piece: State) -> str:
+    """Return the SHA-256 of a piece's weights alone: how its file came about does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(piece.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
