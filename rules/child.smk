@@ -2,7 +2,7 @@
 
 - Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
 - Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
-- Steps: copy the parent's tensors, put in the pieces, write the config and the modelling file.
+- Steps: copy the parent's tensors, put in the pieces, write the config and the modeling file.
 """
 
 

@@ -133,11 +133,6 @@ def _folder_of(files):
     return os.path.dirname(files if isinstance(files, str) else files[0])
 
 
-def input_folder(name):
-    """Return a function for `params`: the folder of a rule's input files of that name."""
-    return lambda wildcards, input: _folder_of(getattr(input, name))
-
-
 def output_folder(name):
     """Return a function for `params`: the folder of a rule's output files of that name."""
     return lambda wildcards, output: _folder_of(getattr(output, name))
@@ -158,10 +153,10 @@ def of_children(*names):
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
-def of_the_headline():
-    """Return the files of tasks and of the readout, which only the headline's first solution has."""
+def of_the_primary_target():
+    """Return the files of tasks and of the readout, which only the primary target's first solution has."""
     asked = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
-    return [f"{RESULTS}/targets/{cfg.headline}/0/{name}.parquet" for name in asked if asked[name]]
+    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in asked if asked[name]]
 
 
 def cached_activations(split):
@@ -221,11 +216,6 @@ def named_inputs(*names, **texts):
     return inputs
 
 
-def option(name, values):
-    """Return a command-line option and its values, or nothing without values."""
-    return [name, *values] if values else []
-
-
 def pins(*packages):
     """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
     lock = (ROOT / "envs" / "requirements.lock").read_text()
@@ -267,7 +257,7 @@ def text_evaluation():
 
 def report_settings():
     """Return what the page depends on beside the tables."""
-    section = {"run": cfg.run, "headline": cfg.headline, "targets": list(cfg.targets), "seed": cfg.seed}
+    section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 

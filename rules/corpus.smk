@@ -1,8 +1,8 @@
-"""The corpus: four splits of text, tokenised and packed to one length.
+"""The corpus: four splits of text, tokenized and packed to one length.
 
 - Input: the parent (its tokenizer, and itself where it writes the text), the split's sources.
-- Output: `corpus/{split}.parquet` for distil, score, finetune and heldout; no document is in two of them.
-- Steps: read or sample text, split by document, tokenise, pack.
+- Output: `corpus/{split}.parquet` for distill, score, finetune and heldout; no document is in two of them.
+- Steps: read or sample text, split by document, tokenize, pack.
 """
 
 

@@ -1,7 +1,7 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
 - Input: the models, the held-out split and its activations; the archive of tasks.
-- Output: `parent_evaluation.parquet`, `targets/{target}/{solution}/evaluation.parquet`; for the headline
+- Output: `parent_evaluation.parquet`, `targets/{target}/{solution}/evaluation.parquet`; for the primary target
   `tasks.parquet` and `readout.parquet`.
 - Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
 
@@ -71,7 +71,7 @@ rule evaluate_model:
 
 
 rule evaluate_tasks:
-    """Answer the multiple-choice tasks with the parent, the headline's best child, and the same finetuned."""
+    """Answer the multiple-choice tasks with the parent, the primary target's best child, and the same finetuned."""
     input:
         **MODELS,
     output:
@@ -97,7 +97,7 @@ rule evaluate_tasks:
 
 
 rule evaluate_readout:
-    """Read classes of texts from hidden states of the parent, the headline's best child, and the same finetuned."""
+    """Read classes of texts from hidden states of the parent, the primary target's best child, and the same finetuned."""
     input:
         **MODELS,
     output:

@@ -2,7 +2,7 @@
 
 - Input: the parent, the child, the finetune split and its activations.
 - Output: `targets/{target}/{solution}/finetuned/` and `curves.parquet`.
-- Steps: distil hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which lies outside
+- Steps: distill hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which lies outside
   the declared outputs because Snakemake clears those before a job starts.
 """
 

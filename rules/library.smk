@@ -1,8 +1,8 @@
 """The block library: what may stand in for each subblock of the parent, trained piece by piece (BLD).
 
-- Input: the parent, the distil split and its activations.
+- Input: the parent, the distill split and its activations.
 - Output: `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), training curves (.curves.parquet).
-- Steps: initialise each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better;
+- Steps: initialize each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better;
   a killed job goes on from `checkpoints/{kind}/{variant}/{shard}`, outside the outputs that Snakemake clears.
 """
 
@@ -11,8 +11,8 @@ rule distill_blocks:
     """Make one variant of one kind for a range of layers."""
     input:
         parent="<results>/parent/model.safetensors",
-        corpus="<results>/corpus/distil.parquet",
-        activations=cached_activations("distil"),
+        corpus="<results>/corpus/distill.parquet",
+        activations=cached_activations("distill"),
     output:
         library="<results>/library/{kind}/{variant}/{shard}.safetensors",
         table="<results>/library/{kind}/{variant}/{shard}.parquet",

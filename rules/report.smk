@@ -18,7 +18,7 @@ rule build_report:
         search=SEARCH_FILES,
         children=of_children("architecture.json", "curves.parquet", "evaluation.parquet"),
         parent_evaluation="<results>/parent_evaluation.parquet",
-        headline=of_the_headline(),
+        primary_target=of_the_primary_target(),
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:

@@ -9,7 +9,7 @@ from tangram_studies.code import modules_of_study
 
 FASHION_MNIST = "<results>/images/fashion-mnist.npz"
 CIFAR10 = "<results>/images/cifar10-test.npz"
-MNIST = "<results>/images/mnist-binarised.npz"
+MNIST = "<results>/images/mnist-binarized.npz"
 WEIGHTS = "<results>/parent/model.safetensors"
 TORCH, NUMPY = ("torch", "scikit-learn", "pytorch-metric-learning"), ("numpy", "scipy")
 
@@ -20,7 +20,7 @@ STUDIES = {
         {
             "images": FASHION_MNIST,
             "parent": WEIGHTS,
-            "distil": "<results>/corpus/distil.parquet",
+            "distill": "<results>/corpus/distill.parquet",
             "score": "<results>/corpus/score.parquet",
         },
         ["device", "dtype", "seed"],
@@ -47,7 +47,7 @@ STUDIES = {
     "span_contrast": (
         {
             "parent": WEIGHTS,
-            "child": f"<results>/targets/{cfg.headline}/0/child/model.safetensors",
+            "child": f"<results>/targets/{cfg.primary_target}/0/child/model.safetensors",
             "corpus": "<results>/corpus/finetune.parquet",
             "score": "<results>/corpus/score.parquet",
             "heldout": "<results>/corpus/heldout.parquet",
@@ -67,7 +67,7 @@ STUDIES = {
 }
 ON_DEVICE = {name for name, (_, parts, _, _) in STUDIES.items() if "device" in parts}
 OF_CONFIG = {
-    "selection": {"target": cfg.targets[cfg.headline], "search": cfg.search, "scenarios": cfg.scenarios},
+    "selection": {"target": cfg.targets[cfg.primary_target], "search": cfg.search, "scenarios": cfg.scenarios},
     "span_contrast": {"finetune": cfg.finetune, "archive": cfg.evaluation.task_archive},
 }
 TEXTS = {"selection": {"shards": ",".join(SHARDS), "cache": f"{RESULTS}/checkpoints/study_selection.npz"}}

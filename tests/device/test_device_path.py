@@ -221,7 +221,7 @@ CHILD = ("finetuned/model.safetensors", "curves.parquet")
 def test_a_parent_writes_the_same_corpus(parent, tmp_path):
     split = {"tokens": 5 * LENGTH, "sources": [{"type": "parent-samples", "batch_size": 3}]}
     settings = json.dumps({"sequence_length": LENGTH, "cross_documents": False, "split": split})
-    on_both(lambda device: build_corpus(settings, "distil", parent, str(tmp_path / device), seed=1, device=device))
+    on_both(lambda device: build_corpus(settings, "distill", parent, str(tmp_path / device), seed=1, device=device))
     assert_alike(tmp_path / "cpu", tmp_path / "cuda", 0, 0)
 
 
@@ -243,7 +243,7 @@ def test_activations_of_every_family(family, by_layer, tiny_parent, tokens, tmp_
 def test_pieces_of_every_family_from_a_stream(family, by_layer, tiny_parent, tokens, tmp_path):
     folder, settings = (
         str(tiny_parent(family, **FAMILIES[family])),
-        {"epochs": 1, "batch_size": 4, "normalise": "token"},
+        {"epochs": 1, "batch_size": 4, "normalize": "token"},
     )
     for kind, variant in (("attention", "gqa-1"), ("ffn", "width-0.5")):
         here, there = on_both(

@@ -40,7 +40,7 @@ CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for st
 def expanded(pattern: str) -> list[str]:
     """Return the paths that a pattern of `TABLES` stands for."""
     values = {
-        "{split}": ["distil", "score", "finetune", "heldout"],
+        "{split}": ["distill", "score", "finetune", "heldout"],
         "{piece}": [f"{kind}/{variant}" for kind, variant in PIECES],
         "{solution}": SOLUTIONS,
     }

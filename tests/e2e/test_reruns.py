@@ -134,7 +134,7 @@ OTHERS: dict[str, Any] = {
     # Checked against the checkpoint as soon as that is there, so no other value is right.
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
-    **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distil", "score", "finetune", "heldout")},
+    **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distill", "score", "finetune", "heldout")},
     "activations.mode": None,  # the cache's own jobs go
     "library.attention": None,
     "library.ffn": None,
@@ -146,7 +146,7 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.selection": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
-    "headline": None,
+    "primary_target": None,
     "costs.engine": None,  # there is only one
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,

@@ -17,15 +17,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "envs" / "requirements.lock").read_text()
 
 
-def normalised(name: str) -> str:
+def normalized(name: str) -> str:
     """Return a package's name as the index compares it."""
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ]", name)[0]).lower()
 
 
 def pinned(lines: str) -> dict[str, str]:
-    """Return the exact versions that requirement lines name, by normalised package name."""
+    """Return the exact versions that requirement lines name, by normalized package name."""
     found = re.findall(r"^([\w.-]+)==(\S+)$", lines, re.MULTILINE)
-    return {normalised(name): version for name, version in found}
+    return {normalized(name): version for name, version in found}
 
 
 def test_the_lock_pins_every_line_without_local_versions() -> None:
@@ -37,13 +37,13 @@ def test_the_lock_pins_every_line_without_local_versions() -> None:
 def test_every_dependency_is_locked() -> None:
     extras = PROJECT["optional-dependencies"]
     wanted = [*PROJECT["dependencies"], *extras["dev"], *extras["studies"]]
-    assert {normalised(name) for name in wanted} <= pinned(LOCK).keys()
+    assert {normalized(name) for name in wanted} <= pinned(LOCK).keys()
 
 
 def test_every_dependency_has_a_lower_bound_that_the_lock_meets() -> None:
     for wanted in map(Requirement, PROJECT["dependencies"]):
         assert str(wanted.specifier).startswith(">="), wanted
-        assert pinned(LOCK)[normalised(wanted.name)] in wanted.specifier
+        assert pinned(LOCK)[normalized(wanted.name)] in wanted.specifier
 
 
 def test_every_package_that_the_code_imports_is_declared() -> None:
@@ -56,15 +56,15 @@ def test_every_package_that_the_code_imports_is_declared() -> None:
     }
     others = modules - set(sys.stdlib_module_names) - {path.name for path in (ROOT / "workflow").iterdir()}
     extras = PROJECT["optional-dependencies"]
-    declared = {normalised(name) for name in [*PROJECT["dependencies"], *extras["studies"], *extras["fast"]]}
+    declared = {normalized(name) for name in [*PROJECT["dependencies"], *extras["studies"], *extras["fast"]]}
     distributions = packages_distributions()
-    assert not {name for name in others if not {normalised(d) for d in distributions[name]} & declared}
+    assert not {name for name in others if not {normalized(d) for d in distributions[name]} & declared}
 
 
 def test_conda_installs_the_dependencies_at_the_locked_versions() -> None:
     environment = yaml.safe_load((ROOT / "envs" / "tangram.yaml").read_text())["dependencies"]
     lines = pinned("\n".join(next(entry["pip"] for entry in environment if isinstance(entry, dict))))
-    assert lines.keys() == {normalised(name) for name in PROJECT["dependencies"]}
+    assert lines.keys() == {normalized(name) for name in PROJECT["dependencies"]}
     assert lines == {name: pinned(LOCK)[name] for name in lines}
     python = next(entry for entry in environment if str(entry).startswith("python="))
     assert python.removeprefix("python=") == PROJECT["requires-python"].removeprefix(">=")

@@ -31,7 +31,6 @@ RULES = {
     for text in SOURCES.values()
     for match in re.finditer(r"^(?:rule|checkpoint) (\w+):\n((?:    .*\n|\n)+)", text, re.MULTILINE)
 }
-OWN_LINE = {name for name, body in RULES.items() if "\n        command(" not in body}  # not yet by `shell.command`
 COMMANDS = sorted(path.stem for path in (ROOT / "workflow" / "tangram" / "commands").glob("[!_]*.py"))
 ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 
@@ -43,11 +42,10 @@ NOT_GIVEN = {
     "pin_candidates": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "headline"),
+        *("children", "parent_evaluation", "primary_target"),
     },
 }
-BY_FOLDER = {"parent", "child", "library", "activations"}  # where a param of that name is given
-WATCHED = {"code", "environment", "template", "sources"}  # params that rerun a rule and that no command is given
+WATCHED = {"code", "environment", "template"}  # params that rerun a rule and that no command is given
 
 # Rules that compute with blocks, whose modules are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child"}
@@ -99,9 +97,9 @@ def disagreements(rule: Rule) -> set[str]:
         "params": set(rule.params.keys()),
         "wildcards": set(rule.wildcard_names),
     }
-    folder = {"folder", "parent"} & given["params"]
+    folder = "folder" in given["params"]
     spared = {
-        "input": NOT_GIVEN.get(rule.name, set()) | (BY_FOLDER & (given["params"] | has["params"])),
+        "input": NOT_GIVEN.get(rule.name, set()),
         "output": has["output"] if folder or "{output:q}" in rule.shellcmd else set(),
         "params": WATCHED,
         "wildcards": has["wildcards"],
@@ -131,7 +129,7 @@ def test_directives_stand_in_order_and_none_is_missing(name: str) -> None:
     assert re.match(r'    """.+"""\n', RULES[name]), "a rule opens with its docstring"
     directives = re.findall(r"^    (\w+):", RULES[name], re.MULTILINE)
     assert directives == [directive for directive in ORDER if directive in directives]
-    assert set(directives) >= (NEEDED - {"message"} if name in OWN_LINE else NEEDED)
+    assert set(directives) >= NEEDED
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -141,7 +139,7 @@ def test_logs_and_benchmarks_are_named_like_the_rule(name: str) -> None:
         assert path.startswith(f"{folder}/{name}/")
 
 
-@pytest.mark.parametrize("name", sorted(RULES.keys() - OWN_LINE))
+@pytest.mark.parametrize("name", RULES)
 def test_the_message_opens_with_the_rule_and_names_its_job(name: str, parsed: dict[str, Rule]) -> None:
     rule = parsed[name]
     assert re.fullmatch(rf"{name}: [^\n]+", rule.message)
@@ -179,7 +177,7 @@ def test_rules_that_compute_with_blocks_add_their_modules(parsed: dict[str, Rule
 
 
 # Params that Snakemake does not record, as it makes them from a job's files or threads; no number depends on them.
-UNRECORDED = {"unrecorded", "checkpoint_seconds", "folder", "parent", "child", "library", "results"}
+UNRECORDED = {"unrecorded", "checkpoint_seconds", "folder", "library", "results"}
 
 
 @pytest.mark.parametrize("name", RULES)

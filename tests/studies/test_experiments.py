@@ -25,7 +25,7 @@ from tangram_studies.experiments import (
 
 @pytest.fixture
 def images(tmp_path):
-    """Every image is of one grey of its own, so that it can be told where it went."""
+    """Every image is of one gray of its own, so that it can be told where it went."""
     path = tmp_path / "images.npz"
     shades = np.arange(60, dtype=np.uint8)
     pictures = np.broadcast_to(shades[:, None, None], (60, 4, 4))

@@ -19,7 +19,7 @@ def write_gguf(
     folder: Path,
     path: Path,
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
-    quantisation: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> None:
     """Write a checkpoint as a GGUF; ``more`` adds keys and tensors of its own."""
     config = json.loads((folder / "config.json").read_text())
@@ -60,7 +60,7 @@ def write_gguf(
             pairs = stored.reshape(heads, 2, stored.shape[0] // heads // 2, *stored.shape[1:]).swapaxes(1, 2)
             stored = pairs.reshape(stored.shape)
         stem, _, leaf = name.rpartition(".")
-        kind = quantisation if stored.ndim > 1 else gguf.GGMLQuantizationType.F32
+        kind = quantization if stored.ndim > 1 else gguf.GGMLQuantizationType.F32
         stored = gguf.quantize(np.ascontiguousarray(stored), kind)
         writer.add_tensor(f"{rename.get_name(stem)}.{leaf}", stored, raw_dtype=kind)
     writer.write_header_to_file()

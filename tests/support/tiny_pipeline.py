@@ -60,7 +60,7 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
         },
         "corpus": {
             "sequence_length": 32,
-            "distil": {"tokens": 512, "sources": own_text},
+            "distill": {"tokens": 512, "sources": own_text},
             "score": {"tokens": 128, "sources": own_text},
             "finetune": {"tokens": 256, "sources": own_text},
             "heldout": {"tokens": 128, "sources": [*own_text, {"type": "local", "paths": [str(text_file)]}]},
@@ -71,7 +71,7 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
         "targets": {
             "small": {"constraints": [{"quantity": "parameters", "max": 0.9}]},
         },
-        "headline": "small",
+        "primary_target": "small",
         "finetune": {"batch_size": 2, "micro_batch_size": 2},
     }
 

@@ -104,7 +104,7 @@ def test_interrupted_finetuning_equals_uninterrupted(parent, child, tokens, tmp_
     def kill(*_):
         nonlocal steps
         steps += 1
-        if steps > 6:  # micro-batches: in the middle of the fourth optimiser step
+        if steps > 6:  # micro-batches: in the middle of the fourth optimizer step
             raise KilledError
 
     killed = copy.deepcopy(child)

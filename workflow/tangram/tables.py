@@ -41,8 +41,8 @@ LIBRARY = pa.schema(
     [
         *_PIECE,
         _field("parameters", _INT, "parameters"),
-        _field("bld_loss_before", _REAL, "normalised MSE, held out"),
-        _field("bld_loss_after", _REAL, "normalised MSE, held out", nullable=True),
+        _field("bld_loss_before", _REAL, "normalized MSE, held out"),
+        _field("bld_loss_after", _REAL, "normalized MSE, held out", nullable=True),
         _field("kept", _TEXT, "'initial' or 'trained'"),
         _field("tokens", _INT, "tokens"),
         _field("seconds", _REAL, "seconds"),
@@ -51,7 +51,7 @@ LIBRARY = pa.schema(
 CURVES = pa.schema(
     [
         _field("series", _TEXT, "what was trained, e.g. 'ffn width-0.5 layer 7'"),
-        _field("step", _INT, "optimiser steps"),
+        _field("step", _INT, "optimizer steps"),
         _field("tokens", _INT, "tokens seen"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says"),

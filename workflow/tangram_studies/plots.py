@@ -201,7 +201,7 @@ def points_figure(
     colors: Mapping[str, str],
     log: str = "",
 ) -> Figure:
-    """Draw one labelled point per arm (columns `arm`, `x`, `value`), one panel per frame."""
+    """Draw one labeled point per arm (columns `arm`, `x`, `value`), one panel per frame."""
 
     def draw() -> Drawn:
         figure, axes = new_figure(len(panels), 1, 10.0, 4.2)
@@ -267,8 +267,8 @@ def draw_series(
 
 def flat(embeddings: np.ndarray) -> np.ndarray:
     """Return embeddings ``(n, d)`` on their two principal axes, each pair scaled to unit spread, ``(n, 2)``."""
-    centred = embeddings - embeddings.mean(0)
-    left, strengths, _ = np.linalg.svd(centred, full_matrices=False)
+    centerd = embeddings - embeddings.mean(0)
+    left, strengths, _ = np.linalg.svd(centerd, full_matrices=False)
     places = left[:, :2] * strengths[:2]
     signs = np.sign(places[np.abs(places).argmax(0), [0, 1]])  # the SVD leaves them open
     return places * signs / max(float(places.std()), 1e-12)

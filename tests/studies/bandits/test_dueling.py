@@ -1,4 +1,4 @@
-"""Duelling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
+"""Dueling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
 
 import itertools
 from functools import partial

@@ -235,9 +235,9 @@ def test_permanents_sample_what_enumeration_says():
     for ranking_, probability in zip(bandit_ranking.all_rankings(4), policy.probabilities()[0], strict=True):
         share = sampled.count(tuple(ranking_)) / draws
         assert abs(share - probability) <= 4.5 * math.sqrt(probability * (1 - probability) / draws)
-    normaliser = bandit_ranking.permanent(np.exp(-0.4 * np.outer(policy.losses[0], np.arange(1, 5))))
+    normalizer = bandit_ranking.permanent(np.exp(-0.4 * np.outer(policy.losses[0], np.arange(1, 5))))
     direct = np.exp(-0.4 * bandit_ranking.all_rankings(4) @ policy.losses[0]).sum()
-    assert normaliser == pytest.approx(direct)
+    assert normalizer == pytest.approx(direct)
 
 
 @pytest.mark.parametrize("kind", [bandit_ranking.BanditRank, bandit_ranking.CombBand])

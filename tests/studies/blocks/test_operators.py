@@ -28,7 +28,7 @@ from tangram_studies.blocks.operators import (
 OPTIONS = {"init": ["fjlt", "ortho", "identity"], "truncation": ["random", "stratified"], "free": [False, True]}
 
 
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
@@ -93,7 +93,7 @@ def test_factor_is_the_product_of_its_stages(n, share, init, truncation, free, p
     initial = factor.matrix().detach().double()
     if factor.size == n:
         torch.testing.assert_close(initial @ initial.T, torch.eye(keep, dtype=torch.float64), atol=1e-5, rtol=0)
-    expected = explicit(randomise(factor, seed))
+    expected = explicit(randomize(factor, seed))
     np.testing.assert_allclose(factor.matrix().detach().numpy(), expected, atol=1e-4, rtol=1e-4)
     x = torch.randn(3, n)
     np.testing.assert_allclose(factor(x).detach().numpy(), x.numpy() @ expected.T, atol=1e-3, rtol=1e-3)
@@ -149,7 +149,7 @@ def test_fusing_is_the_product():
 @pytest.mark.parametrize("truncation", ["random", "stratified"])
 def test_effective_weights_are_those_that_move_the_matrix(n, keep, padding, truncation):
     """By enumeration: a weight counts when the gradient of a random function of J by it is not zero."""
-    factor = randomise(ButterflyFactor(n, keep, padding=padding, truncation=truncation))
+    factor = randomize(ButterflyFactor(n, keep, padding=padding, truncation=truncation))
     (factor.matrix() * torch.rand(keep, n)).sum().backward()
     assert factor.effective_weights() == sum(int((stage.grad != 0).sum()) for stage in factor.stages)
 
@@ -167,7 +167,7 @@ def test_effective_weights_obey_the_papers_bound(p, keep):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_all_forms_are_equal_and_counts_are_exact(name):
-    operator: StructuredLinear = randomise(OPERATORS[name]())
+    operator: StructuredLinear = randomize(OPERATORS[name]())
     x = torch.randn(5, operator.in_features)
     expected = x.double() @ operator.matrix().detach().double().T
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_all_forms_are_equal_and_counts_are_exact(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_lowered_inference_equals_training_after_each_change(name):
-    operator = randomise(OPERATORS[name]())
+    operator = randomize(OPERATORS[name]())
     operator.bias = torch.nn.Parameter(torch.randn(operator.out_features))
     x = torch.randn(2, 3, operator.in_features)
     for _ in range(2):
@@ -201,9 +201,9 @@ def test_lowered_inference_equals_training_after_each_change(name):
             torch.testing.assert_close(operator(x), expected, atol=1e-4, rtol=1e-4)
         with torch.inference_mode():
             torch.testing.assert_close(operator(x), trained, atol=1e-4, rtol=1e-4)
-        optimiser = torch.optim.AdamW(operator.parameters(), lr=0.1, fused=True)  # a cached form is now stale
+        optimizer = torch.optim.AdamW(operator.parameters(), lr=0.1, fused=True)  # a cached form is now stale
         trained.sum().backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             torch.testing.assert_close(operator(x), x @ operator.matrix().T + operator.bias, atol=1e-4, rtol=1e-4)
             for parameter in operator.parameters():

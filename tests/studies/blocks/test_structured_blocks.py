@@ -37,7 +37,7 @@ def test_trained_pieces_are_no_worse_than_their_initial_weights(model, kind, mon
     losses = {}
     monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     for variant in VARIANTS:
-        piece = problem.distil(kind, variant, seed=0)
+        piece = problem.distill(kind, variant, seed=0)
         assert piece.curve
         layer = replaced(model, 1, kind, variant, piece.weights)
         operators = [part for part in layer.modules() if isinstance(part, StructuredLinear)]
@@ -54,7 +54,7 @@ def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
     monkeypatch.setattr(butterfly, "LEARNING_STEPS", 5)
     model = load_model(tiny_parent("llama"), "float32", "cpu").requires_grad_(False)
     for variant in ("butterfly-8", "ntk-8"):
-        one, other = (local_problem(model, epochs=1).distil("attention", variant, seed=3) for _ in range(2))
+        one, other = (local_problem(model, epochs=1).distill("attention", variant, seed=3) for _ in range(2))
         assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
@@ -67,8 +67,8 @@ def test_a_rank_that_loses_nothing_changes_nothing(tiny_parent):
         linear.weight.copy_(u[:, :5] * s[:5] @ v[:5])
     problem = local_problem(model, epochs=0)
     for kind in ("attention", "ffn"):
-        assert problem.distil(kind, "lowrank-5", 0).loss_before < 1e-6
-        assert problem.distil(kind, "lowrank-2", 0).loss_before > 1e-3
+        assert problem.distill(kind, "lowrank-5", 0).loss_before < 1e-6
+        assert problem.distill(kind, "lowrank-2", 0).loss_before > 1e-3
 
 
 def test_what_a_projection_reads_is_recovered_from_the_outputs(model):

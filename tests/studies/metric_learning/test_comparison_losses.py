@@ -99,7 +99,7 @@ def test_metric_embedding_known_by_hand():
     assert squared.item() == pytest.approx(-math.log(1 / (1 + math.exp(0.0625 - 0.5625))))
 
 
-def test_an_unlabelled_example_is_drawn_to_the_nearest_reference():
+def test_an_unlabeled_example_is_drawn_to_the_nearest_reference():
     """A sign error (a softmax over plus the distance) would send it to the farthest one."""
     references = torch.tensor([[0.0], [10.0]])
     probabilities = losses.metric_log_probabilities(torch.tensor([[1.0]]), references).exp()
@@ -111,12 +111,12 @@ def test_an_unlabelled_example_is_drawn_to_the_nearest_reference():
     assert scale.grad < 0
 
 
-def test_entropy_term_is_the_weighted_mean_over_the_unlabelled():
-    labelled, references, unlabelled = embeddings(4, 0), embeddings(3, 1), embeddings(6, 2)
+def test_entropy_term_is_the_weighted_mean_over_the_unlabeled():
+    labeled, references, unlabeled = embeddings(4, 0), embeddings(3, 1), embeddings(6, 2)
     labels = torch.tensor([0, 1, 2, 0])
-    alone = losses.metric_embedding_loss(labelled, labels, references)
-    together = losses.metric_embedding_loss(labelled, labels, references, unlabelled, entropy_weight=0.5)
-    log = (-torch.cdist(unlabelled, references)).log_softmax(-1)
+    alone = losses.metric_embedding_loss(labeled, labels, references)
+    together = losses.metric_embedding_loss(labeled, labels, references, unlabeled, entropy_weight=0.5)
+    log = (-torch.cdist(unlabeled, references)).log_softmax(-1)
     expected = torch.distributions.Categorical(logits=log).entropy().mean()
     assert (together - alone).item() == pytest.approx(0.5 * expected.item(), rel=1e-4)
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_compared_is_refused(call, message):
 
 
 class TestAgainstPytorchMetricLearning:
-    """The same numbers from the library's objects, once its own normalisation and symmetry are turned off."""
+    """The same numbers from the library's objects, once its own normalization and symmetry are turned off."""
 
     pytest.importorskip("pytorch_metric_learning")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tangram.errors import TangramError
-from tangram.evaluation.classifiers import linear_accuracy, nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import linear_accuracy, nearest_neighbor_accuracy
 from tangram_studies.metric_learning import baselines
 from tangram_studies.metric_learning.networks import ConvNet, metric_layers, spatial_layers, triplet_layers
 from tangram_studies.metric_learning.readouts import metric_embedding_accuracy
@@ -14,32 +14,32 @@ from tangram_studies.metric_learning.training import embed, fit
 
 def clusters(per_class, seed, classes=3, dimensions=6, noise=0.3):
     generator = torch.Generator().manual_seed(seed)
-    centres = 3 * torch.eye(classes, dimensions)
+    centers = 3 * torch.eye(classes, dimensions)
     labels = torch.arange(classes).repeat_interleave(per_class)
-    return centres[labels] + noise * torch.randn(len(labels), dimensions, generator=generator), labels
+    return centers[labels] + noise * torch.randn(len(labels), dimensions, generator=generator), labels
 
 
-def test_nearest_neighbours_are_those_of_all_distances():
+def test_nearest_neighbors_are_those_of_all_distances():
     known, labels = clusters(5, 0, noise=2.0)
     asked, truth = clusters(20, 1, noise=2.0)
     expected = labels[torch.cdist(asked, known).argmin(1)]
-    found = nearest_neighbour_accuracy(known, labels, asked, truth)
+    found = nearest_neighbor_accuracy(known, labels, asked, truth)
     assert found == pytest.approx((expected == truth).float().mean().item())
     assert 0.3 < found < 1
 
 
-def test_a_large_common_mean_changes_no_neighbour():
+def test_a_large_common_mean_changes_no_neighbor():
     known, labels = clusters(5, 0, noise=2.0)
     asked, truth = clusters(20, 1, noise=2.0)
-    plain = nearest_neighbour_accuracy(known, labels, asked, truth, 3)
-    assert nearest_neighbour_accuracy(known + 1_000, labels, asked + 1_000, truth, 3) == pytest.approx(plain, abs=0.04)
+    plain = nearest_neighbor_accuracy(known, labels, asked, truth, 3)
+    assert nearest_neighbor_accuracy(known + 1_000, labels, asked + 1_000, truth, 3) == pytest.approx(plain, abs=0.04)
 
 
-def test_normalised_neighbours_go_by_angle():
+def test_normalized_neighbors_go_by_angle():
     known, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
     asked, truth = torch.tensor([[5.0, 4.9], [0.01, 0.02]]), torch.tensor([0, 1])
-    assert nearest_neighbour_accuracy(known, labels, asked, truth, normalise=True) == 1
-    assert nearest_neighbour_accuracy(known, labels, torch.tensor([[0.0, 0.0]]), truth[:1], normalise=True) in (0, 1)
+    assert nearest_neighbor_accuracy(known, labels, asked, truth, normalize=True) == 1
+    assert nearest_neighbor_accuracy(known, labels, torch.tensor([[0.0, 0.0]]), truth[:1], normalize=True) in (0, 1)
 
 
 def test_linear_readout_reads_what_is_linear():
@@ -50,7 +50,7 @@ def test_linear_readout_reads_what_is_linear():
 
 @pytest.mark.parametrize(("per_class", "gain"), [(1, -0.15), (10, 0.2)])
 def test_a_metric_embedding_finds_the_dimensions_that_matter(per_class, gain):
-    """Classes in three dimensions, and louder noise in thirty others that nearest neighbours drown in.
+    """Classes in three dimensions, and louder noise in thirty others that nearest neighbors drown in.
 
     With one label a class nothing can be learned, and nothing must collapse: chance is a third.
     """
@@ -61,9 +61,9 @@ def test_a_metric_embedding_finds_the_dimensions_that_matter(per_class, gain):
 
     known, labels = drowned(per_class, 1)
     asked, truth = drowned(60, 2)
-    unlabelled, _ = drowned(60, 3)
-    plain = nearest_neighbour_accuracy(known, labels, asked, truth)
-    assert metric_embedding_accuracy(known, labels, asked, truth, unlabelled) > max(plain + gain, 0.34)
+    unlabeled, _ = drowned(60, 3)
+    plain = nearest_neighbor_accuracy(known, labels, asked, truth)
+    assert metric_embedding_accuracy(known, labels, asked, truth, unlabeled) > max(plain + gain, 0.34)
 
 
 def test_one_class_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tangram.errors import TangramError
 from tangram.evaluation.classifiers import draw_per_class
 from tangram_studies.metric_learning.samplers import (
-    LabelledPool,
+    LabeledPool,
     sample_pairs,
     sample_regions,
     sample_spans,
@@ -27,14 +27,14 @@ LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2, 1, 0, 0, 2])
 @given(st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
 def test_triplets_are_of_the_classes_they_should_be(seed):
-    anchors, positives, negatives = sample_triplets(LabelledPool(LABELS), 50, generator(seed))
+    anchors, positives, negatives = sample_triplets(LabeledPool(LABELS), 50, generator(seed))
     assert (LABELS[anchors] == LABELS[positives]).all()
     assert (anchors != positives).all()
     assert (LABELS[anchors] != LABELS[negatives]).all()
 
 
 def test_triplets_reach_every_possible_one_evenly():
-    anchors, positives, negatives = sample_triplets(LabelledPool(LABELS), 60_000, generator())
+    anchors, positives, negatives = sample_triplets(LabeledPool(LABELS), 60_000, generator())
     for i in range(len(LABELS)):
         share = (anchors == i).float().mean().item()
         assert share == pytest.approx(1 / 3 / int((LABELS[i] == LABELS).sum()), rel=0.1)
@@ -45,7 +45,7 @@ def test_triplets_reach_every_possible_one_evenly():
 
 
 def test_half_of_the_pairs_are_of_one_class():
-    ones, others, same = sample_pairs(LabelledPool(LABELS), 40, generator())
+    ones, others, same = sample_pairs(LabeledPool(LABELS), 40, generator())
     assert same.sum() == 20
     assert ((LABELS[ones] == LABELS[others]) == same).all()
     assert (ones != others).all()
@@ -53,21 +53,21 @@ def test_half_of_the_pairs_are_of_one_class():
 
 def test_anchors_are_one_of_each_class_in_order():
     for seed in range(5):
-        assert LABELS[LabelledPool(LABELS).anchors(generator(seed))].tolist() == [0, 1, 2]
+        assert LABELS[LabeledPool(LABELS).anchors(generator(seed))].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([1, 1, 1], "no labelled example|one class"), ([0, 0], "one class"), ([0, 2], "class 1 has no labelled example")],
+    [([1, 1, 1], "no labeled example|one class"), ([0, 0], "one class"), ([0, 2], "class 1 has no labeled example")],
 )
 def test_labels_that_allow_no_comparison_are_refused(labels, message):
     with pytest.raises(TangramError, match=message):
-        LabelledPool(torch.tensor(labels))
+        LabeledPool(torch.tensor(labels))
 
 
 def test_a_lone_example_has_no_pair():
-    with pytest.raises(TangramError, match="class 1 has one labelled example only"):
-        LabelledPool(torch.tensor([0, 0, 1])).another(torch.tensor([0, 2]), generator())
+    with pytest.raises(TangramError, match="class 1 has one labeled example only"):
+        LabeledPool(torch.tensor([0, 0, 1])).another(torch.tensor([0, 2]), generator())
 
 
 def test_draws_per_class_are_distinct_and_of_every_class():

@@ -57,7 +57,7 @@ def test_extreme_spans_are_finite():
 
 
 def test_one_massive_dimension_does_not_hide_the_others():
-    """Raw hidden states with such a dimension all point the same way; standardised, each span finds itself."""
+    """Raw hidden states with such a dimension all point the same way; standardized, each span finds itself."""
     parent, tokens = random(4, 32, 16), torch.arange(4 * 32).reshape(4, 32)
     parent[..., 0] += 1_000
     term = SpanTerm(SpanContrast(weight=1, spans=8), parent, tokens, seed=0)
@@ -160,10 +160,10 @@ def test_blocks_are_distilled_with_the_term(parent, tokens):
     states = StreamedActivations(parent, tokens, 4)
     settings = BlockDistillation(epochs=3, span_contrast=SMALL.model_copy(update={"projection": 8}))
     inputs, outputs = states.hidden(1), states.hidden(2)
-    piece = LocalProblem(parent, 1, inputs, outputs, settings, tokens).distil("ffn", "width-0.5", seed=0)
-    assert {row["metric"] for row in piece.curve} == {"loss", "normalised_mse", "span_contrast"}
+    piece = LocalProblem(parent, 1, inputs, outputs, settings, tokens).distill("ffn", "width-0.5", seed=0)
+    assert {row["metric"] for row in piece.curve} == {"loss", "normalized_mse", "span_contrast"}
     assert all("head" not in name for name in piece.weights)
     by_step = {row["metric"]: row["value"] for row in piece.curve if row["step"] == 0}
-    assert by_step["loss"] == pytest.approx(by_step["normalised_mse"] + 0.5 * by_step["span_contrast"], rel=1e-5)
+    assert by_step["loss"] == pytest.approx(by_step["normalized_mse"] + 0.5 * by_step["span_contrast"], rel=1e-5)
     with pytest.raises(ValueError, match="needs the tokens"):
-        LocalProblem(parent, 1, inputs, outputs, settings).distil("ffn", "width-0.5", seed=0)
+        LocalProblem(parent, 1, inputs, outputs, settings).distill("ffn", "width-0.5", seed=0)

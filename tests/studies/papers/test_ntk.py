@@ -32,8 +32,8 @@ def function_of(net):
     """f as a function of the trained factor, written out."""
 
     def f(trained, x):
-        factorised = {V_FIXED: lambda: trained @ net.down, U_FIXED: lambda: net.up @ trained}
-        weights = factorised.get(net.fixed, lambda: trained)()
+        factorized = {V_FIXED: lambda: trained @ net.down, U_FIXED: lambda: net.up @ trained}
+        weights = factorized.get(net.fixed, lambda: trained)()
         return (x @ weights.T).relu() @ net.signs / math.sqrt(net.m)
 
     return f

@@ -25,7 +25,7 @@ from tangram.models.families import Shape, decoder_layers
 from tangram.models.loading import load_model
 from tangram.provenance import modules_of
 from tangram.report.data import strength
-from tangram.report.style import short, variant_colours
+from tangram.report.style import short, variant_colors
 from tangram.tools.estimate import RATES, stages
 
 ROOT = Path(tangram.__file__).parent
@@ -154,7 +154,7 @@ def test_a_new_family_is_planned_by_its_size(tiny_config: dict) -> None:
 @pytest.mark.usefixtures("first")
 def test_a_new_family_has_its_look_and_place_in_the_report() -> None:
     assert short("first-32") == "f32"
-    assert variant_colours(["first-32"])["first-32"] == "#405060"
+    assert variant_colors(["first-32"])["first-32"] == "#405060"
     names = ["no-op", "linear", "first-16", "first-32", "width-0.5", "parent"]
     assert sorted(names, key=strength) == ["parent", "width-0.5", "first-32", "first-16", "linear", "no-op"]
 
@@ -165,7 +165,7 @@ def test_a_new_family_is_trained_and_assembled(tiny_parent: Any) -> None:
     tokens = torch.randint(0, model.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 4)
     problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=1))
-    piece = problem.distil("ffn", "first-32", seed=0)
+    piece = problem.distill("ffn", "first-32", seed=0)
     assert piece.curve
     layer = replaced(model, 1, "ffn", "first-32", piece.weights)
     assert layer.mlp.up_proj.out_features == 32

@@ -40,7 +40,7 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 MISTAKES = {
     "unknown key": ("sede", 1, "config.sede: unknown key; did you mean 'seed'?"),
     "unknown key below": ("library/bld/epoch", 1, "config.library.bld.epoch: unknown key; did you mean 'epochs'?"),
-    "unknown key in a list": ("corpus/distil/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
+    "unknown key in a list": ("corpus/distill/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
     "unknown key of a target": ("targets/speed-1.2/solution", 2, "unknown key; did you mean 'solutions'?"),
     "missing section": ("corpus/score", None, "config.corpus.score: is required but missing"),
     "wrong type": ("seed", "one", "config.seed: Input should be a valid integer"),
@@ -67,7 +67,11 @@ MISTAKES = {
     "half a rank": ("library/attention", ["butterfly-0.5"], "not a known variant; did you mean 'butterfly-1'?"),
     "no rank": ("library/attention", ["ntk"], "not a known variant; did you mean 'ntk-64'?"),
     "a rank of zero": ("library/ffn", ["lowrank-0"], "not a known variant; did you mean 'lowrank-1'?"),
-    "unknown headline": ("headline", "speed-12", "headline: 'speed-12' is not a target; did you mean 'speed-1.2'?"),
+    "unknown headline": (
+        "primary_target",
+        "speed-12",
+        "primary_target: 'speed-12' is not a target; did you mean 'speed-1.2'?",
+    ),
     "unknown scenario": (
         "targets/speed-1.2/constraints/0/scenario",
         "chatt",
@@ -135,26 +139,26 @@ MISTAKES = {
     "a task twice": ("evaluation/tasks", ["a", "a"], "config.evaluation.tasks: 'a' is there twice"),
     "a depth twice": ("finetune", {"span_contrast": {"depths": [0.5, 0.5]}}, "depths: 0.5 is there twice"),
     "a source twice": (
-        "corpus/distil/sources",
+        "corpus/distill/sources",
         [{"type": "parent-samples"}, {"type": "parent-samples", "weight": 1}],
-        "config.corpus.distil.sources: [1] is there twice",
+        "config.corpus.distill.sources: [1] is there twice",
     ),
     "a source that gets nothing": (
-        "corpus/distil/sources",
+        "corpus/distill/sources",
         [{"type": "parent-samples"}, {"type": "python-docs", "weight": 0.01}],
-        "distil.sources[1].weight: 0.01 of 1.01 is less than half a sequence of the split's 12",
+        "distill.sources[1].weight: 0.01 of 1.01 is less than half a sequence of the split's 12",
     ),
     "one sequence to train on": (
-        "corpus/distil/tokens",
+        "corpus/distill/tokens",
         256,
-        "distil.tokens: 256 tokens are one sequence of 256; at least",
+        "distill.tokens: 256 tokens are one sequence of 256; at least",
     ),
     "one sequence to score": ("corpus/score/tokens", 1, "score.tokens: 1 tokens are one sequence of 256"),
     "one held-out sequence": ("corpus/heldout/tokens", 256, "at least 257 are needed for two"),
     "all held out": (
         "library/bld",
         {"holdout_fraction": 0.99},
-        "library.bld.holdout_fraction: 0.99 of corpus.distil's 12 sequences leaves none to train on",
+        "library.bld.holdout_fraction: 0.99 of corpus.distill's 12 sequences leaves none to train on",
     ),
     "prompts longer than sequences": (
         "targets/speed-1.2",

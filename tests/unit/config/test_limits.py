@@ -52,7 +52,7 @@ MISTAKES = {
                 "sequence_length": 129,
                 **{
                     s: {"tokens": 999, "sources": [{"type": "python-docs"}]}
-                    for s in ("distil", "score", "finetune", "heldout")
+                    for s in ("distill", "score", "finetune", "heldout")
                 },
             }
         },

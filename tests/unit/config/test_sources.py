@@ -93,7 +93,7 @@ def test_what_is_elsewhere_has_no_files() -> None:
     parent = Parent(source=hub, num_layers=1, num_attention_heads=1, num_kv_heads=1)
     assert sources.parent_fingerprint(parent, "nowhere") == sources.NONE
     split = Split.model_validate({"tokens": 1, "sources": [{"type": "python-docs"}]})
-    assert sources.text_fingerprint("distil", split, "{}", "nowhere") == sources.NONE
+    assert sources.text_fingerprint("distill", split, "{}", "nowhere") == sources.NONE
     assert sources.file_fingerprint(None) == sources.file_fingerprint("nowhere.npz") == sources.NONE
 
 

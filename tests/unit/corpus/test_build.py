@@ -114,7 +114,7 @@ def test_no_two_splits_of_a_corpus_overlap(parent, stories):
 def test_each_sequence_is_a_piece_of_the_document_it_names(parent, stories):
     tokenizer = load_tokenizer(parent)
     source = LocalText.model_validate(stories)
-    texts = list(documents(source, "distil", 0))
+    texts = list(documents(source, "distill", 0))
     pieces: dict[str, list[list[int]]] = {}
     for sequence in pack(texts, tokenizer, LENGTH, cross_documents=False):
         assert len(sequence.input_ids) == LENGTH
@@ -151,7 +151,7 @@ def test_crossing_documents_loses_nothing_and_tells_each_start(texts, length):
 
 
 def test_weights_are_shares_of_the_tokens(parent, stories):
-    rows = build(parent, "distil", split(20 * LENGTH - 3, {**OWN, "weight": 3}, {**DOCS, "weight": 1}))
+    rows = build(parent, "distill", split(20 * LENGTH - 3, {**OWN, "weight": 3}, {**DOCS, "weight": 1}))
     assert Counter(row["source"] for row in rows) == {"parent-samples": 15, "python-docs": 5}
     assert [row["sequence_id"] for row in rows] == list(range(20))
     assert [row["source"] for row in rows] != sorted(row["source"] for row in rows), "sources must be mixed"
@@ -272,8 +272,8 @@ def test_conversations_are_documents_in_the_chat_template(parent, tmp_path, monk
     parts = [list(documents(source, name, 0, tokenizer)) for name in SPLITS]
     assert all(parts)
     assert sorted(text for part in parts for text in part) == sorted(map(rendered, chats(40)))
-    rows = build(parent, "distil", split(4 * LENGTH, source.model_dump()))
-    texts = {document_hash(text): text for text in parts[SPLITS.index("distil")]}
+    rows = build(parent, "distill", split(4 * LENGTH, source.model_dump()))
+    texts = {document_hash(text): text for text in parts[SPLITS.index("distill")]}
     for row in rows:
         ids = tokenizer(texts[row["documents"][0]], add_special_tokens=False)["input_ids"]
         assert row["input_ids"] in [ids[i : i + LENGTH] for i in range(0, len(ids), LENGTH)]
@@ -302,7 +302,7 @@ def test_a_column_without_text_is_one_line_before_sampling(tiny_parent, tmp_path
     source = {"type": "hub", "repo": "data"} if kind == "hub" else {"type": "local", "paths": ["data/train.jsonl"]}
     monkeypatch.setattr("tangram.corpus.build.parent_samples", lambda *_: pytest.fail("this takes hours"))
     with pytest.raises(TangramError, match=f"column 'content' {message}.*set text_column") as error:
-        build(bare, "distil", split(10**6, OWN, {**source, "text_column": "content"}))
+        build(bare, "distill", split(10**6, OWN, {**source, "text_column": "content"}))
     assert "\n" not in str(error.value)
 
 
@@ -394,7 +394,7 @@ def test_the_batch_size_changes_nothing(parent):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def command(monkeypatch, parent: Path, wanted: Split, output: Path, seed: int = 0, name: str = "distil") -> None:
+def command(monkeypatch, parent: Path, wanted: Split, output: Path, seed: int = 0, name: str = "distill") -> None:
     section = {"sequence_length": LENGTH, "cross_documents": False, "split": wanted.model_dump()}
     arguments = ["--settings", json.dumps(section), "--split", name, "--parent", str(parent)]
     monkeypatch.setattr("sys.argv", ["build_corpus", *arguments, "--runtime", f"seed={seed}", "--output", str(output)])
@@ -420,9 +420,9 @@ def test_equal_seeds_give_equal_bytes_and_others_another_corpus(parent, stories,
 def test_an_output_that_cannot_be_written_is_an_early_error(parent, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError):
-        command(monkeypatch, parent, split(10**9, OWN), tmp_path / "file" / "distil.parquet")
+        command(monkeypatch, parent, split(10**9, OWN), tmp_path / "file" / "distill.parquet")
     error = capsys.readouterr().err
-    assert error.startswith(f"error: cannot write {tmp_path}/file/distil.parquet")
+    assert error.startswith(f"error: cannot write {tmp_path}/file/distill.parquet")
     assert error.count("\n") == 1
 
 
@@ -452,7 +452,7 @@ def test_a_local_source_that_cannot_serve_is_one_line(parent, tmp_path, name, co
     (tmp_path / name).write_text(content)
     source = {"type": "local", "paths": [str(tmp_path / "a.*")]}
     with pytest.raises(TangramError, match=message) as error:
-        build(parent, "distil", split(LENGTH, source))
+        build(parent, "distill", split(LENGTH, source))
     assert "\n" not in str(error.value)
 
 
@@ -460,7 +460,7 @@ def test_offline_a_hub_dataset_is_one_line(parent, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(TangramError, match="cannot read dataset no/such from the hub") as error:
-        build(parent, "distil", split(LENGTH, {"type": "hub", "repo": "no/such"}))
+        build(parent, "distill", split(LENGTH, {"type": "hub", "repo": "no/such"}))
     assert "\n" not in str(error.value)
 
 
@@ -528,7 +528,7 @@ def test_a_text_that_cannot_be_read_is_blamed_and_not_the_cache(stories, monkeyp
 
 
 def test_an_unknown_split_is_named(parent):
-    with pytest.raises(TangramError, match="'train' is not a split; valid: distil, score, finetune, heldout"):
+    with pytest.raises(TangramError, match="'train' is not a split; valid: distill, score, finetune, heldout"):
         build(parent, "train", split(LENGTH, OWN))
 
 

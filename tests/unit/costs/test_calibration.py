@@ -86,7 +86,7 @@ def test_a_known_scale_is_recovered(costs):
     np.testing.assert_allclose(predicted, rows.measured_seconds)
 
 
-def test_the_scale_minimises_squared_relative_errors():
+def test_the_scale_minimizes_squared_relative_errors():
     rng = np.random.default_rng(0)
     measured = rng.uniform(1, 9, 5)
     predicted = measured * rng.normal(0.8, 0.2, 5)

@@ -100,7 +100,7 @@ def test_more_labels_and_clearer_states_read_better():
         assert five > one
 
 
-def test_a_test_text_is_never_labelled(monkeypatch):
+def test_a_test_text_is_never_labeled(monkeypatch):
     from tangram.evaluation import readout
 
     seen = []
@@ -111,7 +111,7 @@ def test_a_test_text_is_never_labelled(monkeypatch):
         seen.append((len(known), len(asked), bool(known & asked)))
         return 0.0
 
-    for name in ("nearest_neighbour_accuracy", "linear_accuracy"):
+    for name in ("nearest_neighbor_accuracy", "linear_accuracy"):
         monkeypatch.setattr(readout, name, record)
     monkeypatch.setattr(readout.extensions, "load", lambda *_: record)
     read_out(*representation(0.3), SETTINGS, seed=0)

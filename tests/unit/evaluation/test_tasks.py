@@ -18,7 +18,7 @@ from tangram.tables import EVALUATION, write_table
 QUESTIONS = [
     Question("How many legs do horses have?", ("two", "four", "six", "none"), 1),
     Question("What is rain made of?", ("water", "air", "a great many cats"), 0),
-    Question("Sky: what colour?", ("it is green", "it is blue"), 1),
+    Question("Sky: what color?", ("it is green", "it is blue"), 1),
     Question("Opposite of 'hot'?", ("warm", "cold", "h"), 1),
     Question("Zeile\nzwei — which {{language}}?", ("Deutsch", "français", "日本語"), 0),
     Question("2 + 2 =", ("4", "5", "22", "fish"), 0),

@@ -30,7 +30,9 @@ def gqa(model):
 @pytest.mark.parametrize(("sequences", "fraction"), [(1, 0.125), (1, 0.9), (2, 0.9), (4, 0.9)])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(model, sequences, fraction):
     """It gave initial weights, trained on no tokens, without a word."""
-    with pytest.raises(TangramError, match=rf"of {sequences} sequences.* none to train on; raise corpus.distil.tokens"):
+    with pytest.raises(
+        TangramError, match=rf"of {sequences} sequences.* none to train on; raise corpus.distill.tokens"
+    ):
         local_problem(model, sequences, holdout_fraction=fraction)
 
 
@@ -48,7 +50,7 @@ def test_the_parents_block_has_no_loss_and_no_block_loss_one(model):
     assert problem.loss(absent, "ffn", everything).item() == pytest.approx(1, rel=1e-5)
 
 
-def test_loss_is_the_papers_normalised_mse(model):
+def test_loss_is_the_papers_normalized_mse(model):
     problem = local_problem(model)
     layer = replaced(model, 1, "attention", "no-op", {})
     predicted = layer(problem.inputs, **problem.context)
@@ -62,31 +64,31 @@ def test_loss_is_the_papers_normalised_mse(model):
 def test_training_overfits_one_batch(model, kind):
     variant = gqa(model) if kind == "attention" else "width-0.5"
     problem = local_problem(model, sequences=2, epochs=300, learning_rate=1e-2, batch_size=1, holdout_fraction=0.5)
-    piece = problem.distil(kind, variant, seed=0)
+    piece = problem.distill(kind, variant, seed=0)
     losses = [row["value"] for row in piece.curve if row["metric"] == "loss"]
     assert losses[-1] < 0.05 * losses[0]
 
 
-@pytest.mark.parametrize("normalise", ["tensor", "token"])
-def test_the_better_of_initial_and_trained_is_kept(model, normalise):
-    good = local_problem(model, epochs=5, learning_rate=3e-3, normalise=normalise).distil("ffn", "width-0.5", 0)
+@pytest.mark.parametrize("normalize", ["tensor", "token"])
+def test_the_better_of_initial_and_trained_is_kept(model, normalize):
+    good = local_problem(model, epochs=5, learning_rate=3e-3, normalize=normalize).distill("ffn", "width-0.5", 0)
     assert good.kept == "trained"
     assert good.loss_after < good.loss_before
-    bad = local_problem(model, epochs=5, learning_rate=3.0, normalise=normalise).distil("ffn", "width-0.5", 0)
+    bad = local_problem(model, epochs=5, learning_rate=3.0, normalize=normalize).distill("ffn", "width-0.5", 0)
     assert bad.kept == "initial"
     assert bad.loss_after > bad.loss_before
-    problem = local_problem(model, normalise=normalise)
+    problem = local_problem(model, normalize=normalize)
     for piece, kept in ((good, good.loss_after), (bad, bad.loss_before)):
         layer = replaced(model, 1, "ffn", "width-0.5", piece.weights)
         assert problem.held_out_loss(layer, "ffn") == pytest.approx(kept)
 
 
 def test_equal_seeds_give_equal_bytes(model):
-    pieces = [local_problem(model).distil("attention", gqa(model), seed=3) for _ in range(2)]
+    pieces = [local_problem(model).distill("attention", gqa(model), seed=3) for _ in range(2)]
     assert all(torch.equal(pieces[0].weights[name], pieces[1].weights[name]) for name in pieces[0].weights)
 
 
 @pytest.mark.parametrize(("kind", "variant"), [("attention", "linear"), ("ffn", "linear"), ("ffn", "no-op")])
 def test_closed_form_pieces_are_not_trained(model, kind, variant):
-    piece = local_problem(model).distil(kind, variant, 0)
+    piece = local_problem(model).distill(kind, variant, 0)
     assert (piece.kept, piece.loss_after, piece.curve, piece.tokens) == ("initial", None, [], 0)

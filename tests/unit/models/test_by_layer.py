@@ -50,7 +50,7 @@ def test_pieces_are_the_same(folder, tokens, kind, variant):
         states = StreamedActivations(model, tokens, 2)
         inputs, outputs = states.hidden(1), states.hidden(2)
         problem = LocalProblem(model, 1, inputs, outputs, BlockDistillation(batch_size=2))
-        pieces.append(problem.distil(kind, variant, seed=0))
+        pieces.append(problem.distill(kind, variant, seed=0))
     assert held(model) == [1]
     assert pieces[0].weights.keys() == pieces[1].weights.keys()
     assert all(torch.equal(pieces[0].weights[name], pieces[1].weights[name]) for name in pieces[0].weights)

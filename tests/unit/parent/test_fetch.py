@@ -109,10 +109,10 @@ def q8_0(data: np.ndarray) -> np.ndarray:
     return (np.round(blocks / scale) * scale.astype(np.float16).astype(np.float32)).reshape(data.shape)
 
 
-def test_a_packaged_gguf_is_dequantised_into_a_checkpoint(tiny_parent, tmp_path, monkeypatch):
+def test_a_packaged_gguf_is_dequantized_into_a_checkpoint(tiny_parent, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     original = tiny_parent("llama", num_hidden_layers=2)
-    write_gguf(original, tmp_path / "tiny.Q8_0.gguf", quantisation=gguf.GGMLQuantizationType.Q8_0)
+    write_gguf(original, tmp_path / "tiny.Q8_0.gguf", quantization=gguf.GGMLQuantizationType.Q8_0)
     parent = parent_in_a_package(tmp_path / "tiny.Q8_0.gguf", layers=2)
     fetch(parent, tmp_path / "parent", "float32", {})
     state = AutoModelForCausalLM.from_pretrained(tmp_path / "parent").state_dict()
@@ -124,7 +124,7 @@ def test_a_packaged_gguf_is_dequantised_into_a_checkpoint(tiny_parent, tmp_path,
     ours, theirs = AutoTokenizer.from_pretrained(tmp_path / "parent"), AutoTokenizer.from_pretrained(original)
     assert ours("The parent, été 30\n").input_ids == theirs("The parent, été 30\n").input_ids
     provenance = json.loads((tmp_path / "parent" / "provenance.json").read_text())
-    assert provenance["weights"] == "dequantised from Q8_0 GGUF"
+    assert provenance["weights"] == "dequantized from Q8_0 GGUF"
     assert provenance["source"]["archive_sha256"] == parent.source.archive_sha256
 
 
@@ -199,14 +199,14 @@ def _vocabulary(folder: Path) -> None:
     rewrite(folder, lambda tensors: tensors.update({name: tensors[name][:300].clone() for name in cut}))
 
 
-def _quantised_by(method: str):
+def _quantized_by(method: str):
     def damage(folder: Path) -> None:
         change_config(folder, quantization_config={"quant_method": method, "bits": 4})
 
     return damage
 
 
-def _quantised_without_a_word(kind: torch.dtype):
+def _quantized_without_a_word(kind: torch.dtype):
     def damage(folder: Path) -> None:
         name = "model.layers.1.mlp.up_proj.weight"
         rewrite(folder, lambda tensors: tensors.update({name: tensors[name].to(kind)}))
@@ -246,13 +246,13 @@ def _tokenizer_with_code(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_quantised_by("gptq"), r"is quantised \(gptq\); dequantise it first"),
-        (_quantised_by("awq"), r"is quantised \(awq\)"),
-        (_quantised_by("bitsandbytes"), r"is quantised \(bitsandbytes\)"),
-        (_quantised_by("compressed-tensors"), r"is quantised \(compressed-tensors\)"),
-        (_quantised_by("fp8"), r"is quantised \(fp8\)"),
-        (_quantised_without_a_word(torch.float8_e4m3fn), r"is quantised \(type F8_E4M3\); dequantise it first"),
-        (_quantised_without_a_word(torch.int8), r"is quantised \(type I8\)"),
+        (_quantized_by("gptq"), r"is quantized \(gptq\); dequantize it first"),
+        (_quantized_by("awq"), r"is quantized \(awq\)"),
+        (_quantized_by("bitsandbytes"), r"is quantized \(bitsandbytes\)"),
+        (_quantized_by("compressed-tensors"), r"is quantized \(compressed-tensors\)"),
+        (_quantized_by("fp8"), r"is quantized \(fp8\)"),
+        (_quantized_without_a_word(torch.float8_e4m3fn), r"is quantized \(type F8_E4M3\); dequantize it first"),
+        (_quantized_without_a_word(torch.int8), r"is quantized \(type I8\)"),
         (_padding_beyond_the_vocabulary, "transformers cannot build this model .*Padding_idx"),
         (_index('{"weight_map": {"lm'), "index.json is no index of weights that can be read"),
         (_index('{"metadata": {}}'), "index.json is no index of weights that can be read"),

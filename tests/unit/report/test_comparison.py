@@ -34,10 +34,10 @@ def test_standard_error_is_that_of_first_order_propagation():
         low, middle, top, speed = values[:2], values[2:4], values[4:6], values[6]
         return np.interp(speed, [low[0], middle[0], top[0]], [low[1], middle[1], top[1]])
 
-    centre = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
+    center = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
     errors = np.array([0.0, 0.0, 0.02, 0.02, 0.01, 0.03, 0.008])
     step = 1e-6
-    slopes = [(at(centre + step * unit) - at(centre - step * unit)) / (2 * step) for unit in np.eye(7)]
+    slopes = [(at(center + step * unit) - at(center - step * unit)) / (2 * step) for unit in np.eye(7)]
     expected = math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors, strict=True)))
     assert interpolate(POINTS, Estimate(1.22, 0.008)).standard_error == pytest.approx(expected, rel=1e-6)
 

@@ -87,7 +87,7 @@ def test_headline_says_how_fast_and_how_close_the_child_is(complete, html):
     expected = [f"{value:.2f}", f"{kl:.3f}", f"{perplexity:.1f}", f"{100 * agreement:.1f}", f"{35.8 - 2.6:.1f}"]
     assert facts == expected
     assert "predicted 1.204" in html
-    assert "dequantised from Q4_1 GGUF" in html
+    assert "dequantized from Q4_1 GGUF" in html
 
 
 def test_every_measured_model_has_its_row(complete, page):
@@ -114,7 +114,7 @@ def test_tasks_show_accuracies_and_paired_differences(page):
 
 def test_readouts_show_accuracies_and_paired_differences(page):
     row = page.row("readout", "intents, 5 labels")
-    assert row[1] == "nearest labelled text"
+    assert row[1] == "nearest labeled text"
     assert [float(cell.split(" ±")[0].replace("−", "-")) for cell in row[2:]] == pytest.approx([80, 70, -10, 75, -5])
     held_out = [row for row in page.rows["readout"] if row and row[0] == "held-out text"]
     assert [row[1] for row in held_out] == ["KL, nats/token", "perplexity"]

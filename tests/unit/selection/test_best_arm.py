@@ -92,7 +92,7 @@ def test_a_policy_that_learns_nothing_finds_nothing_for_free():
     assert np.array_equal(np.sort(replay.candidates(np.arange(8)[:, None]), 0), np.tile(np.arange(8)[:, None], 400))
 
 
-def test_a_duelling_policy_is_charged_for_cells_and_for_duels():
+def test_a_dueling_policy_is_charged_for_cells_and_for_duels():
     replay = ScoreTable(table(6, gap=1.0), 12, np.random.default_rng(1))
     found = replay_duels(Sparring(12, 6), replay, [10, 40, 80], np.random.default_rng(2), "cells", 3000)
     assert found.shape == (3, 12)

@@ -172,20 +172,20 @@ def test_where_nothing_runs_nothing_is_different(handler: LogHandler) -> None:
 
 
 def test_the_time_left_is_that_of_like_jobs_side_by_side() -> None:
-    progress = Progress(0, {"distil": Stage(4), "all": Stage(1)}, 5)
-    progress.begin(1, Job("distil", "distil a", 0))
-    progress.begin(2, Job("distil", "distil b", 0))
+    progress = Progress(0, {"distill": Stage(4), "all": Stage(1)}, 5)
+    progress.begin(1, Job("distill", "distill a", 0))
+    progress.begin(2, Job("distill", "distill b", 0))
     assert progress.time_left(5) == "\N{EN DASH}"
     progress.end(1, 60, done=True)
-    progress.begin(3, Job("distil", "distil c", 60))
+    progress.begin(3, Job("distill", "distill c", 60))
     assert progress.time_left(60) == "60 s", "a minute's job that runs, one that waits, and one that is due"
     progress.end(2, 70, done=False)
     assert progress.time_left(80) == "3 min", "what failed runs again"
 
 
 def test_expectations_are_corrected_and_bound_the_time_left() -> None:
-    stages = {"fetch": Stage(1), "distil": Stage(2), "report": Stage(1)}
-    progress = Progress(0, stages, 4, expected={"fetch": 10, "distil": 100, "report": 5})
+    stages = {"fetch": Stage(1), "distill": Stage(2), "report": Stage(1)}
+    progress = Progress(0, stages, 4, expected={"fetch": 10, "distill": 100, "report": 5})
     assert progress.time_left(0) == "4 min"
     progress.begin(1, Job("fetch", "fetch", 0))
     progress.end(1, 20, done=True)

@@ -107,7 +107,7 @@ def test_memory_of_trained_weights_is_that_of_a_real_training(tiny_parent, tmp_p
     with World().distribute(loss, []) as shared:
         masters = {parameter.data_ptr() for parameter in child.parameters()}
 
-        def rounded(*_: object) -> None:  # what a pass computes with, beside what the optimiser holds
+        def rounded(*_: object) -> None:  # what a pass computes with, beside what the optimizer holds
             held.append(sum(p.nbytes for p in child.parameters() if p.data_ptr() not in masters))
 
         child.lm_head.register_forward_hook(rounded)

@@ -126,10 +126,10 @@ def test_states_are_put_back_where_the_parameters_are(tmp_path):
     module, loss = problem()
     train(module, loss, plan(), checkpointing=state)
     parameters = dict(module.to("meta").named_parameters())
-    optimiser = torch.optim.AdamW(parameters.values())
-    optimiser.param_groups[0]["fused"] = True  # its constructor knows no fused kernel for `meta`
-    assert _restore(parameters, optimiser, state, World())[0] == 8
-    states = [optimiser.state[parameter] for parameter in parameters.values()]
+    optimizer = torch.optim.AdamW(parameters.values())
+    optimizer.param_groups[0]["fused"] = True  # its constructor knows no fused kernel for `meta`
+    assert _restore(parameters, optimizer, state, World())[0] == 8
+    states = [optimizer.state[parameter] for parameter in parameters.values()]
     assert [sorted(kept) for kept in states] == [["exp_avg", "exp_avg_sq", "step"]] * 4
     assert {tensor.device.type for kept in states for tensor in kept.values()} == {"meta"}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tangram.training.losses import cosine_distance, kl_divergence, normalised_mse
+from tangram.training.losses import cosine_distance, kl_divergence, normalized_mse
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -35,6 +35,6 @@ def test_cosine_distance_of_scaled_and_opposite_states():
     assert cosine_distance(-states, states).item() == pytest.approx(2, abs=1e-6)
 
 
-def test_normalised_mse_divides_by_the_scale():
+def test_normalized_mse_divides_by_the_scale():
     parent, child = torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 5.0)
-    assert normalised_mse(child, parent, torch.tensor(4.0)).tolist() == [[9 / 4] * 3] * 2
+    assert normalized_mse(child, parent, torch.tensor(4.0)).tolist() == [[9 / 4] * 3] * 2

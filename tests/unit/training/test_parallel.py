@@ -35,7 +35,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 2)
     problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
-    child = assemble_state(state, architecture, lambda kind, variant, _: problem.distil(kind, variant, 0).weights)
+    child = assemble_state(state, architecture, lambda kind, variant, _: problem.distill(kind, variant, 0).weights)
     save_child(child, build_config(config, architecture), parent, folder / "child", {})
     rows = [
         {"sequence_id": i, "source": "test", "input_ids": ids, "documents": [str(i)], "document_starts": [0]}

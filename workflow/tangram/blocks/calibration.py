@@ -1,4 +1,4 @@
-"""What a block's initialisation may look at: the parent subblock's inputs and outputs on calibration tokens."""
+"""What a block's initialization may look at: the parent subblock's inputs and outputs on calibration tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ridge_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit ``outputs ≈ inputs @ map.T + bias`` by weighted ridge regression, shrinking the map towards ``prior``.
 
-    Solved in float64 by the normal equations on centred data, so the bias is not shrunk.
+    Solved in float64 by the normal equations on centerd data, so the bias is not shrunk.
 
     Args:
         inputs: ``(tokens, n)``.

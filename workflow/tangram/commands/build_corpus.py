@@ -1,4 +1,4 @@
-"""Build one split of the corpus: text, tokenised, packed to fixed length."""
+"""Build one split of the corpus: text, tokenized, packed to fixed length."""
 
 from typing import Annotated
 

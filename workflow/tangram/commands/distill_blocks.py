@@ -1,4 +1,4 @@
-"""Distil one variant of one kind for a range of layers (BLD)."""
+"""Distill one variant of one kind for a range of layers (BLD)."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ def distill_blocks(
     settings: Annotated[str, typer.Option(help="config section `library.bld` as JSON")],
     pieces: PiecesOption,
     parent: Annotated[str, reads_model("parent")],
-    corpus: Annotated[str, reads("distil split")],
+    corpus: Annotated[str, reads("distill split")],
     checkpoints: Annotated[str, typer.Option(help="folder of what a killed job goes on from")],
     library: Annotated[str, writes("weights (safetensors)")],
     table: Annotated[str, writes("LIBRARY table")],
@@ -64,7 +64,7 @@ def distill_blocks(
             print(f"distill_blocks {kind} {variant}: layer {layer} was finished before a kill", file=sys.stderr)
         else:
             problem = LocalProblem(model, layer, inputs, outputs, section, input_ids)
-            piece = problem.distil(kind, variant, runtime.seed, store.training(layer))
+            piece = problem.distill(kind, variant, runtime.seed, store.training(layer))
             store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
         rows.append(

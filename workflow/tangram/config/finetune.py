@@ -27,7 +27,7 @@ class Finetune(Section):
 
     epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
-    batch_size: int = Field(2, gt=0, description="Sequences per optimiser step.")
+    batch_size: int = Field(2, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")

@@ -42,11 +42,11 @@ class SpanContrast(Section):
 class BlockDistillation(Section):
     """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
 
-    epochs: int = Field(2, ge=0, description="Passes over the distil split; 0 keeps the closed-form initial weights.")
+    epochs: int = Field(2, ge=0, description="Passes over the distill split; 0 keeps the closed-form initial weights.")
     learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(1, gt=0, description="Sequences per step.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
-    normalise: Literal["tensor", "token"] = Field(
+    normalize: Literal["tensor", "token"] = Field(
         "tensor",
         description="Divide squared errors by the mean over all tokens (the paper's loss) or by each token's own.",
     )

@@ -25,7 +25,7 @@ class LocalParent(Section):
 
 
 class GgufParent(PackageFile):
-    """A GGUF file inside a Python package; its weights are dequantised to float32."""
+    """A GGUF file inside a Python package; its weights are dequantized to float32."""
 
     type: Literal["gguf-package"]
     member: Filled = Field(description="Path of the GGUF file inside the archive.")

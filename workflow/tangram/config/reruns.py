@@ -14,14 +14,14 @@ from tangram.blocks.base import Variant
 from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
-_SPLITS = ("distil", "score", "finetune", "heldout")
+_SPLITS = ("distill", "score", "finetune", "heldout")
 
-# Which rules a rule reads. `build_corpus distil` is the job of one split.
+# Which rules a rule reads. `build_corpus distill` is the job of one split.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
     **{f"capture_activations {split}": ("fetch_parent", f"build_corpus {split}") for split in _SPLITS},
-    "distill_blocks": ("fetch_parent", "build_corpus distil", "capture_activations distil"),
+    "distill_blocks": ("fetch_parent", "build_corpus distill", "capture_activations distill"),
     "score_blocks": ("fetch_parent", "build_corpus score", "capture_activations score", "distill_blocks"),
     "collect_scores": ("score_blocks",),
     "measure_costs": ("fetch_parent",),
@@ -93,7 +93,7 @@ IN_WORDS = {
     "then the tables and what reads them",
     "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then the report",
     "targets.<name>.compare_layers_dropped": "the baseline's jobs come or go",
-    "headline": "`evaluate_tasks` and `evaluate_readout` of the new headline, and the report",
+    "primary_target": "`evaluate_tasks` and `evaluate_readout` of the new primary target, and the report",
 }
 
 # Files that the config names by path, changed in place.

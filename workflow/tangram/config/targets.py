@@ -106,7 +106,7 @@ class Target(Section):
 class Search(Section):
     """The mixed-integer program, Puzzle appendix B."""
 
-    metric: Literal["kl", "lm_loss_increase"] = Field("kl", description="Score whose sum is minimised.")
+    metric: Literal["kl", "lm_loss_increase"] = Field("kl", description="Score whose sum is minimized.")
     diverse_gap: float = Field(
         1e-3, ge=0, lt=1, description="Relative gap allowed for solutions after the first; the first is optimal."
     )

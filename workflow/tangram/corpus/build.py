@@ -1,4 +1,4 @@
-"""One split of the corpus: sources mixed by weight, as tokenised sequences of one length."""
+"""One split of the corpus: sources mixed by weight, as tokenized sequences of one length."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from tangram.corpus.packing import Sequence, pack
 from tangram.corpus.sampling import parent_samples
 from tangram.errors import TangramError
 
+FIRST_NAMES = {"distill": "distil"}  # seeds are of the first name: renaming a split changes no text
+
 
 def _seed(seed: int, split: str, index: int) -> int:
     """Return a seed of its own for each source of each split."""
+    split = FIRST_NAMES.get(split, split)
     return int(hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:12], 16)
 
 

@@ -25,7 +25,7 @@ class Sequence:
 def pack(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int, cross_documents: bool
 ) -> Iterator[Sequence]:
-    """Tokenise documents and cut them into sequences of exactly ``sequence_length`` tokens, without padding.
+    """Tokenize documents and cut them into sequences of exactly ``sequence_length`` tokens, without padding.
 
     Each sequence holds one document, and what is left of a document after its last full sequence is dropped; whether it
     ends in an end-of-sequence token is the tokenizer's to say. With ``cross_documents`` they follow each other, one

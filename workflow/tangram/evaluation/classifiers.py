@@ -26,40 +26,40 @@ def draw_per_class(labels: torch.Tensor, per_class: int, seed: int) -> torch.Ten
     return torch.cat(parts)
 
 
-def _centred(references: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _centerd(references: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return both without the references' mean: distances stay, and no digits are lost to a large common mean."""
     mean = references.float().mean(0)
     return (references.float() - mean).numpy(), (queries.float() - mean).numpy()
 
 
-def nearest_neighbour_accuracy(
+def nearest_neighbor_accuracy(
     references: torch.Tensor,
     labels: torch.Tensor,
     queries: torch.Tensor,
     truth: torch.Tensor,
     k: int = 1,
-    normalise: bool = False,
+    normalize: bool = False,
 ) -> float:
     """Return the share of queries that the majority of their ``k`` nearest references gets right.
 
     Args:
-        references: labelled embeddings, ``(n, d)``.
+        references: labeled embeddings, ``(n, d)``.
         labels: theirs, ``(n,)``.
         queries: ``(m, d)``.
         truth: the queries' labels, ``(m,)``.
-        k: neighbours, by Euclidean distance; capped by the number of references.
-        normalise: scale every embedding to length 1 first, so that the angle decides.
+        k: neighbors, by Euclidean distance; capped by the number of references.
+        normalize: scale every embedding to length 1 first, so that the angle decides.
 
     Raises:
         ValueError: an embedding is not finite.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    if normalise:
+    if normalize:
         references, queries = (
             torch.nn.functional.normalize(values.float(), dim=-1) for values in (references, queries)
         )
-    known, asked = _centred(references, queries)
+    known, asked = _centerd(references, queries)
     classifier = KNeighborsClassifier(n_neighbors=min(k, len(known)), algorithm="brute").fit(known, labels.numpy())
     return float((classifier.predict(asked) == truth.numpy()).mean())
 
@@ -72,10 +72,10 @@ def linear_accuracy(
     strength: float = 1.0,
     iterations: int = 200,
 ) -> float:
-    """Return the share of queries that a logistic regression on standardised embeddings gets right.
+    """Return the share of queries that a logistic regression on standardized embeddings gets right.
 
     Args:
-        references: labelled embeddings, ``(n, d)``.
+        references: labeled embeddings, ``(n, d)``.
         labels: theirs, ``(n,)``.
         queries: ``(m, d)``.
         truth: the queries' labels, ``(m,)``.

@@ -43,7 +43,7 @@ class Tree:
 
     @classmethod
     def of(cls, question: Sequence[int], choices: Sequence[Sequence[int]]) -> Tree:
-        """Pack a tokenised question and its tokenised choices."""
+        """Pack a tokenized question and its tokenized choices."""
         size = len(question)
         tree = cls(list(question), list(range(size)), [0] * size, [], [], [len(choice) for choice in choices])
         for branch, choice in enumerate(choices, start=1):

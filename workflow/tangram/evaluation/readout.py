@@ -1,7 +1,7 @@
 """What is left of the parent's representation: classes of texts read from hidden states with a few labels.
 
 Perplexity and KL judge the last step, a distribution over tokens. This judges what a text's hidden states hold: the
-mean over its tokens, standardised per dimension, read out by the nearest labelled text, by a linear classifier, and by
+mean over its tokens, standardized per dimension, read out by the nearest labeled text, by a linear classifier, and by
 whatever packages register as `tangram.readouts` (`tangram_studies`: a metric embedding, arXiv 1611.01449). All models
 see the same texts and the same draws of labels, so their differences are paired.
 """
@@ -22,7 +22,7 @@ from tangram.blocks.base import PARENT
 from tangram.config import Readout
 from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError
-from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbor_accuracy
 from tangram.metrics import standard_error_by_sequence
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
@@ -30,7 +30,7 @@ from tangram.models.forward import layer_context
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEST_SHARE = 0.4  # of the texts; the others may be labelled
+TEST_SHARE = 0.4  # of the texts; the others may be labeled
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
     """Return accuracies by ``'{metric}, {labels} labels'``, each ``(draws,)``.
 
     Args:
-        embeddings: ``(texts, hidden)``; standardised here per dimension, by all texts.
+        embeddings: ``(texts, hidden)``; standardized here per dimension, by all texts.
         labels: ``(texts,)``.
         settings: config section `evaluation.readout`.
-        seed: of the division into texts that may be labelled and texts to test on, and of the draws.
+        seed: of the division into texts that may be labeled and texts to test on, and of the draws.
 
     Raises:
         TangramError: a class has too few texts.
@@ -133,8 +133,8 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
             known = pool[draw_per_class(labels[pool], count, (seed * 1_000 + draw) % 2**63)]
             given = (standard[known], labels[known], standard[test], labels[test])
             accuracies = {
-                "nearest_accuracy": nearest_neighbour_accuracy(*given),
-                **{name: read(*given, unlabelled=standard[pool], seed=draw) for name, read in others.items()},
+                "nearest_accuracy": nearest_neighbor_accuracy(*given),
+                **{name: read(*given, unlabeled=standard[pool], seed=draw) for name, read in others.items()},
                 "linear_accuracy": linear_accuracy(*given, strength=0.1),
             }
             for metric, value in accuracies.items():

@@ -23,7 +23,7 @@ from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, train
-from tangram.training.losses import normalised_mse, span_loss
+from tangram.training.losses import normalized_mse, span_loss
 from tangram.training.parallel import World
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ class Imitation(nn.Module):
         """Return the total, and its two parts where there are two, for ``sequences`` (indices)."""
         problem = self._problem
         predicted, wanted = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
-        mse = normalised_mse(predicted, wanted, problem.scale[sequences]).mean()
+        mse = normalized_mse(predicted, wanted, problem.scale[sequences]).mean()
         if self.term is None:
             return mse, {}
         contrast = self.term(predicted, wanted, sequences)
         total = mse + problem.settings.span_contrast.weight * contrast
-        return total, {"normalised_mse": mse.item(), "span_contrast": contrast.item()}
+        return total, {"normalized_mse": mse.item(), "span_contrast": contrast.item()}
 
 
 class LocalProblem:
@@ -120,12 +120,12 @@ class LocalProblem:
         if self.training < 1:
             raise TangramError(
                 f"of {len(inputs)} sequences, library.bld.holdout_fraction {settings.holdout_fraction:g} holds out "
-                f"{held_out} and leaves none to train on; raise corpus.distil.tokens, or lower one of "
+                f"{held_out} and leaves none to train on; raise corpus.distill.tokens, or lower one of "
                 "corpus.sequence_length and library.bld.holdout_fraction"
             )
         parts = zip(inputs.split(settings.batch_size), outputs.split(settings.batch_size), strict=True)
         contribution = torch.cat([(after.float() - before.float()).square().mean(-1) for before, after in parts])
-        per_token = settings.normalise == "token"
+        per_token = settings.normalize == "token"
         self.scale = contribution.clamp_min(1e-12) if per_token else contribution.mean().expand_as(contribution)
 
     @functools.cached_property
@@ -158,9 +158,9 @@ class LocalProblem:
         return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
 
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
-        """Return the mean normalised loss of a replaced layer on some sequences."""
+        """Return the mean normalized loss of a replaced layer on some sequences."""
         predicted = self.predict(layer, kind, sequences)
-        return normalised_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
+        return normalized_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
 
     @torch.no_grad()
     def held_out_loss(self, layer: nn.Module, kind: str) -> float:
@@ -169,8 +169,8 @@ class LocalProblem:
         parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
         return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
 
-    def distil(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
-        """Initialise, train and judge one piece; the better of initial and trained weights is kept.
+    def distill(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
+        """Initialize, train and judge one piece; the better of initial and trained weights is kept.
 
         Args:
             kind: ``'attention'`` or ``'ffn'``.

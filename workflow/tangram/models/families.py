@@ -92,7 +92,7 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
     """Read the config of a parent's or a child's checkpoint folder; no code of the folder runs.
 
     Raises:
-        TangramError: there is no config that can be read, its family is unknown, or its weights are quantised.
+        TangramError: there is no config that can be read, its family is unknown, or its weights are quantized.
     """
     from transformers import AutoConfig
 
@@ -101,9 +101,9 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
         raw = dict(json.loads(path.read_text()))
         model_type = str(raw.get("model_type"))
         check_supported(model_type.removeprefix(CHILD_PREFIX))
-        if quantisation := raw.get("quantization_config") or raw.get("compression_config"):
-            method = dict(quantisation).get("quant_method", "unknown method")
-            raise TangramError(f"{folder} is quantised ({method}); dequantise it first: weights are read as they are")
+        if quantization := raw.get("quantization_config") or raw.get("compression_config"):
+            method = dict(quantization).get("quant_method", "unknown method")
+            raise TangramError(f"{folder} is quantized ({method}); dequantize it first: weights are read as they are")
         if model_type.startswith(CHILD_PREFIX):
             from tangram.models.configuration_tangram import CONFIG_CLASSES
 

@@ -82,8 +82,8 @@ def check_files(folder: Path) -> None:
                 types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {REMEDY}") from error
-        if quantised := sorted(types - FLOATING):
-            raise TangramError(f"{shard} is quantised (type {', '.join(quantised)}); dequantise it first")
+        if quantized := sorted(types - FLOATING):
+            raise TangramError(f"{shard} is quantized (type {', '.join(quantized)}); dequantize it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
 

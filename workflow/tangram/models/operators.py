@@ -111,7 +111,7 @@ class StructuredLinear(nn.Module):
     def _frozen(self, form: str) -> Tensors:
         """Return a form's tensors, made once, and again after the weights have changed.
 
-        Fused optimisers change weights without a trace, but not without gradients: then nothing is kept.
+        Fused optimizers change weights without a trace, but not without gradients: then nothing is kept.
         """
         if any(weight.grad is not None for weight in self.parameters()):
             self._made.clear()

@@ -60,7 +60,7 @@ def _snapshot(source: HubParent) -> Path:
 
 
 def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Dequantise a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer.
+    """Dequantize a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer.
 
     Raises:
         TangramError: the file cannot be read, or says something of its model that cannot be carried over.
@@ -75,23 +75,23 @@ def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizer
             metadata = Metadata(path)
             config = metadata.apply_to(AutoConfig.from_pretrained(folder, gguf_file=path.name))
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name, trust_remote_code=False)
-            quantised = AutoModelForCausalLM.from_pretrained(
+            quantized = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=path.name, config=copy.deepcopy(config), dtype=torch.float32
             )
-            state = quantised.state_dict()
+            state = quantized.state_dict()
             metadata.check_tensors(state)
         except (ValueError, OSError, RuntimeError, TangramError) as error:
             reason = " ".join(str(error).split())
             raise TangramError(f"{source.package}: {source.member} cannot be taken as the parent: {reason}") from error
     if len(templates := metadata.chat_templates) > 1:
         tokenizer.chat_template = templates
-    model = type(quantised).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
-    model.generation_config = quantised.generation_config
+    model = type(quantized).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    model.generation_config = quantized.generation_config
     return model, tokenizer
 
 
-def _quantisation(member: str) -> str:
-    """Return the quantisation that a GGUF's name tells, e.g. ``Q4_1``."""
+def _quantization(member: str) -> str:
+    """Return the quantization that a GGUF's name tells, e.g. ``Q4_1``."""
     return Path(member).name.removesuffix(".gguf").rpartition(".")[2]
 
 
@@ -137,7 +137,7 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
         quieten()
         if isinstance(source, GgufParent):
             model, tokenizer = _load_gguf(source)
-            origin = {"weights": f"dequantised from {_quantisation(source.member)} GGUF"}
+            origin = {"weights": f"dequantized from {_quantization(source.member)} GGUF"}
         else:
             path = Path(source.path) if isinstance(source, LocalParent) else _snapshot(source)
             model, tokenizer = load_model(path, dtype), load_tokenizer(path)

@@ -38,7 +38,7 @@ class Comparison:
 def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) -> Estimate | None:
     """Interpolate (speed, value) points linearly at ``speed``; None outside their range.
 
-    The standard error combines, to first order and as if independent, those of both neighbours' values and, through
+    The standard error combines, to first order and as if independent, those of both neighbors' values and, through
     the slope, of the three speeds; a missing standard error counts as 0.
     """
     ordered = sorted(points, key=lambda point: point[0].value)

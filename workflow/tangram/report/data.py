@@ -30,7 +30,7 @@ class Settings(Section):
     """What the report must know beyond the tables."""
 
     run: str
-    headline: str
+    primary_target: str
     targets: tuple[str, ...]
     num_layers: int
     default_scenario: str
@@ -152,8 +152,8 @@ class Results:
 
     @property
     def chosen(self) -> Key | None:
-        """The headline's best child in its last stage, if it was evaluated."""
-        return self.final(self.settings.headline, BEST)
+        """The primary target's best child in its last stage, if it was evaluated."""
+        return self.final(self.settings.primary_target, BEST)
 
     def sum_of_scores(self, architecture: Architecture, metric: str = "kl") -> float | None:
         """Return Σ replace-1-block score of an architecture, or None where a piece has no score."""
@@ -219,7 +219,7 @@ def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop_duplicates(["target", "solution", "model", "task", "metric"], ignore_index=True)
 
 
-def _labelled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
+def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
     frame.insert(0, "target", target)
     frame.insert(1, "solution", solution)
     return frame
@@ -298,7 +298,7 @@ def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple
     scenarios = evaluations[evaluations["metric"].isin(["speedup", "throughput"])]["task"]
     return Settings(
         run=folder.resolve().name,
-        headline=next(iter([*sorted(with_tasks), *targets]), ""),
+        primary_target=next(iter([*sorted(with_tasks), *targets]), ""),
         targets=targets,
         num_layers=max((len(architecture) for architecture in architectures.values()), default=0),
         default_scenario=next(iter(scenarios), ""),
@@ -325,16 +325,16 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         if (path / "architecture.json").exists()
     }
     labels = ("target", "solution")
-    parents = _labelled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    evaluations = [_labelled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
-    task_frames = [_labelled(_read(path / "tasks.parquet", EVALUATION), t, s) for t, s, path in folders]
+    parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
+    evaluations = [_labeled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
+    task_frames = [_labeled(_read(path / "tasks.parquet", EVALUATION), t, s) for t, s, path in folders]
     task_parents = [
-        _labelled(_read(path, EVALUATION), "", "")
+        _labeled(_read(path, EVALUATION), "", "")
         for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
     ]
     evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
-    readouts = [_labelled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
+    readouts = [_labeled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
@@ -349,7 +349,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(
-            [_labelled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
+            [_labeled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
         ),
         evaluations=evaluation,
         tasks=tasks,

@@ -51,7 +51,7 @@ SCALE = 1.375  # pixels per point on a wide screen
 
 
 def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
-    """Return a figure as inline SVG without ids that nothing refers to, in the page's colours and type.
+    """Return a figure as inline SVG without ids that nothing refers to, in the page's colors and type.
 
     Args:
         name: salts the ids, so that no two figures of a page share one.
@@ -113,37 +113,37 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     """Move label positions apart to at least ``gap``, keeping their order and, as far as possible, their places."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[list[int]] = []
-    centres: list[float] = []
+    centers: list[float] = []
     for i in order:
         groups.append([i])
-        centres.append(places[i])
-        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+        centers.append(places[i])
+        while len(groups) > 1 and centers[-1] - centers[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
             joined = groups[-2] + groups[-1]
             groups[-2:] = [joined]
-            centres[-2:] = [sum(places[j] for j in joined) / len(joined)]
+            centers[-2:] = [sum(places[j] for j in joined) / len(joined)]
     moved = [0.0] * len(places)
-    for group, centre in zip(groups, centres, strict=True):
+    for group, center in zip(groups, centers, strict=True):
         for j, i in enumerate(group):
-            moved[i] = centre + (j - (len(group) - 1) / 2) * gap
+            moved[i] = center + (j - (len(group) - 1) / 2) * gap
     return moved
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.45) -> None:
-    """Write labels right of the ends of lines: (x, y, text, colour), moved apart where they would touch."""
+    """Write labels right of the ends of lines: (x, y, text, color), moved apart where they would touch."""
     if not ends:
         return
     axis.autoscale_view()
     pixels = axis.transData.transform([(x, y) for x, y, _, _ in ends])
     scale = axis.figure.dpi / 72
     moved = spread([y for _, y in pixels], gap * size * scale)
-    for (x, y, text, colour), (_, old), new in zip(ends, pixels, moved, strict=True):
+    for (x, y, text, color), (_, old), new in zip(ends, pixels, moved, strict=True):
         offset = (8, (new - old) / scale)
         axis.annotate(
             text,
             (x, y),
             offset,
             textcoords="offset points",
-            color=colour,
+            color=color,
             va="center",
             fontsize=size,
             annotation_clip=False,

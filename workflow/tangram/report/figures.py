@@ -51,14 +51,14 @@ def frontier(results: Results) -> str | None:
         ):
             ends = []
             parent = results.heldout(PARENT_KEY, metric)
-            for label, solution, model, colour, finetuned in series:
+            for label, solution, model, color, finetuned in series:
                 points = _points(results, solution, model, metric)
                 if not points:
                     continue
                 x, y = [p[0].value for p in points], [p[1].value for p in points]
                 line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
                 axis.plot(
-                    line_x, line_y, color=colour, lw=1.6 if finetuned else 1.0, ls="-" if finetuned else (0, (3, 3))
+                    line_x, line_y, color=color, lw=1.6 if finetuned else 1.0, ls="-" if finetuned else (0, (3, 3))
                 )
                 axis.errorbar(
                     x,
@@ -66,18 +66,18 @@ def frontier(results: Results) -> str | None:
                     xerr=[p[0].bar for p in points],
                     yerr=[p[1].bar for p in points],
                     fmt="o",
-                    color=colour,
+                    color=color,
                     ms=5.5,
-                    mfc=colour if finetuned else PAPER,
+                    mfc=color if finetuned else PAPER,
                     mew=1.3,
                     elinewidth=1,
                     capsize=0,
                 )
-                ends.append((x[-1], y[-1], label, colour))
+                ends.append((x[-1], y[-1], label, color))
             if parent:
                 axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
                 axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
-            chosen = results.final(results.settings.headline, BEST)
+            chosen = results.final(results.settings.primary_target, BEST)
             speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
             if speed and value:
                 axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
@@ -117,7 +117,7 @@ def _token_axis(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
+def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
     """Draw every piece's held-out BLD loss before (ring) and after training (dot), by layer, one panel per variant."""
     frame = results.library
     groups = [(kind, variant) for kind in KINDS for variant in results.variants(kind)]
@@ -131,13 +131,13 @@ def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
         figure, axes = new_figure(columns, rows, 11.0, 2.4 * rows + 0.3, sharex=True, sharey=True)
         for axis, (kind, variant) in zip(axes, groups, strict=False):
             part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)].sort_values("layer")
-            colour = colours[variant]
+            color = colors[variant]
             trained = part[part["bld_loss_after"].notna()]
             after = trained["bld_loss_after"]
-            axis.vlines(trained["layer"], trained["bld_loss_before"], after, color=colour, lw=1.2)
-            axis.plot(part["layer"], part["bld_loss_before"], "o", ms=3.6, mfc=PAPER, mec=colour, mew=1)
+            axis.vlines(trained["layer"], trained["bld_loss_before"], after, color=color, lw=1.2)
+            axis.plot(part["layer"], part["bld_loss_before"], "o", ms=3.6, mfc=PAPER, mec=color, mew=1)
             kept = trained["kept"] == "trained"
-            axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=colour)
+            axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=color)
             axis.plot(trained["layer"][~kept], after[~kept], "x", ms=4.5, color=INK, mew=1.1)
             said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "not trained"
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'} {variant}", color=INK)
@@ -147,7 +147,7 @@ def bld_losses(results: Results, colours: Mapping[str, str]) -> str | None:
             axis.set_visible(False)
         log_axis(axes[0])
         for i in range(0, len(groups), columns):
-            axes[i].set_ylabel("normalised MSE")
+            axes[i].set_ylabel("normalized MSE")
         for i, axis in enumerate(axes[: len(groups)]):
             if i + columns >= len(groups):
                 axis.set_xlabel("layer")
@@ -165,7 +165,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
     return np.array([a for a, _ in means]), np.array([b for _, b in means])
 
 
-def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
+def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
     """Draw the BLD training loss relative to its start: median over layers, and where the middle 80 % lie."""
     frame = results.distillation[results.distillation["metric"] == "loss"]
     if not len(frame):
@@ -187,9 +187,9 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
                 relative = (smooth / smooth.iloc[0]).to_numpy()
                 tokens = smooth.index.to_numpy(dtype=float)
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
-                axis.fill_between(bands[0][0], bands[0][1], bands[2][1], color=colours[variant], alpha=0.14, lw=0)
-                axis.plot(*bands[1], color=colours[variant])
-                ends[kind].append((bands[1][0][-1], bands[1][1][-1], variant, colours[variant]))
+                axis.fill_between(bands[0][0], bands[0][1], bands[2][1], color=colors[variant], alpha=0.14, lw=0)
+                axis.plot(*bands[1], color=colors[variant])
+                ends[kind].append((bands[1][0][-1], bands[1][1][-1], variant, colors[variant]))
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
             _token_axis(axis)
         axes[0].set_ylim(bottom=0)  # after all is drawn: the axes share it
@@ -201,7 +201,7 @@ def bld_curves(results: Results, colours: Mapping[str, str]) -> str | None:
 
 
 def gkd_curves(results: Results) -> str | None:
-    """Draw the finetuning losses over tokens, one line per child; the baselines in their colour."""
+    """Draw the finetuning losses over tokens, one line per child; the baselines in their color."""
     frame = results.finetuning
     metrics = [m for m in ("kl", "cosine", "lm_loss") if (frame["metric"] == m).any()]
     if not metrics:
@@ -224,13 +224,13 @@ def gkd_curves(results: Results) -> str | None:
                 if not len(part):
                     continue
                 dropped = solution == LAYERS_DROPPED
-                colour = BASELINE if dropped else CHILD
+                color = BASELINE if dropped else CHILD
                 values = part["value"].rolling(max(1, len(part) // 8), min_periods=1).mean()
                 x, y = thin(part["tokens"].to_numpy(dtype=float), values.to_numpy(dtype=float))
-                headline = (target, solution) == (results.settings.headline, BEST)
-                axis.plot(x, y, color=colour, lw=2.2 if headline else 1.1, ls=(0, (4, 2)) if dropped else "-")
+                primary = (target, solution) == (results.settings.primary_target, BEST)
+                axis.plot(x, y, color=color, lw=2.2 if primary else 1.1, ls=(0, (4, 2)) if dropped else "-")
                 label = f"{target}{', layers dropped' if dropped else '' if solution == BEST else f' #{solution}'}"
-                ends.append((x[-1], y[-1], label, colour))
+                ends.append((x[-1], y[-1], label, color))
             axis.set_title(names[metric])
             _token_axis(axis)
             axis.set_ylim(bottom=0)
@@ -252,13 +252,13 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
         axis.plot([0, top], [0, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
         axis.annotate("equal", (top, top), (-18, -4), textcoords="offset points", ha="right", va="top", color=MUTED)
         for child in children:
-            colour = BASELINE if child.solution == LAYERS_DROPPED else CHILD
+            color = BASELINE if child.solution == LAYERS_DROPPED else CHILD
             axis.errorbar(
                 child.score,
                 child.kl.value,
                 yerr=child.kl.bar,
                 fmt="o",
-                color=colour,
+                color=color,
                 ms=5.5,
                 elinewidth=1,
             )
@@ -269,7 +269,7 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
                 (child.score, child.kl.value),
                 (7, -3),
                 textcoords="offset points",
-                color=colour,
+                color=color,
                 fontsize=8.5,
                 va="top",
             )
@@ -300,7 +300,7 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
             "finetuned": ("o", CHILD, CHILD, -0.2),
         }
         for i, (_, accuracies) in enumerate(rows):
-            for model, (marker, colour, fill, shift) in looks.items():
+            for model, (marker, color, fill, shift) in looks.items():
                 found = accuracies.get(model)
                 if found is None:
                     continue
@@ -311,7 +311,7 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
                     place,
                     xerr=error * 100,
                     fmt=marker,
-                    color=colour,
+                    color=color,
                     mfc=fill,
                     ms=5.5,
                     elinewidth=1.2,
@@ -319,9 +319,7 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
                 if i == 0:
                     label = {"child": "before finetuning"}.get(model, model)
                     at = ((found.value + error) * 100, place)
-                    axis.annotate(
-                        label, at, (6, 0), textcoords="offset points", color=colour, va="center", fontsize=8.5
-                    )
+                    axis.annotate(label, at, (6, 0), textcoords="offset points", color=color, va="center", fontsize=8.5)
         axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name, _ in rows][::-1], color=INK)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="y", visible=False)

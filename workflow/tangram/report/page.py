@@ -20,37 +20,37 @@ from tangram.report.sections.pieces import costs_section, scores_section, traini
 from tangram.report.sections.quality import frontier_section, measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
 from tangram.report.sections.speed import speed_section
-from tangram.report.style import estimate, number, variant_colours
+from tangram.report.style import estimate, number, variant_colors
 
 
 def render_page(results: Results) -> str:
     """Return the report: one HTML page without scripts or anything from outside it."""
     variants = [variant for kind in KINDS for variant in results.variants(kind)]
-    colours = variant_colours(variants)
-    key = [(name, tiles.swatch(name, colours)) for name in colours]
+    colors = variant_colors(variants)
+    key = [(name, tiles.swatch(name, colors)) for name in colors]
     return render_document(
         run=results.settings.run,
         weights=results.parent.get("weights", ""),
         title=_title(results),
         sentence=_sentence(results),
         facts=_facts(results),
-        skyline=_skyline(results, colours),
+        skyline=_skyline(results, colors),
         key=key,
-        sections=_sections(results, colours),
+        sections=_sections(results, colors),
     )
 
 
-def _sections(results: Results, colours: dict[str, str]) -> list[Section]:
+def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
     sections = [
         frontier_section(results),
-        architectures_section(results, colours),
+        architectures_section(results, colors),
         tasks_section(results),
         readout_section(results),
         speed_section(results),
         solver_section(results),
         scores_section(results),
         costs_section(results),
-        training_section(results, colours),
+        training_section(results, colors),
         measurements_section(results),
         time_section(results),
         origin_section(results),
@@ -104,7 +104,7 @@ def _facts(results: Results) -> list[Fact]:
 
 def _sentence(results: Results) -> str:
     chosen = results.chosen
-    architecture = results.architectures.get((results.settings.headline, BEST))
+    architecture = results.architectures.get((results.settings.primary_target, BEST))
     said = []
     if architecture:
         kept = sum(getattr(choice, kind) == PARENT for choice in architecture for kind in KINDS)
@@ -139,12 +139,12 @@ def _relative_costs(results: Results) -> dict[tuple[str, str], float]:
     return means
 
 
-def _skyline(results: Results, colours: dict[str, str]) -> str:
-    architecture = results.architectures.get((results.settings.headline, BEST))
+def _skyline(results: Results, colors: dict[str, str]) -> str:
+    architecture = results.architectures.get((results.settings.primary_target, BEST))
     if not architecture:
         return ""
     tips = {
         (row.layer, row.kind, row.variant): f" · KL alone {number(row.value)}"
         for row in rows_of(results.scores[results.scores["metric"] == "kl"])
     }
-    return tiles.skyline(architecture, colours, _relative_costs(results), tips)
+    return tiles.skyline(architecture, colors, _relative_costs(results), tips)

@@ -1,4 +1,4 @@
-"""Colours and numbers: one colour per variant everywhere, one way to write a number."""
+"""Colors and numbers: one color per variant everywhere, one way to write a number."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -12,7 +12,7 @@ from tangram.report.data import Estimate, strength
 
 # Figures are drawn in these; they become the page's CSS variables, so that figures follow its theme.
 INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
-CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: apart in lightness and for every common colour blindness
+CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: apart in lightness and for every common color blindness
 CSS_VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -28,29 +28,29 @@ def _mix(mild: str, strong: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
-def variant_colours(variants: Sequence[str]) -> dict[str, str]:
-    """Return a colour per variant: a hue per family, darker where more is cut away; no-op is the page's own grey."""
+def variant_colors(variants: Sequence[str]) -> dict[str, str]:
+    """Return a color per variant: a hue per family, darker where more is cut away; no-op is the page's own gray."""
     families: dict[str, list[str]] = {}
     for variant in sorted({PARENT, *variants}, key=strength):
         families.setdefault(Variant.parse(variant).family, []).append(variant)
-    colours = {}
+    colors = {}
     for members in families.values():
         mild, strong = block_class(members[0]).hue
         for i, variant in enumerate(members):
-            colours[variant] = _mix(mild, strong, share=(i + 1) / len(members)) if mild != strong else mild
-    return colours
+            colors[variant] = _mix(mild, strong, share=(i + 1) / len(members)) if mild != strong else mild
+    return colors
 
 
 def themed(text: str) -> str:
-    """Replace the drawing colours by the page's CSS variables."""
-    for colour, variable in CSS_VARIABLES.items():
-        text = text.replace(colour, variable)
+    """Replace the drawing colors by the page's CSS variables."""
+    for color, variable in CSS_VARIABLES.items():
+        text = text.replace(color, variable)
     return text
 
 
-def ink_on(colour: str) -> str:
-    """Return black or white, whichever reads better on a colour."""
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def ink_on(color: str) -> str:
+    """Return black or white, whichever reads better on a color."""
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#14181c"
 
 

@@ -34,15 +34,15 @@ def _svg(height: float, parts: list[str], label: str) -> str:
     return f'<svg class="tiles" {box}>{"".join(parts)}</svg>'
 
 
-def _look(variant: str, colours: Mapping[str, str]) -> str:
+def _look(variant: str, colors: Mapping[str, str]) -> str:
     if variant == NO_OP:
         return 'fill="none" stroke="var(--muted)" stroke-dasharray="2 2" stroke-width="0.8" pointer-events="all"'
-    return f'fill="{themed(colours[variant])}"'
+    return f'fill="{themed(colors[variant])}"'
 
 
 def skyline(
     architecture: Architecture,
-    colours: Mapping[str, str],
+    colors: Mapping[str, str],
     relative_cost: Mapping[tuple[str, str], float],
     tips: Mapping[tuple[int, str, str], str],
 ) -> str:
@@ -50,7 +50,7 @@ def skyline(
 
     Args:
         architecture: variants by layer.
-        colours: by variant.
+        colors: by variant.
         relative_cost: seconds over those of the parent's own subblock, by kind and variant; without it a tile is full.
         tips: text shown under the pointer, by layer, kind and variant.
     """
@@ -77,26 +77,26 @@ def skyline(
             tip = f"layer {layer} · {kind} · {variant}{tips.get((layer, kind, variant), '')}"
             empty = 'fill="var(--lot)" stroke="none"'
             if variant == NO_OP:
-                empty = _look(variant, colours)
+                empty = _look(variant, colors)
             parts.append(_rect(x + gap / 2, top, lot - gap, height, empty, tip))
             if tall > 0.5 and variant != NO_OP:
-                parts.append(_rect(x + gap / 2, start, lot - gap, tall, _look(variant, colours), tip))
+                parts.append(_rect(x + gap / 2, start, lot - gap, tall, _look(variant, colors), tip))
             if lot >= 22 and short(variant):
                 inside = tall > 18
                 y = (start + tall / 2 + 4) if inside else (start - 5 if up else start + tall + 13)
-                fill = ink_on(colours[variant]) if inside else "var(--ink)"
+                fill = ink_on(colors[variant]) if inside else "var(--ink)"
                 parts.append(_text(x + lot / 2, y, short(variant), 11, fill=fill))
     return _svg(2 * height + street + 12, parts, "map of the chosen architecture, by layer and kind")
 
 
 def architecture_rows(
-    rows: Sequence[tuple[str, tuple[str, ...], Architecture, bool]], colours: Mapping[str, str]
+    rows: Sequence[tuple[str, tuple[str, ...], Architecture, bool]], colors: Mapping[str, str]
 ) -> str:
     """Draw architectures as two thin rows of tiles each, stacked.
 
     Args:
         rows: label, notes for the right margin, architecture, and whether it opens a group.
-        colours: by variant.
+        colors: by variant.
     """
     layers = max((len(architecture) for _, _, architecture, _ in rows), default=1)
     left, right = 130.0, 150.0
@@ -113,12 +113,12 @@ def architecture_rows(
                 variant = getattr(choice, kind)
                 x = left + layer * lot
                 tip = f"{label} · layer {layer} · {kind} · {variant}"
-                parts.append(_rect(x + 0.75, y + j * (tall + 1.5), lot - 1.5, tall, _look(variant, colours), tip))
+                parts.append(_rect(x + 0.75, y + j * (tall + 1.5), lot - 1.5, tall, _look(variant, colors), tip))
     return _svg(y + 32, parts, "architectures of all targets, by layer and kind")
 
 
 def ramp(share: float) -> str:
-    """Return the colour of a share between 0 (light) and 1 (dark)."""
+    """Return the color of a share between 0 (light) and 1 (dark)."""
     place = min(max(share, 0.0), 1.0) * (len(_RAMP) - 1)
     low = min(int(place), len(_RAMP) - 2)
     mix = [
@@ -162,10 +162,10 @@ def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layer
                 value, error, tokens = found
                 share = (math.log10(value) - low) / ((high - low) or 1) if value > 0 else 0.0
                 tip = f"layer {layer} · {kind} {variant} · KL {estimate(Estimate(value, error))} ({tokens:,} tokens)"
-                x, colour = LABEL + layer * lot, ramp(share)
-                parts.append(_rect(x + 0.5, y + 0.5, lot - 1, tall - 1, f'fill="{colour}"', tip))
+                x, color = LABEL + layer * lot, ramp(share)
+                parts.append(_rect(x + 0.5, y + 0.5, lot - 1, tall - 1, f'fill="{color}"', tip))
                 if layer < len(chosen) and getattr(chosen[layer], kind) == variant:
-                    look = f'fill="{ink_on(colour)}" pointer-events="none"'
+                    look = f'fill="{ink_on(color)}" pointer-events="none"'
                     parts.append(f'<circle cx="{x + lot / 2:.1f}" cy="{y + tall / 2:.1f}" r="3" {look}/>')
             y += tall
         y += 8
@@ -180,7 +180,7 @@ def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layer
     return _svg(y + 32, parts, "replace-1-block KL by layer and variant")
 
 
-def swatch(variant: str, colours: Mapping[str, str]) -> str:
-    """Return a small tile of a variant's colour."""
-    tile = _rect(1, 1, 14, 14, _look(variant, colours))
+def swatch(variant: str, colors: Mapping[str, str]) -> str:
+    """Return a small tile of a variant's color."""
+    tile = _rect(1, 1, 14, 14, _look(variant, colors))
     return f'<svg class="swatch" viewBox="0 0 16 16" aria-hidden="true">{tile}</svg>'

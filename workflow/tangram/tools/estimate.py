@@ -281,7 +281,7 @@ class Work:
 
     def library(self) -> Iterator[Stage]:
         """Yield block distillation."""
-        bld, tokens, sizes, element = self.config.library.bld, self.tokens["distil"], self.sizes, self.element
+        bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
         trained = (1 - bld.holdout_fraction) * tokens
         stream_bytes = tokens * sizes.hidden  # of one byte a number
         given = 3 * element * stream_bytes  # inputs, middle and outputs

@@ -12,8 +12,8 @@ from tangram import extensions
 from tangram.config import SpanContrast
 
 
-def normalised_mse(child: torch.Tensor, parent: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return the normalised squared error, per token, in float32.
+def normalized_mse(child: torch.Tensor, parent: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the normalized squared error, per token, in float32.
 
     Puzzle (arXiv 2411.19146, section 3): ``MSE(o_p, o_c) / MSE(o_p, 0)``.
 

@@ -3,7 +3,7 @@
 Positions count from 1 here, as in the paper (Ailon, Hatano and Takimoto 2014, arXiv 1312.1530), and the loss is
 ``position · s`` with ``|position · s| <= 1`` for every ranking. Both policies estimate s without bias,
 ``loss * E[pi pi^T]^-1 pi``; they differ in the law of rankings. BanditRank's has moments in closed form, O(n^3);
-CombBand's (Cesa-Bianchi and Lugosi 2012) is exponential in the estimated loss of a whole ranking, and its normaliser is
+CombBand's (Cesa-Bianchi and Lugosi 2012) is exponential in the estimated loss of a whole ranking, and its normalizer is
 a permanent.
 """
 
@@ -114,7 +114,7 @@ class CombBand(BanditPolicy):
         self._rankings = all_rankings(items)
 
     def probabilities(self) -> np.ndarray:
-        """Return the law over `all_rankings`, ``(replications, n!)``; its normaliser is a `permanent`."""
+        """Return the law over `all_rankings`, ``(replications, n!)``; its normalizer is a `permanent`."""
         logits = -self.eta * self.losses @ self._rankings.T
         weights = np.exp(logits - logits.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
@@ -163,7 +163,7 @@ def sample_by_permanents(losses: np.ndarray, eta: float, rng: np.random.Generato
 
 
 def bandit_rank_rates(items: int, rounds: int) -> tuple[float, float]:
-    """Return eta and gamma of BanditRank that minimise `bandit_rank_bound`; the paper's own were not at hand."""
+    """Return eta and gamma of BanditRank that minimize `bandit_rank_bound`; the paper's own were not at hand."""
     eta = math.sqrt(items * math.log(2) / (2 * (math.e - 2) * rounds))
     return eta, min(1.0, eta * math.sqrt(24 / (items + 1)))
 
@@ -176,7 +176,7 @@ def bandit_rank_bound(items: int, rounds: int) -> float:
 
 
 def comb_band_rates(items: int, rounds: int) -> tuple[float, float]:
-    """Return eta and gamma of CombBand that minimise `comb_band_bound`."""
+    """Return eta and gamma of CombBand that minimize `comb_band_bound`."""
     eta = math.sqrt(math.lgamma(items + 1) / ((math.e - 1) * items * rounds))
     return eta, min(1.0, eta * items)
 

@@ -1,4 +1,4 @@
-"""Duelling bandits: three reductions to plain bandits, two older algorithms, and the modern baselines.
+"""Dueling bandits: three reductions to plain bandits, two older algorithms, and the modern baselines.
 
 An action is a pair ``(left, right)`` of arms, each ``(replications,)``; feedback is whether the right one won. The
 reductions are of Ailon, Karnin and Joachims 2014 (arXiv 1405.3396) and drive any machine of `machines.py`.
@@ -20,7 +20,7 @@ MakeMachine = Callable[..., Machine]
 
 
 class DuelingPolicy(Stateful):
-    """What all duelling policies share: how often each arm was played, on either side.
+    """What all dueling policies share: how often each arm was played, on either side.
 
     Args:
         replications: independent copies.
@@ -292,25 +292,25 @@ class _Confident(DuelingPolicy):
 class RUCB(_Confident):
     """Relative upper confidence bounds (Zoghi, Whiteson, Munos and de Rijke 2014, arXiv 1312.3393)."""
 
-    STATE: ClassVar[Names] = ("plays", "wins", "clock", "favourite")
+    STATE: ClassVar[Names] = ("plays", "wins", "clock", "favorite")
 
     def __init__(self, replications: int, arms: int, alpha: float = 0.51):
         super().__init__(replications, arms, alpha)
-        self.favourite = np.full(replications, -1)  # none
+        self.favorite = np.full(replications, -1)  # none
 
     def select(self, rng: np.random.Generator) -> Pair:
         """Return an arm that may beat all, and the one that most likely beats it."""
         upper, _ = self._bounds()
         may_win = np.all(upper >= 0.5, axis=2)
         number = may_win.sum(1)
-        kept = (self.favourite >= 0) & may_win[self._rows, self.favourite]
-        self.favourite = np.where(kept, self.favourite, -1)
+        kept = (self.favorite >= 0) & may_win[self._rows, self.favorite]
+        self.favorite = np.where(kept, self.favorite, -1)
         others = may_win.copy()
-        others[self._rows[kept], self.favourite[kept]] = False
+        others[self._rows[kept], self.favorite[kept]] = False
         keep = kept & ((rng.random(self.replications) < 0.5) | (number == 1))
         pool = np.where(number[:, None] == 0, True, np.where(others.any(1)[:, None], others, may_win))
-        left = np.where(keep, self.favourite, draw(pool.astype(float), rng))
-        self.favourite = np.where(number == 1, may_win.argmax(1), self.favourite)
+        left = np.where(keep, self.favorite, draw(pool.astype(float), rng))
+        self.favorite = np.where(number == 1, may_win.argmax(1), self.favorite)
         right = random_argmax(upper[self._rows, :, left], rng)
         return left, right
 
@@ -340,7 +340,7 @@ class DoubleThompson(_Confident):
 
 
 def make_dueling(name: str, replications: int, arms: int, horizon: int, **options: Any) -> DuelingPolicy:
-    """Return a duelling policy by its name; see `DUELING`.
+    """Return a dueling policy by its name; see `DUELING`.
 
     Args:
         name: one of `DUELING`.
@@ -353,7 +353,7 @@ def make_dueling(name: str, replications: int, arms: int, horizon: int, **option
         ValueError: the name is unknown.
     """
     if name not in DUELING:
-        raise ValueError(f"no duelling policy is called '{name}'; there are {', '.join(DUELING)}")
+        raise ValueError(f"no dueling policy is called '{name}'; there are {', '.join(DUELING)}")
     kind = DUELING[name]
     if kind in (InterleavedFilter, BeatTheMean):
         options["horizon"] = horizon

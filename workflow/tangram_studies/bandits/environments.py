@@ -1,6 +1,6 @@
 """Where feedback comes from: preference matrices, utilities behind a link, a table of scores, sequences of choices.
 
-Duelling (Ailon, Karnin and Joachims 2014, arXiv 1405.3396): every round two arms are played, with hidden utilities
+Dueling (Ailon, Karnin and Joachims 2014, arXiv 1405.3396): every round two arms are played, with hidden utilities
 ``u`` and ``v``; the left one wins with probability ``link(u, v)``. Regret per round is the best arm's utility less the
 mean of the two played. Where only a preference matrix is given, an arm's gap is ``P(best beats it) - 1/2``.
 """

@@ -1,4 +1,4 @@
-"""The duelling policies compiled by numba, one replication at a time: the same laws as `dueling.py`, many times faster.
+"""The dueling policies compiled by numba, one replication at a time: the same laws as `dueling.py`, many times faster.
 
 Each kernel plays one replication with its own generator and returns cumulative regret at the checkpoints. They are no
 bit-for-bit copies (they draw in another order); tests hold both to the same distribution.
@@ -155,7 +155,7 @@ def _random_largest(values, rng):
 def _rucb(preferences, gaps, rounds, checkpoints, alpha, rng):
     arms = len(gaps)
     wins, values, pool = np.zeros((arms, arms)), np.zeros(arms), np.zeros(arms)
-    regret, curve, point, favourite = 0.0, np.zeros(len(checkpoints)), 0, -1
+    regret, curve, point, favorite = 0.0, np.zeros(len(checkpoints)), 0, -1
     for played in range(1, rounds + 1):
         log_clock = np.log(played)
         number, only = 0, -1
@@ -168,17 +168,17 @@ def _rucb(preferences, gaps, rounds, checkpoints, alpha, rng):
             if pool[x] > 0:
                 number += 1
                 only = x
-        if favourite >= 0 and pool[favourite] == 0:
-            favourite = -1
+        if favorite >= 0 and pool[favorite] == 0:
+            favorite = -1
         if number == 1:
-            left = favourite = only
+            left = favorite = only
         elif number == 0:
             left = rng.integers(0, arms)
-        elif favourite >= 0 and rng.random() < 0.5:
-            left = favourite
+        elif favorite >= 0 and rng.random() < 0.5:
+            left = favorite
         else:
-            if favourite >= 0:
-                pool[favourite] = 0.0
+            if favorite >= 0:
+                pool[favorite] = 0.0
             left = _draw(pool, rng)
         for x in range(arms):
             values[x] = _bound(wins, x, left, log_clock, alpha, 1)
@@ -248,7 +248,7 @@ def _double_thompson(preferences, gaps, rounds, checkpoints, alpha, rng):
 
 @_compiled
 def _tsallis(losses, eta, start, weights):
-    """Fill ``weights`` and return the root that normalises them."""
+    """Fill ``weights`` and return the root that normalizes them."""
     least, arms = losses.min(), len(losses)
     root = min(max(start, least - 2 * np.sqrt(arms) / eta), least - 2 / eta)
     for _ in range(60):

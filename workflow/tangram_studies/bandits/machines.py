@@ -1,4 +1,4 @@
-"""Singleton bandit machines: the black boxes that the duelling reductions drive.
+"""Singleton bandit machines: the black boxes that the dueling reductions drive.
 
 A machine plays a plain bandit: `advance` gives an arm, `feedback` takes its reward in [0, 1]. One object holds
 ``slots`` machines for each replication (MultiSBM needs one per arm), and each has a clock of its own: how often *it*
@@ -108,7 +108,7 @@ class TsallisINF(Machine):
 
 
 def tsallis_weights(losses: np.ndarray, eta: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights ``(replications, arms)`` and the roots ``(replications,)`` that normalise them, by Newton.
+    """Return weights ``(replications, arms)`` and the roots ``(replications,)`` that normalize them, by Newton.
 
     Args:
         losses: cumulative estimated losses, ``(replications, arms)``.

@@ -70,7 +70,7 @@ class OnlineRank(RankingPolicy):
         replications: independent copies.
         items: number of items.
         eta: learning rate; see `optimal_eta`.
-        sampler: ``'gumbel'``: a Plackett-Luce order, O(n log n) and vectorised; ``'quicksort'``: the paper's.
+        sampler: ``'gumbel'``: a Plackett-Luce order, O(n log n) and vectorized; ``'quicksort'``: the paper's.
     """
 
     def __init__(self, replications: int, items: int, eta: float, sampler: Literal["gumbel", "quicksort"] = "gumbel"):
@@ -104,8 +104,8 @@ class ProjectedGradient(RankingPolicy):
 
     def expected_positions(self) -> np.ndarray:
         """Return the point of the permutahedron."""
-        centred = self.scores - self.scores.mean(1, keepdims=True)
-        return np.stack([project_on_permutahedron((self.items - 1) / 2 - self.eta * row) for row in centred])
+        centerd = self.scores - self.scores.mean(1, keepdims=True)
+        return np.stack([project_on_permutahedron((self.items - 1) / 2 - self.eta * row) for row in centerd])
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
         """Return positions drawn with that mean."""
@@ -249,7 +249,7 @@ def pair_sum(items: int, chosen: int) -> float:
 
 
 def optimal_eta(items: int, chosen: int, rounds: int) -> float:
-    """Return the learning rate of OnlineRank that minimises `upper_bound`; our derivation."""
+    """Return the learning rate of OnlineRank that minimizes `upper_bound`; our derivation."""
     return math.sqrt(4 * items * (items - 1) * math.log(2) / (rounds * pair_sum(items, chosen)))
 
 
@@ -264,7 +264,7 @@ def lower_bound(items: int, chosen: int, rounds: int) -> float:
 
 
 def gradient_eta(items: int, chosen: int, rounds: int) -> float:
-    """Return the step size of `ProjectedGradient` that minimises `gradient_bound`; our derivation."""
+    """Return the step size of `ProjectedGradient` that minimizes `gradient_bound`; our derivation."""
     squared_radius = items * (items**2 - 1) / 12
     return math.sqrt(squared_radius / (rounds * pair_sum(items, chosen) / items))
 

@@ -45,7 +45,7 @@ def simulate_duels(
     threads: int = 1,
     **options: Any,
 ) -> np.ndarray:
-    """Play the duelling policy of that name, compiled if it can be.
+    """Play the dueling policy of that name, compiled if it can be.
 
     Args:
         name: one of `dueling.DUELING`.
@@ -138,7 +138,7 @@ def replay_duels(
     unit: Literal["cells", "duels"],
     most_duels: int,
 ) -> np.ndarray:
-    """Let a duelling policy play a table; return what it recommends when each budget is spent.
+    """Let a dueling policy play a table; return what it recommends when each budget is spent.
 
     Args:
         policy: plays the table's candidates.

@@ -210,10 +210,10 @@ def learn_factors(
     target = weight if moment is None else weight @ moment.float()
     energy = (target * weight).sum()
     factors = [Turning(operator.j1), Turning(operator.j2)]
-    optimiser = torch.optim.Adam([angles for factor in factors for angles in factor.angles], lr=rate)
+    optimizer = torch.optim.Adam([angles for factor in factors for angles in factor.angles], lr=rate)
     errors = []
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
         j1, j2 = (factor.matrix() for factor in factors)
         crossed = j2 @ target @ j1.t()
         if moment is not None:
@@ -221,9 +221,9 @@ def learn_factors(
             crossed = torch.linalg.solve_triangular(root, crossed.t(), upper=False)
         loss = 1 - crossed.square().sum() / energy
         errors.append(loss.item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     for factor in factors:
         factor.write()
     return errors

@@ -3,7 +3,7 @@
 This file travels with the children that need it, so it imports nothing but torch and the file of the core's operators.
 
 Three sources: the fixed butterfly structure of Ailon, Leibovitch and Nair (arXiv 2007.08864, sections 4 and 5), Monarch
-matrices (Dao et al., arXiv 2204.00595), and layers factorised into a random and a trained matrix (Ailon and Shit, arXiv
+matrices (Dao et al., arXiv 2204.00595), and layers factorized into a random and a trained matrix (Ailon and Shit, arXiv
 2210.04807; which of the two is trained is not in its abstract, so both are here).
 """
 

@@ -115,7 +115,7 @@ class EncoderDecoderButterfly(nn.Module):
 
 
 def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> list[float]:
-    """Minimise with Adam, its rate falling to a tenth as a cosine; the best weights seen are kept.
+    """Minimize with Adam, its rate falling to a tenth as a cosine; the best weights seen are kept.
 
     Args:
         module: what is trained, in place.
@@ -127,7 +127,7 @@ def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rat
         The loss before each step, and after the last.
     """
     parameters = list(module.parameters())
-    optimiser = torch.optim.Adam(parameters, lr=rate)
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     curve, best, kept = [], math.inf, [p.detach().clone() for p in parameters]
     for step in range(steps + 1):
         value = loss()
@@ -136,10 +136,10 @@ def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rat
             best, kept = curve[-1], [p.detach().clone() for p in parameters]
         if step == steps:
             break
-        optimiser.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
-        optimiser.zero_grad()
+        optimizer.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+        optimizer.zero_grad()
         value.backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
@@ -205,16 +205,16 @@ class LearnedSketch(nn.Module):
         return self.matrix() @ x
 
     def fit(self, x: torch.Tensor, k: int, steps: int, rate: float, batch: int, seed: int = 0) -> list[float]:
-        """Minimise the mean of `sketch_loss` over training matrices ``(matrices, n, d)``, some at a time; in place."""
+        """Minimize the mean of `sketch_loss` over training matrices ``(matrices, n, d)``, some at a time; in place."""
         generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.Adam(self.parameters(), lr=rate)
+        optimizer = torch.optim.Adam(self.parameters(), lr=rate)
         curve = []
         for step in range(steps):
             chosen = x[torch.randperm(len(x), generator=generator)[:batch]]
             loss = sketch_loss(self.matrix(), chosen, k).mean()
             curve.append(loss.item())
-            optimiser.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         return curve

@@ -2,7 +2,7 @@
 
 CIFAR-10's 10,000 test images (task `cifar10_classification`) are divided anew into 8,000 to learn from and 2,000 to
 test on, so no accuracy on them may stand beside a published one. Of `mnist_ascii` the 35,038 digits that are whole and
-binarised are taken, in MNIST's own division.
+binarized are taken, in MNIST's own division.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ SHA256 = {  # of the unpacked files, which are the same wherever they come from
 
 @dataclass(frozen=True)
 class Images:
-    """Grey images and their classes.
+    """Gray images and their classes.
 
     Attributes:
         train_images: ``(60000, 28, 28)``, uint8.

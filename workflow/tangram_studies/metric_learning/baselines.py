@@ -1,4 +1,4 @@
-"""Modern losses to compare with, from `pytorch-metric-learning`, every one with its own normalised embeddings."""
+"""Modern losses to compare with, from `pytorch-metric-learning`, every one with its own normalized embeddings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The losses of three papers on embeddings, each with the paper's own distance and normalisation.
+"""The losses of three papers on embeddings, each with the paper's own distance and normalization.
 
-All three use the plain Euclidean distance of embeddings that are not normalised, at temperature 1; most libraries
-normalise by default. Everything is computed in float32. Two embeddings that are equal have distance 0 and gradient 0.
+All three use the plain Euclidean distance of embeddings that are not normalized, at temperature 1; most libraries
+normalize by default. Everything is computed in float32. Two embeddings that are equal have distance 0 and gradient 0.
 """
 
 from __future__ import annotations
@@ -108,13 +108,13 @@ def spatial_contrasting_loss(first: torch.Tensor, second: torch.Tensor) -> torch
 def metric_log_probabilities(
     embeddings: torch.Tensor, references: torch.Tensor, squared: bool = False, scale: float = 1.0
 ) -> torch.Tensor:
-    """Return the log-probability of every class by distance to one labelled example of each, ``(n, classes)``.
+    """Return the log-probability of every class by distance to one labeled example of each, ``(n, classes)``.
 
     Metric embedding (arXiv 1611.01449, section 3): a softmax over minus the distance.
 
     Args:
         embeddings: ``(n, d)``.
-        references: one labelled example's embedding per class, in the classes' order, ``(classes, d)``.
+        references: one labeled example's embedding per class, in the classes' order, ``(classes, d)``.
         squared: square the distances, as the paper writes them; its authors' code does not.
         scale: multiplies them; 1 in paper and code.
 
@@ -133,23 +133,23 @@ def entropy(log_probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def metric_embedding_loss(
-    labelled: torch.Tensor,
+    labeled: torch.Tensor,
     labels: torch.Tensor,
     references: torch.Tensor,
-    unlabelled: torch.Tensor | None = None,
+    unlabeled: torch.Tensor | None = None,
     entropy_weight: float = 1.0,
     squared: bool = False,
     scale: float = 1.0,
 ) -> torch.Tensor:
     """Return the semi-supervised metric embedding loss (arXiv 1611.01449, section 3), in nats.
 
-    The labelled examples' negative log-likelihood plus the entropy of the unlabelled ones, each a mean over its own.
+    The labeled examples' negative log-likelihood plus the entropy of the unlabeled ones, each a mean over its own.
 
     Args:
-        labelled: ``(n, d)``, none of them among the references: an example's distance to itself teaches nothing.
+        labeled: ``(n, d)``, none of them among the references: an example's distance to itself teaches nothing.
         labels: ``(n,)``, indices into the references.
         references: ``(classes, d)``; see `metric_log_probabilities`.
-        unlabelled: ``(m, d)``; left out, only the first term is there.
+        unlabeled: ``(m, d)``; left out, only the first term is there.
         entropy_weight: of the second term.
         squared: see `metric_log_probabilities`.
         scale: see `metric_log_probabilities`.
@@ -157,7 +157,7 @@ def metric_embedding_loss(
     Raises:
         ValueError: the shapes differ, or there is one class only.
     """
-    loss = functional.nll_loss(metric_log_probabilities(labelled, references, squared, scale), labels)
-    if unlabelled is None or entropy_weight == 0:
+    loss = functional.nll_loss(metric_log_probabilities(labeled, references, squared, scale), labels)
+    if unlabeled is None or entropy_weight == 0:
         return loss
-    return loss + entropy_weight * entropy(metric_log_probabilities(unlabelled, references, squared, scale)).mean()
+    return loss + entropy_weight * entropy(metric_log_probabilities(unlabeled, references, squared, scale)).mean()

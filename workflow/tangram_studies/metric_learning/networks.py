@@ -48,7 +48,7 @@ class ConvNet(nn.Module):
         layers: the convolutions, each with ReLU.
         grid: side of the grid that the last map is pooled to, by maxima; 0 takes the mean of the whole map.
         dimensions: of the embedding.
-        norm: batch normalisation before each ReLU.
+        norm: batch normalization before each ReLU.
     """
 
     def __init__(self, channels: int, layers: Sequence[Convolution], grid: int, dimensions: int, norm: bool):

@@ -1,12 +1,12 @@
-"""A readout that learns a metric from a few labels and many unlabelled examples (arXiv 1611.01449)."""
+"""A readout that learns a metric from a few labels and many unlabeled examples (arXiv 1611.01449)."""
 
 from __future__ import annotations
 
 import torch
 
-from tangram.evaluation.classifiers import nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import nearest_neighbor_accuracy
 from tangram_studies.metric_learning.losses import metric_embedding_loss
-from tangram_studies.metric_learning.samplers import LabelledPool
+from tangram_studies.metric_learning.samplers import LabeledPool
 from tangram_studies.metric_learning.training import fit
 
 
@@ -15,7 +15,7 @@ def metric_embedding_accuracy(
     labels: torch.Tensor,
     queries: torch.Tensor,
     truth: torch.Tensor,
-    unlabelled: torch.Tensor,
+    unlabeled: torch.Tensor,
     dimensions: int = 32,
     steps: int = 100,
     learning_rate: float = 1e-2,
@@ -23,17 +23,17 @@ def metric_embedding_accuracy(
 ) -> float:
     """Return the share of queries whose nearest reference is right in a linear metric embedding (arXiv 1611.01449).
 
-    The embedding begins as the unlabelled examples' principal components, all scaled alike so that distances are about
-    1, and learns from labelled pairs and the entropy of the unlabelled. Where a class has one labelled example there is
+    The embedding begins as the unlabeled examples' principal components, all scaled alike so that distances are about
+    1, and learns from labeled pairs and the entropy of the unlabeled. Where a class has one labeled example there is
     no pair, and it stays as it began: the entropy alone would send everything to one class.
 
     Args:
-        references: labelled, standardised embeddings, ``(n, d)``.
+        references: labeled, standardized embeddings, ``(n, d)``.
         labels: theirs, ``(n,)``.
         queries: ``(m, d)``, not among the others.
         truth: the queries' labels, ``(m,)``.
-        unlabelled: ``(u, d)``.
-        dimensions: of the embedding; capped by what the unlabelled examples span.
+        unlabeled: ``(u, d)``.
+        dimensions: of the embedding; capped by what the unlabeled examples span.
         steps: of training.
         learning_rate: its peak.
         seed: of what is drawn.
@@ -41,16 +41,16 @@ def metric_embedding_accuracy(
     Raises:
         TangramError: the labels are of one class.
     """
-    pool = LabelledPool(labels)
-    spread = torch.linalg.svd((unlabelled - unlabelled.mean(0)).float(), full_matrices=False)
+    pool = LabeledPool(labels)
+    spread = torch.linalg.svd((unlabeled - unlabeled.mean(0)).float(), full_matrices=False)
     axes = spread.Vh[:dimensions]
     projection = torch.nn.Linear(references.shape[1], len(axes), bias=False)
     with torch.no_grad():
-        projection.weight.copy_(axes / ((unlabelled - unlabelled.mean(0)) @ axes.T).norm(dim=1).mean())
+        projection.weight.copy_(axes / ((unlabeled - unlabeled.mean(0)) @ axes.T).norm(dim=1).mean())
 
     def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         anchors = pool.anchors(generator)
-        others = projection(unlabelled[tickets % len(unlabelled)])
+        others = projection(unlabeled[tickets % len(unlabeled)])
         asked = pool.another(anchors, generator)
         return metric_embedding_loss(
             projection(references[asked]), labels[asked], projection(references[anchors]), others
@@ -60,4 +60,4 @@ def metric_embedding_accuracy(
         fit(projection, loss, steps, 64, learning_rate, seed, weight_decay=0.0)
     with torch.inference_mode():
         known, asked = projection(references), projection(queries)
-    return nearest_neighbour_accuracy(known, labels, asked, truth)
+    return nearest_neighbor_accuracy(known, labels, asked, truth)

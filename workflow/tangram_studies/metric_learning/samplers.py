@@ -1,4 +1,4 @@
-"""What is compared with what: triplets and pairs, regions of images, spans of token sequences, labelled anchors.
+"""What is compared with what: triplets and pairs, regions of images, spans of token sequences, labeled anchors.
 
 Every sampler draws from a `torch.Generator` on the CPU that it is given, and from nothing else.
 """
@@ -16,8 +16,8 @@ def _uniform(limits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (draws * limits).long().minimum(limits - 1)
 
 
-class LabelledPool:
-    """Labelled examples, to draw others of the same class and of other classes from.
+class LabeledPool:
+    """Labeled examples, to draw others of the same class and of other classes from.
 
     Args:
         labels: ``(n,)`` whole numbers from 0 to classes - 1.
@@ -34,7 +34,7 @@ class LabelledPool:
         if self.classes < 2:
             raise TangramError("all labels are of one class; comparisons need at least two")
         if (self.counts == 0).any():
-            raise TangramError(f"class {int(self.counts.argmin())} has no labelled example")
+            raise TangramError(f"class {int(self.counts.argmin())} has no labeled example")
         self._order = labels.argsort(stable=True)
         self._starts = self.counts.cumsum(0) - self.counts
         self._rank = torch.empty_like(labels)
@@ -53,7 +53,7 @@ class LabelledPool:
         classes = self.labels[anchors]
         counts = self.counts[classes]
         if (counts < 2).any():
-            raise TangramError(f"class {int(classes[counts < 2][0])} has one labelled example only: it has no pair")
+            raise TangramError(f"class {int(classes[counts < 2][0])} has one labeled example only: it has no pair")
         rank = (self._rank[anchors] + 1 + _uniform(counts - 1, generator)) % counts
         return self._order[self._starts[classes] + rank]
 
@@ -68,7 +68,7 @@ class LabelledPool:
 
 
 def sample_triplets(
-    pool: LabelledPool, count: int, generator: torch.Generator
+    pool: LabeledPool, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return indices of anchors, positives and negatives, each ``(count,)`` (arXiv 1412.6622, section 3).
 
@@ -79,7 +79,7 @@ def sample_triplets(
 
 
 def sample_pairs(
-    pool: LabelledPool, count: int, generator: torch.Generator
+    pool: LabeledPool, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return indices of ones and others and whether they are of one class, each ``(count,)``; half of the pairs are."""
     ones = pool.of_class(_uniform(torch.full((count,), pool.classes), generator), generator)

@@ -73,7 +73,7 @@ def span_contrastive_loss(
 class SpanTerm(nn.Module):
     """The term at one layer.
 
-    Hidden states are standardised per dimension by the parent's own mean and deviation before anything else: without
+    Hidden states are standardized per dimension by the parent's own mean and deviation before anything else: without
     that, a few massive dimensions make all spans look alike. With ``settings.projection``, the child's go through a
     head that learns, the parent's through a fixed random one; the head starts as that, and nobody keeps it.
 
@@ -123,7 +123,7 @@ class SpanTerm(nn.Module):
     def pooled(
         self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return spans ``(spans, 3)``, and their standardised means in child and parent, ``(spans, hidden)``."""
+        """Return spans ``(spans, 3)``, and their standardized means in child and parent, ``(spans, hidden)``."""
         settings = self.settings
         seed = zlib.crc32(repr([self.seed, *sequences.tolist()]).encode())
         generator = torch.Generator().manual_seed(seed)
@@ -142,7 +142,7 @@ class PulledSpanContrast(SpanContrast):
 
 
 class PulledSpans(SpanTerm):
-    """The control: the same spans, standardised alike, each drawn to the parent's own, and contrasted with none."""
+    """The control: the same spans, standardized alike, each drawn to the parent's own, and contrasted with none."""
 
     def forward(self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
         """Return one minus the cosine of child's and parent's spans, mean over spans; see `SpanTerm.forward`."""

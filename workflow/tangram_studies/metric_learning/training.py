@@ -28,7 +28,7 @@ def fit(
         module: what is trained; it is put into training mode, and back into evaluation mode at the end.
         step_loss: maps a step's tickets and a generator to its loss and metrics. Tickets are ``batch_size`` whole
             numbers that no other step has: their remainders visit every example of a set evenly.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: tickets per step.
         learning_rate: its peak.
         seed: of tickets and generator.

@@ -1,4 +1,4 @@
-"""Reducing duelling bandits to cardinal bandits (Ailon, Karnin and Joachims 2014, arXiv 1405.3396).
+"""Reducing dueling bandits to cardinal bandits (Ailon, Karnin and Joachims 2014, arXiv 1405.3396).
 
 The paper's 15 panels (five arm sets, three links) and its arXiv.org panel, the sensitivity to UCB's alpha that the
 figures leave open, the growth of regret, the tail that makes a machine alpha-robust, and what has been found since.
@@ -137,7 +137,7 @@ def reproduce(scale: Scale, seed: int, threads: int = 1) -> Study:
         seed: every random number follows from it.
         threads: replications at once, where they are compiled.
     """
-    study = Study("dueling", "Reducing duelling bandits to cardinal bandits", "1405.3396")
+    study = Study("dueling", "Reducing dueling bandits to cardinal bandits", "1405.3396")
     sequences = np.random.SeedSequence(seed).spawn(4)
     grid = _Grid(sequences[0], scale, threads)
     _panels(study, grid, scale)

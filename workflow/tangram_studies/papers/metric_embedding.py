@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tangram.cli import use_threads
 from tangram.config import Studies
-from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbor_accuracy
 from tangram.report.document import Figure
 from tangram_studies.experiments import (
     Map,
@@ -33,16 +33,16 @@ from tangram_studies.experiments import (
 from tangram_studies.metric_learning import baselines
 from tangram_studies.metric_learning.losses import entropy, metric_embedding_loss
 from tangram_studies.metric_learning.networks import ConvNet, metric_layers
-from tangram_studies.metric_learning.samplers import LabelledPool, shift_and_mirror
+from tangram_studies.metric_learning.samplers import LabeledPool, shift_and_mirror
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
 from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
 from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, interval
 
-METRIC, LABELS_ONLY, NORM_ONLY = "metric + entropy", "metric, labels only", "metric, unlabelled in norm only"
+METRIC, LABELS_ONLY, NORM_ONLY = "metric + entropy", "metric, labels only", "metric, unlabeled in norm only"
 CROSS_ENTROPY, CE_ENTROPY = "cross-entropy", "cross-entropy + entropy"
 MODERN = "SupCon + NT-Xent"
 UNTRAINED, PIXELS = "untrained net", "raw pixels"
-READOUTS = {"nearest": "nearest neighbour", "linear": "linear readout"}
+READOUTS = {"nearest": "nearest neighbor", "linear": "linear readout"}
 PER_CLASS = {1: 10, 3: 400}  # labels, by channels: 100 of MNIST in all, 4,000 of CIFAR-10
 FEW_LABELS, ALL_LABELS = "few labels", "all labels"
 MAPPED = 400
@@ -51,16 +51,16 @@ FOLLOWED = 6
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study; every step sees ``queries + unlabelled`` images and one reference of each class."""
+    """The size of the study; every step sees ``queries + unlabeled`` images and one reference of each class."""
 
     validation: int
     test: int
     steps: int
     queries: int
-    unlabelled: int
+    unlabeled: int
     width: int
     dimensions: int
-    known: int  # labelled images that the readouts with all labels know
+    known: int  # labeled images that the readouts with all labels know
 
 
 SCALES = {
@@ -85,25 +85,25 @@ ALL = {
 
 
 def _step_loss(
-    run: Run, net: ConvNet, classifier: nn.Linear, labelled: Split, unlabelled: torch.Tensor, scale: Scale
+    run: Run, net: ConvNet, classifier: nn.Linear, labeled: Split, unlabeled: torch.Tensor, scale: Scale
 ) -> StepLoss:
     """Return an arm's loss of a step; every arm sees the same number of images in it."""
-    pool = LabelledPool(labelled.labels)
-    device = labelled.images.device
-    labels = labelled.labels.to(device)
-    total = pool.classes + scale.queries + scale.unlabelled
+    pool = LabeledPool(labeled.labels)
+    device = labeled.images.device
+    labels = labeled.labels.to(device)
+    total = pool.classes + scale.queries + scale.unlabeled
     without = {LABELS_ONLY, CROSS_ENTROPY}
     # With all labels there is nothing without: the arms are the supervised ones.
-    free = 0 if run.arm in without or len(unlabelled) == 0 else scale.unlabelled
+    free = 0 if run.arm in without or len(unlabeled) == 0 else scale.unlabeled
 
     def others(tickets: torch.Tensor) -> torch.Tensor:
-        return unlabelled[(tickets[:free] % max(1, len(unlabelled))).to(device)]
+        return unlabeled[(tickets[:free] % max(1, len(unlabeled))).to(device)]
 
     def metric(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         references = pool.anchors(generator)
         classes = torch.arange(total - pool.classes - free) % pool.classes
         queries = pool.another(references[classes], generator)
-        images = torch.cat([labelled.images[torch.cat([references, queries]).to(device)], others(tickets)])
+        images = torch.cat([labeled.images[torch.cat([references, queries]).to(device)], others(tickets)])
         anchors, asked, rest = net(images).split([pool.classes, len(queries), free])
         weight = 0.0 if run.arm == NORM_ONLY else 1.0
         squared = bool(run.setting["squared"])
@@ -112,8 +112,8 @@ def _step_loss(
         ), {}
 
     def classify(tickets: torch.Tensor, _: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets[: total - free] % len(labelled)).to(device)
-        images = torch.cat([labelled.images[chosen], others(tickets)]) if free else labelled.images[chosen]
+        chosen = (tickets[: total - free] % len(labeled)).to(device)
+        images = torch.cat([labeled.images[chosen], others(tickets)]) if free else labeled.images[chosen]
         logits = classifier(functional.relu(net(images)))
         loss = functional.cross_entropy(logits[: len(chosen)], labels[chosen])
         if free:
@@ -121,10 +121,10 @@ def _step_loss(
         return loss, {}
 
     def contrast(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets[: total - free] % len(labelled)).to(device)
-        plain = unlabelled[(tickets[: free // 2] % len(unlabelled)).to(device)]
+        chosen = (tickets[: total - free] % len(labeled)).to(device)
+        plain = unlabeled[(tickets[: free // 2] % len(unlabeled)).to(device)]
         views = [shift_and_mirror(plain, 3, False, generator) for _ in range(2)]
-        embeddings = net(torch.cat([labelled.images[chosen], *views]))
+        embeddings = net(torch.cat([labeled.images[chosen], *views]))
         known, first, second = embeddings.split([len(chosen), free // 2, free // 2])
         temperature = run.setting["temperature"]
         loss = baselines.supervised_contrastive(temperature)(known, labels[chosen])
@@ -136,18 +136,18 @@ def _step_loss(
 def perform(run: Run, path: str, scale: Scale, device: str, all_labels: bool) -> Outcome:
     """Train one arm with its seed's labels, and read classes from its embeddings of images that it never saw.
 
-    Scores: accuracies ``nearest`` and ``linear`` from the labelled images, ``head`` of a classifier's own output, where
-    there is one, and ``objective``: the head's where it is trained, else the nearest neighbour's.
+    Scores: accuracies ``nearest`` and ``linear`` from the labeled images, ``head`` of a classifier's own output, where
+    there is one, and ``objective``: the head's where it is trained, else the nearest neighbor's.
     """
     everything, validation, test = load_splits(path, device, scale.validation, scale.test)
     judged = validation if run.tuning else test
     if all_labels:
-        labelled, unlabelled = everything, everything.images[:0]
+        labeled, unlabeled = everything, everything.images[:0]
         k, known = 5, everything.take(torch.arange(min(scale.known, len(everything))))
     else:
-        labelled = everything.take(draw_per_class(everything.labels, PER_CLASS[everything.images.shape[1]], run.seed))
-        k, known = 1, labelled
-        unlabelled = everything.images  # the labelled are among them, as in the authors' code
+        labeled = everything.take(draw_per_class(everything.labels, PER_CLASS[everything.images.shape[1]], run.seed))
+        k, known = 1, labeled
+        unlabeled = everything.images  # the labeled are among them, as in the authors' code
     torch.manual_seed(run.seed)
     classes = int(everything.labels.max()) + 1
     net = ConvNet(everything.images.shape[1], metric_layers(scale.width), 0, scale.dimensions, norm=True).to(device)
@@ -162,19 +162,19 @@ def perform(run: Run, path: str, scale: Scale, device: str, all_labels: bool) ->
         return functional.relu(embeddings) if classifies else embeddings
 
     if run.arm not in (UNTRAINED, PIXELS):
-        batch = classes + scale.queries + scale.unlabelled
-        loss = _step_loss(run, net, classifier, labelled, unlabelled, scale)
+        batch = classes + scale.queries + scale.unlabeled
+        loss = _step_loss(run, net, classifier, labeled, unlabeled, scale)
         if run.seed == 0 and not run.tuning and not all_labels:
 
             def judge() -> float:
                 one, other = represent(known.images), represent(validation.images)
-                return nearest_neighbour_accuracy(one, known.labels, other, validation.labels)
+                return nearest_neighbor_accuracy(one, known.labels, other, validation.labels)
 
             loss = follow(loss, judge, outcome, max(1, scale.steps // FOLLOWED))
         with stopwatch(outcome):
             fit(nn.ModuleList([net, classifier]), loss, scale.steps, batch, run.setting["rate"], run.seed)
     references, asked = represent(known.images), represent(judged.images)
-    outcome.scores["nearest"] = nearest_neighbour_accuracy(references, known.labels, asked, judged.labels, k)
+    outcome.scores["nearest"] = nearest_neighbor_accuracy(references, known.labels, asked, judged.labels, k)
     outcome.scores["objective"] = outcome.scores["nearest"]
     if classifies:
         with torch.inference_mode():
@@ -211,7 +211,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
         return study.paired(FEW_LABELS, f"{metric} accuracy (%)", one, other)
 
     def over_head(experiment: str) -> Interval:
-        """Return the nearest neighbour's accuracy minus that of the classifying net's own output."""
+        """Return the nearest neighbor's accuracy minus that of the classifying net's own output."""
         rows = study.frame(experiment)
         ours, head = (
             rows[(rows["arm"] == arm) & (rows["metric"] == f"{metric} accuracy (%)")].set_index("seed")["value"]
@@ -225,8 +225,8 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
         claims.append(
             decide(
                 difference(metric, METRIC, LABELS_ONLY),
-                claim=f"unlabelled images help, {title}",
-                statement="metric embedding with the entropy of unlabelled images beats the labelled alone",
+                claim=f"unlabeled images help, {title}",
+                statement="metric embedding with the entropy of unlabeled images beats the labeled alone",
                 where="sections 3 and 4",
                 note=f"{source}, {labels:,} labels drawn anew by every seed; the labels-only arm sees as many "
                 "images a step",
@@ -235,8 +235,8 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     claims.append(
         decide(
             difference("nearest", METRIC, NORM_ONLY),
-            claim="the entropy term, not batch normalisation",
-            statement="it is the entropy that helps, not that unlabelled images are in the batch normalisation",
+            claim="the entropy term, not batch normalization",
+            statement="it is the entropy that helps, not that unlabeled images are in the batch normalization",
             where="implied: the authors' code has both in one batch",
             note="the control has the same batch and no entropy term",
         )
@@ -245,8 +245,8 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     claims.append(
         decide(
             over_head(FEW_LABELS),
-            claim="nearest neighbour over a classifier with few labels",
-            statement="read out by the nearest labelled image, it beats a net that classifies, same labels",
+            claim="nearest neighbor over a classifier with few labels",
+            statement="read out by the nearest labeled image, it beats a net that classifies, same labels",
             where="section 4, table 1",
             paper_value="MNIST, 100 labels: 0.92 ± 0.1 % error; EmbedCNN 7.75, ladder 0.89, Conv-CatGAN 1.39",
             note=f"{labels:,} labels; error here {error} % with short training of a narrow net",
@@ -256,19 +256,19 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
         decide(
             difference("nearest", METRIC, CE_ENTROPY),
             claim="metric over cross-entropy, both with entropy",
-            statement="the metric form uses unlabelled images better than a classifier with the same entropy term",
+            statement="the metric form uses unlabeled images better than a classifier with the same entropy term",
             where="not in the paper: Grandvalet and Bengio (2004) as a control",
-            note="both read out by the nearest neighbour",
+            note="both read out by the nearest neighbor",
         )
     )
     claims.append(
         decide(
             over_head(ALL_LABELS),
             above=-1,
-            claim="all labels, nearest neighbours near a classifying net",
+            claim="all labels, nearest neighbors near a classifying net",
             statement="with all labels, the embedding equals a cross-entropy net of equal cost (within 1 point)",
             where="section 4",
-            note=f"5 nearest of {scale.known:,} labelled images against the net's own output, same images and steps; "
+            note=f"5 nearest of {scale.known:,} labeled images against the net's own output, same images and steps; "
             "a margin of 1 point is ours",
         )
     )
@@ -299,14 +299,14 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
     with workers(processes) as mapped:
         few = experiment(study, FEW_LABELS, scale, FEW, settings.seeds, images, device, mapped)
         experiment(study, ALL_LABELS, scale, ALL, settings.seeds, images, device, mapped)
-    source = "Binarised MNIST" if settings.image_file is None else settings.image_file
+    source = "Binarized MNIST" if settings.image_file is None else settings.image_file
     training, _, _ = load_splits(images, "cpu", scale.validation, scale.test)
     labels = PER_CLASS[training.images.shape[1]] * len(training.labels.unique())
     study.claims = _claims(study, scale, settings.seeds, source, labels)
     study.figures += _figures(study, few, labels)
     modern = study.paired(FEW_LABELS, "nearest accuracy (%)", METRIC, MODERN)
     study.notes = [
-        f"{source}; {scale.steps:,} steps of {scale.queries + scale.unlabelled} images and a reference of each class "
+        f"{source}; {scale.steps:,} steps of {scale.queries + scale.unlabeled} images and a reference of each class "
         f"for every arm, a net in the style of the authors' code; {scale.test:,} test images at most.",
         "Deviations: AdamW with the pipeline's schedule in place of SGD, no checkpoint chosen on test images (the "
         "authors' code does), plain or squared distance chosen on the validation split (the paper writes squared, its "
@@ -316,19 +316,19 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
         "The paper's figures are quoted from notes that could not be checked against its PDF.",
         f"Seconds of training, mean: {mean_seconds(study, FEW_LABELS, few)}. With all labels there is nothing for the "
         f"entropy: '{METRIC}' and '{CROSS_ENTROPY}' are the supervised nets.",
-        f"Against {MODERN} (pytorch-metric-learning, shifted views, same images per step), nearest neighbour: "
+        f"Against {MODERN} (pytorch-metric-learning, shifted views, same images per step), nearest neighbor: "
         f"{modern} points.",
         f"Chosen: {'; '.join(f'{arm}: {words(setting)}' for arm, setting in few.chosen.items() if len(FEW[arm]) > 1)}.",
     ]
     study.not_reproduced = [
         NotReproduced(
             "CIFAR-10 with 4,000 labels (20.3 % error)",
-            "50,000 colour images and 150 epochs: hours of a GPU",
+            "50,000 color images and 150 epochs: hours of a GPU",
             command("study_metric_embedding", "data/cifar10.npz"),
         ),
         NotReproduced(
             "MNIST with 100 labels at 0.92 % error",
-            "grey images are not in any source used here, and the paper trains for 120 epochs and more",
+            "gray images are not in any source used here, and the paper trains for 120 epochs and more",
             command("study_metric_embedding", "data/mnist.npz"),
         ),
     ]
@@ -370,12 +370,12 @@ def _figures(study: Study, results: Results, labels: int) -> list[Figure]:
         ),
         Figure(
             draw_series("metric-curves", "Accuracy while training.", curves_of(first), "training step", "accuracy, %"),
-            "Nearest of the labelled images, on the validation split, seed 0.",
+            "Nearest of the labeled images, on the validation split, seed 0.",
             "Learning curves",
         ),
         Figure(
             draw_maps("metric-maps", "Test images on two principal axes of each embedding.", maps, names),
-            f"{MAPPED} test images and the labelled ones on two principal axes of each embedding, seed 0, by digit.",
+            f"{MAPPED} test images and the labeled ones on two principal axes of each embedding, seed 0, by digit.",
             "Embeddings in the plane",
         ),
         Figure(
@@ -384,7 +384,7 @@ def _figures(study: Study, results: Results, labels: int) -> list[Figure]:
                 "First-layer filters of four nets.",
                 {arm: first[arm].arrays["filters"] for arm in shown},
             ),
-            "First-layer filters, seed 0, each on its own grey scale.",
+            "First-layer filters, seed 0, each on its own gray scale.",
             "First-layer filters",
         ),
     ]

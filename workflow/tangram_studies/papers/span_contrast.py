@@ -266,7 +266,7 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
         Claim.from_interval,
         unit="points",
         seeds=seeds,
-        note=f"nearest of {labels} labelled texts a class, {len(texts.classes)} classes",
+        note=f"nearest of {labels} labeled texts a class, {len(texts.classes)} classes",
     )
     claims += [
         in_points(
@@ -354,8 +354,9 @@ def reproduce(
     ]
     used = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
     study.notes = [
-        f"The headline's best child, finetuned on {scale.sequences} sequences of the finetune split, drawn and ordered "
-        f"by the seed, one a step. Seeds share the child and the text they draw from: intervals speak of this child.",
+        f"The primary target's best child, finetuned on {scale.sequences} sequences of the finetune split, drawn and "
+        "ordered by the seed, one a step. Seeds share the child and the text they draw from: intervals speak of this "
+        "child.",
         f"'{FREE}' compares hidden states, '{PROJECTED}' does so through a learned head of {PROJECTION} dimensions. "
         f"'{PULLED}' is the control: the same spans, one minus their cosine to the parent's own, no others.",
         "Chosen on the score split with a seed of its own, the rate without spans, then each term's weight: "
@@ -366,7 +367,7 @@ def reproduce(
         + f". '{LONGER}' would have {chosen[LONGER]['sequences']:.2f} sequences: interpolated, seed by seed, between "
         f"{scale.sequences} and {chosen[MORE]['sequences']:g} of them.",
         "Spans of 4 to 32 tokens, 16 a sequence, at three depths, contrasted within their own sequence; "
-        "hidden states standardised by the parent's own mean and deviation; overlapping and identical spans are not "
+        "hidden states standardized by the parent's own mean and deviation; overlapping and identical spans are not "
         "contrasted.",
     ]
     study.not_reproduced = [

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tangram.cli import use_threads
 from tangram.config import Studies
-from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbor_accuracy
 from tangram.report.document import Figure
 from tangram_studies.experiments import (
     Map,
@@ -55,7 +55,7 @@ class Scale:
     finetuning_steps: int
     finetuning_batch: int
     width: int
-    known: int  # labelled images that a readout of frozen features knows at most
+    known: int  # labeled images that a readout of frozen features knows at most
     labels: tuple[int, ...]
 
 
@@ -120,8 +120,8 @@ def _classification_loss(net: ConvNet, data: Split, mirror: bool) -> StepLoss:
     return loss
 
 
-def _labelled(data: Split, labels: int, seed: int) -> Split:
-    """Return so many labelled examples, as many of every class; all of them where there are no more."""
+def _labeled(data: Split, labels: int, seed: int) -> Split:
+    """Return so many labeled examples, as many of every class; all of them where there are no more."""
     if labels >= len(data):
         return data
     return data.take(draw_per_class(data.labels, labels // len(data.labels.unique()), seed))
@@ -161,7 +161,7 @@ def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates:
         outcome.arrays["labels"] = judged.labels[:MAPPED].numpy()
 
     for count in scale.labels:
-        known = _labelled(data, count, run.seed)
+        known = _labeled(data, count, run.seed)
         if not rates.get(run.arm) or not run.tuning:
             shown = known.take(torch.arange(min(scale.known, len(known))))
             if run.arm == PIXELS:
@@ -171,7 +171,7 @@ def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates:
             outcome.scores[f"frozen linear {count}"] = linear_accuracy(
                 frozen, shown.labels, asked, judged.labels, strength=0.1, iterations=60
             )
-            outcome.scores[f"frozen nearest {count}"] = nearest_neighbour_accuracy(
+            outcome.scores[f"frozen nearest {count}"] = nearest_neighbor_accuracy(
                 frozen, shown.labels, asked, judged.labels
             )
         for rate in rates.get(run.arm, {}).get(count, ()):
@@ -306,7 +306,7 @@ def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) 
             statement="it helps even where every image has a label",
             where="section 5, table 3",
             paper_value="MNIST: 0.34 ± 0.02 against 0.63 ± 0.02 % error",
-            note="binarised MNIST; the paper itself says that digits suit the method badly",
+            note="binarized MNIST; the paper itself says that digits suit the method badly",
         ),
     ]
     return claims
@@ -349,7 +349,7 @@ def reproduce(settings: Studies, scale: Scale, images: str, digits: str, device:
         f"{source}: never to be put beside published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} "
         f"steps of {scale.pretraining_batch} images without labels; finetuning: {scale.finetuning_steps:,} steps of "
         f"{scale.finetuning_batch} images, translated by up to 2 pixels and mirrored; 3 convolutions of "
-        f"{scale.width}, {2 * scale.width} and {4 * scale.width} channels with batch normalisation.",
+        f"{scale.width}, {2 * scale.width} and {4 * scale.width} channels with batch normalization.",
         "The paper gives its pretrained net a rate of 0.01 and does not say what the net from scratch had; here every "
         "arm has its own grid of rates for every number of labels, because a baseline at too high a rate fakes a gain.",
         "Deviations: AdamW with the pipeline's schedule, a fixed number of steps in place of convergence; the paper's "
@@ -368,9 +368,9 @@ def reproduce(settings: Studies, scale: Scale, images: str, digits: str, device:
     ]
     study.not_reproduced = [
         NotReproduced(
-            "STL-10 with 105,000 unlabelled images (81.34 %)",
+            "STL-10 with 105,000 unlabeled images (81.34 %)",
             "96 by 96 pixels and training to convergence: days of these cores",
-            "its labelled images by "
+            "its labeled images by "
             + command("study_spatial_contrast", "data/stl10.npz")
             + "; such a file has no others",
         ),

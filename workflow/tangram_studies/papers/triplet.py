@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tangram.cli import use_threads
 from tangram.config import Studies
-from tangram.evaluation.classifiers import linear_accuracy, nearest_neighbour_accuracy
+from tangram.evaluation.classifiers import linear_accuracy, nearest_neighbor_accuracy
 from tangram.report.document import Figure
 from tangram_studies.experiments import (
     Map,
@@ -33,7 +33,7 @@ from tangram_studies.experiments import (
 from tangram_studies.metric_learning import baselines
 from tangram_studies.metric_learning.losses import paired_distances, siamese_contrastive_loss, triplet_ratio_loss
 from tangram_studies.metric_learning.networks import ConvNet, triplet_layers
-from tangram_studies.metric_learning.samplers import LabelledPool, sample_pairs, sample_triplets
+from tangram_studies.metric_learning.samplers import LabeledPool, sample_pairs, sample_triplets
 from tangram_studies.metric_learning.training import StepLoss, embed, fit
 from tangram_studies.plots import draw_arms, draw_filters, draw_maps, draw_series, flat
 from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study
@@ -41,7 +41,7 @@ from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study
 TRIPLET, SIAMESE, LOG_FORM = "triplet, squared ratio", "Siamese, contrastive", "triplet, -log ratio"
 SUPCON, CROSS_ENTROPY = "SupCon", "cross-entropy"
 UNTRAINED, PIXELS = "untrained net", "raw pixels"
-READOUTS = {"knn": "5 nearest neighbours", "linear": "linear readout"}
+READOUTS = {"knn": "5 nearest neighbors", "linear": "linear readout"}
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot")
 MAPPED = 300  # test images in an embedding map
 FOLLOWED = 6  # points of a learning curve
@@ -78,7 +78,7 @@ ARMS = {  # four settings each
 
 def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, images_per_step: int) -> StepLoss:
     """Return an arm's loss of a step: triplets, pairs or single images, as many images for all."""
-    pool = LabelledPool(data.labels)
+    pool = LabeledPool(data.labels)
     labels = data.labels.to(data.images.device)
 
     def triplets(_: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
@@ -109,7 +109,7 @@ def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, image
 def perform(run: Run, path: str, scale: Scale, device: str) -> Outcome:
     """Train one arm on its seed's training images, and read classes from its embeddings of others.
 
-    Scores: accuracies ``knn`` and ``linear``, ``knn_normalised`` on embeddings of length 1, and their mean ``both``.
+    Scores: accuracies ``knn`` and ``linear``, ``knn_normalized`` on embeddings of length 1, and their mean ``both``.
     """
     everything, validation, test = load_splits(path, device, scale.validation, scale.test)
     judged = validation if run.tuning else test
@@ -133,19 +133,19 @@ def perform(run: Run, path: str, scale: Scale, device: str) -> Outcome:
 
             def judge() -> float:
                 one, other = represent(known.images), represent(validation.images)
-                return nearest_neighbour_accuracy(one, known.labels, other, validation.labels, 5)
+                return nearest_neighbor_accuracy(one, known.labels, other, validation.labels, 5)
 
             loss = follow(loss, judge, outcome, max(1, scale.steps // FOLLOWED))
         with stopwatch(outcome):
             module = nn.ModuleList([net, classifier])
             fit(module, loss, scale.steps, scale.images_per_step, run.setting["rate"], run.seed)
     references, asked = represent(data.images), represent(judged.images)
-    outcome.scores["knn"] = nearest_neighbour_accuracy(references, data.labels, asked, judged.labels, 5)
+    outcome.scores["knn"] = nearest_neighbor_accuracy(references, data.labels, asked, judged.labels, 5)
     outcome.scores["linear"] = linear_accuracy(references, data.labels, asked, judged.labels, iterations=100)
     outcome.scores["both"] = (outcome.scores["knn"] + outcome.scores["linear"]) / 2
     if not run.tuning:
-        outcome.scores["knn_normalised"] = nearest_neighbour_accuracy(
-            references, data.labels, asked, judged.labels, 5, normalise=True
+        outcome.scores["knn_normalized"] = nearest_neighbor_accuracy(
+            references, data.labels, asked, judged.labels, 5, normalize=True
         )
         if run.seed == 0:
             outcome.arrays["map"] = flat(asked[:MAPPED].numpy())
@@ -256,7 +256,7 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
         "place of the paper's one, and no final ReLU (the authors' code has one; it leaves dimensions dead).",
         f"Chosen on the validation split: {chosen}.",
         f"Seconds of training, mean: {mean_seconds(study, 'embedding', results)}.",
-        "Against modern losses, nearest neighbours, squared ratio minus each, points: "
+        "Against modern losses, nearest neighbors, squared ratio minus each, points: "
         + "; ".join(f"{arm} {found}" for arm, found in against.items())
         + ".",
         "The paper's figures are quoted from notes that could not be checked against its PDF, except STL-10's.",
@@ -312,12 +312,12 @@ def _figures(study: Study, results: Results, arms: list[str], named: bool) -> li
         Figure(
             draw_series(
                 "triplet-curves",
-                "Nearest-neighbour accuracy while training.",
+                "Nearest-neighbor accuracy while training.",
                 curves_of(first),
                 "training step",
                 "accuracy, %",
             ),
-            "Five nearest neighbours among 1,000 training images, on the validation split, seed 0.",
+            "Five nearest neighbors among 1,000 training images, on the validation split, seed 0.",
             "Learning curves",
         ),
         Figure(
@@ -327,7 +327,7 @@ def _figures(study: Study, results: Results, arms: list[str], named: bool) -> li
         ),
         Figure(
             draw_filters("triplet-filters", "First-layer filters of four nets.", filters),
-            "First-layer filters, seed 0, each on its own grey scale.",
+            "First-layer filters, seed 0, each on its own gray scale.",
             "First-layer filters",
         ),
     ]

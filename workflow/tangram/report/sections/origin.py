@@ -61,7 +61,7 @@ def origin_section(results: Results) -> Section:
             versions.setdefault(package, set()).add(version)
     rows = [
         ["seed", str(settings.seed)],
-        ["headline target", settings.headline],
+        ["primary target", settings.primary_target],
         ["targets", ", ".join(settings.targets)],
     ]
     rows += [[package, ", ".join(sorted(found))] for package, found in sorted(versions.items())]

@@ -27,7 +27,7 @@ def scores_section(results: Results) -> Section:
     frame = results.scores[results.scores["metric"] == "kl"]
     if len(frame):
         variants = {kind: results.variants(kind) for kind in KINDS}
-        chosen = results.architectures.get((results.settings.headline, BEST), ())
+        chosen = results.architectures.get((results.settings.primary_target, BEST), ())
         layers = max(results.settings.num_layers, int(frame["layer"].max()) + 1)
         drawn = tiles.score_map(frame, variants, layers, chosen)
         section.parts.append(Figure(drawn, "Columns are layers; dark is expensive. Point at a tile for its numbers."))
@@ -87,7 +87,7 @@ def _cost_cell(row: Any) -> Cell:
     return Cell(f"{share:.2f}  ·  {milliseconds}", "heat", background, ink_on(background))
 
 
-def training_section(results: Results, colours: dict[str, str]) -> Section:
+def training_section(results: Results, colors: dict[str, str]) -> Section:
     """Return the section `training`."""
     section = Section(
         "training",
@@ -96,13 +96,13 @@ def training_section(results: Results, colours: dict[str, str]) -> Section:
     )
     drawn = [
         (
-            figures.bld_losses(results, colours),
+            figures.bld_losses(results, colors),
             "Blocks: held-out loss by layer",
             "Ring: initial weights; dot: after training, kept; cross: training made it worse, so the initial weights "
             "were kept.",
         ),
         (
-            figures.bld_curves(results, colours),
+            figures.bld_curves(results, colors),
             "Blocks: training curves",
             "Running medians of the training losses: their median over layers, and a band with the middle 80 %.",
         ),

@@ -152,7 +152,7 @@ def readout_section(results: Results) -> Section:
         return section
     keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.solution)}}
     models = [model for model in ("child", "finetuned") if model in keys]
-    names = {"nearest": "nearest labelled text", "metric": "metric embedding", "linear": "linear"}
+    names = {"nearest": "nearest labeled text", "metric": "metric embedding", "linear": "linear"}
     rows: list[list[Cell | str]] = []
     for metric, name in (("kl", "KL, nats/token"), ("perplexity", "perplexity")):
         row: list[Cell | str] = ["held-out text", name, estimate(results.heldout(PARENT_KEY, metric))]

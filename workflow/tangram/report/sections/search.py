@@ -13,7 +13,7 @@ from tangram.report.prediction import constraint_facts
 from tangram.report.style import number
 
 
-def architectures_section(results: Results, colours: dict[str, str]) -> Section:
+def architectures_section(results: Results, colors: dict[str, str]) -> Section:
     """Return the section `architectures`."""
     rows = []
     for target, solution in results.children:
@@ -29,7 +29,7 @@ def architectures_section(results: Results, colours: dict[str, str]) -> Section:
     if rows:
         parts.append(
             Figure(
-                tiles.architecture_rows(rows, colours),
+                tiles.architecture_rows(rows, colors),
                 "Attention above, FFN below; layer 0 at the left. Speed-up and KL as measured.",
             )
         )

@@ -29,7 +29,7 @@ def run_study(job: Job) -> Study:
     full, parent = settings.scale == "full", model_folder(inputs["parent"])
     depth = shape_of(parent).num_layers
     layers = list(range(depth)) if full else sorted({depth * (2 * i + 1) // 10 for i in range(5)})
-    tokens = read_tokens(inputs["distil"])[: None if full else 12]
+    tokens = read_tokens(inputs["distill"])[: None if full else 12]
     compare_pieces(study, parent, tokens, read_tokens(inputs["score"]), layers, job.runtime.device, job.runtime.dtype)
     return study
 

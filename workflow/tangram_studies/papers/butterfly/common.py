@@ -75,8 +75,8 @@ def matrices(images: Images, scale: Scale, seed: int) -> dict[str, torch.Tensor]
     for name, rank in (("Gaussian 1", 32), ("Gaussian 2", 64)):  # 2007.08864, table 2
         coefficients = 0.1 * torch.randn(rank, n, generator=generator(seed + rank))
         found[name] = orthonormal(n, rank, seed + rank) @ coefficients
-    return {name: _normalised(compressed(x)) for name, x in found.items()}
+    return {name: _normalized(compressed(x)) for name, x in found.items()}
 
 
-def _normalised(x: torch.Tensor) -> torch.Tensor:
+def _normalized(x: torch.Tensor) -> torch.Tensor:
     return x * math.sqrt(len(x)) / x.norm()

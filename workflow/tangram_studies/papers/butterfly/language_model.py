@@ -24,7 +24,7 @@ from tangram.library.distill import LocalProblem
 from tangram.models.families import Shape, decoder_layers, shape_of
 from tangram.models.loading import load_model
 from tangram.models.replace import replace_subblocks
-from tangram.report.style import variant_colours
+from tangram.report.style import variant_colors
 from tangram.scores.replace_one import ReplaceOne
 from tangram_studies.plots import points_figure
 from tangram_studies.study import Claim, Study, interval, tell
@@ -67,15 +67,15 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 def score_pieces(
     study: Study,
     parent: str | Path,
-    distil: torch.Tensor,
+    distill: torch.Tensor,
     score: torch.Tensor,
     layers: Sequence[int],
     device: str,
     dtype: str,
 ) -> None:
-    """Distil and score every variant on some layers; arguments as in `compare_pieces`."""
+    """Distill and score every variant on some layers; arguments as in `compare_pieces`."""
     model = load_model(parent, dtype, device).requires_grad_(False)
-    states, scored = StreamedActivations(model, distil, 4), StreamedActivations(model, score, 4)
+    states, scored = StreamedActivations(model, distill, 4), StreamedActivations(model, score, 4)
     scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
     settings = BlockDistillation(epochs=1)
     for layer in layers:
@@ -83,7 +83,7 @@ def score_pieces(
         for kind in KINDS:
             tell(f"butterfly: layer {layer}, {kind}")
             for variant in variants_for(model.config.hidden_size, kind).values():
-                piece = problem.distil(kind, variant, seed=0)
+                piece = problem.distill(kind, variant, seed=0)
                 overrides = get_block(kind, variant, Shape.of(model.config)).overrides()
                 parent_layer = decoder_layers(model)[layer]
                 replaced = replace_subblocks(parent_layer, model.config, layer, overrides, {kind: piece.weights})
@@ -111,24 +111,24 @@ def time_pieces(study: Study, parent: str | Path, device: str, dtype: str) -> No
 def compare_pieces(
     study: Study,
     parent: str | Path,
-    distil: torch.Tensor,
+    distill: torch.Tensor,
     score: torch.Tensor,
     layers: Sequence[int],
     device: str,
     dtype: str,
 ) -> None:
-    """Distil, score and time every variant on some layers; the layers are the repetitions.
+    """Distill, score and time every variant on some layers; the layers are the repetitions.
 
     Args:
         study: what is added to.
         parent: the parent's folder.
-        distil: tokens for distillation, ``(sequences, length)``.
+        distill: tokens for distillation, ``(sequences, length)``.
         score: tokens for scores, ``(sequences, length)``.
         layers: which layers, rising.
         device: where.
         dtype: of weights and activations.
     """
-    score_pieces(study, parent, distil, score, layers, device, dtype)
+    score_pieces(study, parent, distill, score, layers, device, dtype)
     time_pieces(study, parent, device, dtype)
     conclude(study, shape_of(parent))
 
@@ -201,8 +201,8 @@ def conclude(study: Study, shape: Shape) -> None:
             note=f"{note}; by means, without intervals; times are of the lowered forms, batch 1, 128 tokens of prompt",
         )
     )
-    colours = variant_colours([variant for kind in KINDS for variant in roles[kind].values()])
-    colours["no-op"] = "#606870"
+    colors = variant_colors([variant for kind in KINDS for variant in roles[kind].values()])
+    colors["no-op"] = "#606870"
     for phase in PHASES:
         study.figures.append(
             points_figure(
@@ -212,7 +212,7 @@ def conclude(study: Study, shape: Shape) -> None:
                 {name: rows for name, rows in panels.items() if name.endswith(phase)},
                 "time / parent's subblock",
                 "KL(parent ‖ child), nats",
-                colours,
+                colors,
                 log="y",
             )
         )

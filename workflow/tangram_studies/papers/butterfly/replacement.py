@@ -143,11 +143,11 @@ def _convolutions(features: int) -> nn.Module:
     )
 
 
-def train_network(task: Task, arm: str, seed: int, rate: float, optimiser: str = "adam") -> tuple[list[float], float]:
+def train_network(task: Task, arm: str, seed: int, rate: float, optimizer: str = "adam") -> tuple[list[float], float]:
     """Train one network; return its loss at every step and its accuracy on the test set."""
     net = network(task, arm, seed)
     weights = [p for p in net.parameters() if p.requires_grad]
-    adam = optimiser == "adam"
+    adam = optimizer == "adam"
     made = torch.optim.Adam(weights, lr=rate) if adam else torch.optim.SGD(weights, lr=rate, momentum=0.9)
     order, losses = generator(seed), []
     batches = [b for _ in range(task.epochs) for b in torch.randperm(len(task.train_x), generator=order).split(128)]

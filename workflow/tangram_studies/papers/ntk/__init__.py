@@ -1,6 +1,6 @@
 """What became here of "Efficient NTK using Dimensionality Reduction" (arXiv 2210.04807).
 
-Only the abstract could be read: its theorems are restated by us from the analyses that it builds on (Du et al., arXiv
+Only the abstract could be read: its theorems are restated by us from the analyzes that it builds on (Du et al., arXiv
 1810.02054; Arora et al., arXiv 1901.08584), and so are marked. The network is ``f(x) = aᵀ relu(W x) / √m`` with random
 signs a; W ``(m, d)`` is trained, or W = U V through an inner width k with one factor random and fixed, the other
 trained: *V fixed* (a random projection of the inputs) or *U fixed* (trainable weights independent of m).
@@ -44,7 +44,7 @@ def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
         tell(f"ntk: {name}")
         experiment()
     study.notes += [
-        "Only the abstract was readable. Which factor is fixed, the initialisation and every theorem are restated by "
+        "Only the abstract was readable. Which factor is fixed, the initialization and every theorem are restated by "
         "us, and both choices are measured.",
         "Both factors are Gaussian here; NTKFactorLinear also offers a fast Johnson-Lindenstrauss transform.",
     ]

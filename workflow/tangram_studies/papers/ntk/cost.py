@@ -37,7 +37,7 @@ def step_seconds(x: torch.Tensor, y: torch.Tensor, m: int, k: int, seed: int) ->
         x: inputs, ``(n, d)``.
         y: targets, ``(n,)``.
         m: width.
-        k: inner width of the factorised arms.
+        k: inner width of the factorized arms.
         seed: of the weights.
     """
 
@@ -96,10 +96,10 @@ def _claim_accuracy(study: Study, seeds: Sequence[int], scale: Scale) -> None:
                 found,
                 above=-0.01,
                 claim=f"{short} accuracy, {arm}",
-                statement="the factorised kernel generalises like the dense one (here: loses less than 0.01)",
+                statement="the factorized kernel generalizes like the dense one (here: loses less than 0.01)",
                 where="abstract: 'similar guarantees'",
                 measured=f"{found}; dense {number(accuracy)}; bounds on the risk {number(own)} and {number(dense)}",
-                unit="accuracy, factorised − dense",
+                unit="accuracy, factorized − dense",
                 seeds=len(seeds),
                 note=f"{RESTATED}; pullovers against coats, n = {scale.train}, d = 784, k = {scale.ranks[-1]}, "
                 f"m = {scale.image_width}",

@@ -76,7 +76,7 @@ def _claim(study: Study, seeds: Sequence[int], scale: Scale) -> None:
                 found,
                 above=0.5,
                 claim=f"{short} least eigenvalue, {arm}",
-                statement="a factorised layer of inner width k ≪ d keeps the kernel's least eigenvalue (here ≥ λ₀/2)",
+                statement="a factorized layer of inner width k ≪ d keeps the kernel's least eigenvalue (here ≥ λ₀/2)",
                 where="abstract: 'similar guarantees'",
                 unit=f"of λ₀ at k = {k}, d = n = {n}",
                 seeds=len(seeds),

@@ -135,7 +135,7 @@ def unit_points(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def image_points(images: Images, count: int, seed: int, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pullovers against coats, centred unit rows ``(n, 784)``, and ±1 labels ``(n,)``.
+    """Return pullovers against coats, centerd unit rows ``(n, 784)``, and ±1 labels ``(n,)``.
 
     Args:
         images: Fashion-MNIST.
@@ -146,8 +146,8 @@ def image_points(images: Images, count: int, seed: int, split: str) -> tuple[tor
     pictures, labels = getattr(images, f"{split}_images"), getattr(images, f"{split}_labels")
     two = np.flatnonzero((labels == 2) | (labels == 4))  # not separable at a glance
     chosen = np.random.default_rng(seed).choice(two, min(count, len(two)), replace=False)
-    centre = images.train_images[(images.train_labels == 2) | (images.train_labels == 4)].mean(0)
-    x = torch.from_numpy(((pictures[chosen] - centre) / 255).reshape(len(chosen), -1).astype(np.float32))
+    center = images.train_images[(images.train_labels == 2) | (images.train_labels == 4)].mean(0)
+    x = torch.from_numpy(((pictures[chosen] - center) / 255).reshape(len(chosen), -1).astype(np.float32))
     y = torch.from_numpy(np.where(labels[chosen] == 2, 1.0, -1.0).astype(np.float32))
     return x / x.norm(dim=1, keepdim=True), y
 

@@ -1,6 +1,6 @@
 """Which child is best after all? Policies replayed on a full table of children and prompts; layers ranked online.
 
-No paper's claims: questions of ours about what duelling bandits (arXiv 1405.3396) and online ranking (arXiv 1308.6797)
+No paper's claims: questions of ours about what dueling bandits (arXiv 1405.3396) and online ranking (arXiv 1308.6797)
 are worth inside the pipeline. Every child is scored on every prompt once; then each policy chooses by replay, in many
 orders of the prompts, and its choice is judged by the full table. Two kinds of cost, never mixed: tokens (a score once
 computed is kept, so that a second look is free), and votes of a judge.

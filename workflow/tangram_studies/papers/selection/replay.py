@@ -31,7 +31,7 @@ VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
 DUELS = ("double-thompson", "rucb", "versatile-db", "sparring", "multisbm", "doubler", "uniform")
 COLORS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
 COLORS |= {VOTED: COLORS[VALUES], ALL_PAIRS: COLORS[UNIFORM]}
-# What a policy of the config is called here; duelling bandits keep their names.
+# What a policy of the config is called here; dueling bandits keep their names.
 POLICIES = {"paired-halving": VALUES, "sign-halving": SIGNS, "uniform": UNIFORM}
 
 
@@ -143,9 +143,7 @@ def replay_tokens(
     }
     epsilon = epsilon_of(evidence.scores)
     svg = _budgets("tokens", regrets, epsilon, "share of all tokens")
-    study.figures.append(
-        Figure(svg, "Budgets of tokens; dashed: duelling bandits, which stop where they have settled.")
-    )
+    study.figures.append(Figure(svg, "Budgets of tokens; dashed: dueling bandits, which stop where they have settled."))
     names = list(dict.fromkeys(name for name, _ in regrets))
     rows = [
         [name, *(f"{number(regrets[name, share].mean())}" if (name, share) in regrets else "" for share in SHARES)]
@@ -179,7 +177,7 @@ def replay_tokens(
         study.claims.append(
             Claim(
                 f"values-at-{share:.0%}".replace("%", "-percent"),
-                f"where scores can be had, paired halving on values beats signs and duelling bandits at {share:.0%}",
+                f"where scores can be had, paired halving on values beats signs and dueling bandits at {share:.0%}",
                 "a question of ours",
                 f"better beyond doubt than {len(wins)} of {len(gains)}, worse than {len(losses)}; nearest: {best[0]}, "
                 f"{best[1]} nats more regret",
@@ -272,7 +270,7 @@ def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> N
         for budget, choice in zip(scale.votes, found, strict=True):
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     svg = _budgets("votes", regrets, epsilon_of(evidence.scores), "votes")
-    study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: duelling bandits."))
+    study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: dueling bandits."))
     budget = scale.claimed
     gains = {name: interval(regrets[name, budget] - regrets[VOTED, budget]) for name in DUELS}
     nearest = min(gains.items(), key=lambda entry: entry[1].estimate)
@@ -280,7 +278,7 @@ def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> N
     study.claims.append(
         Claim(
             "votes",
-            "where only votes can be had, halving beats every duelling bandit: they minimise another regret",
+            "where only votes can be had, halving beats every dueling bandit: they minimize another regret",
             "a question of ours",
             f"at {budget:,} votes better beyond doubt than {wins} of {len(gains)}, worse than {len(losses)}; nearest: "
             f"{nearest[0]}, {nearest[1]} nats more regret",
