@@ -234,9 +234,7 @@ def pretend() -> Iterator[Counter[str]]:
     _products.clear()
     lifts, swaps = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
     torch._C._set_only_lift_cpu_tensors(True)  # makes `torch.tensor(..., device=...)` a copy that is dispatched
-    torch.__future__.set_swap_module_params_on_conversion(
-        True
-    )  # `Module.to` keeps parameter objects, so tied ones stay tied
+    torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps objects, so ties stay
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
     # Gradients run in this thread: autograd fixed its number of device threads at the first gradient of the process.
     one_thread = torch.autograd.set_multithreading_enabled(False)

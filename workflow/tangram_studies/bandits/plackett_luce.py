@@ -55,7 +55,7 @@ def mean_positions(logits: np.ndarray) -> np.ndarray:
 
 
 def position_covariance(logits: np.ndarray) -> np.ndarray:
-    """Return the covariance of positions, ``(..., items, items)``, in O(n^3): our own derivation.
+    """Return the covariance of positions, ``(..., items, items)``, in O(n^3); derived by us.
 
     With ``q_ki = P(k before i)``, ``c_i = sum_k q_ki`` and ``F_ij = sum_{k not i, j} w_k / (w_k + w_i + w_j)``, the
     expected number of items before both i and j:

@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, flo
     "CombBand": (CombBand, comb_band_rates, comb_band_bound),
 }
 COLORS = dict(zip(KINDS, PALETTE, strict=False))
+Regrets = dict[tuple[str, int], np.ndarray]  # (replications,) by policy and rounds
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,27 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
         for name in KINDS
         for rounds in horizons
     }
+    _record_regret(study, regrets)
+    _claim_bounds(study, items, horizons, regrets)
+    _claim_growth(study, horizons, regrets)
+    _claim_comparable(study, items, horizons[-1], regrets)
+    lines = {}
+    for name, (_, _, bound) in KINDS.items():
+        lines[name] = spread_line(horizons, np.array([regrets[name, rounds] for rounds in horizons]), COLORS[name])
+        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], COLORS[name], True)
+    svg = draw_lines("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
+    study.figures.append(Figure(svg, "Mean regret with one standard deviation, and the bounds that we derived."))
+
+
+def _record_regret(study: Study, regrets: Regrets) -> None:
     for (name, rounds), values in regrets.items():
         for replication, value in enumerate(values):
             study.record("regret", name, replication, "regret", value, rounds)
+
+
+def _claim_bounds(study: Study, items: int, horizons: tuple[int, ...], regrets: Regrets) -> None:
     for name, (_, _, bound) in KINDS.items():
+        replications = len(regrets[name, horizons[0]])
         margins = {rounds: interval(bound(items, rounds) - regrets[name, rounds]) for rounds in horizons}
         closest = min(margins.values(), key=lambda margin: margin.estimate)
         study.claims.append(
@@ -225,6 +243,9 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
                 note="n = 5; rates and constants are ours",
             )
         )
+
+
+def _claim_growth(study: Study, horizons: tuple[int, ...], regrets: Regrets) -> None:
     growth = interval(
         np.log(regrets["BanditRank", horizons[-1]] / regrets["BanditRank", horizons[-2]].mean()) / math.log(4)
     )
@@ -235,7 +256,7 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
             "theorem",
             f"T to the power {growth} from {horizons[-2]:,} to {horizons[-1]:,} rounds",
             "supported" if growth.low <= 0.5 <= growth.high else "refuted" if growth.low > 0.65 else "inconclusive",
-            replications,
+            len(regrets["BanditRank", horizons[-1]]),
             paper_value="0.5",
             estimate=growth.estimate,
             low=growth.low,
@@ -244,7 +265,9 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
             note="not asymptotic: exploration is still a large share; refuted only if above 0.65",
         )
     )
-    last = horizons[-1]
+
+
+def _claim_comparable(study: Study, items: int, last: int, regrets: Regrets) -> None:
     ratio = interval(regrets["BanditRank", last] / regrets["CombBand", last].mean())
     study.claims.append(
         Claim(
@@ -253,21 +276,15 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
             "abstract",
             f"BanditRank's over CombBand's at T = {last:,}: {ratio}",
             "supported" if ratio.high < math.sqrt(items / math.log(items)) else "inconclusive",
-            replications,
+            len(regrets["BanditRank", last]),
             paper_value=f"at most about {number(math.sqrt(items / math.log(items)))}",
             estimate=ratio.estimate,
             low=ratio.low,
             high=ratio.high,
             unit="ratio of regrets",
-            note="comparable, not better: the bounds say that CombBand wins for many items",
+            note="comparable, not better: by the bounds, CombBand has less regret for many items",
         )
     )
-    lines = {}
-    for name, (_, _, bound) in KINDS.items():
-        lines[name] = spread_line(horizons, np.array([regrets[name, rounds] for rounds in horizons]), COLORS[name])
-        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], COLORS[name], True)
-    svg = draw_lines("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
-    study.figures.append(Figure(svg, "Mean regret with one standard deviation, and the bounds that we derived."))
 
 
 def seconds_per_step(policy: BanditPolicy, repeats: int, at_least: float = 0.05) -> np.ndarray:

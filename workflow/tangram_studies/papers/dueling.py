@@ -230,6 +230,10 @@ def _panels(study: Study, grid: _Grid, scale: Scale) -> None:
                 unit="regret",
             )
         )
+    _draw_panels(study, grid, scale)
+
+
+def _draw_panels(study: Study, grid: _Grid, scale: Scale) -> None:
     lines = {
         panel: {
             NAMES[name]: spread_line(

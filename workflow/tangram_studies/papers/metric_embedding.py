@@ -206,18 +206,19 @@ def _record(study: Study, experiment: str, results: Results) -> None:
         study.record(f"{experiment}, tuning", name, run.seed, "accuracy on the validation split (%)", 100 * value)
 
 
+def _over_head(study: Study, experiment: str) -> Interval:
+    """Return the nearest neighbor's accuracy minus that of the classifying net's output."""
+    rows = study.frame(experiment)
+    nearest, head = (
+        rows[(rows["arm"] == arm) & (rows["metric"] == f"{metric} accuracy (%)")].set_index("seed")["value"]
+        for arm, metric in ((METRIC, "nearest"), (CROSS_ENTROPY, "head"))
+    )
+    return interval((nearest - head).to_numpy())
+
+
 def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) -> list[Claim]:
     def difference(metric: str, arm: str, baseline: str) -> Interval:
         return study.paired(FEW_LABELS, f"{metric} accuracy (%)", arm, baseline)
-
-    def over_head(experiment: str) -> Interval:
-        """Return the nearest neighbor's accuracy minus that of the classifying net's output."""
-        rows = study.frame(experiment)
-        ours, head = (
-            rows[(rows["arm"] == arm) & (rows["metric"] == f"{metric} accuracy (%)")].set_index("seed")["value"]
-            for arm, metric in ((METRIC, "nearest"), (CROSS_ENTROPY, "head"))
-        )
-        return interval((ours - head).to_numpy())
 
     decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
     claims = []
@@ -244,7 +245,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     error = study.over_seeds(FEW_LABELS, "nearest error (%)", METRIC)
     claims.append(
         decide(
-            over_head(FEW_LABELS),
+            _over_head(study, FEW_LABELS),
             claim="nearest neighbor over a classifier with few labels",
             statement="read out by the nearest labeled image, it beats a net that classifies, same labels",
             where="section 4, table 1",
@@ -263,7 +264,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     )
     claims.append(
         decide(
-            over_head(ALL_LABELS),
+            _over_head(study, ALL_LABELS),
             above=-1,
             claim="all labels, nearest neighbors near a classifying net",
             statement="with all labels, the embedding equals a cross-entropy net of equal cost (within 1 point)",

@@ -100,7 +100,7 @@ def reproduce(scale: Scale, seed: int) -> Study:
     study.notes += [
         "Losses are expected losses: the exact mean replaces each round's positions, so that only the sequences are "
         "random. A separate experiment compares the samplers.",
-        "All bounds' constants are our own derivation: Hedge on every pair of items.",
+        "We derived the constants of all bounds: Hedge on every pair of items.",
         "Regret is against the best fixed ranking in hindsight. Every policy has the rate that minimizes its bound.",
     ]
     study.not_reproduced.append(

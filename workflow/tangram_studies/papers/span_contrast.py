@@ -22,7 +22,7 @@ from tangram.evaluation.text import compare_on_text
 from tangram.finetune import finetune
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model, load_tokenizer
-from tangram.report.document import Figure
+from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram_studies.experiments import Map, Outcome, Run, Setting, describe, grid, workers
 from tangram_studies.metric_learning.spans import PulledSpanContrast
@@ -221,6 +221,11 @@ def experiment(
         (Run(LONGER, chosen[LONGER], seed), _interpolate(*pair, share))
         for seed, pair in enumerate(zip(plain, longer, strict=True))
     ]
+    _record(study, outcomes, labels)
+    return chosen
+
+
+def _record(study: Study, outcomes: Sequence[tuple[Run, Outcome]], labels: int) -> None:
     units = {"kl": "kl (nats/token)", "lm_loss": "lm_loss (nats/token)"}
     for run, outcome in outcomes:
         for score, value in outcome.scores.items():
@@ -231,18 +236,16 @@ def experiment(
         study.record("finetuning", run.arm, run.seed, "training (s)", outcome.seconds)
         for step, value in outcome.curve:
             study.record("curve", run.arm, run.seed, "training kl (nats/token)", value, step)
-    return chosen
 
 
 def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[Claim]:
-    def gain(metric: str, arm: str, other: str) -> Interval:
-        """Return an arm's gain over another, paired by seed; a lower loss is a gain."""
-        difference = study.paired("finetuning", metric, arm, other)
-        if "nats" not in metric:
-            return difference
+    kl = "kl (nats/token)"
+
+    def gain(arm: str, baseline: str) -> Interval:
+        """Return an arm's gain in KL over a baseline, paired by seed; a lower KL is a gain."""
+        difference = study.paired("finetuning", kl, arm, baseline)
         return Interval(-difference.estimate, -difference.high, -difference.low)
 
-    kl, nearest = "kl (nats/token)", f"nearest accuracy, {labels} labels (%)"
     rows = study.frame("finetuning")
     plain = float(rows[(rows["metric"] == kl) & (rows["arm"] == PLAIN)]["value"].mean())
 
@@ -254,7 +257,7 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
 
     claims = [
         in_kl(
-            gain(kl, arm, other),
+            gain(arm, other),
             claim=f"{arm}: held-out KL at {how}",
             statement="contrasting spans brings the child nearer its parent than cosine and KL alone",
             where="section 6 names sequences as future work; the loss on spans is ours",
@@ -264,23 +267,26 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
     ]
     claims.append(
         in_kl(
-            gain(kl, FREE, PULLED),
+            gain(FREE, PULLED),
             claim="the contrast, not the spans: held-out KL at equal tokens",
             statement="contrasting a span with others is worth more than training it towards the parent's span",
             where="arXiv 1910.10699 on contrast; 2301.12005 matches without",
         )
     )
-    if texts is None:
-        return claims
+    return claims if texts is None else claims + _readout_claims(study, seeds, labels, len(texts.classes))
+
+
+def _readout_claims(study: Study, seeds: int, labels: int, classes: int) -> list[Claim]:
+    metric = f"nearest accuracy, {labels} labels (%)"
     in_points = functools.partial(
         Claim.from_interval,
         unit="points",
         seeds=seeds,
-        note=f"nearest of {labels} labeled texts a class, {len(texts.classes)} classes",
+        note=f"nearest of {labels} labeled texts a class, {classes} classes",
     )
-    claims += [
+    claims = [
         in_points(
-            gain(nearest, arm, LONGER),
+            study.paired("finetuning", metric, arm, LONGER),
             claim=f"{arm}: few-label readout at equal seconds",
             statement="contrasting spans preserves more information on a text in the hidden states",
             where="arXiv 1910.10699 and 2009.14167 report such gains for other models",
@@ -289,7 +295,7 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
     ]
     claims.append(
         in_points(
-            gain(nearest, FREE, PULLED),
+            study.paired("finetuning", metric, FREE, PULLED),
             claim="the contrast, not the spans: few-label readout at equal tokens",
             statement="contrasting a span preserves more information on a text than training it towards the parent's",
             where="as above",
@@ -336,6 +342,20 @@ def reproduce(
     with workers(processes) as parallel_map:
         chosen = experiment(study, files, base, scale, seeds, texts, labels, parallel_map)
     study.claims = _claims(study, seeds, labels, texts)
+    study.figures = _figures(study, scale, labels, texts)
+    study.notes = _notes(study, scale, chosen)
+    study.not_reproduced = [
+        NotReproduced(
+            "longer training and larger models",
+            "two cores can train on a few thousand tokens only",
+            "snakemake -c1 study_span_contrast --config device=cuda 'studies={scale: full}' "
+            "'corpus={finetune: {tokens: 1048576}}'; or finetune.span_contrast.weight in a run",
+        )
+    ]
+    return study
+
+
+def _figures(study: Study, scale: Scale, labels: int, texts: Texts | None) -> list[Figure | Table]:
     arms = [PLAIN, *WEIGHTS, LONGER]
     panels = {"KL(parent ‖ child), held out": "kl (nats/token)"}
     if texts is not None:
@@ -350,7 +370,7 @@ def reproduce(
         ]
         for arm in (PLAIN, *WEIGHTS)
     }
-    study.figures = [
+    return [
         Figure(
             draw_arms("span-arms", "Every arm's KL and readout.", shown, ""),
             "Bars are 95 % intervals over seeds, not paired.",
@@ -362,30 +382,25 @@ def reproduce(
             "Learning curves",
         ),
     ]
-    used = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
-    study.notes = [
+
+
+def _notes(study: Study, scale: Scale, chosen: dict[str, Setting]) -> list[str]:
+    arms = [PLAIN, *WEIGHTS, LONGER]
+    seconds = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
+    return [
         f"The primary target's best child, finetuned on {scale.sequences} sequences of the finetune split, drawn and "
         "ordered by the seed, one a step. Seeds share the child and the source of text: intervals are for this "
         "child.",
         f"'{FREE}' compares hidden states, '{PROJECTED}' does so through a learned head of {PROJECTION} dimensions. "
         f"'{PULLED}' is the control: one minus the cosine of the same spans, without negatives.",
-        "Chosen on the score split with a seed of its own, the rate without spans, then each term's weight: "
+        "Tuned on the score split with a separate seed, first the rate without spans, then each term's weight: "
         + "; ".join(f"{arm}: rate {s['rate']:g}, weight {s['weight']:g}" for arm, s in chosen.items())
         + ".",
         "Seconds of training, mean, of one thread: "
-        + "; ".join(f"{arm} {value:.1f}" for arm, value in used.items())
+        + "; ".join(f"{arm} {value:.1f}" for arm, value in seconds.items())
         + f". '{LONGER}' would have {chosen[LONGER]['sequences']:.2f} sequences: interpolated, seed by seed, between "
         f"{scale.sequences} and {chosen[MORE]['sequences']:g} of them.",
         "Spans of 4 to 32 tokens, 16 a sequence, at three depths, contrasted within their own sequence; "
         "hidden states standardized by the parent's mean and deviation; overlapping and identical spans are not "
         "contrasted.",
     ]
-    study.not_reproduced = [
-        NotReproduced(
-            "longer training and larger models",
-            "a few thousand tokens are what two cores can train on",
-            "snakemake -c1 study_span_contrast --config device=cuda 'studies={scale: full}' "
-            "'corpus={finetune: {tokens: 1048576}}'; or finetune.span_contrast.weight in a run",
-        )
-    ]
-    return study

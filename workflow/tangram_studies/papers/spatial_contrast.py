@@ -248,11 +248,17 @@ def experiment(
     return pretraining, {(run.arm, run.seed): outcome for run, outcome in zip(runs, outcomes, strict=True)}
 
 
+def _difference_of_gains(study: Study, experiment: str, few: int, many: int) -> Interval:
+    """Return the gain of pretraining with few labels minus that with many, paired by seed."""
+    rows = study.frame(experiment)
+    values = rows[rows["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"].sort_index()
+    gain = {count: values[WINDOWS, count] - values[SCRATCH, count] for count in (few, many)}
+    return interval((gain[few] - gain[many]).to_numpy())
+
+
 def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) -> list[Claim]:
     natural = "natural images"
     decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
-    rows = study.frame(natural)
-    values = rows[rows["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"].sort_index()
     few, many = min(scale.labels), max(scale.labels)
     papers = {few: "-", many: "STL-10, 5,000 labels: 81.34 against 72.6 %; CIFAR-10, 4,000 labels: 79.2 against 72.4 %"}
     claims = [
@@ -266,10 +272,9 @@ def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) 
         )
         for count in scale.labels
     ]
-    gain = {count: values[WINDOWS, count] - values[SCRATCH, count] for count in (few, many)}
     claims.append(
         decide(
-            interval((gain[few] - gain[many]).to_numpy()),
+            _difference_of_gains(study, natural, few, many),
             claim="the gain falls with labels",
             statement=f"pretraining is worth more with few labels ({few:,}) than with many ({many:,})",
             where="section 1",

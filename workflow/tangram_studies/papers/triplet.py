@@ -270,7 +270,7 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
         ),
         NotReproduced(
             "the paper's schedule: SGD at rate 0.5, dropout, 640,000 triplets an epoch",
-            "the study trains every arm through the pipeline's own loop, at equal images per step",
+            "the study trains every arm with the pipeline's loop, at equal images per step",
             "not available: it needs another training loop",
         ),
     ]

@@ -74,6 +74,10 @@ def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
             note=f"supported above 0.25; fixed unit x and y, rank-8 W, n={n}",
         )
     )
+    _draw_norms(study, scale)
+
+
+def _draw_norms(study: Study, scale: Scale) -> None:
     panels = {f"n = {n}": study.frame(f"proposition 1, n={n}") for n in scale.norms}
     study.figures.append(
         lines_figure(

@@ -132,8 +132,8 @@ def measure(job: Job, scale: Scale) -> Evidence:
     identity = fingerprint([code_hash(*modules_of_study("selection")), job.settings, str(seed)], files)
     pieces = read_library(inputs["library"], tuple(inputs["shards"].split(",")))
     cache, layers_cache = unfinished(job)
-    reported = torch.cat([prompts["parent's own"], prompts["passages"], prompts["documentation"]])
-    table = CandidateScores(model, reported, architectures, pieces, "kl", BATCH, cache, identity)
+    selected_and_reported = torch.cat([prompts["parent's own"], prompts["passages"], prompts["documentation"]])
+    table = CandidateScores(model, selected_and_reported, architectures, pieces, "kl", BATCH, cache, identity)
     order = range(0, table.prompts, BATCH)
     for start in tqdm(order, desc="study_selection: all candidates on all prompts", mininterval=5):
         table.look(np.arange(table.arms), np.arange(start, min(start + BATCH, table.prompts)))
