@@ -86,8 +86,9 @@ def test_the_contrast_of_spans_is_trained(run: Run) -> None:
     finetuned = read_table(run.results / "targets" / "small" / "0" / "curves.parquet", CURVES)
     distilled = read_table(next((run.results / "library" / "ffn" / "ntk-8").glob("*.curves.parquet")), CURVES)
     for curves in (finetuned, distilled):
-        assert (curves[curves["metric"] == "span_contrast"]["value"] > 0).all()
-        assert (curves["metric"] == "span_contrast").any()
+        losses = curves[curves["metric"] == "span_contrast"]["value"]
+        assert losses.min() >= 0  # 0 where all spans of a step overlap: none is contrasted
+        assert losses.max() > 0
 
 
 def test_the_metric_embedding_reads_classes(run: Run) -> None:
