@@ -32,7 +32,7 @@ from tangram.commands.measure_costs import measure_costs
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
-from tangram.models.by_layer import skeleton
+from tangram.models.by_layer import meta_model
 from tangram.models.loading import load_model
 from tangram.search.solutions import load_solutions
 from tangram.selection.candidates import layer_importance
@@ -373,7 +373,7 @@ def test_a_model_without_weights_is_filled(child):
 
     @torch.no_grad()
     def logits(device):
-        model = skeleton(child, "float32")
+        model = meta_model(child, "float32")
         World(device=device).load(model, child)
         return model(input_ids=ids.to(device)).logits.cpu()
 

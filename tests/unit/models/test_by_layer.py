@@ -6,7 +6,7 @@ import torch
 from tangram.activations import StreamedActivations, capture
 from tangram.config import BlockDistillation
 from tangram.library.distill import LocalProblem
-from tangram.models.by_layer import load_by_layer, resident
+from tangram.models.by_layer import load_by_layer, materialize
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 
@@ -60,7 +60,7 @@ def test_pieces_are_the_same(folder, tokens, kind, variant):
 def test_one_layer_at_a_time_is_resident(folder):
     model = load_by_layer(folder)
     for index, layer in enumerate(decoder_layers(model)):
-        assert resident(layer) is layer
+        assert materialize(layer) is layer
         assert held(model) == [index]
     whole = load_model(folder)
-    assert resident(decoder_layers(whole)[0]) is decoder_layers(whole)[0]
+    assert materialize(decoder_layers(whole)[0]) is decoder_layers(whole)[0]

@@ -18,7 +18,7 @@ from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
-from tangram.models.by_layer import resident
+from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
@@ -39,7 +39,7 @@ class Piece:
         loss_before: held-out loss of the initial weights.
         loss_after: held-out loss of the trained weights; None where nothing is trained.
         kept: ``'initial'`` or ``'trained'``, whichever has the lower held-out loss.
-        curve: training rows of `trainer.train`.
+        curve: training rows of `training.loop.train`.
         tokens: tokens trained on.
         seconds: wall time.
     """
@@ -112,7 +112,7 @@ class LocalProblem:
     ):
         self.tokens = tokens
         self.model, self.index, self.settings = model, index, settings
-        self.layer = resident(decoder_layers(model)[index])
+        self.layer = materialize(decoder_layers(model)[index])
         self.context = layer_context(model, inputs[:1])
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
@@ -184,7 +184,7 @@ class LocalProblem:
         parent = subblock(self.layer, kind)
         with torch.no_grad():
             initial = block.initialize(parent, self.calibration(kind))
-        layer = replace_subblocks(resident(self.layer), config, self.index, block.overrides(), {kind: initial})
+        layer = replace_subblocks(materialize(self.layer), config, self.index, block.overrides(), {kind: initial})
         before = self.held_out_loss(layer, kind)
         after, kept, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(

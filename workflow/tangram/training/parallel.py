@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from tangram.errors import TangramError
-from tangram.models.by_layer import load_by_layer, skeleton
+from tangram.models.by_layer import load_by_layer, meta_model
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 from tangram.training.precision import Dtypes, Rounded, promote, round_back
@@ -140,7 +140,7 @@ class World:
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
     def load(self, model: PreTrainedModel, folder: str | Path) -> None:
-        """Read this process's parts of a sharded model that has no weights yet (`checkpoint.skeleton`).
+        """Read this process's parts of a sharded model that has no weights yet (`models.by_layer.meta_model`).
 
         Raises:
             TangramError: the checkpoint lacks a tensor.
@@ -179,7 +179,7 @@ class World:
             return load_model(folder, dtype, self.device)
         if not runs:
             return load_by_layer(folder, dtype, self.device)
-        model = skeleton(folder, dtype).requires_grad_(False)
+        model = meta_model(folder, dtype).requires_grad_(False)
         self.shard(decoder_layers(model))
         self.load(model, folder)
         return model
