@@ -185,7 +185,7 @@ def test_a_family_is_there_once_and_complete() -> None:
     register(FirstChannels)  # the same one again
     with pytest.raises(ValueError, match=r"'first' is already the family of .*FirstChannels"):
         register(type("Other", (FirstChannels,), {}))
-    with pytest.raises(ValueError, match="Nameless does not say its family, kinds, form, label, hue"):
+    with pytest.raises(ValueError, match="Nameless does not define family, kinds, form, label, hue"):
         register(type("Nameless", (Block,), {}))
     with pytest.raises(ValueError, match="'a-1' cannot begin a variant's name"):
         register(type("Odd", (FirstChannels,), {"family": "a-1"}))
