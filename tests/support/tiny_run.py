@@ -91,7 +91,7 @@ def recover(folder: Path, environment: dict[str, str] | None = None) -> subproce
 
 def resumed(printed: str) -> bool:
     """Say whether a job went on from what a killed one had left: a training's state, or a finished layer."""
-    return "goes on from step" in printed or "was finished before a kill" in printed
+    return "resuming from step" in printed or "was finished before a kill" in printed
 
 
 def jobs_in(folder: Path, command: str) -> list[psutil.Process]:

@@ -161,9 +161,9 @@ def test_a_sharded_teacher_is_never_whole(job, tmp_path):
         "import sys, torch\n"
         "from torch.distributed.tensor import DTensor\n"
         "from tangram.activations import StreamedActivations\n"
-        "from tangram.training.parallel import join\n"
-        "with join('cpu', 'fsdp') as world:\n"
-        "    teacher = world.teacher(sys.argv[1], 'float32', runs=True)\n"
+        "from tangram.training.parallel import process_group\n"
+        "with process_group('cpu', 'fsdp') as world:\n"
+        "    teacher = world.load_teacher(sys.argv[1], 'float32', runs=True)\n"
         "    states = StreamedActivations(teacher, torch.zeros(2, 8, dtype=torch.long), 2)\n"
         "    assert states.of_sequences(torch.arange(2), [3])[0].isfinite().all()\n"
         "    assert all(isinstance(p, DTensor) for layer in teacher.model.layers for p in layer.parameters())\n"
@@ -190,7 +190,7 @@ def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
 
 def test_shares_make_up_the_step_and_all_work_equally_often():
     parts = torch.arange(7).split(2)
-    shares = [World(rank, 3).share(parts) for rank in range(3)]
+    shares = [World(rank, 3).split(parts) for rank in range(3)]
     assert {len(share) for share in shares} == {2}
     seen = [index for share in shares for part, weight in share if weight for index in part.tolist()]
     assert sorted(seen) == list(range(7))

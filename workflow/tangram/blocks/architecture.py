@@ -90,7 +90,7 @@ def variants_in(path: str | Path) -> set[str]:
 
 
 def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:
-    """Return transformers' `per_layer_config` of an architecture, with entries for layers that differ from the parent."""
+    """Return transformers' `per_layer_config` of an architecture: entries of layers that differ from the parent."""
     overrides: dict[int, dict[str, Any]] = {}
     for layer, choice in enumerate(architecture):
         merged: dict[str, Any] = {}

@@ -43,11 +43,11 @@ def finetune_child(
     from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, write_table
     from tangram.training.loop import Checkpointing
-    from tangram.training.parallel import join
+    from tangram.training.parallel import process_group
 
     section = Finetune.model_validate_json(settings)
-    with join(runtime.device, layout.strategy) as world:
-        teacher = world.teacher(parent, runtime.dtype, runs=activations is None)
+    with process_group(runtime.device, layout.strategy) as world:
+        teacher = world.load_teacher(parent, runtime.dtype, runs=activations is None)
         student = meta_model(child, runtime.dtype) if world.sharded else load_model(child, runtime.dtype, world.device)
         input_ids = read_tokens(corpus)
         states = open_activations(activations, teacher, input_ids, section.micro_batch_size, runtime.local_copy)
@@ -65,7 +65,7 @@ def finetune_child(
             write_table(rows, CURVES, curves, made_by)
             save_child(weights, student.config, parent, folder, made_by)
             shutil.rmtree(checkpoints, ignore_errors=True)
-        world.wait()
+        world.barrier()
 
 
 if __name__ == "__main__":
