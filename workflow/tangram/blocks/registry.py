@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from tangram.blocks.base import NO_OP, PARENT, REGISTRY, Block, Variant
+from tangram.blocks.base import REGISTRY, Block, Variant
 from tangram.errors import TangramError
 from tangram.models.families import Shape
 
@@ -69,9 +69,6 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
 
 
 def modules_of_variants(variants: Iterable[Variant | str] | None = None) -> list[str]:
-    """Return the modules that define variants (by default all variants), for `provenance.code_hash`.
-
-    The result includes the modules of the parent and the no-op: the timed layer of one subblock has a no-op beside it.
-    """
-    classes = registry().values() if variants is None else map(block_class, (PARENT, NO_OP, *variants))
+    """Return the modules that define variants (by default all variants), for `provenance.code_hash`."""
+    classes = registry().values() if variants is None else map(block_class, variants)
     return sorted({block.__module__ for block in classes})
