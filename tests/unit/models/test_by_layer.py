@@ -5,7 +5,7 @@ import torch
 
 from tangram.activations import StreamedActivations, capture
 from tangram.config import BlockDistillation
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.by_layer import load_by_layer, materialize
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
@@ -49,7 +49,7 @@ def test_pieces_are_the_same(folder, tokens, kind, variant):
         model = load(folder).requires_grad_(False)
         states = StreamedActivations(model, tokens, 2)
         inputs, outputs = states.hidden(1), states.hidden(2)
-        problem = LocalProblem(model, 1, inputs, outputs, BlockDistillation(batch_size=2))
+        problem = LayerDistillation(model, 1, inputs, outputs, BlockDistillation(batch_size=2))
         pieces.append(problem.distill(kind, variant, seed=0))
     assert held(model) == [1]
     assert pieces[0].weights.keys() == pieces[1].weights.keys()

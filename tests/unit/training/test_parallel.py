@@ -17,7 +17,7 @@ from tangram.cli import Runtime
 from tangram.commands.finetune_child import finetune_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.corpus.tokens import read_tokens
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
 from tangram.tables import CORPUS, CURVES, read_table, write_table
 from tangram.training.parallel import World
@@ -34,7 +34,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
     architecture = (LayerChoice(), LayerChoice(ffn=ffn), LayerChoice())
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 2)
-    problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
+    problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
     child = assemble_state(state, architecture, lambda kind, variant, _: problem.distill(kind, variant, 0).weights)
     save_child(child, build_config(config, architecture), parent, folder / "child", {})
     rows = [
