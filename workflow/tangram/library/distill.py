@@ -1,4 +1,4 @@
-"""Block-wise local distillation (BLD): train every piece to reproduce its subblock's output on the parent's activations.
+"""Block-wise local distillation (BLD): train each piece to reproduce its subblock's output on the parent's activations.
 
 Decoupled as in Puzzle (arXiv 2411.19146, section 3): an attention variant is trained with the parent's frozen FFN, an
 FFN variant with the parent's frozen attention, and the loss compares the outputs of the whole decoder layer.
