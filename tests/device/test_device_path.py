@@ -32,7 +32,7 @@ from tangram.commands.measure_costs import measure_costs
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
-from tangram.models.by_layer import skeleton
+from tangram.models.by_layer import meta_model
 from tangram.models.loading import load_model
 from tangram.search.solutions import load_solutions
 from tangram.selection.candidates import layer_importance
@@ -301,7 +301,7 @@ def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_aft
     found = on_device(run)
     printed = capsys.readouterr().err
     assert "layer 0 was finished before a kill" in printed
-    assert "goes on from step 2 of 4" in printed
+    assert "resuming from step 2 of 4" in printed
     assert_folders_alike(expected, found, *PIECE)
 
 
@@ -311,7 +311,7 @@ def test_a_killed_distillation_with_spans_goes_on(parent, tokens, cache, killed_
     run = functools.partial(distilled, tmp_path, "ffn", "lowrank-4", parent, tokens, settings, activations=cache)
     killed_after(2, run)
     assert_folders_alike(expected, on_device(run), *PIECE)
-    assert "goes on from step 2 of 4" in capsys.readouterr().err
+    assert "resuming from step 2 of 4" in capsys.readouterr().err
 
 
 @every_piece
@@ -363,7 +363,7 @@ def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after,
     expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
     killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
     found = on_device(finetuned, tmp_path / "killed", *problem, **options)
-    assert "goes on from step 5 of 8" in capsys.readouterr().err
+    assert "resuming from step 5 of 8" in capsys.readouterr().err
     assert_folders_alike(expected, found, *CHILD, rtol=0, atol=0)
 
 
@@ -373,7 +373,7 @@ def test_a_model_without_weights_is_filled(child):
 
     @torch.no_grad()
     def logits(device):
-        model = skeleton(child, "float32")
+        model = meta_model(child, "float32")
         World(device=device).load(model, child)
         return model(input_ids=ids.to(device)).logits.cpu()
 

@@ -21,7 +21,7 @@ def test_a_runtime_is_read_and_written() -> None:
     ("text", "message"),
     [
         ("sede=1", "--runtime: 'sede' is unknown; did you mean 'seed'?"),
-        ("threads=two", "--runtime: threads is a whole number, not 'two'"),
+        ("threads=two", "--runtime: threads must be a whole number, not 'two'"),
         ("", "--runtime: '' is unknown; valid: device, dtype, seed, threads, by_layer, local_copy"),
     ],
 )

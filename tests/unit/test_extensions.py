@@ -25,7 +25,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest() -> None:
         Selection(policy="rucbb")
 
 
-def test_a_config_is_checked_without_importing_what_is_registered() -> None:
+def test_a_config_is_checked_without_importing_extensions() -> None:
     script = (
         "import sys; from tangram.config import Selection; Selection(policy='rucb')\n"
         "print([name for name in ('numpy', 'torch', 'tangram_studies.bandits') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""The teacher's hidden states: one pass to disk, memory-mapped, or recomputed layer by layer where they do not fit.
+"""The parent's hidden states: cached on disk and memory-mapped, or recomputed layer by layer (streamed).
 
 Index ``l`` of the layer axis is the input of layer ``l``; the last index is the output of the last layer, before the
 final norm. Both modes run the same batches through the same layers, so they give identical numbers.
@@ -32,7 +32,7 @@ def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, pa
     Shape on disk: ``(layers + 1, sequences, length, hidden)``.
 
     Raises:
-        TangramError: the disk is too small, or an activation is not finite.
+        TangramError: there is not enough free space, or an activation is not finite.
     """
     sequences, length = input_ids.shape
     layers = decoder_layers(model)
@@ -50,7 +50,7 @@ def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, pa
         batches = [slice(start, start + batch_size) for start in range(0, sequences, batch_size)]
         for batch in batches:
             store[0, batch] = model.model.embed_tokens(input_ids[batch].to(model.device)).float().cpu().numpy()
-        # Layer by layer, so that one layer's weights at a time are enough.
+        # All batches layer by layer, so that one layer's weights are in memory at a time.
         for index, layer in enumerate(tqdm(layers, desc=label, mininterval=5)):
             for batch in batches:
                 hidden = torch.from_numpy(store[index, batch]).to(model.device, model.dtype)
@@ -66,11 +66,11 @@ class Activations(Protocol):
     """The hidden states of one split."""
 
     def hidden(self, layer: int) -> torch.Tensor:
-        """Return the input of ``layer``, ``(sequences, length, hidden)``; one past the last gives its output."""
+        """Return the input of ``layer``, ``(sequences, length, hidden)``; index ``layers`` gives the last output."""
         ...
 
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Return the inputs of some layers, in rising order, for some sequences (indices): `hidden`, a few rows."""
+        """Return the inputs of some layers, in rising order, for some sequences (indices)."""
         ...
 
 
@@ -92,13 +92,13 @@ class CachedActivations:
         return torch.from_numpy(np.array(self._store[layer])).to(self._device, self._dtype)
 
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Return copies of some layers' inputs for some sequences; only these are read."""
+        """Return copies of some layers' inputs for some sequences; only these are read from disk."""
         rows = sequences.numpy()
         return [torch.from_numpy(self._store[layer][rows]).to(self._device, self._dtype) for layer in layers]
 
 
 class StreamedActivations:
-    """Hidden states recomputed from the tokens; asking for layers in rising order runs each layer once."""
+    """Hidden states recomputed from the tokens; calls in rising order of layers run each layer once."""
 
     def __init__(self, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int):
         self._model, self._input_ids, self._batch_size = model, input_ids, batch_size
@@ -106,7 +106,7 @@ class StreamedActivations:
         self._hidden = torch.empty(0)
 
     def hidden(self, layer: int) -> torch.Tensor:
-        """Return one layer's input, continuing from the layer asked for last if that lies below."""
+        """Return one layer's input, computed from the previous call's layer if that is not above."""
         with torch.inference_mode():
             if self._layer < 0 or layer < self._layer:
                 self._hidden = self._model.model.embed_tokens(self._input_ids.to(self._model.device))
@@ -119,31 +119,31 @@ class StreamedActivations:
         return self._hidden.clone()
 
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Run the teacher on some sequences; only the layers asked for are kept."""
-        wanted, found = set(layers), []
+        """Run the parent on some sequences and store only the inputs of ``layers``."""
+        stored_layers, inputs = set(layers), []
         with torch.no_grad():
             hidden = self._model.model.embed_tokens(self._input_ids[sequences].to(self._model.device))
             context = layer_context(self._model, hidden)
             for index, layer in enumerate([*decoder_layers(self._model), None]):
-                if index in wanted:
-                    found.append(hidden)
+                if index in stored_layers:
+                    inputs.append(hidden)
                 if layer is not None:
                     hidden = layer(hidden, **context)
-        return found
+        return inputs
 
 
 def open_activations(
     path: str | Path | None, model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, local_copy: bool = False
 ) -> Activations:
-    """Return the cache at ``path``, or a stream when there is none.
+    """Open the cache at ``path``, or return streamed activations if there is none.
 
     Args:
-        path: the cache's file.
+        path: the cache's file, or None.
         model: the parent.
         input_ids: ``(sequences, length)``.
-        batch_size: sequences per forward pass of a stream.
-        local_copy: read the cache once, in order, into this job's own temporary folder, and map that copy. It has no
-            name, so it is gone with the process, however that ends.
+        batch_size: sequences per forward pass of streamed activations.
+        local_copy: copy the cache sequentially to this job's temporary folder, and map the copy. The copy is unlinked
+            at once, so the system frees it when the process ends, even after a kill.
 
     Raises:
         TangramError: the cache is damaged, or there is no space for its copy.
@@ -156,7 +156,7 @@ def open_activations(
 
 
 def _nameless_copy(path: str | Path) -> str:
-    """Copy a file to `$TMPDIR` and unlink it there; return a path by which this process can still open it."""
+    """Copy a file to `$TMPDIR` and unlink the copy; return a path with which this process can still open it."""
     try:
         with open(path, "rb") as source, tempfile.NamedTemporaryFile(prefix="tangram-", delete=True) as copy:
             shutil.copyfileobj(source, copy, 1 << 24)

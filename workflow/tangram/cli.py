@@ -1,6 +1,6 @@
-"""How every command runs: typed options, one line for a user's mistake, progress on standard error.
+"""Run the commands: typed options, a one-line message for a user's mistake, progress on standard error.
 
-A command's signature says what it reads and writes: `shell` makes the rule's shell line from it.
+A command's signature declares the files that it reads and writes; `shell` generates the rule's shell line from it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tangram.errors import TangramError, nearest
 
 
 def reads(help: str) -> Any:
-    """Describe an option that names a file to read, an input of the rule; one with a default may be left empty."""
+    """Describe an option that names a file to read, an input of the rule; an empty value means None."""
     return typer.Option(help=help, parser=lambda text: text or None, metavar="FILE")
 
 
@@ -35,20 +35,20 @@ def writes(help: str) -> Any:
 
 
 def model_folder(path: str) -> str:
-    """Return the folder of a checkpoint that is named by its folder or by its weights."""
+    """Return a checkpoint's folder from the path of the folder or of the weights in it."""
     return os.path.dirname(path) if path.endswith(".safetensors") else path
 
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """Where and how a job computes; numbers depend on the first three alone.
+    """Device, precision, seed and resources of a job; numbers depend on the first three alone.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        dtype: of the weights, ``float32`` or ``bfloat16``.
-        seed: of all randomness.
-        threads: cores for torch.
-        by_layer: hold one layer's weights at a time, where a command can.
+        dtype: dtype of the weights, ``float32`` or ``bfloat16``.
+        seed: seed of all random numbers.
+        threads: torch's threads.
+        by_layer: hold one layer's weights in memory at a time, if the command supports it.
         local_copy: read cached activations from a copy in ``$TMPDIR``.
     """
 
@@ -61,10 +61,10 @@ class Runtime:
 
     @classmethod
     def parse(cls, text: str) -> "Runtime":
-        """Return what a text such as ``device=cuda,seed=1,by_layer=1`` says; the rest has its defaults.
+        """Parse a text such as ``device=cuda,seed=1,by_layer=1``; other attributes have their defaults.
 
         Raises:
-            TangramError: a name is unknown, or a value that should be a whole number is none.
+            TangramError: a name is unknown, or a value is not a whole number where one is required.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         values: dict[str, Any] = dict(part.partition("=")[::2] for part in str(text).split(","))
@@ -73,23 +73,23 @@ class Runtime:
                 raise TangramError(f"--runtime: '{name}' is unknown{nearest(name, list(defaults))}")
             if isinstance(defaults[name], int):
                 if not value.isdecimal():
-                    raise TangramError(f"--runtime: {name} is a whole number, not '{value}'")
+                    raise TangramError(f"--runtime: {name} must be a whole number, not '{value}'")
                 values[name] = bool(int(value)) if isinstance(defaults[name], bool) else int(value)
         return cls(**values)
 
     def __str__(self) -> str:
-        """Return what `parse` reads."""
+        """Return the text that `parse` reads."""
         values = dataclasses.asdict(self)
         return ",".join(f"{name}={value if isinstance(value, str) else int(value)}" for name, value in values.items())
 
     def start(self) -> None:
-        """Use these threads and this seed in torch; see `use_threads` for errors."""
+        """Set torch's threads and seed; see `use_threads` for errors."""
         use_threads(self.threads, self.seed, self.device)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """The pieces that one job makes or scores: one variant of one kind in a range of layers."""
+    """The pieces that one job distills or scores: one variant of one kind in a range of layers."""
 
     kind: str
     variant: str
@@ -97,7 +97,7 @@ class Pieces:
 
     @classmethod
     def parse(cls, text: str) -> "Pieces":
-        """Return what a text such as ``ffn/width-0.5/00-14`` names: it is also what the library calls their file."""
+        """Parse a text such as ``ffn/width-0.5/00-14``, which is also the path of the pieces' file in the library."""
         kind, variant, bounds = text.split("/")
         first, last = map(int, bounds.split("-"))
         return cls(kind, variant, range(first, last + 1))
@@ -129,35 +129,35 @@ def run_app(app: typer.Typer) -> None:
 
 
 def check_device(device: str, count: int = 1) -> None:
-    """Raise a `TangramError` unless this machine has so many GPUs, if a job computes on `cuda`."""
+    """Raise a `TangramError` if a job computes on `cuda` and this machine has fewer than ``count`` GPUs."""
     if device != "cuda":
         return
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found < count:
-        wanted = "a GPU" if count == 1 else f"{count} GPUs (finetune.parallel)"
-        there = "none" if not found else f"only {found}"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < count:
+        required = "a GPU" if count == 1 else f"{count} GPUs (finetune.parallel)"
+        available = "none" if not gpus else f"only {gpus}"
         raise TangramError(
-            f"config.device: cuda needs {wanted}, and torch {torch.__version__} finds {there} on this machine; "
-            "set device: cpu, install torch for CUDA, or run where there is one"
+            f"config.device: cuda needs {required}, and torch {torch.__version__} finds {available} on this machine; "
+            "set device: cpu, install torch for CUDA, or run on a machine with a GPU"
         )
 
 
 def use_threads(threads: int, seed: int = 0, device: str = "cpu") -> None:
-    """Fix the number of torch threads and torch's seed, and make torch deterministic.
+    """Set the number of torch's threads and its seed, and enable its deterministic mode.
 
     Raises:
-        TangramError: the device is not there.
+        TangramError: the device is not available.
     """
     import torch
 
     check_device(device)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, matrix products on a GPU are not
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it for deterministic matrix products
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # A debugging aid of that mode, and slow; no result reads fresh memory.
+    # Deterministic mode fills new memory as a debugging aid, which is slow; no result reads uninitialized memory.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (untyped attribute)
 
 

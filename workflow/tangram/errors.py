@@ -1,10 +1,10 @@
-"""The one exception a user sees: what was wrong, where, and what would be right."""
+"""The exception that reports a user's mistakes."""
 
 
 class TangramError(Exception):
-    """A mistake in config, checkpoint, data or target, told in one line with its remedy.
+    """A mistake in config, checkpoint, data or target; the message names cause and remedy in one line.
 
-    Commands print it without a traceback and exit with status 1; anything else that escapes is a bug.
+    Commands print it without a traceback and exit with status 1. Any other uncaught exception is a bug.
     """
 
 

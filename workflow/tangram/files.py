@@ -1,4 +1,4 @@
-"""Atomic files and checksums: a reader never sees half a file."""
+"""Atomic writes and checksums: a reader never opens a partly written file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def _cannot_write(path: Path, error: OSError) -> TangramError:
 
 
 def check_writable(path: str | Path) -> None:
-    """Make the folder that ``path`` is to be written to; called before long work, so that no work is lost.
+    """Create the folder of ``path`` and check that it is writable; called before long work, so that none is lost.
 
     Raises:
-        TangramError: the folder cannot be made or written.
+        TangramError: the folder cannot be created or written.
     """
     path = Path(path)
     probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.probe")
@@ -43,18 +43,18 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (a file or a folder to be); on success it replaces ``path``.
+    """Yield a temporary path beside ``path`` for a new file or folder, which replaces ``path`` on success.
 
     Raises:
         TangramError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    # Two copies of a job may run, on one node or on two: each writes a file of its own, and the last one stays.
+    # Two copies of a job may run, on one node or two: each writes its own temporary file, and the later one remains.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     check_writable(path)
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():  # a folder replaces only an empty one
+        if temporary.is_dir() and path.is_dir():  # os.replace replaces only an empty folder
             shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as error:
@@ -80,13 +80,13 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-_CHECKSUM = "tangram.sha256"  # of a safetensors file, its own entry left out
+_CHECKSUM = "tangram.sha256"  # metadata key for the checksum of a safetensors file without this entry
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata as safetensors, atomically; equal content gives equal bytes.
 
-    The file carries its own checksum, which `check_tensors` verifies.
+    The file contains its checksum, which `check_tensors` verifies.
 
     Raises:
         TangramError: the folder cannot be written or the disk is full.
@@ -96,7 +96,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 
     with atomic_path(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # the library's own files are for their owner only
+        mode = temporary.stat().st_mode  # safetensors would write a file that only its owner can read
         try:
             save_file(dict(tensors), temporary, {"format": "pt", **metadata, _CHECKSUM: "0" * 64})
         except SafetensorError as error:
@@ -105,7 +105,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
             header["__metadata__"][_CHECKSUM] = _digest(header, stream)
-            # The library orders metadata by a hash that differs between processes: put it in order, in place.
+            # safetensors orders metadata by a hash that differs between processes, so sort it in place.
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
             stream.seek(8)
             stream.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
@@ -113,7 +113,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 
 
 def _digest(header: dict[str, Any], rest: BinaryIO) -> str:
-    """Return the SHA-256 of a header, whatever its order and without its own checksum, and of all that follows."""
+    """Return the SHA-256 of a header (sorted and without its checksum) and of the rest of the file."""
     metadata = {name: text for name, text in header.get("__metadata__", {}).items() if name != _CHECKSUM}
     digest = hashlib.sha256(json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode())
     while chunk := rest.read(1 << 20):
@@ -122,11 +122,11 @@ def _digest(header: dict[str, Any], rest: BinaryIO) -> str:
 
 
 def check_tensors(path: str | Path, ours: bool = True) -> None:
-    """Check a safetensors file against its own checksum.
+    """Check a safetensors file against the checksum in it.
 
     Args:
         path: the file.
-        ours: whether `write_tensors` must have written it; files of others carry no checksum, and pass without it.
+        ours: whether a checksum is required; files that `write_tensors` did not write have none.
 
     Raises:
         TangramError: the file is missing, truncated or altered; the message names the remedy.
@@ -140,7 +140,7 @@ def check_tensors(path: str | Path, ours: bool = True) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _check_tensors(path: str, ours: bool, modified: int, size: int) -> None:
-    """Check a file once, as long as it is not modified."""
+    """Check a file; the cache's key covers its modification, so an unmodified file is checked once."""
     with open(path, "rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         expected = header.get("__metadata__", {}).get(_CHECKSUM)

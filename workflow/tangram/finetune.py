@@ -1,7 +1,7 @@
 """End-to-end distillation (GKD) of an assembled child: hidden-state cosine over layers + KL (Puzzle, section 4.3).
 
-The teacher's hidden states come from the cache of its one forward pass: no epoch and no child runs it again. Its
-logits follow from the last of them by the final norm and the LM head.
+The teacher's hidden states are read from the activation cache or streamed. The final norm and the LM head turn the last
+of them into the teacher's logits.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 
 
 class Distillation(nn.Module):
-    """The loss of some sequences: the weighted sum of cosine, KL and LM losses, and each of them.
-
-    A module, so that the processes that train together can exchange its gradients.
+    """The training loss: the weighted sum of cosine, KL and LM losses; a module, as DDP and FSDP need one.
 
     Args:
         child: the model to train.
-        parent: its teacher; only the final norm and the LM head are run.
+        parent: the teacher; only its final norm and LM head run here.
         activations: the teacher's hidden states of ``input_ids``.
         input_ids: ``(sequences, length)``.
         settings: the weights of the losses.
-        spans: what `span_terms` returns, where spans are contrasted.
-        recompute: keep only what goes into each layer, and run it again in the backward pass.
+        spans: the losses of `span_terms`, or None.
+        recompute: checkpoint activations: store only each layer's input, and run the layer again in the backward pass.
     """
 
     def __init__(
@@ -52,11 +50,11 @@ class Distillation(nn.Module):
     ):
         super().__init__()
         self.child, self.spans = child, spans
-        self._teacher, self._activations = [parent], activations  # in a list: its weights are not this module's
+        self._teacher, self._activations = [parent], activations  # a list, so that the teacher is not a submodule
         self._input_ids, self._settings, self._recompute = input_ids, settings, recompute
 
     def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the total and every loss, each a mean over the tokens of ``sequences`` (indices)."""
+        """Return the total loss and every term, each a mean over the tokens of ``sequences`` (indices)."""
         child, parent, settings = self.child, self._teacher[0], self._settings
         layers = decoder_layers(child)
         tokens = self._input_ids[sequences].to(child.device)
@@ -100,7 +98,7 @@ class Distillation(nn.Module):
 def span_terms(
     layers: int, activations: Activations, input_ids: torch.Tensor, settings: Finetune, seed: int
 ) -> nn.ModuleDict | None:
-    """Return the losses on spans by the index of their layer; None where the weight is 0."""
+    """Return the span-contrast losses by the index of their layer, or None if their weight is 0."""
     if not settings.span_contrast.weight:
         return None
     chosen = sorted({max(1, round(depth * layers)) - 1 for depth in settings.span_contrast.depths})
@@ -122,10 +120,10 @@ def finetune(
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Train all weights of ``child`` in place; see `Distillation` and `trainer.train` for arguments and errors.
+    """Train all weights of ``child`` in place; see `Distillation` and `training.loop.train` for arguments and errors.
 
-    Where the world is sharded, the child comes without weights (`checkpoint.skeleton`), and ``weights`` is its folder;
-    `World.gather` then rounds the trained weights to the child's dtype.
+    If the world is sharded, ``child`` is a `models.by_layer.meta_model`, ``weights`` is its checkpoint folder, and
+    `World.gather` rounds the trained weights to the child's dtype.
     """
     plan = TrainingPlan(
         examples=len(input_ids),
@@ -141,9 +139,9 @@ def finetune(
     child.requires_grad_(True)
     parent.requires_grad_(False)
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
-    # Whoever shards a model is short of memory; and rounded weights, which others compute with, are gone in backward.
+    # A sharded model needs the memory; also, FSDP frees the gathered and rounded weights before the backward pass.
     loss = Distillation(child, parent, activations, input_ids, settings, spans, recompute=world.sharded)
-    all_used = bool(settings.kl_weight or settings.lm_weight)  # the cosine alone never sees the final norm and LM head
+    all_used = bool(settings.kl_weight or settings.lm_weight)  # cosine alone uses no final norm and no LM head
     module = child if spans is None else nn.ModuleList([child, spans])
     parts = [*decoder_layers(child), *(spans or {}).values()]
     with world.distribute(loss, parts, all_used) as shared:

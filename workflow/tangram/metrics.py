@@ -1,4 +1,4 @@
-"""How far a child's predictions are from its parent's, token by token, and how sure the averages are."""
+"""Token-wise metrics between a child's and its parent's predictions, and the standard error of their means."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def compare(child_logits: torch.Tensor, parent_logits: torch.Tensor, labels: tor
     Args:
         child_logits: ``(positions, vocabulary)``.
         parent_logits: ``(positions, vocabulary)``.
-        labels: the tokens that came next, ``(positions,)``.
+        labels: the next tokens, ``(positions,)``.
 
     Returns:
         Tensors ``(positions,)``: ``kl``, KL(parent ‖ child) in nats; ``loss`` and ``parent_loss``, the cross entropies
-        of the labels in nats; ``agreement``, 1 where the most likely tokens are equal, else 0.
+        of the labels in nats; ``agreement``, 1 if the most likely tokens are equal, else 0.
     """
     child = functional.log_softmax(child_logits.float(), dim=-1)
     parent = functional.log_softmax(parent_logits.float(), dim=-1)
@@ -41,22 +41,22 @@ def compare_in_chunks(
     labels: torch.Tensor,
     chunk: int = 256,
 ) -> dict[str, torch.Tensor]:
-    """Compare two models from their final hidden states; only ``chunk`` positions' logits exist at a time.
+    """Compare two models from their final hidden states, with the logits of ``chunk`` positions in memory at a time.
 
     Args:
         child_hidden: hidden states after the final norm, ``(positions, hidden)``.
-        parent_hidden: the same of the parent.
-        child_head: the child's LM head, hidden states to logits.
+        parent_hidden: the parent's, of the same shape.
+        child_head: the child's LM head, which maps hidden states to logits.
         parent_head: the parent's LM head.
-        labels: the tokens that came next, ``(positions,)``.
-        chunk: positions at a time.
+        labels: the next tokens, ``(positions,)``.
+        chunk: positions per chunk.
 
     Returns:
-        What `compare` returns, for all positions.
+        The tensors of `compare`, for all positions.
     """
     parts = [
-        compare(child_head(child), parent_head(parent), following)
-        for child, parent, following in zip(
+        compare(child_head(child), parent_head(parent), next_tokens)
+        for child, parent, next_tokens in zip(
             child_hidden.split(chunk), parent_hidden.split(chunk), labels.split(chunk), strict=True
         )
     ]
@@ -66,8 +66,7 @@ def compare_in_chunks(
 def standard_error_by_sequence(values: torch.Tensor) -> tuple[float, float]:
     """Return the mean of ``(sequences, positions)`` and its standard error over the sequences' means.
 
-    Tokens of one sequence are not independent; sequences are. A single sequence says nothing about the spread: its
-    standard error is infinite.
+    Sequences are independent, but tokens of one sequence are not. The standard error of a single sequence is infinite.
     """
     means = values.double().mean(dim=1)
     if len(means) < 2:

@@ -1,4 +1,4 @@
-"""What an output was made from: code, settings, seed, versions, device.
+"""Provenance of an output: code, settings, versions and device.
 
 Standard library only: the Snakefile imports this module in every job.
 """
@@ -24,9 +24,9 @@ RECORDED_PACKAGES = ("torch", "transformers", "datasets", "pyomo", "highspy", "n
 
 @functools.cache
 def _package(name: str) -> Path | None:
-    """Return the folder of a package that is not this one, or the file of a module outside packages; None for neither.
+    """Return the source file of a module or package other than this one, or None.
 
-    A package that extends this one (an entry point names it) is part of what a job computes with.
+    Packages that extend this one by entry points are part of a job's code.
     """
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin)
@@ -61,8 +61,8 @@ def _that_run(tree: ast.Module) -> list[ast.AST]:
 def _imports(nodes: Iterable[ast.AST], package: str) -> set[str]:
     """Return the dotted names that a module of a package imports anywhere, function bodies included.
 
-    Only names inside this package, and inside the module's own, are returned; what is imported for type checkers alone
-    computes nothing. A module that names a group of `extensions` depends on all that packages register there.
+    The result has only names in this package and in the module's package, without imports for type checkers. A module
+    that names a group of `extensions` depends on all objects that packages register there.
     """
     names, groups = set[str](), set[str]()
     parents = package.split(".")
@@ -100,8 +100,8 @@ def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(nodes, package))
 
 
-# Checked at parse time by every rule through the settings they receive, so that a new option elsewhere in the
-# config reruns nothing; the fidelity gate and the limits only let an output pass or not. These modules shape no output.
+# These modules do not influence the content of an output. Rules receive slices of the config as parameters, so a new
+# option elsewhere in the config reruns nothing; the fidelity check and the limits only accept or refuse an output.
 NOT_HASHED = frozenset(
     {
         "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity",
@@ -112,10 +112,10 @@ NOT_HASHED = frozenset(
 
 @functools.cache
 def modules_of(*modules: str) -> dict[str, str]:
-    """Return modules and everything that they import inside the package, with the digest of each.
+    """Return the digest of each module and of everything that they import inside the package.
 
     Args:
-        modules: dotted names; one of another package brings what it imports of that package and of this one.
+        modules: dotted names; for a module of another package, its imports from that package and this one count.
 
     Raises:
         ValueError: one of ``modules`` is not a module.
@@ -140,43 +140,44 @@ def modules_of(*modules: str) -> dict[str, str]:
 def code_hash(module: str, *others: str) -> str:
     """Hash modules and everything they import inside the package, over the AST without comments and docstrings.
 
-    A comment changes nothing; a real change reaches exactly the rules that depend on it. See `modules_of` for errors.
+    A change of comments reruns nothing, and a change of code reruns only the rules that depend on it. See `modules_of`
+    for errors.
 
     Args:
         module: a rule's command.
-        others: what it imports by name only, such as the modules of its variants (`blocks.registry`).
+        others: modules that it imports by name only, such as those of its variants (`blocks.registry`).
     """
     return hashlib.sha256(json.dumps(sorted(modules_of(module, *others).items())).encode()).hexdigest()[:16]
 
 
 def fingerprint(facts: Iterable[str], files: Iterable[str | Path]) -> str:
-    """Return a checksum of all that an unfinished computation depends on: it goes on only from a state of an equal one.
+    """Return a checksum of all inputs of a computation, which resumes only from a state with an equal checksum.
 
     Args:
-        facts: settings, code and whatever else is no file.
-        files: what is read; their contents count, and not where they are.
+        facts: settings, code hash and other inputs that are not files.
+        files: input files; the checksum covers their contents and not their paths.
     """
     return hashlib.sha256(json.dumps([*facts, *map(sha256_of, files)]).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         if importlib.util.find_spec(package) is not None:
-            found[package] = metadata.version(package)
-    return found
+            by_package[package] = metadata.version(package)
+    return by_package
 
 
 def provenance(
     command: str, settings: Mapping[str, Any] | str, device: str = "cpu", others: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Return what goes into an output's metadata: flat strings, deterministic (no time, host or path).
+    """Return the provenance in an output's metadata: flat strings, deterministic (no time, host or path).
 
     Args:
-        command: the in-package module that made the output, e.g. ``tangram.commands.solve_mip``.
-        settings: the narrow slice of config that it used.
-        device: where numbers were computed.
+        command: the module of the command, e.g. ``tangram.commands.solve_mip``.
+        settings: the slice of the config that the command received.
+        device: ``'cpu'`` or ``'cuda'``.
         others: modules that the command imports by name only; see `code_hash`.
     """
     text = settings if isinstance(settings, str) else json.dumps(settings, sort_keys=True)

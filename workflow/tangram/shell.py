@@ -1,6 +1,6 @@
-"""A rule's shell line, from the signature of its command: an option each, where the rule has its value.
+"""Generate a rule's shell line from the signature of its command: one option per parameter.
 
-Standard library only, and no command is imported: the Snakefile asks for every rule's line in every job.
+Standard library only, and no command is imported, because the Snakefile generates every rule's line in every job.
 """
 
 import ast
@@ -14,9 +14,9 @@ VALUES = {
     "runtime": "{params.runtime:q},{params.unrecorded:q}",
     "pieces": "{wildcards.kind:q}/{wildcards.variant:q}/{wildcards.shard:q}",
 }
-# What stands in a signature (see `cli`), and where a rule has it.
+# The functions that annotate a parameter (see `cli`), and the directive of the rule that holds its value.
 DIRECTIVES = {"reads": "input", "reads_model": "input", "reads_each": "input", "writes": "output"}
-# Standard error goes to the log and to whoever looks on: Snakemake itself would name the log and not show the error.
+# Standard error goes to the log and to the terminal: Snakemake alone would name the log but not show the error.
 LOGGED = "2> >(tee {log:q} >&2)"
 
 
@@ -35,7 +35,7 @@ def _option(name: str, marker: str, optional: bool) -> str:
     value = "{output:q}" if name == directive else VALUES.get(name, f"{{{directive}.{name}:q}}")
     if marker == "reads_each":
         return value
-    # An input may be an empty list; the option then has an empty value, which `reads` takes for none.
+    # An input may be an empty list; the option then has an empty value, which `reads` converts to None.
     return f"--{name.replace('_', '-')}{'=' if optional and directive == 'input' else ' '}{value}"
 
 
@@ -48,7 +48,7 @@ def command(name: str, without: Collection[str] = ()) -> str:
         without: options that this rule leaves at their defaults.
 
     Raises:
-        ValueError: there is no such command, or it has no such option.
+        ValueError: the command does not exist, or it has no such option.
     """
     path = COMMANDS / f"{name}.py"
     tree = ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])

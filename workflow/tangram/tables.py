@@ -1,7 +1,7 @@
-"""The schema of every table, and the only way to write or read one.
+"""The schemas of all tables, and the functions that write and read them.
 
-Long form: one row per measurement, never one column per variant. Names, types, units and nullability are checked
-on write and on read; the writer puts a checksum of the data and its provenance into the parquet metadata.
+Tables are in long form: one row per measurement, never one column per variant. Names, types and nullability are checked
+on write, names and types on read. The parquet metadata holds units, provenance and a checksum of the data.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ MEASUREMENTS = pa.schema(
 
 def _checksum(table: pa.Table) -> str:
     for i, field in enumerate(table.schema):
-        if table.column(i).null_count:  # written anew: the bytes under a null are whatever its maker left there
+        if table.column(i).null_count:  # rebuild the column, because the bytes under a null are undefined
             table = table.set_column(i, field, pa.array(table.column(i).to_pylist(), field.type))
     plain = table.cast(pa.schema([field.remove_metadata() for field in table.schema])).combine_chunks()
     sink = pa.BufferOutputStream()
@@ -188,7 +188,7 @@ def write_table(
 
 
 def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
-    """Read a table back after checking its schema and the checksum that its writer left.
+    """Read a table after checking its schema and the checksum in its metadata.
 
     Raises:
         TangramError: the file is missing, damaged, or of another schema; the message names the remedy.
@@ -212,5 +212,5 @@ def read_arrow(path: str | Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> pd.DataFrame:
-    """Read a table as a pandas frame; see `read_arrow` for what is checked."""
+    """Read a table as a pandas frame, with the checks of `read_arrow`."""
     return read_arrow(path, schema).to_pandas()

@@ -1,4 +1,4 @@
-"""Interleaved timing: what is compared is timed in turns, so that the machine's moods reach all alike."""
+"""Interleaved timing: alternatives are timed round-robin, so load drift affects all of them equally."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-MINIMUM_SECONDS = 0.02  # a sample shorter than this is mostly the clock and the scheduler
+MINIMUM_SECONDS = 0.02  # clock and scheduler dominate shorter samples
 MEDIAN_EFFICIENCY = math.sqrt(math.pi / 2)  # standard error of a median over that of a mean, for normal samples
 
 
@@ -18,15 +18,15 @@ def interleaved(
     synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time functions in turns (A B A B …) and return each one's samples, in seconds per call.
+    """Time functions round-robin (A B A B …) and return each one's samples, in seconds per call.
 
-    A sample repeats its function until it lasts `MINIMUM_SECONDS`, by the speed of the last warm-up call.
+    A sample is the mean of so many calls that it lasts `MINIMUM_SECONDS` at the speed of the last warm-up call.
 
     Args:
-        functions: what to time, by name.
-        repeats: samples of each.
-        warmup: untimed calls of each before the first sample, at least 1.
-        synchronize: waits until the device has done its work.
+        functions: the functions to time, by name.
+        repeats: samples of each function.
+        warmup: untimed calls of each function before the first sample, at least 1.
+        synchronize: waits until the device has finished its work.
         clock: returns seconds.
     """
 
@@ -51,12 +51,12 @@ def interleaved(
 
 
 def interquartile_range(samples: Sequence[float]) -> float:
-    """Return the distance between the quartiles, interpolated."""
+    """Return the distance between the interpolated quartiles."""
     lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
     return upper - lower
 
 
 def median_and_error(samples: Sequence[float]) -> tuple[float, float]:
-    """Return the median of at least two samples and its standard error (as of normally distributed samples)."""
+    """Return the median of at least two samples and its standard error, assuming a normal distribution."""
     error = MEDIAN_EFFICIENCY * statistics.stdev(samples) / math.sqrt(len(samples))
     return statistics.median(samples), error

@@ -10,7 +10,7 @@ from tangram.blocks.calibration import Calibration, second_moment
 from tangram.blocks.projections import projection_inputs
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.loading import load_model
 from tangram.models.operators import StructuredLinear
@@ -28,7 +28,7 @@ def model(tiny_parent, request):
 def local_problem(model, **settings):
     tokens = torch.randint(0, model.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 4)
-    return LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
+    return LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])

@@ -9,7 +9,7 @@ import torch
 from tangram.activations import StreamedActivations
 from tangram.config import BlockDistillation, Finetune, SpanContrast
 from tangram.finetune import Distillation, finetune, span_terms
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
 from tangram.training.loop import Checkpointing
 from tangram_studies.metric_learning.spans import SpanTerm, confusable, pool_spans, span_contrastive_loss
@@ -160,10 +160,10 @@ def test_blocks_are_distilled_with_the_term(parent, tokens):
     states = StreamedActivations(parent, tokens, 4)
     settings = BlockDistillation(epochs=3, span_contrast=SMALL.model_copy(update={"projection": 8}))
     inputs, outputs = states.hidden(1), states.hidden(2)
-    piece = LocalProblem(parent, 1, inputs, outputs, settings, tokens).distill("ffn", "width-0.5", seed=0)
+    piece = LayerDistillation(parent, 1, inputs, outputs, settings, tokens).distill("ffn", "width-0.5", seed=0)
     assert {row["metric"] for row in piece.curve} == {"loss", "normalized_mse", "span_contrast"}
     assert all("head" not in name for name in piece.weights)
     by_step = {row["metric"]: row["value"] for row in piece.curve if row["step"] == 0}
     assert by_step["loss"] == pytest.approx(by_step["normalized_mse"] + 0.5 * by_step["span_contrast"], rel=1e-5)
     with pytest.raises(ValueError, match="needs the tokens"):
-        LocalProblem(parent, 1, inputs, outputs, settings).distill("ffn", "width-0.5", seed=0)
+        LayerDistillation(parent, 1, inputs, outputs, settings).distill("ffn", "width-0.5", seed=0)

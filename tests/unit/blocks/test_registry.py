@@ -20,7 +20,7 @@ from tangram.blocks.calibration import Calibration
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import BlockDistillation, limits, parse
 from tangram.errors import TangramError
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.loading import load_model
 from tangram.provenance import modules_of
@@ -164,7 +164,7 @@ def test_a_new_family_is_trained_and_assembled(tiny_parent: Any) -> None:
     model = load_model(tiny_parent("llama"), "float32", "cpu").requires_grad_(False)
     tokens = torch.randint(0, model.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 4)
-    problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=1))
+    problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=1))
     piece = problem.distill("ffn", "first-32", seed=0)
     assert piece.curve
     layer = replaced(model, 1, "ffn", "first-32", piece.weights)
@@ -185,7 +185,7 @@ def test_a_family_is_there_once_and_complete() -> None:
     register(FirstChannels)  # the same one again
     with pytest.raises(ValueError, match=r"'first' is already the family of .*FirstChannels"):
         register(type("Other", (FirstChannels,), {}))
-    with pytest.raises(ValueError, match="Nameless does not say its family, kinds, form, label, hue"):
+    with pytest.raises(ValueError, match="Nameless does not define family, kinds, form, label, hue"):
         register(type("Nameless", (Block,), {}))
     with pytest.raises(ValueError, match="'a-1' cannot begin a variant's name"):
         register(type("Odd", (FirstChannels,), {"family": "a-1"}))

@@ -203,7 +203,7 @@ MISTAKES = {
     "the parent's own width": (
         "library/ffn",
         ["width-1.0"],
-        "'width-1.0' is the parent's own FFN, which is a choice in",
+        "'width-1.0' is the parent's FFN, which is a choice in",
     ),
     "no width": ("library/ffn", ["width-0.0"], "'width-0.0' has no channels; did you mean 'no-op'?"),
     "a width in per cent": ("library/ffn", ["width-50"], "did you mean 'width-0.5'?"),

@@ -269,5 +269,5 @@ def test_a_tokenizer_that_hides_its_opening_is_told(tiny_parent):
         def __call__(self, text: str, add_special_tokens: bool = True) -> dict:
             return {"input_ids": [0] if add_special_tokens else [1]}
 
-    with pytest.raises(TangramError, match="does not say what it puts before a text"):
+    with pytest.raises(TangramError, match="does not show which tokens it adds before a text"):
         framing.opening(Odd())

@@ -7,7 +7,7 @@ from replaced import replaced
 from tangram.activations import StreamedActivations
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 
@@ -20,7 +20,7 @@ def model(tiny_parent):
 def local_problem(model, sequences=8, **settings):
     tokens = torch.randint(0, model.config.vocab_size, (sequences, 16), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 4)
-    return LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
+    return LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(**settings))
 
 
 def gqa(model):

@@ -5,8 +5,8 @@ import torch
 
 from tangram.activations import StreamedActivations, capture
 from tangram.config import BlockDistillation
-from tangram.library.distill import LocalProblem
-from tangram.models.by_layer import load_by_layer, resident
+from tangram.library.distill import LayerDistillation
+from tangram.models.by_layer import load_by_layer, materialize
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 
@@ -49,7 +49,7 @@ def test_pieces_are_the_same(folder, tokens, kind, variant):
         model = load(folder).requires_grad_(False)
         states = StreamedActivations(model, tokens, 2)
         inputs, outputs = states.hidden(1), states.hidden(2)
-        problem = LocalProblem(model, 1, inputs, outputs, BlockDistillation(batch_size=2))
+        problem = LayerDistillation(model, 1, inputs, outputs, BlockDistillation(batch_size=2))
         pieces.append(problem.distill(kind, variant, seed=0))
     assert held(model) == [1]
     assert pieces[0].weights.keys() == pieces[1].weights.keys()
@@ -60,7 +60,7 @@ def test_pieces_are_the_same(folder, tokens, kind, variant):
 def test_one_layer_at_a_time_is_resident(folder):
     model = load_by_layer(folder)
     for index, layer in enumerate(decoder_layers(model)):
-        assert resident(layer) is layer
+        assert materialize(layer) is layer
         assert held(model) == [index]
     whole = load_model(folder)
-    assert resident(decoder_layers(whole)[0]) is decoder_layers(whole)[0]
+    assert materialize(decoder_layers(whole)[0]) is decoder_layers(whole)[0]

@@ -118,14 +118,14 @@ def longrope(writer):
 
 
 REFUSED = [
-    (no_llama3, "rope_freqs.weight is no scaling of Llama 3"),
+    (no_llama3, "rope_freqs.weight matches no known parameters of Llama 3's scaling"),
     (longrope, r"llama.rope.scaling.type \(longrope\) cannot be carried over"),
     (lambda w: w.add_logit_scale(0.5), r"llama.logit_scale \(0.5\) cannot be carried over"),
     (lambda w: w.add_residual_scale(0.25), r"llama.residual_scale \(0.25\) cannot"),
     (lambda w: w.add_sliding_window(8), r"llama.attention.sliding_window \(8\) cannot"),
     (lambda w: w.add_expert_count(4), r"llama.expert_count \(4\) cannot"),
     (lambda w: w.add_float32("llama.attention.new_in_2027", 1.0), r"llama.attention.new_in_2027 \(1.0\) cannot"),
-    (lambda w: w.add_value_length(8), r"at odds with another width of a head"),
+    (lambda w: w.add_value_length(8), r"contradicts another key for a head's width"),
     (
         lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(64, dtype=np.float32)),
         "its tensor blk.0.attn_q.bias has no place in a llama",

@@ -17,7 +17,7 @@ from tangram.cli import Runtime
 from tangram.commands.finetune_child import finetune_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.corpus.tokens import read_tokens
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
 from tangram.tables import CORPUS, CURVES, read_table, write_table
 from tangram.training.parallel import World
@@ -34,7 +34,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
     architecture = (LayerChoice(), LayerChoice(ffn=ffn), LayerChoice())
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 2)
-    problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
+    problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
     child = assemble_state(state, architecture, lambda kind, variant, _: problem.distill(kind, variant, 0).weights)
     save_child(child, build_config(config, architecture), parent, folder / "child", {})
     rows = [
@@ -161,9 +161,9 @@ def test_a_sharded_teacher_is_never_whole(job, tmp_path):
         "import sys, torch\n"
         "from torch.distributed.tensor import DTensor\n"
         "from tangram.activations import StreamedActivations\n"
-        "from tangram.training.parallel import join\n"
-        "with join('cpu', 'fsdp') as world:\n"
-        "    teacher = world.teacher(sys.argv[1], 'float32', runs=True)\n"
+        "from tangram.training.parallel import process_group\n"
+        "with process_group('cpu', 'fsdp') as world:\n"
+        "    teacher = world.load_teacher(sys.argv[1], 'float32', runs=True)\n"
         "    states = StreamedActivations(teacher, torch.zeros(2, 8, dtype=torch.long), 2)\n"
         "    assert states.of_sequences(torch.arange(2), [3])[0].isfinite().all()\n"
         "    assert all(isinstance(p, DTensor) for layer in teacher.model.layers for p in layer.parameters())\n"
@@ -190,7 +190,7 @@ def test_fixed_factors_reach_sharded_processes(tiny_parent, tmp_path):
 
 def test_shares_make_up_the_step_and_all_work_equally_often():
     parts = torch.arange(7).split(2)
-    shares = [World(rank, 3).share(parts) for rank in range(3)]
+    shares = [World(rank, 3).split(parts) for rank in range(3)]
     assert {len(share) for share in shares} == {2}
     seen = [index for share in shares for part, weight in share if weight for index in part.tolist()]
     assert sorted(seen) == list(range(7))

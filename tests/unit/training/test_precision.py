@@ -13,7 +13,7 @@ from tangram.blocks.architecture import LayerChoice
 from tangram.child.assemble import build_config, save_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.finetune import Distillation, finetune
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.parallel import World
@@ -88,7 +88,7 @@ def test_pieces_gain_the_same(tiny_parent, kind, variant):
         model = load_model(tiny_parent("qwen3"), dtype).requires_grad_(False)
         states = StreamedActivations(model, sequences(32, 0), 8)
         settings = BlockDistillation(epochs=2, batch_size=4, learning_rate=1e-3)
-        problem = LocalProblem(model, 1, states.hidden(1), states.hidden(2), settings)
+        problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), settings)
         piece = problem.distill(kind, variant, 0)
         assert {tensor.dtype for tensor in piece.weights.values()} == {model.dtype}
         assert piece.kept == "trained"
@@ -107,7 +107,7 @@ def test_small_steps_are_not_lost_between_two_bfloat16_numbers(tiny_parent, kind
         model = load_model(tiny_parent("qwen3"), dtype).requires_grad_(False)
         states = StreamedActivations(model, sequences(32, 0), 8)
         settings = BlockDistillation(epochs=2, batch_size=4, learning_rate=1e-4)
-        piece = LocalProblem(model, 1, states.hidden(1), states.hidden(2), settings).distill(kind, variant, 0)
+        piece = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), settings).distill(kind, variant, 0)
         gains.append(piece.loss_before - piece.loss_after)
     assert gains[1] > 0.7 * gains[0]  # begun on the grid, butterfly-8: a tenth
 

@@ -1,10 +1,10 @@
-"""The search space: what may stand in for a layer's attention or FFN. One family of variants is one file here.
+"""The search space: the alternatives to a layer's attention or FFN. Each file defines one family of variants.
 
-A family is a subclass of `Block` that says all that is known of its variants: their names (`family`, `form`, `sizes`),
-which subblocks they replace (`kinds`), how their shape differs from the parent's (`overrides`, in transformers'
-`per_layer_config` terms), how their weights begin (`initialize`, without training), how large they are
-(`relative_size`), and how the report shows them (`label`, `hue`, `severity`). Everything else (the config's checks,
-training, scores, costs, assembly, the planner, the report) asks the class, and no other module takes a name apart::
+A family is a subclass of `Block` and the only definition of its variants: their names (`family`, `form`, `sizes`), the
+subblocks that they replace (`kinds`), how their shape differs from the parent's (`overrides`, in transformers'
+`per_layer_config` terms), their initial weights (`initialize`, without training), their size (`relative_size`), and how
+the report shows them (`label`, `hue`, `severity`). The config's checks, training, scores, costs, assembly, the planner
+and the report use the class; no other module parses a variant's name::
 
     @register
     class HalfRank(Block):
@@ -15,9 +15,9 @@ training, scores, costs, assembly, the planner, the report) asks the class, and 
         def initialize(self, parent, calibration): ...
         def relative_size(self): ...
 
-A family of this package is imported by its name in `registry.FAMILIES`; another package names the modules of its
-families under the entry point group ``tangram.blocks``. Modules here import torch inside functions only, since the
-config is checked with these classes whenever Snakemake starts.
+`registry.FAMILIES` lists the modules of this package's families; another package registers the modules of its families
+under the entry point group ``tangram.blocks``. Modules here import torch inside functions only, since these classes
+check the config whenever Snakemake starts.
 """
 
 from tangram.blocks.base import KINDS, NO_OP, PARENT, REGISTRY, Block, Kind, Variant, register

@@ -1,4 +1,4 @@
-"""What a child is made of: one variant per layer and kind, as JSON and as transformers' `per_layer_config`."""
+"""Architectures: one variant per layer and kind, as JSON and as transformers' `per_layer_config`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tangram.models.families import CHILD_PREFIX, Shape
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# What a layer's overrides may change for a stock model to be built from them, if all layers agree.
+# A stock model can be built if all layers have equal overrides and change only these attributes.
 STOCK_ATTRIBUTES = {"num_key_value_heads", "intermediate_size"}
 
 
@@ -30,7 +30,7 @@ class LayerChoice:
 
     @classmethod
     def parse(cls, pair: str) -> LayerChoice:
-        """Take the name of both at once apart, such as ``gqa-1+width-0.5``."""
+        """Parse the names of both variants, such as ``gqa-1+width-0.5``."""
         return cls(*pair.split("+", 1))
 
 
@@ -38,12 +38,12 @@ Architecture = tuple[LayerChoice, ...]
 
 
 def layers_of(architecture: Architecture) -> list[dict[str, str]]:
-    """Return an architecture as JSON holds it: every layer's variants by kind."""
+    """Return an architecture in the form of its JSON: every layer's variants by kind."""
     return [asdict(choice) for choice in architecture]
 
 
 def from_layers(layers: Iterable[Mapping[str, str]]) -> Architecture:
-    """Return the architecture of `layers_of`."""
+    """Return the architecture from the form of `layers_of`."""
     return tuple(LayerChoice(**layer) for layer in layers)
 
 
@@ -59,7 +59,7 @@ def modules_of(*architectures: Architecture) -> list[str]:
 
 
 def save_architecture(architecture: Architecture, sha256: Mapping[str, str], path: str | Path) -> None:
-    """Write an `architecture.json`: equal choices of equal pieces give equal bytes."""
+    """Write an `architecture.json`; equal architectures with equal pieces give equal bytes."""
     write_text(path, json.dumps(pinned(architecture, sha256), indent=1, sort_keys=True) + "\n")
 
 
@@ -90,7 +90,7 @@ def variants_in(path: str | Path) -> set[str]:
 
 
 def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:
-    """Return transformers' `per_layer_config` of an architecture: only layers that differ from the parent."""
+    """Return transformers' `per_layer_config` of an architecture: entries of layers that differ from the parent."""
     overrides: dict[int, dict[str, Any]] = {}
     for layer, choice in enumerate(architecture):
         merged: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
 
 
 def stock_overrides(architecture: Architecture, shape: Shape) -> dict[str, Any] | None:
-    """Return how a stock config must change to describe an architecture; None if no stock model can compute it."""
+    """Return the changes of a stock config that describe an architecture; None if no stock model can compute it."""
     overrides = per_layer_config(architecture, shape)
     layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
     uniform = all(layer == layers[0] for layer in layers) and layers[0].keys() <= STOCK_ATTRIBUTES
@@ -113,12 +113,12 @@ def stock_overrides(architecture: Architecture, shape: Shape) -> dict[str, Any] 
 def heterogeneous_config(
     parent_config: PreTrainedConfig, architecture: Architecture, changes: Mapping[str, Any] | None = None
 ) -> PreTrainedConfig:
-    """Return the config of a model whose layers are built one by one, under a model type of its own.
+    """Return the config of a heterogeneous model, with the model type of this package's model class.
 
     Args:
-        parent_config: the parent's.
-        architecture: one choice per layer, of any number of layers.
-        changes: other attributes that differ from the parent's.
+        parent_config: the parent's config.
+        architecture: the variants of every layer; any number of layers.
+        changes: further attributes that differ from the parent's.
     """
     from tangram.models.configuration_tangram import CONFIG_CLASSES, lacks_attention
 
@@ -128,12 +128,12 @@ def heterogeneous_config(
     overrides = per_layer_config(architecture, shape)
     layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
     if all(lacks_attention(layer.get("skip", []), layer.get("linear", [])) for layer in layers):
-        # The cache that counts tokens would otherwise be one that slides.
+        # Otherwise the cache that counts tokens would be a sliding-window cache.
         settings |= {"sliding_window": None, "use_sliding_window": False}
         if settings.get("layer_types"):
             settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
     settings |= {
-        "linear": [],  # transformers wants a global default for what a layer may override
+        "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],
         "per_layer_config": overrides,
     }

@@ -1,6 +1,6 @@
-"""The types of the search space: `Variant`, a name taken apart once, and `Block`, the class behind a family of names.
+"""The types of the search space: `Variant`, the parsed name of a piece, and `Block`, the base class of all families.
 
-Neither torch nor pandas is imported here: the config is checked with these classes whenever Snakemake starts.
+This module imports neither torch nor pandas, since these classes check the config whenever Snakemake starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["attention", "ffn"]
 KINDS: tuple[Kind, ...] = ("attention", "ffn")
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
-FITTED_TOKENS = 16_384  # at a time: intermediate values of a whole split would not fit a GPU
+FITTED_TOKENS = 16_384  # tokens per chunk: intermediate values of a whole split would not fit a GPU
 LARGEST_COUNT = 999_999_999
 
 _FAMILY = r"[a-z]+(?:-[a-z]+)*"
@@ -31,12 +31,12 @@ _NAME = re.compile(rf"({_FAMILY})(?:-([0-9]*\.?[0-9]+))?(?:@([a-z0-9]+))?")
 
 @dataclass(frozen=True)
 class Variant:
-    """The name of a piece, taken apart: ``width-0.5`` is ``Variant("width", 0.5)``; `str` puts it together again.
+    """A parsed name: ``width-0.5`` is ``Variant("width", 0.5)``; `str` returns the canonical name.
 
     Attributes:
         family: the name of its block, such as ``"no-op"``.
         size: a count (``gqa-1``), a ratio (``width-0.5``), or None.
-        precision: how its matrices are stored and multiplied, such as ``"int8"``; None for the run's dtype.
+        precision: the number format of its matrices, such as ``"int8"``; None for the run's dtype.
     """
 
     family: str
@@ -45,10 +45,10 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> Variant:
-        """Take a name apart; two spellings of one thing (``width-.50``, ``width-0.5``) give equal variants.
+        """Parse a name; spellings of one variant (``width-.50``, ``width-0.5``) give equal results.
 
         Raises:
-            ValueError: no variant of any family can have this name.
+            ValueError: the text is not a valid name of any family.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -64,30 +64,30 @@ class Variant:
 
     @property
     def number(self) -> str:
-        """The size as it is written, ``"0.5"``; empty without one."""
+        """The size as text, such as ``"0.5"``; empty without a size."""
         return "" if self.size is None else f"{Decimal(repr(self.size)):f}"
 
 
 @dataclass(frozen=True)
 class Block(ABC):
-    """One alternative for a layer's attention or FFN; a subclass is a family of them, one per size.
+    """One alternative to a layer's attention or FFN; a subclass defines a family of alternatives, one per size.
 
-    A subclass states the class attributes below, of which those without a value here are required.
+    A subclass sets the class attributes below; those without a default value are required.
 
     Attributes:
-        kind: the subblock that it replaces.
-        variant: its name, taken apart.
+        kind: the kind of subblock that it replaces.
+        variant: its parsed name.
         shape: the parent's sizes.
-        family: what its variants' names begin with.
-        kinds: the subblocks that it can replace.
-        form: the names of its variants, for documentation and messages: ``"width-R"``.
-        label: its name on a small tile of the report, with ``{size}`` for the number; empty for none.
-        hue: its colors in the report, as ``#rrggbb``: of the mildest and of the strongest size; those here are after
-            Okabe and Ito's and Tol's color-blind safe sets.
-        severity: how much of the parent it leaves, for the order in the report and in messages: 0 is the parent's own
-            subblock, 5 nothing; 3 suits most.
-        sizes: ``int`` if a name holds a count, ``float`` if a ratio below 1, None if it has no size.
-        trainable: whether its initial weights may be improved by training.
+        family: the first part of its variants' names.
+        kinds: the kinds of subblocks that it can replace.
+        form: the pattern of its variants' names, for documentation and messages: ``"width-R"``.
+        label: its name on a small tile of the report, with ``{size}`` for the number; empty for no name.
+        hue: its colors in the report, ``#rrggbb``, for the least and the most severe size; the colors of this package
+            follow the color-blind safe sets of Okabe and Ito and of Tol.
+        severity: rank in the order of the report and of messages, from 0 (the parent's subblock) to 5 (nothing left);
+            3 suits most families.
+        sizes: ``int`` if a name holds a count, ``float`` if it holds a ratio below 1, None if it has no size.
+        trainable: whether training can improve its initial weights.
     """
 
     kind: str
@@ -108,7 +108,7 @@ class Block(ABC):
         """The number in the variant's name.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the name has no number.
         """
         if self.variant.size is None:
             raise ValueError(f"{self.variant} has no size")
@@ -119,38 +119,39 @@ class Block(ABC):
         """Return its entries in a layer's `per_layer_config` (transformers' terms); empty for the parent's shape.
 
         Raises:
-            TangramError: it cannot replace this parent's subblock, or makes nothing smaller.
+            TangramError: it cannot replace this parent's subblock, or is not smaller.
         """
 
     @abstractmethod
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return the initial weights by their names inside the subblock (`k_proj.weight`, …), without training.
 
-        Those that are computed may be float32 in a parent of low precision: training begins with them unrounded.
+        Computed weights may be float32 even if the parent has a lower precision: training starts from them unrounded.
 
         Args:
             parent: the parent's subblock.
-            calibration: its inputs and outputs on the training tokens.
+            calibration: the subblock's inputs and outputs on the training tokens.
         """
 
     @abstractmethod
     def relative_size(self) -> float:
-        """Return its number of weights over that of the parent's subblock; an estimate is enough for the planner."""
+        """Return its number of weights relative to the parent's subblock; the planner accepts an estimate."""
 
     def operations_to_fit(self) -> float:
-        """Return the multiply-adds per token that `initialize` takes beyond a pass of the parent, for the planner."""
+        """Return the multiply-adds per token that `initialize` needs besides a forward pass of the parent (planner)."""
         return 0.0
 
     def too_large(self) -> str | None:
-        """Return why it is certainly no smaller than the parent's subblock, in words that follow its name; else None.
+        """Return a message if it is certainly no smaller than the parent's subblock, else None.
 
-        The config is refused with these words as soon as the parent's sizes are known.
+        The message continues a sentence that begins with the variant's name. The config check raises it as soon as the
+        parent's sizes are available.
         """
         return None
 
     @classmethod
     def accepts(cls, size: int | float | None) -> bool:
-        """Whether a name of this family may hold such a size."""
+        """Return whether a name of this family may have this size."""
         if cls.sizes is None or size is None:
             return cls.sizes is size
         if cls.sizes is int:
@@ -159,10 +160,10 @@ class Block(ABC):
 
     @classmethod
     def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
-        """Return what is wrong with a size, in words that follow the variant's name; None to say nothing more.
+        """Return a message about a wrong size, which continues a sentence after the variant's name; None without one.
 
         Args:
-            size: as in the name, whether it is accepted or not.
+            size: the size in the name, accepted or not.
             heads: the parent's query heads.
             kv_heads: the parent's key-value heads.
         """
@@ -170,7 +171,7 @@ class Block(ABC):
 
     @classmethod
     def suggest(cls, number: float | None) -> str | None:
-        """Return the name that a user meant who wrote this family with such a number, or without any; None: unknown."""
+        """Return the probably intended name for this family and a number (or none); None without a suggestion."""
         if cls.sizes is None:
             return cls.family
         if cls.sizes is int:
@@ -183,20 +184,20 @@ class Block(ABC):
 
 _REQUIRED = ("family", "kinds", "form", "label", "hue")
 _Class = TypeVar("_Class", bound=type[Block])
-REGISTRY: dict[str, type[Block]] = {}  # by family; `tangram.blocks.registry` fills it before it looks something up
+REGISTRY: dict[str, type[Block]] = {}  # by family; filled by `tangram.blocks.registry`
 
 
 def register(block: _Class) -> _Class:
-    """Add a family to the search space; a decorator of its class.
+    """Add a family to the search space (class decorator).
 
     Raises:
         ValueError: a class attribute is missing, or another class has this family.
     """
     if missing := [name for name in _REQUIRED if not hasattr(block, name)]:
-        raise ValueError(f"{block.__name__} does not say its {', '.join(missing)}")
+        raise ValueError(f"{block.__name__} does not define {', '.join(missing)}")
     if not re.fullmatch(_FAMILY, block.family):
         raise ValueError(f"'{block.family}' cannot begin a variant's name: lower-case letters and single hyphens only")
-    known = REGISTRY.setdefault(block.family, block)
-    if (known.__module__, known.__qualname__) != (block.__module__, block.__qualname__):
-        raise ValueError(f"'{block.family}' is already the family of {known.__module__}.{known.__qualname__}")
+    registered = REGISTRY.setdefault(block.family, block)
+    if (registered.__module__, registered.__qualname__) != (block.__module__, block.__qualname__):
+        raise ValueError(f"'{block.family}' is already the family of {registered.__module__}.{registered.__qualname__}")
     return block

@@ -1,4 +1,4 @@
-"""What a block's initialization may look at: the parent subblock's inputs and outputs on calibration tokens."""
+"""Calibration data of a block's initialization (inputs and outputs of the parent's subblock), and statistics of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Calibration:
     """Normed inputs and outputs of one parent subblock.
 
     Attributes:
-        inputs: what the subblock reads, after its norm, ``(tokens, hidden)``.
-        outputs: what it adds to the residual stream, ``(tokens, hidden)``.
-        weights: importance of each token, ``(tokens,)``; zero leaves a token out.
+        inputs: the subblock's inputs, after its norm, ``(tokens, hidden)``.
+        outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
+        weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength, relative to the mean squared input.
     """
 
@@ -27,11 +27,11 @@ class Calibration:
 
 
 def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:
-    """Return ``E[x xᵀ]`` with the calibration's weights, plus its ridge, ``(n, n)``, float64.
+    """Return the weighted second moment ``E[x xᵀ]`` plus the ridge, ``(n, n)``, float64.
 
     Args:
         inputs: ``(tokens, n)``.
-        calibration: weights and ridge.
+        calibration: the tokens' weights, and the ridge.
     """
     weights = (calibration.weights / calibration.weights.sum())[:, None]
     moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
@@ -48,14 +48,14 @@ def ridge_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit ``outputs ≈ inputs @ map.T + bias`` by weighted ridge regression, shrinking the map towards ``prior``.
 
-    Solved in float64 by the normal equations on centerd data, so the bias is not shrunk.
+    The normal equations of the centered data are solved in float64, so the bias is not shrunk.
 
     Args:
         inputs: ``(tokens, n)``.
         outputs: ``(tokens, m)``.
         weights: ``(tokens,)``, non-negative.
         ridge: strength relative to the mean weighted variance of the inputs.
-        prior: ``(m, n)``, the map at infinite ridge.
+        prior: ``(m, n)``, the map for an infinite ridge.
 
     Returns:
         The map ``(m, n)`` and the bias ``(m,)``, in the dtype of ``inputs``.

@@ -1,4 +1,4 @@
-"""Grouped-query attention with fewer KV heads: groups of the parent's are merged by mean-pooling.
+"""Grouped-query attention with fewer KV heads: groups of the parent's KV heads are mean-pooled.
 
 Ainslie et al. 2023 (arXiv 2305.13245); Puzzle (arXiv 2411.19146), appendix A.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @register
 class GroupedQuery(Block):
-    """`gqa-K`: K key-value heads, a divisor of the parent's."""
+    """`gqa-K`: K key-value heads, a divisor of the parent's number."""
 
     family, kinds, form, sizes = "gqa", ("attention",), "gqa-K", int
     label, hue, severity = "g{size}", ("#c9a6d8", "#7b48a3"), 1
@@ -32,7 +32,7 @@ class GroupedQuery(Block):
         return {"num_key_value_heads": self.kv_heads}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Average the K and V projections (and biases) of each merged group of heads; keep the rest."""
+        """Average the K and V projections (and biases) of each merged group of heads; copy all other weights."""
         weights, per_group = dict(parent.state_dict()), self.shape.kv_heads // self.kv_heads
         for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:
             heads = weights[name].unflatten(0, (self.kv_heads, per_group, self.shape.head_dim))
@@ -40,12 +40,12 @@ class GroupedQuery(Block):
         return weights
 
     def relative_size(self) -> float:
-        """Return the share of heads that are left: queries and outputs have as many as before."""
+        """Return the share of the weights that remain: those of queries and outputs do not change."""
         return (self.shape.heads + self.kv_heads) / (self.shape.heads + self.shape.kv_heads)
 
     @classmethod
     def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
-        """Refuse what does not divide the parent's KV heads, or is as many."""
+        """Refuse a number that does not divide the parent's number of KV heads, or equals it."""
         if not isinstance(size, int) or size > LARGEST_COUNT:
             return None
         if 1 <= size < kv_heads and kv_heads % size == 0:
@@ -58,5 +58,5 @@ class GroupedQuery(Block):
 
     @classmethod
     def suggest(cls, number: float | None) -> str | None:
-        """Return the name with the number cut to a whole one."""
+        """Return the name with the number rounded down."""
         return None if number is None else f"gqa-{max(1, int(number))}"

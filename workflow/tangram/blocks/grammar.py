@@ -1,4 +1,4 @@
-"""Names of variants as a config may spell them: the canonical one, and what a mistaken one was meant to be."""
+"""Names of variants in a config: their canonical spelling, their check, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tangram.errors import nearest
 
 
 def families(kind: str) -> dict[str, type[Block]]:
-    """Return the classes that can replace a kind of subblock, by family; the parent's own is not among them."""
+    """Return the classes that can replace a kind of subblock, by family, without the parent's."""
     return {name: block for name, block in registry().items() if kind in block.kinds and name != PARENT}
 
 
 def forms(kind: str) -> list[str]:
-    """Return the forms of a kind's names, such as ``width-R``."""
+    """Return the patterns of a kind's names, such as ``width-R``."""
     return [block.form for block in families(kind).values()]
 
 
 def canonical(name: str) -> str:
-    """Return the one spelling of a variant's name: `width-0.5` for `width-.50`, `gqa-1` for `gqa-01`.
+    """Return the canonical spelling of a variant's name: `width-0.5` for `width-.50`, `gqa-1` for `gqa-01`.
 
-    Any other text is returned as it is.
+    Text that is not a variant's name is returned unchanged.
     """
     try:
         variant = Variant.parse(name)
@@ -34,17 +34,17 @@ def canonical(name: str) -> str:
 
 
 def check(kind: str, name: str, where: str, heads: int, kv_heads: int) -> None:
-    """Check that a name is a variant of a kind, as far as that can be said without the parent's widths.
+    """Check that a name is a variant of a kind, as far as possible without the parent's widths.
 
     Args:
         kind: ``'attention'`` or ``'ffn'``.
-        name: as the config spells it.
-        where: what the message begins with.
+        name: the name in the config.
+        where: the beginning of the message.
         heads: the parent's query heads.
         kv_heads: the parent's key-value heads.
 
     Raises:
-        ValueError: it is not; the message says what was probably meant.
+        ValueError: the name is not a variant; the message suggests the probably intended name.
     """
     try:
         variant = Variant.parse(name)
@@ -60,12 +60,12 @@ def check(kind: str, name: str, where: str, heads: int, kv_heads: int) -> None:
 
 
 def _hint(kind: str, name: str) -> str:
-    """Return what was probably meant: the family of nearest name, or else the kind's first one, with the number."""
+    """Suggest a name: the number with the family of nearest name, or else with the kind's first family that has one."""
     match = re.search(r"[0-9]{0,9}\.?[0-9]{1,9}", name)
     number = float(match[0]) if match else None
-    known = families(kind)
-    meant = [known[family] for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(known), n=1)]
+    valid = families(kind)
+    blocks = [valid[family] for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(valid), n=1)]
     if number is not None:
-        meant += [block for block in known.values() if block.sizes is not None][:1]
-    suggested = next(filter(None, (block.suggest(number) for block in meant)), None)
+        blocks += [block for block in valid.values() if block.sizes is not None][:1]
+    suggested = next(filter(None, (block.suggest(number) for block in blocks)), None)
     return f"; did you mean '{suggested}'?" if suggested else nearest(name, forms(kind))

@@ -1,7 +1,7 @@
-"""One linear map in place of a subblock, fitted to the parent's activations by ridge regression.
+"""One linear map instead of a subblock, fitted to the parent's activations by ridge regression.
 
-The prior is the paper's training-free map (Puzzle, appendix A: ``W_o W_v`` for attention, ``W_down W_up`` for FFN);
-ridge regression on activations is ReplaceMe's idea (arXiv 2505.02819).
+The prior is the training-free map of Puzzle, appendix A: ``W_o W_v`` for attention, ``W_down W_up`` for an FFN.
+Ridge regression on activations follows ReplaceMe (arXiv 2505.02819).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LinearMap(Block):
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
     def overrides(self) -> dict[str, Any]:
-        """Return the mark that `models/modeling_tangram.py` builds a linear map from."""
+        """Return the entry from which `models/modeling_tangram.py` builds a linear map."""
         return {"linear": [CONFIG_NAME[self.kind]]}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
@@ -51,9 +51,9 @@ class LinearMap(Block):
         return {f"{name}.weight": weight, f"{name}.bias": bias}
 
     def relative_size(self) -> float:
-        """Return the share of the square matrix."""
+        """Return the weights of the square matrix relative to the subblock's."""
         return self.shape.hidden**2 / self.shape.parameters(self.kind)
 
     def operations_to_fit(self) -> float:
-        """Return those of the normal equations."""
+        """Return the multiply-adds of the normal equations."""
         return float(self.shape.hidden**2)

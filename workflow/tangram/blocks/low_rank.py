@@ -1,4 +1,4 @@
-"""Two thin matrices in place of each of a subblock's: a truncated SVD in the metric of the activations."""
+"""Two thin matrices instead of each matrix of a subblock: a truncated SVD in the metric of the activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def principal_outputs(weight: torch.Tensor, moment: torch.Tensor | None, rank: int) -> torch.Tensor:
-    """Return the ``rank`` orthonormal directions that hold most of the outputs ``W x``, ``(out, rank)``.
+    """Return the ``rank`` orthonormal directions of largest output energy ``W x``, ``(out, rank)``.
 
     ``U Uᵀ W`` is the best matrix of that rank (Eckart and Young, in the metric of ``C = E[x xᵀ]``). The smaller of
     ``W C Wᵀ`` and ``Lᵀ Wᵀ W L`` is decomposed, with ``C = L Lᵀ``.
@@ -33,10 +33,10 @@ def principal_outputs(weight: torch.Tensor, moment: torch.Tensor | None, rank: i
 
 
 def fit_low_rank(operator: Any, weight: torch.Tensor, moment: torch.Tensor | None = None) -> None:
-    """Set a `LowRankLinear` to the truncated SVD in the metric of the inputs; the two factors share the scale.
+    """Set a `LowRankLinear` to the truncated SVD in the metric of the inputs; both factors get equal scales.
 
     Args:
-        operator: changed in place.
+        operator: the operator, changed in place.
         weight: ``(out, in)``.
         moment: ``E[x xᵀ]`` of the inputs, ``(in, in)``; the identity by default.
     """
@@ -59,7 +59,7 @@ class LowRank(Projections):
     label, hue = "r{size}", ("#b5d6a3", "#3b7d2e")
 
     def weights_of(self, columns: int, rows: int) -> float:
-        """Return those of both factors; a rank that the matrix cannot have is no operator."""
+        """Return the weights of both factors; infinite if R exceeds the matrix's largest possible rank."""
         return self.size * (columns + rows) if self.size <= min(columns, rows) else math.inf
 
     def fit(self, operator: Any, weight: torch.Tensor, moment: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""No-op: the subblock and its norm are gone, the residual stays."""
+"""No-op: the subblock and its norm are removed; the residual stays."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @register
 class NoOp(Block):
-    """`no-op`: nothing in place of a subblock."""
+    """`no-op`: no subblock."""
 
     family, kinds, form = NO_OP, KINDS, NO_OP
     label, hue, severity = "", ("#606870", "#606870"), 5  # the report's muted gray
     trainable = False
 
     def overrides(self) -> dict[str, Any]:
-        """Return the skip of this kind."""
+        """Return the entry that skips this kind of subblock."""
         return {"skip": [CONFIG_NAME[self.kind]]}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The parent's own subblock: a choice in every layer."""
+"""The parent's subblock, which every layer can keep."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @register
 class Parent(Block):
-    """`parent`: untouched."""
+    """`parent`: the unchanged subblock."""
 
     family, kinds, form = PARENT, KINDS, PARENT
-    label, hue, severity = "", ("#d0d4d8", "#d0d4d8"), 0  # the report's rules
+    label, hue, severity = "", ("#d0d4d8", "#d0d4d8"), 0  # the color of the report's rules
     trainable = False
 
     def overrides(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Blocks that keep a subblock's form, and put an operator of fewer weights in place of each of its matrices.
+"""Base class of blocks that replace each matrix of a subblock by an operator with fewer weights.
 
-The operators themselves are in `models/operators.py`, which travels with every child that needs it.
+The operators are in `models/operators.py`, which is copied into every child that needs it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[str, torch.Tensor]:
-    """Return what each of a subblock's matrices reads on the calibration tokens, ``(tokens, features)``, by name.
+    """Return the inputs of each matrix of a subblock on the calibration tokens, ``(tokens, features)``, by name.
 
-    What `o_proj` reads is recovered from the outputs: exactly where the matrix is square and invertible, else the part
-    of it that reaches the outputs.
+    The inputs of `o_proj` are computed from its outputs: exactly for a square and invertible matrix, otherwise their
+    projection on the matrix's row space.
     """
     import torch
 
@@ -30,55 +30,55 @@ def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[
         hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
         return {"gate_proj": x, "up_proj": x, "down_proj": hidden}
     outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-    # A pseudo-inverse and no least squares: on a GPU these hold for matrices of full rank only.
+    # The pseudo-inverse, because torch's least squares on a GPU require a matrix of full rank.
     attended = outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
     return {"q_proj": x, "k_proj": x, "v_proj": x, "o_proj": attended}
 
 
 class Projections(Block):
-    """Every matrix of a subblock whose operator is smaller than itself; the others stay as they are."""
+    """Replaces every matrix of a subblock whose operator has fewer weights; the other matrices do not change."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
 
     @abstractmethod
     def weights_of(self, columns: int, rows: int) -> float:
-        """Return about how many weights its operator has in place of a matrix; without torch, for the config's check.
+        """Return a lower bound on the weights of the operator that replaces a matrix; without torch.
 
-        Never more than it really has, so that what is certainly no smaller than the matrix can be refused early.
+        The config check refuses an operator whose bound is no smaller than the matrix.
         """
 
     @abstractmethod
     def fit(self, operator: Any, weight: torch.Tensor, moment: torch.Tensor) -> None:
-        """Set an operator's weights so that its outputs are near those of a matrix; in place.
+        """Set an operator's weights in place so that its outputs approximate those of a matrix.
 
         Args:
-            operator: of this block.
+            operator: the operator that `operator` returns.
             weight: the matrix, ``(rows, columns)``.
             moment: ``E[x xᵀ]`` of its inputs, ``(columns, columns)``.
         """
 
     def operator(self, columns: int, rows: int, bias: bool) -> Any | None:
-        """Return the operator in place of a matrix; None where it would have no fewer weights."""
+        """Return the operator that replaces a matrix, or None if it has no fewer weights."""
         from tangram.models.operators import structured_linear
 
         return structured_linear(str(self.variant), columns, rows, bias)
 
     def overrides(self) -> dict[str, Any]:
-        """Return the mark that `models/modeling_tangram.py` builds the operators from.
+        """Return the entry from which `models/modeling_tangram.py` builds the operators.
 
         Raises:
-            TangramError: no matrix of this parent would become smaller.
+            TangramError: no operator has fewer weights than the matrix that it replaces.
         """
         import torch
 
         with torch.device("meta"):
-            operators = [self.operator(self.shape.hidden, inner, False) for inner in self._inner()]
+            operators = [self.operator(self.shape.hidden, inner, False) for inner in self._inner_widths()]
         if not any(operators):
             raise TangramError(f"{self.kind} '{self.variant}'{self._no_fewer_weights()}")
         return {"structured": [f"{CONFIG_NAME[self.kind]}={self.variant}"]}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Fit every operator to its matrix on the calibration tokens; biases are the parent's."""
+        """Fit every operator to its matrix on the calibration tokens; copy the parent's biases."""
         import torch
 
         from tangram.blocks.calibration import second_moment
@@ -98,26 +98,26 @@ class Projections(Block):
         return weights
 
     def relative_size(self) -> float:
-        """Return the share of weights that are left where operators stand in."""
-        hidden, inner = self.shape.hidden, self._inner()
-        left = [min(self.weights_of(hidden, width), hidden * width) for width in inner]
-        return sum(left) / (hidden * sum(inner))
+        """Return the share of weights that remain."""
+        hidden, inner = self.shape.hidden, self._inner_widths()
+        remaining = [min(self.weights_of(hidden, width), hidden * width) for width in inner]
+        return sum(remaining) / (hidden * sum(inner))
 
     def too_large(self) -> str | None:
-        """Refuse operators of which none is smaller than its matrix."""
+        """Refuse a variant of which no operator has fewer weights than its matrix."""
         hidden = self.shape.hidden
-        if any(self.weights_of(hidden, width) < hidden * width for width in self._inner()):
+        if any(self.weights_of(hidden, width) < hidden * width for width in self._inner_widths()):
             return None
         return self._no_fewer_weights()
 
-    def _inner(self) -> tuple[int, ...]:
-        """Return the widths that matrices map between, besides the hidden one; each has equally many matrices."""
+    def _inner_widths(self) -> tuple[int, ...]:
+        """Return the widths of the matrices' other side than the hidden one; each width has equally many matrices."""
         shape = self.shape
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         return (queries, keys) if self.kind == "attention" else (shape.intermediate,)
 
     def _no_fewer_weights(self) -> str:
-        inner = " and ".join(str(width) for width in sorted(set(self._inner())))
+        inner = " and ".join(str(width) for width in sorted(set(self._inner_widths())))
         return (
             f" has no fewer weights than the parent's matrices of {self.shape.hidden} x {inner}; "
             "choose a smaller number"

@@ -1,7 +1,7 @@
-"""Every family of blocks by name: those of this package, and those that other packages register.
+"""The registry of all families of blocks, from this package and from packages that register some.
 
-Families are imported by name when one is first asked for, so that the code hash of a job covers the modules of the
-variants it computes with, and of no others; see `modules_of_variants`.
+Families are imported by name at the first look-up. A static import would put every family into the code hash of every
+job; `modules_of_variants` names the modules of a job's own variants.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tangram.models.families import Shape
 
 # A new family of this package is a file of its own and a name here.
 FAMILIES = ("parent", "gqa", "width", "low_rank", "linear", "no_op")
-ENTRY_POINTS = "tangram.blocks"  # the group under which other packages name the modules of their families
+ENTRY_POINTS = "tangram.blocks"  # the group under which other packages register the modules of their families
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def _load() -> None:
 
 
 def registry() -> Mapping[str, type[Block]]:
-    """Return every family's class by the family's name, from mild to severe."""
+    """Return every family's class by the family's name, in order of severity."""
     _load()
     return dict(sorted(REGISTRY.items(), key=lambda item: (item[1].severity, item[0])))
 
@@ -38,7 +38,7 @@ def block_class(variant: Variant | str) -> type[Block]:
     """Return the class of a variant's family.
 
     Raises:
-        TangramError: no family has such variants.
+        TangramError: no family has this name.
     """
     try:
         parsed = Variant.parse(variant) if isinstance(variant, str) else variant
@@ -48,11 +48,11 @@ def block_class(variant: Variant | str) -> type[Block]:
 
 
 def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
-    """Return the block that a variant's name stands for.
+    """Return the block of a variant.
 
     Args:
         kind: ``'attention'`` or ``'ffn'``.
-        variant: its name, or that taken apart.
+        variant: its name, parsed or not.
         shape: the parent's sizes.
 
     Raises:
@@ -69,6 +69,6 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
 
 
 def modules_of_variants(variants: Iterable[Variant | str] | None = None) -> list[str]:
-    """Return the modules that define variants, by default all: `provenance.code_hash` adds what is imported by name."""
+    """Return the modules that define variants (by default all variants), for `provenance.code_hash`."""
     classes = registry().values() if variants is None else map(block_class, variants)
     return sorted({block.__module__ for block in classes})

@@ -1,4 +1,4 @@
-"""A narrower FFN: the channels that contribute most, by Channel Contribution (Puzzle, appendix A)."""
+"""A narrower FFN with the channels of largest Channel Contribution (Puzzle, appendix A)."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ class NarrowFFN(Block):
         return {"intermediate_size": self.width}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Keep the channels of largest contribution, in the parent's order."""
-        keep = channel_contribution(parent, calibration).topk(self.width).indices.sort().values
+        """Select the channels of largest contribution, in the parent's order."""
+        channels = channel_contribution(parent, calibration).topk(self.width).indices.sort().values
         weights = dict(parent.state_dict())
         for name, tensor in weights.items():
             if name.startswith(("gate_proj.", "up_proj.")):
-                weights[name] = tensor[keep]
+                weights[name] = tensor[channels]
             elif name == "down_proj.weight":
-                weights[name] = tensor[:, keep]
+                weights[name] = tensor[:, channels]
         return weights
 
     def relative_size(self) -> float:
-        """Return the share of channels that are left."""
+        """Return the share of channels that remain."""
         return self.width / self.shape.intermediate
 
     def too_large(self) -> str | None:
-        """Refuse a ratio that rounds to the parent's own width."""
+        """Refuse a ratio that rounds to the parent's width."""
         if self.width < self.shape.intermediate:
             return None
         return (
@@ -63,7 +63,7 @@ class NarrowFFN(Block):
 
     @classmethod
     def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
-        """Refuse all of the channels, and none of them."""
+        """Refuse the ratios 0 and 1."""
         if size == 1:
-            return " is the parent's own FFN, which is a choice in every layer; leave it out"
+            return " is the parent's FFN, which is a choice in every layer; leave it out"
         return " has no channels; did you mean 'no-op'?" if size == 0 else None

@@ -1,6 +1,6 @@
-"""Assemble a child from the parent's weights and pieces of the library, and write it as a checkpoint of its own.
+"""Assemble a child from the parent's weights and pieces of the library, and write it as a checkpoint.
 
-Assembly only moves tensors by name: no weights are made for it. `tangram.models.loading.load_model` loads the result.
+Assembly selects tensors by name and computes no weights. `tangram.models.loading.load_model` loads the result.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tangram.models.loading import check_parent, model_class
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-CODE = {  # what travels with a child that stock code cannot run, by the names that the files import each other by
+CODE = {  # copied into a child that stock code cannot run, under the names with which the files import each other
     "modeling_tangram.py": modeling_tangram,
     "configuration_tangram.py": configuration_tangram,
     "operators.py": operators,
 }
 WEIGHTS_FILE = "model.safetensors"
-# All else in a parent's folder is its tokenizer's, its chat templates and how it generates: a child's as well.
-OF_THE_PARENT = ("*.safetensors*", "*.bin*", "config.json", "provenance.json", "README*")
+# A child gets the parent's other files: tokenizer, chat templates and generation config.
+NOT_COPIED = ("*.safetensors*", "*.bin*", "config.json", "provenance.json", "README*")
 
 
 def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
@@ -56,7 +56,7 @@ def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.T
 
 
 def build_config(parent_config: PreTrainedConfig, architecture: Architecture) -> PreTrainedConfig:
-    """Return a child's config: a stock one where all layers are alike, else with the place of the model's code.
+    """Return a child's config: a stock config if all layers are alike, else one with `auto_map`.
 
     Raises:
         TangramError: the architecture has another number of layers than the parent.
@@ -80,12 +80,12 @@ def build_config(parent_config: PreTrainedConfig, architecture: Architecture) ->
 
 
 def assemble_state(parent_state: State, architecture: Architecture, library: Library) -> dict[str, torch.Tensor]:
-    """Return a child's tensors: the parent's, with the chosen pieces in place of subblocks.
+    """Return a child's tensors: the parent's, with the architecture's pieces instead of its subblocks.
 
     Args:
         parent_state: the parent's tensors by their names in its checkpoint.
-        architecture: the choices.
-        library: where pieces come from; not asked for the parent's own.
+        architecture: the variants of every layer.
+        library: source of the pieces; not called for variant ``'parent'``.
 
     Raises:
         TangramError: a piece holds NaN or infinite values.
@@ -96,10 +96,10 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
             variant = getattr(choice, kind)
             if variant == PARENT:
                 continue
-            dropped = [tensor_name(layer, kind, "")]
+            prefixes = [tensor_name(layer, kind, "")]
             if variant == NO_OP:
-                dropped.append(f"model.layers.{layer}.{norm}.")
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dropped))}
+                prefixes.append(f"model.layers.{layer}.{norm}.")
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
             for name, tensor in library(kind, variant, layer).items():
                 if not tensor.isfinite().all():
                     raise TangramError(
@@ -111,12 +111,12 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
 
 
 def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> None:
-    """Check that tensors are what a child's config asks for, by name and shape.
+    """Check that tensors have the names and shapes of a child's config.
 
     Args:
-        config: the child's.
-        shapes: shape of every tensor; a tied head may be left out.
-        where: what the message names.
+        config: the child's config.
+        shapes: shape of every tensor; a tied head may be missing.
+        where: the beginning of the message.
 
     Raises:
         TangramError: a tensor is missing, superfluous, or of another shape.
@@ -125,11 +125,11 @@ def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where
         expected = {name: t.shape for name, t in model_class(config.model_type)(config).state_dict().items()}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in sorted((expected.keys() | shapes.keys()) - tied):
-        found, wanted = (tuple(known[name]) if name in known else "nothing" for known in (shapes, expected))
-        if found != wanted:
+        actual, required = (tuple(by_name[name]) if name in by_name else "nothing" for by_name in (shapes, expected))
+        if actual != required:
             raise TangramError(
-                f"{where}: '{name}' is {found}, but the child's config asks for {wanted}; "
-                "weights and config are not of one parent: delete what was built and run again"
+                f"{where}: '{name}' is {actual}, but the child's config asks for {required}; "
+                "weights and config are not of one parent: delete both and run again"
             )
 
 
@@ -149,11 +149,12 @@ def build_child(config: PreTrainedConfig, state: State) -> Any:
 
 
 def code_of(config: PreTrainedConfig) -> dict[str, str]:
-    """Return the code that travels with a child, by file name; with it, the operators of other packages that it needs.
+    """Return the code files of a child by file name, including operators that other packages register.
 
-    Those are added to the child's `operators.py`, as nothing of those packages need be installed where it is loaded.
-    Transformers keeps one model class per config class and process, and tells config classes by the folder's name and
-    the config's code: a line in that tells children apart whose operators differ.
+    The child's `operators.py` imports those operators from copies in the child's folder, so their packages need not be
+    installed where the child is loaded. Transformers caches one model class per config class, and identifies a config
+    class by the folder's name and the code of its file: an added comment there distinguishes children with different
+    operators.
     """
     files = {name: Path(str(module.__file__)).read_text(encoding="utf-8") for name, module in CODE.items()}
     entries = {entry for layer in config.per_layer_config for entry in getattr(layer, "structured", [])}
@@ -180,15 +181,16 @@ def save_child(
 ) -> None:
     """Write a child as a Hugging Face checkpoint that loads where this package is not installed.
 
-    `provenance.json` says how (`loads_with`): a child whose layers are all alike is a plain stock checkpoint.
+    Entry `loads_with` of `provenance.json` is the call that loads it: a child whose layers are all alike is a stock
+    checkpoint.
 
     Args:
         weights: a model, or a child's tensors.
-        config: the child's config; its dtype becomes that of the weights.
-        parent: checkpoint folder whose tokenizer, chat templates and generation config the child keeps.
-        output: folder to write, or to replace, as a whole.
+        config: the child's config; the dtype of the weights replaces its dtype.
+        parent: checkpoint folder from which tokenizer, chat templates and generation config are copied.
+        output: folder to write or to replace.
         provenance: flat metadata, for the weights' file and `provenance.json`.
-        record: what else `provenance.json` says, such as the architecture and the sources.
+        record: further entries of `provenance.json`, such as the architecture and the sources.
 
     Raises:
         TangramError: the weights do not fit the config, or the folder cannot be written.
@@ -203,17 +205,18 @@ def save_child(
     with atomic_path(output) as folder:
         folder.mkdir()
         if Path(parent).is_dir():
-            kept = shutil.ignore_patterns(*OF_THE_PARENT)
-            shutil.copytree(parent, folder, ignore=kept, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            ignored = shutil.ignore_patterns(*NOT_COPIED)
+            shutil.copytree(parent, folder, ignore=ignored, copy_function=shutil.copyfile, dirs_exist_ok=True)
         stock = not config.model_type.startswith(CHILD_PREFIX)
         for name, text in {} if stock else code_of(config).items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
         write_tensors(folder / WEIGHTS_FILE, state, provenance)
-        made = {
+        record_of_child = {
             **provenance,
             **(record or {}),
             "loads_with": f"AutoModelForCausalLM.from_pretrained(folder{'' if stock else ', trust_remote_code=True'})",
             "model_safetensors_sha256": sha256_of(folder / WEIGHTS_FILE),
         }
-        (folder / "provenance.json").write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(record_of_child, indent=2, sort_keys=True) + "\n"
+        (folder / "provenance.json").write_text(text, encoding="utf-8")

@@ -34,7 +34,7 @@ def distill_blocks(
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.files import write_tensors
-    from tangram.library.distill import LocalProblem
+    from tangram.library.distill import LayerDistillation
     from tangram.library.pieces import tensor_name
     from tangram.library.resume import PieceStore
     from tangram.models.by_layer import load_by_layer
@@ -63,7 +63,7 @@ def distill_blocks(
         if piece is not None:
             print(f"distill_blocks {kind} {variant}: layer {layer} was finished before a kill", file=sys.stderr)
         else:
-            problem = LocalProblem(model, layer, inputs, outputs, section, input_ids)
+            problem = LayerDistillation(model, layer, inputs, outputs, section, input_ids)
             piece = problem.distill(kind, variant, runtime.seed, store.training(layer))
             store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}

@@ -38,17 +38,17 @@ def finetune_child(
     from tangram.child.assemble import save_child
     from tangram.corpus.tokens import read_tokens
     from tangram.finetune import finetune
-    from tangram.models.by_layer import skeleton
+    from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
     from tangram.tables import CURVES, write_table
     from tangram.training.loop import Checkpointing
-    from tangram.training.parallel import join
+    from tangram.training.parallel import process_group
 
     section = Finetune.model_validate_json(settings)
-    with join(runtime.device, layout.strategy) as world:
-        teacher = world.teacher(parent, runtime.dtype, runs=activations is None)
-        student = skeleton(child, runtime.dtype) if world.sharded else load_model(child, runtime.dtype, world.device)
+    with process_group(runtime.device, layout.strategy) as world:
+        teacher = world.load_teacher(parent, runtime.dtype, runs=activations is None)
+        student = meta_model(child, runtime.dtype) if world.sharded else load_model(child, runtime.dtype, world.device)
         input_ids = read_tokens(corpus)
         states = open_activations(activations, teacher, input_ids, section.micro_batch_size, runtime.local_copy)
         made_by = provenance("tangram.commands.finetune_child", settings, runtime.device)
@@ -65,7 +65,7 @@ def finetune_child(
             write_table(rows, CURVES, curves, made_by)
             save_child(weights, student.config, parent, folder, made_by)
             shutil.rmtree(checkpoints, ignore_errors=True)
-        world.wait()
+        world.barrier()
 
 
 if __name__ == "__main__":

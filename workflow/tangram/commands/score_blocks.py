@@ -26,7 +26,7 @@ def score_blocks(
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
-    from tangram.models.by_layer import load_by_layer, resident
+    from tangram.models.by_layer import load_by_layer, materialize
     from tangram.models.families import decoder_layers, shape_of
     from tangram.models.loading import load_model
     from tangram.models.replace import replace_subblocks
@@ -44,7 +44,8 @@ def score_blocks(
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
         tensors = {kind: read_piece(library, layer, kind)}
-        candidate = replace_subblocks(resident(decoder_layers(model)[layer]), model.config, layer, overrides, tensors)
+        parent_layer = materialize(decoder_layers(model)[layer])
+        candidate = replace_subblocks(parent_layer, model.config, layer, overrides, tensors)
         for row in scorer.score(layer, candidate):
             rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
     modules = modules_of_variants([variant])

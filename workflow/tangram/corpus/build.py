@@ -1,4 +1,4 @@
-"""One split of the corpus: sources mixed by weight, as tokenized sequences of one length."""
+"""Build one split of the corpus: mix sources by weight into tokenized sequences of equal length."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tangram.corpus.packing import Sequence, pack
 from tangram.corpus.sampling import parent_samples
 from tangram.errors import TangramError
 
-FIRST_NAMES = {"distill": "distil"}  # seeds are of the first name: renaming a split changes no text
+SEED_NAMES = {"distill": "distil"}  # seeds use a split's first name, so that renaming it changes no text
 
 
 def _seed(seed: int, split: str, index: int) -> int:
-    """Return a seed of its own for each source of each split."""
-    split = FIRST_NAMES.get(split, split)
+    """Return a different seed for each source of each split."""
+    split = SEED_NAMES.get(split, split)
     return int(hashlib.sha256(f"{seed}/{split}/{index}".encode()).hexdigest()[:12], 16)
 
 
 def shares(total: int, weights: list[float]) -> list[int]:
-    """Divide ``total`` sequences by weight; remainders go to the largest fractions, so that the sum is exact."""
+    """Divide ``total`` sequences by weight, with the largest-remainder method."""
     exact = [total * weight / sum(weights) for weight in weights]
     counts = [math.floor(value) for value in exact]
     by_fraction = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
@@ -48,13 +48,13 @@ def build_split(
 
     Args:
         name: the split's name, one of `config.SPLITS`.
-        split: tokens wanted and sources.
+        split: number of tokens, and sources.
         sequence_length: tokens per sequence.
         cross_documents: whether a packed sequence may span documents.
-        parent: checkpoint folder; its tokenizer is used, and its model where it writes the text.
-        seed: every choice follows from it.
-        dtype: of the parent while it writes.
-        device: where the parent writes.
+        parent: checkpoint folder; its tokenizer is used, and its model for sources of type `parent-samples`.
+        seed: seed of all random choices.
+        dtype: dtype of the parent's model.
+        device: device of the parent's model.
 
     Raises:
         TangramError: a source cannot be read or holds too little text.
@@ -66,7 +66,7 @@ def build_split(
     tokenizer = load_tokenizer(parent)
     counts = shares(math.ceil(split.tokens / sequence_length), [source.weight for source in split.sources])
     parts: dict[int, list[dict[str, Any]]] = {}
-    # Text that is there already comes first: what is wrong with it shows before the parent writes for long.
+    # Existing text comes first, so that its errors are raised before the parent generates text for a long time.
     for index in sorted(range(len(counts)), key=lambda i: isinstance(split.sources[i], ParentSamples)):
         source, count, source_seed = split.sources[index], counts[index], _seed(seed, name, index)
         sequences: Iterable[Sequence]
@@ -80,7 +80,7 @@ def build_split(
         if len(taken) < count:
             raise TangramError(
                 f"corpus.{name}: source {source_name(source)} gives only {len(taken) * sequence_length} tokens in "
-                f"sequences of {sequence_length}, {count * sequence_length} wanted (each split takes only its own "
+                f"sequences of {sequence_length}, but {count * sequence_length} are needed (each split takes only its "
                 f"{len(SPLITS)}th of the documents); add text, lower corpus.{name}.tokens or corpus.sequence_length"
             )
         parts[index] = [{"source": source_name(source), **vars(sequence)} for sequence in taken]

@@ -1,7 +1,6 @@
-"""Text sources to the documents of one split.
+"""Read the documents of one split from a text source.
 
-No two splits share a document, by construction and without any split knowing of the others: a document belongs to the
-split that its own hash points to, whatever source it comes from.
+No two splits share a document: its hash assigns a document to one split, whatever source it comes from.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOADERS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that reading text never ends in
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of writing, which mean a fault of the cache
 _TEXT = ("string", "large_string", "binary", "large_binary", "null")
 
 
@@ -39,7 +38,7 @@ def split_of(key: str) -> str:
 
 
 def source_name(source: TextSource) -> str:
-    """Return how tables and messages call a source."""
+    """Return a source's name in tables and messages."""
     detail = getattr(source, "repo", None) or getattr(source, "package", None)
     return f"{source.type}:{detail}" if detail else source.type
 
@@ -62,7 +61,7 @@ def _package_documents(source: PackageText) -> Iterator[str]:
 
 
 def _cache_fault(error: BaseException) -> TangramError | None:
-    """Return what to say when not the text is at fault, but the folder where `datasets` keeps its copy of it."""
+    """Return the error to raise if the cache folder of `datasets` or the hub is at fault, else None."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -72,12 +71,12 @@ def _cache_fault(error: BaseException) -> TangramError | None:
     while cause is not None:
         if isinstance(cause, OSError):
             path = Path(str(cause.filename)).absolute() if cause.filename else None
-            inside = path and any(path.is_relative_to(one) or one.is_relative_to(path) for one in folders)
+            inside = path and any(path.is_relative_to(other) or other.is_relative_to(path) for other in folders)
             if inside or cause.errno in _WRITING or "Not enough disk space" in str(cause):
                 return TangramError(
                     f"corpus: Hugging Face's cache {path or folders[0]} cannot be written "
-                    f"({cause.strerror or str(cause).strip()}); set HF_HOME or HF_DATASETS_CACHE to a folder that can, "
-                    "with space in it"
+                    f"({cause.strerror or str(cause).strip()}); set HF_HOME or HF_DATASETS_CACHE to a writable folder "
+                    "with free space"
                 )
         cause = cause.__cause__ or cause.__context__
     return None
@@ -85,10 +84,10 @@ def _cache_fault(error: BaseException) -> TangramError | None:
 
 @contextmanager
 def _reading(fault: str) -> Iterator[None]:
-    """Turn what `datasets`, its readers and the hub raise, which has no base class, into one line.
+    """Convert the exceptions of `datasets`, its readers and the hub, which have no common base class.
 
     Args:
-        fault: the line, with ``{name}`` and ``{reason}`` of the exception to fill in.
+        fault: the message of the `TangramError`, with ``{name}`` and ``{reason}`` of the exception to fill in.
     """
     try:
         yield
@@ -112,7 +111,7 @@ def _local_dataset(source: LocalText) -> Any:
         for file in matching:
             if (loader := _LOADERS.get(Path(file).suffix)) is None:
                 raise TangramError(f"corpus: {file} is not one of {', '.join(_LOADERS)}")
-            if Path(file).stat().st_size:  # the readers of datasets refuse empty files
+            if Path(file).stat().st_size:  # `datasets` refuses empty files
                 files.setdefault(loader, []).append(file)
     if not files:
         raise TangramError(f"corpus: {', '.join(source.paths)}: all files are empty")
@@ -127,16 +126,16 @@ def _local_dataset(source: LocalText) -> Any:
             if getattr(part.features["text"], "dtype", None) in _TEXT:
                 part = part.cast_column("text", Value("string"))
         parts.append(part)
-    with _reading(f"corpus: {', '.join(source.paths)} do not go together: {{reason}}; make each a source of its own"):
+    with _reading(f"corpus: {', '.join(source.paths)} do not fit together: {{reason}}; make each a source of its own"):
         return concatenate_datasets(parts)
 
 
 def _hub_dataset(source: HubText) -> Any:
     from datasets import load_dataset
 
-    # Streamed: a corpus takes a sliver of most datasets.
+    # Streamed, because a corpus takes a small part of most datasets.
     dataset = load_dataset(source.repo, source.name, revision=source.revision, split=source.split, streaming=True)
-    if dataset.column_names is None:  # not known before the first row
+    if dataset.column_names is None:  # unknown before the first row
         return dataset.map(lambda row: _checked(row, source))
     _check_column(dataset.column_names, source.text_column, source.repo)
     if source.text_column != "text":
@@ -149,13 +148,13 @@ def _checked(row: dict[str, Any], source: HubText) -> dict[str, Any]:
     return {"text": row[source.text_column]}
 
 
-def _check_column(columns: list[str], wanted: str, where: str) -> None:
-    if wanted not in columns:
-        raise TangramError(f"corpus: {where} has no column '{wanted}'; it has {', '.join(columns)}: set text_column")
+def _check_column(columns: list[str], column: str, where: str) -> None:
+    if column not in columns:
+        raise TangramError(f"corpus: {where} has no column '{column}'; it has {', '.join(columns)}: set text_column")
 
 
 def _rows(source: TextSource, seed: int) -> Iterator[Any]:
-    """Yield what the source's text column holds, row by row, in an order that follows from ``seed``."""
+    """Yield the values of the source's text column, shuffled by ``seed``."""
     from datasets import Dataset
 
     if isinstance(source, HubText):
@@ -183,31 +182,31 @@ def _rows(source: TextSource, seed: int) -> Iterator[Any]:
 def documents(
     source: TextSource, split: str, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[str]:
-    """Yield a source's documents that belong to ``split``, each once, in an order that follows from ``seed``.
+    """Yield the distinct documents of a source that belong to ``split``, shuffled by ``seed``.
 
-    A document is a row of a dataset, a whole text file, or what a package's reader yields; blank ones are left out. A
-    row that holds a conversation is a document as the parent's chat template renders it; one with a turn without text
-    (a call of a tool) is left out.
+    A document is a row of a dataset, a whole text file, or a text from a package's reader. The parent's chat template
+    renders a row that holds a conversation. Blank documents are left out, and conversations with a turn without text
+    (such as a tool call).
 
     Args:
-        source: where they come from.
+        source: the text source.
         split: one of `config.SPLITS`.
-        seed: of their order.
-        tokenizer: the parent's, with its chat template; only conversations need it.
+        seed: seed of the order.
+        tokenizer: the parent's tokenizer with its chat template; only conversations need it.
 
     Raises:
         TangramError: the source cannot be read, or its column holds no text.
     """
     column = getattr(source, "text_column", "text")
-    seen = set()
+    hashes = set()
     for value in _rows(source, seed):
         try:
             text = value if value is None or isinstance(value, str) else render(value, tokenizer)
         except TangramError as error:
             where = getattr(source, "repo", None) or ", ".join(getattr(source, "paths", ()))
             raise TangramError(
-                f"corpus: {where}: column '{column}' {error}; set text_column to one of text, or take another source"
+                f"corpus: {where}: column '{column}' {error}; set text_column to a text column, or use another source"
             ) from error
-        if text and text.strip() and (key := document_hash(text)) not in seen and split_of(key) == split:
-            seen.add(key)
+        if text and text.strip() and (key := document_hash(text)) not in hashes and split_of(key) == split:
+            hashes.add(key)
             yield text

@@ -1,8 +1,8 @@
-"""What opens and closes a text: decided here, from the tokenizer's own behavior, for all who turn text into tokens.
+"""Special tokens at the beginning and end of a text, derived from the tokenizer's behavior, for all stages.
 
-Many tokenizers put special tokens around a text by themselves (BOS before it, EOS after it, both, others), and chat
-templates write theirs into it. A text that is to go on takes what opens it and nothing that closes it: a model that has
-read EOS begins something else.
+Many tokenizers add special tokens to a text (BOS before it, EOS after it, both, or others), and chat templates contain
+special tokens. A text to be continued gets its opening tokens but no closing ones: after EOS, a model begins another
+text.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# ShareGPT's names of the speakers, and those of chat templates.
+# ShareGPT's names of the speakers, and the names in chat templates.
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _KEYS = (("role", "content"), ("from", "value"))
 
-# A template that writes today's date would give other documents, and so other splits, on another day.
+# With today's date in a template, documents and their splits would change every day.
 _FIXED_DATE = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(
@@ -31,24 +31,24 @@ _FIXED_DATE = (
 
 
 class Conversation(str):
-    """A conversation as a chat template renders it, with all special tokens: none may be added."""
+    """A conversation rendered by a chat template; it contains its special tokens, so the tokenizer adds none."""
 
 
 def text_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of all tokens that stand for text: no special ones, no embeddings without a token."""
+    """Return the ids of all text tokens: neither special tokens nor embeddings without a token."""
     special = set(tokenizer.all_special_ids)
     special.update(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
     return sorted(set(tokenizer.get_vocab().values()) - special)
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that the tokenizer puts before a text: often BOS, or nothing.
+    """Return the ids that the tokenizer adds before a text: often BOS, or none.
 
-    They are read from a text of its own vocabulary, not from the empty one, whose ids would not say on which side of a
-    text they stand.
+    They are derived from the encoding of a one-token text. That of the empty text does not show whether an added token
+    comes before or after a text.
 
     Raises:
-        TangramError: a text's own tokens are not among those that the tokenizer makes of it.
+        TangramError: the tokenizer encodes the text itself differently when it adds special tokens.
     """
     candidates = text_tokens(tokenizer)
     ordinary = set(candidates)
@@ -61,27 +61,27 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
                 if framed[start : start + len(bare)] == bare:
                     return framed[:start]
     raise TangramError(
-        "the parent's tokenizer does not say what it puts before a text: with special tokens it makes other tokens of "
-        "the text itself; take the tokenizer.json that the model was trained with"
+        "the parent's tokenizer does not show which tokens it adds before a text: it encodes the text itself "
+        "differently when it adds special tokens; take the tokenizer.json that the model was trained with"
     )
 
 
 def opened(text: str, tokenizer: PreTrainedTokenizerBase, first: list[int]) -> list[int]:
-    """Return the ids of a text that may go on: opened by ``first``, the tokenizer's `opening`, and not closed.
+    """Return the ids of a text to be continued: with ``first``, the tokenizer's `opening`, and no closing tokens.
 
-    A text that begins with what opens it, written out, is not opened again.
+    A text that already begins with ``first`` does not get it twice.
     """
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return ids if ids[: len(first)] == first else [*first, *ids]
 
 
 def document(text: str, tokenizer: PreTrainedTokenizerBase, separate: bool) -> list[int]:
-    """Return the ids of a whole document, opened and closed as the tokenizer or a chat template does it.
+    """Return the ids of a document with the special tokens of the tokenizer or of the chat template.
 
     Args:
-        text: the document; a `Conversation` as `render` gives it.
-        tokenizer: the parent's.
-        separate: whether another document follows. It then ends in EOS, once, if the tokenizer has one.
+        text: the document; a `Conversation` for one from `render`.
+        tokenizer: the parent's tokenizer.
+        separate: whether another document follows; the result then ends in one EOS, if the tokenizer has EOS.
     """
     rendered = isinstance(text, Conversation)
     ids = list((tokenizer(str(text), add_special_tokens=False) if rendered else tokenizer(text))["input_ids"])
@@ -92,14 +92,14 @@ def document(text: str, tokenizer: PreTrainedTokenizerBase, separate: bool) -> l
 
 
 def messages(turns: Any) -> list[dict[str, Any]] | None:
-    """Return the messages of a conversation, or None where one of them has no text: nothing of it can be said.
+    """Return the messages of a conversation, or None if a message has no text.
 
     Args:
-        turns: a row's value: messages with ``role`` and ``content`` (OpenAI) or ``from`` and ``value`` (ShareGPT); a
-            list of them, or, as `datasets` stores a `Sequence` of them, a mapping of lists.
+        turns: a row's value: messages with ``role`` and ``content`` (OpenAI) or ``from`` and ``value`` (ShareGPT), as a
+            list, or as a mapping of lists, the form in which `datasets` stores a `Sequence`.
 
     Raises:
-        TangramError: it is no conversation; the message names what it holds.
+        TangramError: the value is not a conversation; the message names the type of the value.
     """
     if isinstance(turns, Mapping) and turns and all(isinstance(values, list) for values in turns.values()):
         turns = [dict(zip(turns, turn, strict=True)) for turn in zip(*turns.values(), strict=True)]
@@ -107,7 +107,7 @@ def messages(turns: Any) -> list[dict[str, Any]] | None:
     kind = names.get(type(turns), f"values of type {type(turns).__name__}")
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
         raise TangramError(f"holds {kind}, not text")
-    found = []
+    converted = []
     for turn in turns:
         keys = next((keys for keys in _KEYS if all(key in turn for key in keys)), None)
         if keys is None:
@@ -121,18 +121,18 @@ def messages(turns: Any) -> list[dict[str, Any]] | None:
             if role not in _ROLES:
                 raise TangramError(f"holds messages from '{role}', which is none of {', '.join(_ROLES)}")
             turn = {"role": _ROLES[role], "content": content}
-        found.append(dict(turn))
-    return found
+        converted.append(dict(turn))
+    return converted
 
 
 def render(turns: Any, tokenizer: PreTrainedTokenizerBase | None) -> Conversation | None:
-    """Return a conversation as the parent's chat template renders it; see `messages`. None where it is empty.
+    """Return a conversation rendered by the parent's chat template, or None if `messages` returns none.
 
     Raises:
-        TangramError: it is no conversation, there is no chat template, or the template refuses it.
+        TangramError: the value is not a conversation, there is no chat template, or the template refuses it.
     """
-    found = messages(turns)
-    if not found:
+    conversation = messages(turns)
+    if not conversation:
         return None
     if tokenizer is None or not tokenizer.chat_template:
         raise TangramError("holds conversations, and the parent has no chat template")
@@ -140,8 +140,8 @@ def render(turns: Any, tokenizer: PreTrainedTokenizerBase | None) -> Conversatio
         template = tokenizer.get_chat_template()
         if "strftime_now" in template:
             template = _FIXED_DATE + template
-        text = tokenizer.apply_chat_template(found, chat_template=template, tokenize=False)
-    except Exception as error:  # templates raise what they like
+        text = tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False)
+    except Exception as error:  # templates raise exceptions of any type
         reason = str(error).strip().split("\n")[0]
         raise TangramError(
             f"holds a conversation that the parent's chat template refuses ({type(error).__name__}: {reason})"

@@ -1,4 +1,4 @@
-"""Documents to sequences of one length, each with the documents that it holds."""
+"""Pack documents into sequences of equal length, which record their documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A sequence of tokens and, for each document in it, its SHA-256 and the position of its first token here."""
+    """A sequence of tokens, and the SHA-256 and the first position of each document in it."""
 
     input_ids: list[int]
     documents: list[str]
@@ -27,29 +27,29 @@ def pack(
 ) -> Iterator[Sequence]:
     """Tokenize documents and cut them into sequences of exactly ``sequence_length`` tokens, without padding.
 
-    Each sequence holds one document, and what is left of a document after its last full sequence is dropped; whether it
-    ends in an end-of-sequence token is the tokenizer's to say. With ``cross_documents`` they follow each other, one
-    such token between them, and nothing is dropped.
+    By default, each sequence holds one document; the tokens after a document's last full sequence are dropped, and the
+    tokenizer determines whether it ends in EOS. With ``cross_documents``, documents are concatenated with one EOS
+    between them, and nothing is dropped.
     """
     ids: list[int] = []
-    spans: list[tuple[str, int]] = []  # documents in `ids` and where each starts
-    closed = False  # whether an end-of-sequence token came before
+    spans: list[tuple[str, int]] = []  # documents in `ids`, and the start of each
+    closed = False  # whether the previous document ended in EOS
     for text in texts:
-        own = document(text, tokenizer, separate=cross_documents)
+        document_ids = document(text, tokenizer, separate=cross_documents)
         if not cross_documents:
             ids, spans = [], []
-        elif closed and own[:1] == [tokenizer.eos_token_id]:
-            own = own[1:]  # BOS and EOS are one token: it closes the one before, and opens this one
-        if not own:
+        elif closed and document_ids[:1] == [tokenizer.eos_token_id]:
+            document_ids = document_ids[1:]  # BOS and EOS are one token, so the previous EOS is also this BOS
+        if not document_ids:
             continue
-        closed = own[-1] == tokenizer.eos_token_id
+        closed = document_ids[-1] == tokenizer.eos_token_id
         spans.append((document_hash(text), len(ids)))
-        ids.extend(own)
+        ids.extend(document_ids)
         while len(ids) >= sequence_length:
             inside = [(name, start) for name, start in spans if start < sequence_length]
             yield Sequence(ids[:sequence_length], [name for name, _ in inside], [start for _, start in inside])
             ids = ids[sequence_length:]
-            # The last document of this sequence goes on in the next one, unless it ended here.
+            # The last document of this sequence continues in the next one, unless it ended here.
             later = [(name, max(0, start - sequence_length)) for name, start in spans]
             spans = [span for i, span in enumerate(later) if i + 1 == len(later) or later[i + 1][1] > 0]
         if not ids:

@@ -1,4 +1,4 @@
-"""Text that the parent writes; it is divided among the splits by its first token."""
+"""Text sampled from the parent; a text's first token assigns it to a split."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def sample(
     temperature: float = 1.0,
     progress: Any = None,
 ) -> torch.Tensor:
-    """Continue each row of ``prefix`` by tokens drawn from the model's own distribution.
+    """Continue each row of ``prefix`` by tokens sampled from the model's distribution.
 
-    Drawing inverts the cumulative distribution at numbers given beforehand, so that the text does not depend on the
-    batch that a row is in.
+    Sampling inverts the cumulative distribution at precomputed uniform numbers, so a row's text does not depend on the
+    other rows of its batch.
 
     Args:
         model: the parent.
-        prefix: ``(batch, given)`` tokens.
-        uniforms: ``(batch, new)`` float64 in [0, 1), one per token to draw.
-        allowed: ``(vocabulary,)`` bool; tokens that may be drawn.
-        temperature: divides the logits.
-        progress: a tqdm bar to advance by the tokens drawn.
+        prefix: tokens, ``(batch, prefix)``.
+        uniforms: ``(batch, new)`` float64 in [0, 1), one per new token.
+        allowed: ``(vocabulary,)`` bool; the tokens that may be sampled.
+        temperature: divisor of the logits.
+        progress: a tqdm bar to advance by the number of new tokens.
 
     Returns:
-        ``(batch, given + new)`` tokens.
+        Tokens, ``(batch, prefix + new)``.
 
     Raises:
         TangramError: the logits are not finite.
@@ -56,7 +56,7 @@ def sample(
         cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
         if not torch.isfinite(cumulative[:, -1]).all():
             raise TangramError("the parent's logits are not finite while it writes the corpus; try dtype float32")
-        # The sum is 1 but for rounding: scaled by it, no draw falls beyond the last allowed token.
+        # The sum is 1 up to rounding. Scaled by it, no draw lies beyond the last allowed token.
         draws = uniforms[:, step : step + 1] * cumulative[:, -1:]
         last = torch.searchsorted(cumulative, draws, right=True)
         tokens = torch.cat([tokens, last], dim=1)
@@ -74,11 +74,11 @@ def parent_samples(
     sequence_length: int,
     seed: int,
 ) -> Iterator[Sequence]:
-    """Yield ``count`` sequences that the parent writes: a random first token, then sampling.
+    """Yield ``count`` sequences sampled from the parent after a random first token.
 
-    Special tokens are never drawn, so a document never ends and each fills its sequence exactly. Whatever the
-    tokenizer puts before a text (a BOS token, for some families) comes first; what it puts after one never comes. No
-    first token is used twice before all of the split's have been used once.
+    Special tokens are not sampled, so each document fills its sequence exactly. A sequence begins with the special
+    tokens that the tokenizer adds before a text (BOS for some families) and has no closing ones. Every first token of
+    the split is used once before any is used again.
     """
     from tqdm import tqdm
 
@@ -97,6 +97,6 @@ def parent_samples(
     with tqdm(total=uniforms.numel(), desc=label, unit="token", mininterval=5) as progress:
         for start in range(0, count, source.batch_size):
             rows = slice(start, start + source.batch_size)
-            given, drawn = prefix[rows].to(model.device), uniforms[rows].to(model.device)
-            for row in sample(model, given, drawn, allowed, source.temperature, progress).tolist():
+            prefixes, draws = prefix[rows].to(model.device), uniforms[rows].to(model.device)
+            for row in sample(model, prefixes, draws, allowed, source.temperature, progress).tolist():
                 yield Sequence(row, [document_hash(str(tokenizer.decode(row[len(first) :])))], [0])

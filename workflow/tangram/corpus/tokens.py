@@ -1,4 +1,4 @@
-"""The tokens of a finished split, as every later stage reads them."""
+"""Read the tokens of a finished split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From measured pieces to whole models: the sum of a child's parts, and how far it is from the child itself."""
+"""Calibration of the cost model: predict whole models by sums of measured pieces, and fit a scale to measurements."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WORKLOAD = ["scenario", "phase", "batch"]
 
 
 def steady_seconds(costs: pd.DataFrame) -> pd.Series:
-    """Return each row's seconds as if all jobs had run at the same time.
+    """Return each row's seconds without the drift of the machine's speed between jobs.
 
-    Every job timed the parent's own subblock in turns with its variant: their ratio holds whatever the machine did
-    between jobs. It is scaled back to seconds by the median of that parent's time over all jobs.
+    Every job times the parent's subblock and its variant round-robin, so drift cancels in their ratio. The median of
+    the parent's time over all jobs scales the ratio to seconds.
 
     Args:
         costs: rows of `tables.COSTS`.
@@ -31,35 +31,37 @@ def steady_seconds(costs: pd.DataFrame) -> pd.Series:
 
 
 def sum_of_parts(costs: pd.DataFrame, architecture: Architecture) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """Return a model's seconds by the cost table: all subblocks, and what is fixed; by scenario, phase and batch.
+    """Return a model's predicted seconds from the cost table, by scenario, phase and batch.
+
+    Each value is a pair: the sum over all subblocks, and the rest (embedding, final norm and LM head).
 
     Raises:
         TangramError: the table lacks a variant.
     """
     steady = costs.assign(seconds=steady_seconds(costs))
-    chosen = Counter(itertools.chain.from_iterable((("attention", c.attention), ("ffn", c.ffn)) for c in architecture))
+    counts = Counter(itertools.chain.from_iterable((("attention", c.attention), ("ffn", c.ffn)) for c in architecture))
     sums = {}
     workload: Any  # a tuple, which pandas declares as hashable only
     for workload, rows in steady.groupby(WORKLOAD):
         seconds = rows.set_index(["kind", "variant"])["seconds"].to_dict()
         missing = [
-            f"{kind} {variant}" for kind, variant in [*chosen, ("model", PARENT)] if (kind, variant) not in seconds
+            f"{kind} {variant}" for kind, variant in [*counts, ("model", PARENT)] if (kind, variant) not in seconds
         ]
         if missing:
             raise TangramError(
                 f"the cost table lacks {', '.join(missing)} for {workload[0]}, {workload[1]}, batch {workload[2]}; "
                 "measure them (rule measure_costs) and collect the table again"
             )
-        total = sum(count * seconds[piece] for piece, count in chosen.items())
+        total = sum(count * seconds[piece] for piece, count in counts.items())
         sums[workload] = (total, seconds["model", PARENT])
     return sums
 
 
 def calibration_architectures(library: Mapping[str, Sequence[str]], num_layers: int) -> dict[str, Architecture]:
-    """Return four whole models, from the parent to a mix of everything, by name.
+    """Return four architectures by name, from the parent to a mix of all variants.
 
     Args:
-        library: the variants of ``'attention'`` and ``'ffn'``, without the parent's own.
+        library: the variants of ``'attention'`` and ``'ffn'``, without the parent's.
         num_layers: layers of the parent.
     """
     attention = [(PARENT, *library["attention"])[i % (1 + len(library["attention"]))] for i in range(num_layers)]
@@ -69,19 +71,19 @@ def calibration_architectures(library: Mapping[str, Sequence[str]], num_layers: 
         "parent": (parent, parent),
         "mixed-attention": (attention, parent),
         "mixed-ffn": (parent, ffn),
-        "mixed": (attention, ffn[::-1]),  # reversed, so that the two kinds' cycles do not always meet alike
+        "mixed": (attention, ffn[::-1]),  # reversed, so that the pairs of variants vary over the layers
     }
     return {name: tuple(map(LayerChoice, *pair)) for name, pair in choices.items()}
 
 
 def fit_scale(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """Return the factor on the predictions with the least sum of squared relative errors."""
+    """Return the factor on the predictions that minimizes the sum of squared relative errors."""
     ratios = [p / m for p, m in zip(predicted, measured, strict=True)]
     return sum(ratios) / sum(ratio * ratio for ratio in ratios)
 
 
 def leave_one_out_errors(predicted: Sequence[float], measured: Sequence[float]) -> list[float]:
-    """Return each model's relative error of prediction under the scale that the other models give."""
+    """Return each model's relative prediction error with the scale fitted to the other models."""
     errors = []
     for i in range(len(predicted)):
         others = [j for j in range(len(predicted)) if j != i]
@@ -100,7 +102,7 @@ def calibrate(
     Args:
         costs: rows of `tables.COSTS`.
         architectures: the measured models, by name.
-        measured: their seconds, by scenario, phase and batch, then by name.
+        measured: the measured seconds by scenario, phase and batch, then by model.
 
     Returns:
         Rows of `tables.CALIBRATION`.

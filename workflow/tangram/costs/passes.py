@@ -1,4 +1,4 @@
-"""Passes of a model: the prefill and the decode steps that are timed, of whole models and of layers alone."""
+"""The forward passes that are timed: prefill and decode steps, of whole models and of decoder layers alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tangram.config import Scenario
 from tangram.models.families import decoder_layers
 from tangram.timing import interleaved
 
-DECODE_STEPS = 4  # consecutive steps per sample, around the mean length of the cache
+DECODE_STEPS = 4  # consecutive steps per sample, centered on the mean length of the cache
 
 
 @contextmanager
 def fastest_kernels() -> Iterator[None]:
-    """Time what users run: deterministic mode is slower (it fills fresh memory and avoids some kernels)."""
+    """Disable torch's deterministic mode, which is slower: it fills new memory and avoids some kernels."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
@@ -31,12 +31,12 @@ def fastest_kernels() -> Iterator[None]:
 
 
 def synchronize(device: str) -> Callable[[], None]:
-    """Return the function that waits for a device."""
+    """Return a function that waits for a device to finish its work."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def fork(cache: Cache) -> Cache:
-    """Return a cache with the same past; what is added to it leaves the original as it was."""
+    """Return a shallow copy of a cache; tokens added to the copy do not change the original."""
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
     return forked
@@ -49,12 +49,12 @@ def random_ids(model: PreTrainedModel, batch: int, length: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def advance(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache | None = None) -> tuple[torch.Tensor, Cache]:
-    """Read tokens and choose the next one greedily.
+    """Run the model on tokens and choose the next token greedily.
 
     Args:
         model: a causal language model.
         input_ids: ``(batch, tokens)``.
-        cache: the past; extended in place, or made anew.
+        cache: cache of the past tokens, extended in place; a new one by default.
 
     Returns:
         The next token of each sequence, ``(batch, 1)``, and the cache.
@@ -65,7 +65,7 @@ def advance(model: PreTrainedModel, input_ids: torch.Tensor, cache: Cache | None
 
 @dataclass(frozen=True)
 class Passes:
-    """The two things that are timed: reading the whole prompt, and `steps` decode steps; repeatable at will.
+    """The two timed functions: a prefill of the whole prompt, and `steps` decode steps; both can be repeated.
 
     Both return their last result: the next token, or the last layer's output.
     """
@@ -80,9 +80,9 @@ class Passes:
 
         Args:
             model: a causal language model.
-            prompt: what a prefill reads, ``(batch, prefill)``.
-            past: what the cache holds before the first decode step, ``(batch, tokens)``.
-            steps: decode steps.
+            prompt: tokens of the prefill, ``(batch, prefill)``.
+            past: tokens in the cache before the first decode step, ``(batch, tokens)``.
+            steps: number of decode steps.
         """
         first, cache = advance(model, past)
 
@@ -96,9 +96,10 @@ class Passes:
 
     @classmethod
     def of_layers(cls, model: PreTrainedModel, prompt: torch.Tensor, past: torch.Tensor, steps: int) -> Passes:
-        """Prepare a model's layers alone, called as the model itself calls them; arguments as in `of_model`.
+        """Prepare a model's decoder layers alone, with the arguments that the model passes to them; see `of_model`.
 
-        Masks, rotary angles and the empty cache are made once per pass for all layers: here, and not timed.
+        The model computes masks, rotary angles and the empty cache once per pass for all layers. They are computed here
+        and not timed.
         """
         layers = decoder_layers(model)
         calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
@@ -116,8 +117,8 @@ class Passes:
 
         @torch.inference_mode()
         def run(recorded: list[tuple[torch.Tensor, dict[str, Any]]], past_key_values: Cache) -> torch.Tensor:
-            for entering, kwargs in recorded:
-                hidden, arguments = entering, {**kwargs, "past_key_values": past_key_values}
+            for inputs, kwargs in recorded:
+                hidden, arguments = inputs, {**kwargs, "past_key_values": past_key_values}
                 for layer in layers:
                     hidden = layer(hidden, **arguments)
             return hidden
@@ -131,7 +132,7 @@ def mean_length_passes(
     scenario: Scenario,
     batch: int,
 ) -> Passes:
-    """Prepare a scenario's prefill, and a few decode steps around the mean length of its cache."""
+    """Prepare a scenario's prefill, and a few decode steps at the mean length of its cache."""
     steps = min(DECODE_STEPS, scenario.generate)
     before = scenario.prefill + (scenario.generate - steps) // 2
     return prepare(model, random_ids(model, batch, scenario.prefill), random_ids(model, batch, before), steps)
@@ -140,7 +141,7 @@ def mean_length_passes(
 def time_passes(
     passes: Mapping[str, Passes], repeats: int, device: str, warmup: int = 2
 ) -> dict[str, dict[str, list[float]]]:
-    """Time models or stacks in turns; return samples by phase and name: seconds per prefill and per decode step."""
+    """Time models round-robin; return samples by phase and name, in seconds per prefill and per decode step."""
     samples = {}
     with fastest_kernels():
         for phase in ("prefill", "decode"):

@@ -1,8 +1,8 @@
-"""Times subblocks and whole models in PyTorch, with the model's own modules and KV cache.
+"""Measure the speed of subblocks and whole models in PyTorch, with the model's modules and KV cache.
 
-Weights are random: speed depends on shapes, not on values, so only the parent's `config.json` is needed. A subblock
-is timed as a stack of layers that hold nothing else (its norm and the residual included). The stack is larger than
-the processor's caches: in a real model too, every layer's weights come from memory at each decode step.
+Weights are random, because speed depends on shapes and not on values; only the parent's `config.json` is needed. A
+subblock is timed as a stack of layers that contain only this subblock, its norm and the residual. The stack is larger
+than the processor's caches, because a whole model also reads every layer's weights from memory at each decode step.
 """
 
 from __future__ import annotations
@@ -27,24 +27,27 @@ from tangram.models.families import decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.timing import interquartile_range
 
-PARENT, NO_OP = Parent.family, NoOp.family  # in every job: what is timed in turns, and the rest of a stack's layers
+PARENT, NO_OP = (
+    Parent.family,
+    NoOp.family,
+)  # in every job: every job times the first; the second completes a stack.s layers
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
-MODEL = "model"  # the kind of embedding, mask, rotary angles, final norm, LM head and greedy choice
-COPIES = (8, 96)  # limits of a stack's layers
-STACK_VOCABULARY = 8  # a stack is entered behind the embedding
+MODEL = "model"  # the table's kind for embedding, mask, rotary angles, final norm, LM head and greedy choice
+COPIES = (8, 96)  # smallest and largest number of layers in a stack
+STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
 
 
 def random_model(
     parent: str | Path, architecture: Architecture, dtype: str, device: str, vocabulary: int | None = None
 ) -> PreTrainedModel:
-    """Build a whole child with random weights from the parent's config alone.
+    """Build a child with random weights from the parent's config.
 
     Args:
         parent: the parent's folder.
-        architecture: one choice per layer, of any number of layers.
+        architecture: the variants of every layer; any number of layers.
         dtype: ``'float32'`` or ``'bfloat16'``.
         device: ``'cpu'`` or ``'cuda'``.
-        vocabulary: tokens; the parent's by default.
+        vocabulary: size of the vocabulary; the parent's by default.
     """
     parent_config, layers = read_config(parent), len(architecture)
     sizes: dict[str, Any] = {"num_hidden_layers": layers}
@@ -58,18 +61,18 @@ def random_model(
     model.tie_weights()
     with torch.no_grad():
         for weight in model.parameters():
-            weight.uniform_(-0.02, 0.02)  # neither zero pages nor denormals, which are faster or slower than weights
+            weight.uniform_(-0.02, 0.02)  # zero pages would be faster than real weights, and denormals slower
     return model.eval().requires_grad_(False)
 
 
 def only(kind: str, variant: str) -> LayerChoice:
-    """Return a layer that holds one subblock and nothing else."""
+    """Return the choice of a layer with one subblock and a no-op for the other."""
     return LayerChoice(**{"attention": NO_OP, "ffn": NO_OP, kind: variant})
 
 
 def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> PreTrainedModel:
-    one = random_model(parent, (choice,), dtype, device, STACK_VOCABULARY)
-    copies = math.ceil(stack_megabytes * 1e6 / parameter_bytes(decoder_layers(one)[0]))
+    model = random_model(parent, (choice,), dtype, device, STACK_VOCABULARY)
+    copies = math.ceil(stack_megabytes * 1e6 / parameter_bytes(decoder_layers(model)[0]))
     copies = min(max(copies, COPIES[0]), COPIES[1])
     return random_model(parent, (choice,) * copies, dtype, device, STACK_VOCABULARY)
 
@@ -84,20 +87,20 @@ def measure(
     dtype: str,
     progress: Callable[[list], Any] = iter,
 ) -> list[dict[str, Any]]:
-    """Measure one variant of a subblock, with the parent's own in turns; or what is neither (kind ``'model'``).
+    """Time one variant of a subblock and the parent's round-robin; or, for kind ``'model'``, a model without layers.
 
     Args:
         parent: the parent's folder; only its `config.json` is read.
         kind: ``'attention'``, ``'ffn'`` or ``'model'``.
         variant: a variant of that kind; for ``'model'`` only ``'parent'``.
-        costs: repeats and size of the stacks.
-        scenarios: workloads, by name.
+        costs: number of samples and size of the stacks.
+        scenarios: inference workloads, by name.
         device: ``'cpu'`` or ``'cuda'``.
         dtype: ``'float32'`` or ``'bfloat16'``.
         progress: wraps the list of workloads.
 
     Returns:
-        Rows of `tables.COSTS`. A no-op costs nothing by definition; only the parent's subblock is timed beside it.
+        Rows of `tables.COSTS`. A no-op costs 0 by definition; its job times only the parent's subblock.
     """
     if kind == MODEL:
         empty = random_model(parent, (), dtype, device)
@@ -118,7 +121,7 @@ def measure(
         passes = {n: mean_length_passes(prepare, m, scenarios[name], batch) for n, m in models.items()}
         for phase, samples in time_passes(passes, costs.repeats, device).items():
             seconds = {n: [value / copies[n] for value in values] for n, values in samples.items()}
-            own = seconds.get(variant, [0.0, 0.0])
+            variant_seconds = seconds.get(variant, [0.0, 0.0])
             rows.append(
                 {
                     "layer_class": LAYER_CLASS,
@@ -129,8 +132,8 @@ def measure(
                     "scenario": name,
                     "phase": phase,
                     "batch": batch,
-                    "seconds": statistics.median(own),
-                    "seconds_spread": interquartile_range(own),
+                    "seconds": statistics.median(variant_seconds),
+                    "seconds_spread": interquartile_range(variant_seconds),
                     "parent_seconds": statistics.median(seconds[PARENT]),
                     "parameter_bytes": size,
                     "kv_bytes_per_token": kv_bytes,
@@ -148,7 +151,7 @@ def measure_whole(
     dtype: str,
     progress: Callable[[list], Any] = iter,
 ) -> dict[tuple[str, str, int], dict[str, float]]:
-    """Measure whole models in turns; all of them are in memory at once.
+    """Time whole models round-robin, with all of them in memory at once.
 
     Returns:
         Seconds (median) of each model, by scenario, phase and batch. Arguments as in `measure`.

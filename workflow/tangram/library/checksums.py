@@ -1,4 +1,4 @@
-"""Checksums of the pieces that architectures take, which say whether a child is made of the same weights as before."""
+"""Checksums of the pieces in an architecture: a child is rebuilt if one of them changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tangram.library.pieces import Library, State
 
 
 def piece_checksums(architectures: Iterable[Architecture], library: Library) -> list[dict[str, str]]:
-    """Return the SHA-256 of each piece that an architecture takes, by layer, kind and variant; one mapping for each."""
+    """Return one mapping per architecture: the SHA-256 of each of its pieces, by layer, kind and variant."""
 
     @functools.cache  # architectures share pieces
     def checksum(kind: str, variant: str, layer: int) -> str:
@@ -32,7 +32,7 @@ def piece_checksums(architectures: Iterable[Architecture], library: Library) -> 
 
 
 def _checksum(piece: State) -> str:
-    """Return the SHA-256 of a piece's weights alone: how its file came about does not matter."""
+    """Return the SHA-256 of a piece's weights, without its file's metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(piece.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
-"""Blockwise local distillation (BLD): every piece learns to imitate the parent's subblock on the parent's activations.
+"""Block-wise local distillation (BLD): train each piece to reproduce its subblock's output on the parent's activations.
 
-Decoupled, as in Puzzle (arXiv 2411.19146, section 3): an attention variant stands beside the parent's frozen FFN, an
-FFN variant behind the parent's frozen attention, and the loss is on the block's output.
+Decoupled as in Puzzle (arXiv 2411.19146, section 3): an attention variant is trained with the parent's frozen FFN, an
+FFN variant with the parent's frozen attention, and the loss compares the outputs of the whole decoder layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tangram.blocks import get_block
 from tangram.blocks.calibration import Calibration
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
-from tangram.models.by_layer import resident
+from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
@@ -38,9 +38,9 @@ class Piece:
         weights: tensors by their names inside the subblock.
         loss_before: held-out loss of the initial weights.
         loss_after: held-out loss of the trained weights; None where nothing is trained.
-        kept: ``'initial'`` or ``'trained'``, whichever has the lower held-out loss.
-        curve: training rows of `trainer.train`.
-        tokens: tokens trained on.
+        kept: which weights are stored, ``'initial'`` or ``'trained'``: those of lower held-out loss.
+        curve: training rows of `training.loop.train`.
+        tokens: number of training tokens.
         seconds: wall time.
     """
 
@@ -63,42 +63,42 @@ def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, 
     return torch.cat(parts)
 
 
-class Imitation(nn.Module):
-    """The training loss of some sequences: `LocalProblem.loss`, which judges a piece, and the term on spans, if any."""
+class LocalLoss(nn.Module):
+    """The training loss: `LayerDistillation.loss`, plus the span-contrast loss if the config has one."""
 
-    def __init__(self, problem: LocalProblem, layer: nn.Module, kind: str, term: nn.Module | None):
+    def __init__(self, problem: LayerDistillation, layer: nn.Module, kind: str, term: nn.Module | None):
         super().__init__()
         self.layer, self.term = layer, term
         self._problem, self._kind = problem, kind
 
     def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return the total, and its two parts where there are two, for ``sequences`` (indices)."""
+        """Return the total loss for ``sequences`` (indices), and its two terms if there are two."""
         problem = self._problem
-        predicted, wanted = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
-        mse = normalized_mse(predicted, wanted, problem.scale[sequences]).mean()
+        predicted, target = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
+        mse = normalized_mse(predicted, target, problem.scale[sequences]).mean()
         if self.term is None:
             return mse, {}
-        contrast = self.term(predicted, wanted, sequences)
+        contrast = self.term(predicted, target, sequences)
         total = mse + problem.settings.span_contrast.weight * contrast
         return total, {"normalized_mse": mse.item(), "span_contrast": contrast.item()}
 
 
-class LocalProblem:
-    """One layer's distillation data: what goes in, what must come out, and how errors are weighed.
+class LayerDistillation:
+    """The distillation of one decoder layer: inputs, target outputs, normalization of the loss, and the training.
 
-    The loss is the squared error of the block's output, divided by the mean square of what the parent's block adds to
-    the residual stream: leaving the whole block out costs one.
+    The loss is the squared error of the layer's output, divided by the mean square of the parent layer's contribution
+    to the residual stream. Removing the whole layer gives a loss of 1.
 
     Args:
         model: the parent.
-        index: the layer.
+        index: the layer's index.
         inputs: the layer's input, ``(sequences, length, hidden)``.
-        outputs: the parent's block output, ``(sequences, length, hidden)``.
-        settings: how to train.
-        tokens: ``(sequences, length)``; the span-contrastive term needs them.
+        outputs: the parent layer's output, ``(sequences, length, hidden)``.
+        settings: config section `library.bld`.
+        tokens: ``(sequences, length)``; the span-contrast loss needs them.
 
     Raises:
-        TangramError: no sequence is left to train on.
+        TangramError: no sequence remains for training.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LocalProblem:
     ):
         self.tokens = tokens
         self.model, self.index, self.settings = model, index, settings
-        self.layer = resident(decoder_layers(model)[index])
+        self.layer = materialize(decoder_layers(model)[index])
         self.context = layer_context(model, inputs[:1])
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
@@ -141,7 +141,7 @@ class LocalProblem:
         with torch.inference_mode():
             normed = [norm(part) for part in before.split(self.settings.batch_size)]
         outputs = after.to(torch.float32, copy=True)
-        outputs -= before  # in place: both are a whole split
+        outputs -= before  # in place, because both hold a whole split
         return Calibration(
             inputs=torch.cat(normed).flatten(0, 1),
             outputs=outputs.flatten(0, 1),
@@ -150,7 +150,7 @@ class LocalProblem:
         )
 
     def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
-        """Return a replaced layer's output on some sequences, ``(sequences, length, hidden)``."""
+        """Return the output of a layer with a replaced subblock, ``(sequences, length, hidden)``."""
         if kind == "attention":
             return layer(self.inputs[sequences], **self.context)
         middle = self.middle[sequences]
@@ -158,25 +158,25 @@ class LocalProblem:
         return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
 
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
-        """Return the mean normalized loss of a replaced layer on some sequences."""
+        """Return the mean normalized loss of a layer with a replaced subblock."""
         predicted = self.predict(layer, kind, sequences)
         return normalized_mse(predicted, self.outputs[sequences], self.scale[sequences]).mean()
 
     @torch.no_grad()
     def held_out_loss(self, layer: nn.Module, kind: str) -> float:
-        """Return the loss on the sequences that no piece is fitted to."""
+        """Return the loss on the held-out sequences."""
         held_out = range(self.training, len(self.inputs))
         parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
         return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
 
     def distill(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
-        """Initialize, train and judge one piece; the better of initial and trained weights is kept.
+        """Initialize, train and evaluate one piece; return the initial or the trained weights, whichever are better.
 
         Args:
             kind: ``'attention'`` or ``'ffn'``.
-            variant: the piece's name.
-            seed: of the order of the sequences.
-            checkpointing: where the training leaves states to resume from.
+            variant: the variant's name.
+            seed: seed of the order of the sequences.
+            checkpointing: where the training saves its state.
         """
         begin = time.monotonic()
         config = self.model.config
@@ -184,9 +184,9 @@ class LocalProblem:
         parent = subblock(self.layer, kind)
         with torch.no_grad():
             initial = block.initialize(parent, self.calibration(kind))
-        layer = replace_subblocks(resident(self.layer), config, self.index, block.overrides(), {kind: initial})
+        layer = replace_subblocks(materialize(self.layer), config, self.index, block.overrides(), {kind: initial})
         before = self.held_out_loss(layer, kind)
-        after, kept, curve, weights = None, "initial", list[dict[str, Any]](), initial
+        after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(
             examples=self.training,
             epochs=self.settings.epochs,
@@ -200,22 +200,22 @@ class LocalProblem:
             child, term = subblock(layer, kind).requires_grad_(True), None
             if self.settings.span_contrast.weight:
                 if self.tokens is None:
-                    raise ValueError("the span-contrastive term needs the tokens")
+                    raise ValueError("the span-contrast loss needs the tokens")
                 term = span_loss(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
             module = child if term is None else nn.ModuleList([child, term])
-            with World().distribute(Imitation(self, layer, kind, term), [layer]) as loss:
-                child.load_state_dict(initial)  # unrounded: its weights are float32 now
+            with World().distribute(LocalLoss(self, layer, kind, term), [layer]) as loss:
+                child.load_state_dict(initial)  # again, unrounded: `distribute` made the weights float32
                 curve = train(module, loss, plan, checkpointing=checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
-                kept, weights = "trained", child.state_dict()
+                chosen, weights = "trained", child.state_dict()
         return Piece(
             weights={
                 name: tensor.detach().to(self.model.dtype).clone().contiguous() for name, tensor in weights.items()
             },
             loss_before=before,
             loss_after=after,
-            kept=kept,
+            kept=chosen,
             curve=curve,
             tokens=plan.steps * plan.batch_size * self.inputs.shape[1] if curve else 0,
             seconds=time.monotonic() - begin,

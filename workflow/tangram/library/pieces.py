@@ -1,4 +1,4 @@
-"""The block library on disk: safetensors by kind, variant and shard of layers, read piece by piece."""
+"""The library on disk: safetensors files by kind, variant and shard of layers, read piece by piece."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tangram.files import check_tensors
 from tangram.models.families import SUBBLOCK_NAMES
 
 State: TypeAlias = Mapping[str, torch.Tensor]
-Library: TypeAlias = Callable[[str, str, int], State]  # kind, variant and layer to tensors, named inside the subblock
+Library: TypeAlias = Callable[[str, str, int], State]  # maps kind, variant and layer to tensors by name in the subblock
 
 
 def tensor_name(layer: int, kind: str, name: str) -> str:
@@ -57,7 +57,7 @@ def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: 
     """Return the library file that holds a piece.
 
     Raises:
-        TangramError: no shard covers the layer.
+        TangramError: no shard contains the layer.
     """
     for shard in shards:
         first, last = (int(part) for part in shard.split("-"))

@@ -1,4 +1,4 @@
-"""Finished pieces of an unfinished job: what a killed distillation need not do again."""
+"""Resume store of `distill_blocks`: one file per finished layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tangram.training.loop import Checkpointing
 
 @dataclass(frozen=True)
 class PieceStore:
-    """A folder with one file per finished layer, and the state of the one in training.
+    """A folder with one file per finished layer, and the state of the layer in training.
 
     Attributes:
-        folder: outside the rule's declared outputs, which Snakemake clears before a job starts.
+        folder: the folder, outside the rule's declared outputs, which Snakemake clears before a job starts.
         seconds: time between two states of the layer in training.
-        identity: what the job is a function of; what another one left is not used.
+        identity: fingerprint of all inputs of the job; files with another identity are ignored.
     """
 
     folder: Path
@@ -30,16 +30,16 @@ class PieceStore:
         return self.folder / f"{layer}.safetensors"
 
     def training(self, layer: int) -> Checkpointing:
-        """Return where a layer's training leaves its states."""
+        """Return where a layer's training saves its state."""
         return Checkpointing(self.folder / f"{layer}-training", self.seconds, f"{self.identity} {layer}")
 
     def save(self, layer: int, piece: Piece) -> None:
-        """Keep a finished piece."""
+        """Write a finished piece."""
         facts = asdict(replace(piece, weights={}))
         write_tensors(self._file(layer), piece.weights, {"identity": self.identity, "piece": json.dumps(facts)})
 
     def load(self, layer: int) -> Piece | None:
-        """Return a finished piece; None if this job has not come to it.
+        """Return a layer's finished piece, or None if this job has not finished it.
 
         Raises:
             TangramError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Models whose weights come layer by layer: for parents that are larger than a device."""
+"""Models that hold the weights of one layer at a time, for parents larger than the device's memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def skeleton(folder: str | Path, dtype: str) -> PreTrainedModel:
-    """Return a checkpoint's model without weights, for `fill`: on torch's `meta` device, sdpa attention, eval mode.
+def meta_model(folder: str | Path, dtype: str) -> PreTrainedModel:
+    """Return a checkpoint's model on torch's `meta` device, without weights: sdpa attention, evaluation mode.
 
     Raises:
         TangramError: the checkpoint is missing or of an unknown family.
@@ -32,15 +32,15 @@ def skeleton(folder: str | Path, dtype: str) -> PreTrainedModel:
     return model.eval()
 
 
-def fill(module: nn.Module, prefix: str, folder: str | Path, device: str, skip: tuple[str, ...] = ()) -> None:
-    """Give a module of a `skeleton` its weights, and no other module.
+def load_weights(module: nn.Module, prefix: str, folder: str | Path, device: str, skip: tuple[str, ...] = ()) -> None:
+    """Load the weights of one module of a `meta_model`.
 
     Args:
-        module: the model, or a part of it.
-        prefix: the part's name in the model, with a dot at its end; empty for the model.
+        module: the model, or a submodule of it.
+        prefix: the submodule's name in the model, with a dot at its end; empty for the model.
         folder: the checkpoint, one safetensors file.
-        device: where the weights go.
-        skip: beginnings of names that stay empty.
+        device: device of the loaded weights.
+        skip: prefixes of the parameters that are not loaded.
 
     Raises:
         TangramError: the file is damaged or lacks a tensor.
@@ -50,9 +50,9 @@ def fill(module: nn.Module, prefix: str, folder: str | Path, device: str, skip: 
     path = Path(folder) / WEIGHTS
     try:
         with safe_open(path, framework="pt", device=device) as stored:
-            there = set(stored.keys())
+            stored_names = set(stored.keys())
             for name, parameter in list(module.named_parameters()):
-                if f"{prefix}{name}" in there and not name.startswith(skip):
+                if f"{prefix}{name}" in stored_names and not name.startswith(skip):
                     owner, _, leaf = name.rpartition(".")
                     tensor = stored.get_tensor(f"{prefix}{name}").to(parameter.dtype)
                     setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
@@ -61,37 +61,37 @@ def fill(module: nn.Module, prefix: str, folder: str | Path, device: str, skip: 
 
 
 def load_by_layer(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """Load a parent whose layers take turns in memory: each is read when it is about to run, and the last one goes.
+    """Load a parent that holds one layer's weights at a time: running a layer loads it and drops the previous one.
 
-    For parents that are larger than a device. Layers are also brought in by `resident`.
+    `materialize` loads a layer without running it.
 
     Raises:
         TangramError: see `load_model`.
     """
     folder = Path(folder)
     check_files(folder)
-    model = skeleton(folder, dtype)
-    fill(model, "", folder, device, skip=("model.layers.",))
+    model = meta_model(folder, dtype)
+    load_weights(model, "", folder, device, skip=("model.layers.",))
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
-    held: list[nn.Module] = []
+    loaded: list[nn.Module] = []  # at most one
 
-    def bring(layer: nn.Module, index: int) -> None:
-        if held and held[0] is layer:
+    def materialize_only(layer: nn.Module, index: int) -> None:
+        if loaded and loaded[0] is layer:
             return
-        while held:
-            held.pop().to("meta")
-        fill(layer, f"model.layers.{index}.", folder, device)
-        held.append(layer)
+        while loaded:
+            loaded.pop().to("meta")
+        load_weights(layer, f"model.layers.{index}.", folder, device)
+        loaded.append(layer)
 
     for index, layer in enumerate(decoder_layers(model)):
-        layer.bring = functools.partial(bring, layer, index)  # type: ignore[assignment]
-        layer.register_forward_pre_hook(lambda module, _: module.bring())
+        layer.materialize = functools.partial(materialize_only, layer, index)  # type: ignore[assignment]
+        layer.register_forward_pre_hook(lambda module, _: module.materialize())
     return model.requires_grad_(False)
 
 
-def resident(layer: nn.Module) -> nn.Module:
-    """Return a decoder layer with its weights in memory; see `load_by_layer`."""
-    if bring := getattr(layer, "bring", None):
-        bring()
+def materialize(layer: nn.Module) -> nn.Module:
+    """Load the weights of a decoder layer from `load_by_layer` and return it; a no-op for a layer in memory."""
+    if load := getattr(layer, "materialize", None):
+        load()
     return layer

@@ -1,8 +1,8 @@
-"""One adapter for every model family: where layers, attention and FFN live, and what their shapes are.
+"""Access to the layers, subblocks and sizes of a model, for all supported families.
 
-The supported families share transformers' decoder anatomy (`model.layers[i].self_attn`, `.mlp`, two norms), so one
-adapter serves them all; what differs between them (biases, q/k norms, tied heads, `head_dim`) is read from the
-config or the modules, never assumed.
+The families share transformers' decoder structure (`model.layers[i].self_attn`, `.mlp`, two norms), so the same
+functions serve all of them. Their differences (biases, q/k norms, tied heads, `head_dim`) are read from the config or
+from the modules.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-CHILD_PREFIX = "tangram_"  # of the model type of a child that stock code cannot run
+CHILD_PREFIX = "tangram_"  # prefix of the model type of a child that stock code cannot run
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a parent model; `head_dim` is not always hidden / heads."""
+    """The sizes of a parent model; `head_dim` can differ from hidden / heads."""
 
     model_type: str
     num_layers: int
@@ -39,7 +39,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Shape:
-        """Read the sizes from a transformers config; a child's are its parent's.
+        """Read the sizes from a transformers config; a child's config gives its parent's sizes.
 
         Raises:
             TangramError: the family is unknown, or mixes attention types over its layers.
@@ -47,7 +47,7 @@ class Shape:
         family = config.model_type.removeprefix(CHILD_PREFIX)
         check_supported(family)
         config = copy.copy(config)
-        config.per_layer_config = None  # what differs per layer cannot be read from a child's config as a whole
+        config.per_layer_config = None  # else reading an attribute that differs per layer raises an error
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if len(kinds) > 1:
             raise TangramError(
@@ -68,7 +68,7 @@ class Shape:
         )
 
     def parameters(self, kind: str) -> int:
-        """Return the weights of an ``'attention'`` or ``'ffn'``: of its matrices, without biases and norms."""
+        """Return the number of weights in the matrices of an ``'attention'`` or ``'ffn'``, without biases and norms."""
         if kind == "attention":
             return 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return 3 * self.hidden * self.intermediate
@@ -79,7 +79,7 @@ def check_supported(model_type: str) -> None:
     if model_type not in SUPPORTED:
         raise TangramError(
             f"model family '{model_type}' is not supported; supported: {', '.join(SUPPORTED)} "
-            "(a family is added in workflow/tangram/models/families.py and workflow/tangram/models/modeling_tangram.py)"
+            "(add a family in workflow/tangram/models/families.py and workflow/tangram/models/modeling_tangram.py)"
         )
 
 
@@ -111,15 +111,15 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except TangramError:
         raise
-    except Exception as error:  # transformers raises of its own kind for every field that it checks
+    except Exception as error:  # transformers raises a different exception for every field that it checks
         reason = " ".join(str(error).split())
         raise TangramError(f"{path} is not a readable model config ({reason}); replace the checkpoint") from error
 
 
 def window_of(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens a model's attention sees, the own one included; None if it sees all before it.
+    """Return the sliding window of a model's attention in tokens, the current token included; None for full attention.
 
-    Where a config says the type of every layer's attention, that counts, and not the window that it also names.
+    If a config has both `layer_types` and a window, `layer_types` decides.
     """
     types = getattr(config, "layer_types", None)
     if types is not None and types[0] != "sliding_attention":

@@ -1,4 +1,4 @@
-"""How a single decoder layer is called."""
+"""The arguments with which a single decoder layer is called."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def layer_context(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, Any]:
-    """Return what every decoder layer takes beside its input, for full unpadded sequences ``(batch, length, hidden)``.
+    """Return the keyword arguments of a decoder layer for full unpadded sequences ``(batch, length, hidden)``.
 
-    The mask and the rotary tables depend on the shape alone, so one context serves all layers and all batches alike.
+    The mask and the rotary tables depend on the shape alone, so all layers and all batches share them.
     """
     from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 

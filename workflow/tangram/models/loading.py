@@ -1,7 +1,7 @@
-"""Checkpoint folders of parents and children: checked, and loaded for inference.
+"""Check the checkpoint folders of parents and children, and load them for inference.
 
-Only safetensors are read, and no code of a checkpoint is ever run: a child's model class comes from this package
-(`tangram.models.modeling_tangram`), whatever file travels with it.
+Only safetensors are read, and no code of a checkpoint runs: a child's model class comes from this package
+(`tangram.models.modeling_tangram`) and not from the copy in its folder.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = "model.safetensors"
-FLOATING = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the types that weights are read from
+FLOATING = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the accepted types of weights
 REMEDY = "replace the checkpoint, or delete it and run again"
 
 
 def quieten() -> None:
-    """Keep transformers' advice and progress bars off standard error: one error there is one line."""
+    """Turn off transformers' warnings and progress bars, so that an error is one line on standard error."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -34,7 +34,7 @@ def quieten() -> None:
 
 
 def model_class(model_type: str) -> Any:
-    """Return the class of a model: transformers' own, or this package's for a child that stock code cannot run."""
+    """Return the class of a model: transformers' class, or this package's for a child that stock code cannot run."""
     if not model_type.startswith(CHILD_PREFIX):
         from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -45,34 +45,32 @@ def model_class(model_type: str) -> Any:
 
 
 def config_of(folder: Path) -> PreTrainedConfig:
-    """Read a checkpoint's config, and raise where it stands for code other than that of `model_class`."""
+    """Read a checkpoint's config; raise if its `auto_map` names another class than `model_class` returns."""
     config = read_config(folder)
     Shape.of(config)
     named = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM", "").rpartition(".")[2]
-    known = model_class(config.model_type).__name__
-    if named not in ("", known):
+    supported = model_class(config.model_type).__name__
+    if named not in ("", supported):
         raise TangramError(
-            f"{folder}/config.json: auto_map names '{named}', a model of its own code, which is never run; "
-            f"only {known} is supported for model type {config.model_type}"
+            f"{folder}/config.json: auto_map names '{named}', whose code is in the checkpoint and is never run; "
+            f"only {supported} is supported for model type {config.model_type}"
         )
     return config
 
 
 def check_files(folder: Path) -> None:
-    """Raise unless the folder holds readable safetensors; a header covers the file's exact size."""
+    """Raise unless the folder holds readable safetensors; a header states the file's exact size."""
     from safetensors import SafetensorError, safe_open
 
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        found = f"only pickled weights ({', '.join(pickles)}), which may run code" if pickles else "no weights"
-        raise TangramError(f"{folder} has {found}; only safetensors are read: convert the checkpoint first")
+        content = f"only pickled weights ({', '.join(pickles)}), which may run code" if pickles else "no weights"
+        raise TangramError(f"{folder} has {content}; only safetensors are read: convert the checkpoint first")
     index = folder / f"{WEIGHTS}.index.json"
     if not (folder / WEIGHTS).is_file() and not index.is_file():
         names = ", ".join(shard.name for shard in shards)
-        raise TangramError(
-            f"{folder} holds {names}, but neither {WEIGHTS} nor {index.name}; add the one that is missing"
-        )
+        raise TangramError(f"{folder} holds {names}, but neither {WEIGHTS} nor {index.name}; add the missing file")
     needed = [WEIGHTS] if (folder / WEIGHTS).is_file() else shard_names(index)
     if missing := sorted(set(needed) - {shard.name for shard in shards}):
         raise TangramError(f"{folder} lacks {', '.join(missing)}, which {index.name} names; {REMEDY}")
@@ -89,19 +87,19 @@ def check_files(folder: Path) -> None:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the files that an index of weights names.
+    """Return the names of the files in an index of weights.
 
     Raises:
-        TangramError: it cannot be read.
+        TangramError: the index cannot be read.
     """
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TangramError(f"{index} is no index of weights that can be read ({error!r}); {REMEDY}") from error
+        raise TangramError(f"{index} is not a readable index of weights ({error!r}); {REMEDY}") from error
 
 
 def check_parent(folder: Path) -> None:
-    """Raise unless the weights are those that `fetch` recorded; transformers writes no checksum into the file."""
+    """Raise unless the weights have the checksum that `fetch` recorded; transformers writes none into the file."""
     record = folder / "provenance.json"
     if not record.is_file() or "source" not in (facts := json.loads(record.read_text())):
         return
@@ -110,26 +108,26 @@ def check_parent(folder: Path) -> None:
 
 
 def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    for what, keys in (
+    for fault, keys in (
         ("lacks tensors", info["missing_keys"]),
-        ("has tensors that its config.json knows nothing of", info["unexpected_keys"]),
-        ("has tensors of other shapes than its config.json says", [key for key, *_ in info["mismatched_keys"]]),
+        ("has tensors that its config.json does not describe", info["unexpected_keys"]),
+        ("has tensors of other shapes than its config.json gives", [key for key, *_ in info["mismatched_keys"]]),
     ):
         if keys:
-            some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise TangramError(f"{folder} {what}: {some}; {REMEDY}")
+            names = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise TangramError(f"{folder} {fault}: {names}; {REMEDY}")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise TangramError(f"{folder}: weight {name} holds NaN or infinite values; {REMEDY}")
 
 
 def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """Load a parent or a child for inference: eval mode, sdpa attention, every weight checked, in aligned memory.
+    """Load a parent or a child for inference: evaluation mode, sdpa attention, all weights checked, in aligned memory.
 
     Args:
         folder: a checkpoint in the Hugging Face layout.
         dtype: name of a torch type, such as ``'float32'``.
-        device: where to put it.
+        device: ``'cpu'`` or ``'cuda'``.
 
     Raises:
         TangramError: the checkpoint is missing, damaged, incomplete, not finite, pickled or of an unknown family.
@@ -147,14 +145,14 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
             dtype=getattr(torch, dtype),
             attn_implementation="sdpa",
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told by _check_weights, in one line
+            ignore_mismatched_sizes=True,  # _check_weights reports them in one line
             output_loading_info=True,
         )
-    except Exception as error:  # transformers and torch raise of every kind for what they cannot build
+    except Exception as error:  # transformers and torch raise exceptions of many types here
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {REMEDY}") from error
     _check_weights(folder, model, info)
-    if device == "cpu":  # a mapped file's tensors lie at odd addresses, which costs matrix kernels several per cent
+    if device == "cpu":  # tensors of a mapped file are not aligned, which slows matrix kernels by several per cent
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
     return model.to(device).eval()
@@ -173,7 +171,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise bare Exceptions for damaged files
         reason = str(error).strip().split("\n")[0]
-        raise TangramError(f"{folder} has no tokenizer that can be read ({reason}); add tokenizer.json") from error
+        raise TangramError(f"{folder} has no readable tokenizer ({reason}); add tokenizer.json") from error
     vocabulary = shape_of(folder).vocabulary
     if len(tokenizer) > vocabulary:
         raise TangramError(

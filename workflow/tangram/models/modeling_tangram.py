@@ -1,10 +1,10 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or what replaces a subblock.
+"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
 
-This file travels with every child checkpoint that needs it (`auto_map`), and `configuration_tangram.py` and
-`operators.py` beside it, so they import nothing but torch and transformers. The architecture is transformers' own
-`per_layer_config` in `config.json`; on top of the stock attributes (`num_key_value_heads`, `intermediate_size`,
-`skip: ["attention", "mlp"]`) it reads `linear`, the list of a layer's subblocks that are one linear map, and
-`structured`, such as `["mlp=lowrank-64"]`: the subblocks whose matrices are structured operators.
+This file, `configuration_tangram.py` and `operators.py` are copied into every child checkpoint that needs them
+(`auto_map`), so they import nothing but torch and transformers. The architecture is transformers' `per_layer_config`
+in `config.json`. Besides the stock attributes (`num_key_value_heads`, `intermediate_size`,
+`skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that are one linear map, and
+`structured`, the list of its subblocks whose matrices are structured operators, such as `["mlp=lowrank-64"]`.
 """
 
 import copy
@@ -35,7 +35,7 @@ from .operators import replace_projections
 
 
 class LinearAttention(nn.Module):
-    """A linear map in place of attention: each token attends to itself only (Puzzle, section 2)."""
+    """A linear map instead of attention: each token attends to itself only (Puzzle, section 2)."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -47,7 +47,7 @@ class LinearAttention(nn.Module):
 
 
 class LinearMLP(nn.Module):
-    """A linear map in place of the feed-forward network."""
+    """A linear map instead of the feed-forward network."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -61,7 +61,7 @@ class LinearMLP(nn.Module):
 def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent.
 
-    It stays a subclass so that transformers' recording of hidden states and gradient checkpointing apply to it.
+    As a subclass, it supports transformers' recording of hidden states and gradient checkpointing.
     """
 
     class HeterogeneousDecoderLayer(layer_class):  # type: ignore[misc, valid-type]
@@ -80,7 +80,7 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
-            # A skipped subblock takes its norm along; the residual stays.
+            # A skipped subblock has no norm either; the residual stays.
             if "attention" in skip:
                 self.input_layernorm = self.self_attn = None
             if "mlp" in skip:
@@ -99,13 +99,13 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 
 class HeterogeneousMixin(PreTrainedModel):
-    """Gives a stock model decoder layers that are built from their own configs."""
+    """Builds each decoder layer of a stock model from the config of that layer."""
 
     layer_class: type[nn.Module]
 
     def __init__(self, config: PreTrainedConfig):
-        # The stock constructor cannot read a per-layer attribute such as the KV heads: it gets a homogeneous config
-        # without layers, and the layers follow.
+        # The stock constructor cannot read a per-layer attribute such as the KV heads, so it gets a homogeneous config
+        # without layers; the layers are added afterwards.
         stock = copy.copy(config)
         stock.per_layer_config = None
         stock.num_hidden_layers = 0
@@ -120,15 +120,15 @@ class HeterogeneousMixin(PreTrainedModel):
             layer_class(config.per_layer_config[index], index) for index in range(config.num_hidden_layers)
         )
         for layer in self.model.layers:
-            # Nothing that attention reads while it runs differs between layers, so it can follow changes of the
-            # model's own config.
+            # The attributes that attention reads while it runs are equal in all layers. With the model's config,
+            # attention follows later changes of that config.
             if hasattr(layer.self_attn, "layer_idx"):
                 layer.self_attn.config = config
         self.post_init()
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers guesses from this file's text, and wrongly
+        return True  # transformers derives a wrong answer from this file's text
 
 
 class TangramLlamaForCausalLM(HeterogeneousMixin, LlamaForCausalLM):

@@ -1,11 +1,11 @@
-"""Linear operators of fewer weights than a dense matrix, in plain torch: what they share, and low rank.
+"""Linear operators with fewer weights than a dense matrix, in plain torch: their base class, and low rank.
 
-This file travels with every child checkpoint, beside the model's code, so it imports nothing but torch. Operators of
-other packages travel beside it, with the children that need them; they are registered as `tangram.operators`.
+This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch. Other
+packages register operators as `tangram.operators`; their files are copied into the children that need them.
 
-An operator is trained in its structured form. Where no gradients are recorded it runs in whichever exactly equal form
-is the fastest at that number of tokens, by a measured table (`MEASURED`): block by block, as two thin matrices, or as
-one dense matrix.
+An operator is trained in its structured form. For inference, it runs in the mathematically equal form that is the
+fastest for the number of tokens by a measured table (`MEASURED`): block by block, as two thin matrices, or as one dense
+matrix.
 """
 
 import math
@@ -19,10 +19,10 @@ from torch.nn import functional
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
-# What a form takes: seconds = calls * call + tokens * MACs / rate, by device, by family of kernels and by tokens (the
-# nearest row counts). Seconds per call and multiply-adds per second, from medians on two idle cores of an AMD EPYC in
-# float32, n = 576 to 14,336; tests/studies/benchmarks/bench_butterfly.py --table makes them anew, and says how far the
-# picked forms are from the best ones. A device without rows is taken to like dense kernels.
+# Cost model of a form: seconds = calls * call + tokens * MACs / rate, by device, family of kernels and tokens (the
+# nearest row applies). Rows hold tokens, seconds per call and multiply-adds per second: medians on two idle cores of an
+# AMD EPYC in float32, n = 576 to 14,336. tests/studies/benchmarks/bench_butterfly.py --table measures them again and
+# prints the distance of the chosen forms from the best ones. A device without rows uses dense kernels only.
 MEASURED: dict[str, dict[str, list[tuple[int, float, float]]]] = {
     "cpu": {
         "dense": [(1, 5.6e-06, 8.5e09), (8, 1.0e-05, 2.6e10), (64, 1.1e-05, 6.7e10), (1024, 2.6e-05, 8.9e10)],
@@ -47,24 +47,24 @@ class StructuredLinear(nn.Module):
     Attributes:
         in_features: columns of the matrix.
         out_features: rows of the matrix.
-        bias: ``(out_features,)``, or None.
+        bias: ``(out_features,)`` or None.
     """
 
     kernels: dict[str, str] = {"dense": "dense", "pair": "dense"}  # noqa: RUF012 - read only
-    trained = "pair"  # the form in which gradients flow
+    trained = "pair"  # the form that training computes with
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self._made: dict[str, tuple[Any, Tensors]] = {}
+        self._cache: dict[str, tuple[Any, Tensors]] = {}  # by form: the state of the weights, and its tensors
 
     def matrix(self) -> torch.Tensor:
-        """Return the whole matrix, ``(out_features, in_features)``."""
+        """Return the dense matrix, ``(out_features, in_features)``."""
         raise NotImplementedError
 
     def tensors(self, form: str) -> Tensors:
-        """Return what a form multiplies by."""
+        """Return the factors of a form."""
         raise NotImplementedError
 
     def compute(self, form: str, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -72,15 +72,15 @@ class StructuredLinear(nn.Module):
         return (_dense if form == "dense" else pair)(x, *tensors)
 
     def calls(self, form: str) -> int:
-        """Return how many kernels a form launches."""
+        """Return the number of kernels that a form launches."""
         return 1 if form == "dense" else 2
 
     def macs(self, form: str | None = None) -> int:
-        """Return the multiply-adds per token of a form, by default of the one that is trained; without the bias."""
+        """Return the multiply-adds per token of a form, without the bias; by default of the trained form."""
         raise NotImplementedError
 
     def bytes(self, form: str | None = None) -> int:
-        """Return the bytes that a form reads: all weights for the trained form, else its tensors; without the bias."""
+        """Return the bytes that a form reads, without the bias: all weights (trained form) or the form's tensors."""
         if form is None or form == self.trained:
             weights = [t for name, t in self.state_dict().items() if name != "bias"]
         else:
@@ -89,44 +89,44 @@ class StructuredLinear(nn.Module):
         return sum(tensor.numel() * tensor.element_size() for tensor in weights)
 
     def stored_weights(self) -> int:
-        """Return how many numbers a checkpoint holds, without the bias."""
+        """Return the number of stored weights, without the bias."""
         return sum(t.numel() for name, t in self.state_dict().items() if name != "bias")
 
     def effective_weights(self) -> int:
-        """Return how many stored weights can change the matrix."""
+        """Return the number of stored weights that can change the matrix."""
         return self.stored_weights()
 
     def seconds(self, form: str, tokens: int, device: str) -> float:
-        """Return what a form takes by the measured table."""
+        """Return a form's predicted seconds for so many tokens, from the measured table."""
         rows = MEASURED[device][self.kernels[form]]
         _, call, rate = min(rows, key=lambda row: abs(math.log(row[0] / max(tokens, 1))))
         return self.calls(form) * call + tokens * self.macs(form) / rate
 
     def lower(self, tokens: int, device: str) -> str:
-        """Return the fastest of the exactly equal forms for so many tokens on a device (``'cpu'``, ``'cuda'``)."""
+        """Return the predicted fastest form for so many tokens on a device (``'cpu'``, ``'cuda'``)."""
         if device in MEASURED:
             return min(self.kernels, key=lambda form: self.seconds(form, tokens, device))
         return min((form for form, kernel in self.kernels.items() if kernel == "dense"), key=self.macs)
 
     def _frozen(self, form: str) -> Tensors:
-        """Return a form's tensors, made once, and again after the weights have changed.
+        """Return a form's tensors from a cache, which a change of the weights invalidates.
 
-        Fused optimizers change weights without a trace, but not without gradients: then nothing is kept.
+        Fused optimizers do not raise a tensor's version, so nothing is cached while parameters have gradients.
         """
         if any(weight.grad is not None for weight in self.parameters()):
-            self._made.clear()
+            self._cache.clear()
             return self.tensors(form)
         weights = [*self.parameters(), *self.buffers()]
         state = [(weight.data_ptr(), weight.device, weight.dtype, _version(weight)) for weight in weights]
-        if form not in self._made or self._made[form][0] != state:
-            self._made[form] = state, tuple(tensor.contiguous() for tensor in self.tensors(form))
-        return self._made[form][1]
+        if form not in self._cache or self._cache[form][0] != state:
+            self._cache[form] = state, tuple(tensor.contiguous() for tensor in self.tensors(form))
+        return self._cache[form][1]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
         flat = x.reshape(-1, self.in_features)
         if torch.is_grad_enabled():
-            self._made.clear()  # the weights are about to change
+            self._cache.clear()  # the weights are about to change
             y = self.compute(self.trained, flat, *self.tensors(self.trained))
         else:
             form = self.lower(len(flat), x.device.type)
@@ -144,7 +144,7 @@ def _version(tensor: torch.Tensor) -> int:
 
 
 class LowRankLinear(StructuredLinear):
-    """``y = U V x``, V ``(rank, in_features)`` and U ``(out_features, rank)``: the control of every other operator."""
+    """``y = U V x`` with V ``(rank, in_features)`` and U ``(out_features, rank)``: the baseline of other operators."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = False):
         super().__init__(in_features, out_features, bias)
@@ -168,13 +168,13 @@ class LowRankLinear(StructuredLinear):
         return self.rank * (self.in_features + self.out_features)
 
 
-# By the family of a variant: from columns, rows, the number in its name (0 without) and whether there is a bias; None
-# where a matrix of this size has no such operator.
+# Builds an operator of one family of variants from columns, rows, the number in the variant's name (0 without) and
+# whether there is a bias; returns None if a matrix of this size has no such operator.
 Factory: TypeAlias = Callable[[int, int, int, bool], StructuredLinear | None]
 
 
 def low_rank(in_features: int, out_features: int, rank: int, bias: bool) -> StructuredLinear | None:
-    """Return the operator of `lowrank-R`; None for a rank that the matrix cannot have."""
+    """Return the operator of `lowrank-R`, or None if R exceeds the matrix's largest possible rank."""
     return LowRankLinear(in_features, out_features, rank, bias) if rank <= min(in_features, out_features) else None
 
 
@@ -182,35 +182,35 @@ OPERATORS: dict[str, Factory] = {"lowrank": low_rank}
 
 
 def family_of(entry: str) -> str:
-    """Return the family of a variant, ``lowrank`` of ``lowrank-64``, or of a config's entry ``mlp=lowrank-64``."""
+    """Return the family of a variant or of a config's entry: ``lowrank`` for ``lowrank-64`` and ``mlp=lowrank-64``."""
     return entry.rpartition("=")[2].partition("-")[0]
 
 
 def factory_of(entry: str) -> Factory:
-    """Return what makes the operators of a variant or of a config's entry, from here or from an installed package.
+    """Return the factory of a variant's or a config entry's operators, from this file or from an installed package.
 
     Raises:
-        ValueError: no installed package registers any.
+        ValueError: no installed package registers the family.
     """
     family = family_of(entry)
     if family not in OPERATORS:
         OPERATORS.update({entry.name: entry.load() for entry in entry_points(group="tangram.operators", name=family)})
     if family not in OPERATORS:
-        raise ValueError(f"no installed package has the operators of '{entry}'")
+        raise ValueError(f"no installed package registers the operators of '{entry}'")
     return OPERATORS[family]
 
 
 def structured_linear(variant: str, in_features: int, out_features: int, bias: bool) -> StructuredLinear | None:
-    """Return the operator that a variant puts in place of a matrix, or None where it would hold no fewer weights.
+    """Return the operator with which a variant replaces a matrix, or None if it has no fewer weights than the matrix.
 
     Args:
-        variant: such as ``lowrank-R``.
+        variant: such as ``lowrank-64``.
         in_features: columns of the matrix.
         out_features: rows of the matrix.
-        bias: whether it has a bias.
+        bias: whether the layer has a bias.
 
     Raises:
-        ValueError: no installed package has such operators.
+        ValueError: no installed package registers the variant's operators.
     """
     size = variant.partition("-")[2]
     operator = factory_of(variant)(in_features, out_features, int(size or 0), bias)
@@ -218,7 +218,7 @@ def structured_linear(variant: str, in_features: int, out_features: int, bias: b
 
 
 def replace_projections(subblock: nn.Module, variant: str) -> nn.Module:
-    """Put a variant's operators in place of a subblock's matrices, wherever that makes them smaller; in place."""
+    """Replace a subblock's matrices by a variant's operators, in place, wherever the operator has fewer weights."""
     for name, linear in list(subblock.named_children()):
         if isinstance(linear, nn.Linear):
             operator = structured_linear(variant, linear.in_features, linear.out_features, linear.bias is not None)

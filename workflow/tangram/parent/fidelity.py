@@ -1,7 +1,8 @@
-"""The fidelity gate: a parent computes the same in every way in which the pipeline calls it, or it is refused.
+"""The fidelity check: refuse a parent whose logits differ between stock transformers and any forward pass of ours.
 
-The reference is the source as stock transformers runs it. What a config says and one of the ways does not know would
-otherwise make a run train, score and evaluate another model than the one that was named, without a word.
+The pipeline calls a parent in several ways: layer by layer, with a KV cache, rebuilt from blocks. If one of them
+ignores an attribute of the config, a run would silently train, score and evaluate another model. The reference is the
+source, run by stock transformers.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ from tangram.models.loading import load_model, model_class
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-SEQUENCES = 2  # the second one goes another way from the middle on: two choices of one question
-TOKENS = (32, 256)  # of a sequence, at least and, without a window, at most
-BUDGET = 1e12  # floating-point operations of all ways together: some ten seconds of one core
-WAYS = 6
-CACHED = 4  # last tokens that are read one by one behind a cache
+SEQUENCES = 2  # equal in the first half and different in the second: one question with two choices
+TOKENS = (32, 256)  # smallest and (without a sliding window) largest length of a sequence
+BUDGET = 1e12  # floating-point operations of all forward passes together: some ten seconds of one core
+WAYS = 6  # number of compared forward passes
+CACHED = 4  # number of final tokens that are decoded one by one with a KV cache
 TOLERANCE = 1e-3  # root mean square of the difference over that of the logits; float32 rounding leaves about 1e-6
 
 
 def token_count(config: PreTrainedConfig, parameters: int) -> int:
-    """Return how long the compared sequences are: beyond the window, as far as budget and context allow."""
+    """Return the length of the compared sequences: more than the window, if budget and context allow it."""
     affordable = int(BUDGET / (2 * parameters * SEQUENCES * WAYS))
     window = window_of(config)
-    wanted = max(TOKENS[1], window + 64 if window is not None else 0)
-    return min(config.max_position_embeddings, max(TOKENS[0], min(affordable, wanted)))
+    sufficient = max(TOKENS[1], window + 64 if window is not None else 0)
+    return min(config.max_position_embeddings, max(TOKENS[0], min(affordable, sufficient)))
 
 
 def comparison_tokens(config: PreTrainedConfig, parameters: int) -> torch.Tensor:
-    """Return random tokens, ``(SEQUENCES, tokens)``, alike in their first half."""
+    """Return random tokens, ``(SEQUENCES, tokens)``; the sequences have equal first halves."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (SEQUENCES, token_count(config, parameters)), generator=generator)
     half = tokens.shape[1] // 2
@@ -51,18 +52,18 @@ def comparison_tokens(config: PreTrainedConfig, parameters: int) -> torch.Tensor
 
 @torch.inference_mode()
 def stock_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Return a model's logits as its own `forward` gives them, ``(sequences, tokens, vocabulary)``, float32."""
+    """Return the logits of a model's `forward`, ``(sequences, tokens, vocabulary)``, float32."""
     return model(input_ids=tokens, use_cache=False).logits.float()
 
 
 def layer_by_layer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the logits by way of every layer's hidden states, as activations are captured."""
+    """Return the logits of a layer-by-layer pass, as in the capture of activations."""
     hidden = StreamedActivations(model, tokens, SEQUENCES).hidden(len(decoder_layers(model)))
     return model.lm_head(model.model.norm(hidden))
 
 
 def behind_a_cache(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the logits of the last tokens, read one by one behind a cache, as text is sampled."""
+    """Return the logits of the last tokens, decoded one by one with a KV cache, as in sampling."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
@@ -72,20 +73,20 @@ def behind_a_cache(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor
 
 
 def as_a_question(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the logits from which the sequences' second halves are predicted, as two choices of one question."""
+    """Return the logits that predict the sequences' second halves, as two choices of one question."""
     half = tokens.shape[1] // 2
     logits, _ = target_logits(model, [Tree.of(tokens[0, :half].tolist(), tokens[:, half:].tolist())])
     return logits.unflatten(0, (SEQUENCES, -1))
 
 
 def built_by_layer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the logits of a child that is made of nothing but the parent's own blocks."""
+    """Return the logits of a heterogeneous child whose subblocks are all the parent's."""
     config = heterogeneous_config(model.config, (LayerChoice(),) * len(decoder_layers(model)))
     return stock_logits(_with_weights(config, model), tokens)
 
 
 def _with_weights(config: PreTrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model of another config that holds the weights of ``model``."""
+    """Return a model of another config with the weights of ``model``."""
     state = dict(model.state_dict())
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
@@ -93,43 +94,43 @@ def _with_weights(config: PreTrainedConfig, model: PreTrainedModel) -> PreTraine
     return build(None, config=config, state_dict=state, dtype=model.dtype).eval()
 
 
-def whole(logits: torch.Tensor) -> torch.Tensor:
-    """Take the reference at all positions."""
+def all_positions(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits at all positions."""
     return logits
 
 
-def last_ones(logits: torch.Tensor) -> torch.Tensor:
-    """Take the reference where `behind_a_cache` gives logits."""
+def last_positions(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits at the positions of `behind_a_cache`."""
     return logits[:, -CACHED:]
 
 
 def second_half(logits: torch.Tensor) -> torch.Tensor:
-    """Take the reference where `as_a_question` gives logits."""
+    """Return the logits at the positions of `as_a_question`."""
     half = logits.shape[1] // 2
     return logits[:, half - 1 : -1]
 
 
 Way = tuple[str, Callable[["PreTrainedModel", torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
 OF_ONE_MODEL: tuple[Way, ...] = (
-    ("run layer by layer", layer_by_layer, whole),
-    ("generating behind a cache", behind_a_cache, last_ones),
+    ("run layer by layer", layer_by_layer, all_positions),
+    ("generating with a KV cache", behind_a_cache, last_positions),
     ("answering a question's choices", as_a_question, second_half),
-    ("rebuilt from its own blocks", built_by_layer, whole),
+    ("rebuilt from its own blocks", built_by_layer, all_positions),
 )
 
 
-def difference(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the root mean square of a difference of logits over that of the reference around its mean."""
+def difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the root mean square of the difference, relative to the reference's spread around its mean."""
     reference = reference.double()
     scale = (reference - reference.mean(-1, keepdim=True)).square().mean().sqrt().clamp_min(1e-30)
-    return ((found.double() - reference).square().mean().sqrt() / scale).item()
+    return ((logits.double() - reference).square().mean().sqrt() / scale).item()
 
 
 @torch.inference_mode()
 def check_fidelity(folder: str | Path, source: PreTrainedConfig, tokens: torch.Tensor, reference: torch.Tensor) -> None:
-    """Raise unless a parent's checkpoint computes what its source does, in every way that the pipeline calls it.
+    """Raise unless every forward pass of the pipeline gives the source's logits.
 
-    All is computed in float32 whatever the checkpoint's type, so that rounding cannot hide a difference.
+    Everything is computed in float32 whatever the checkpoint's dtype, so that rounding cannot hide a difference.
 
     Args:
         folder: the checkpoint.
@@ -138,7 +139,7 @@ def check_fidelity(folder: str | Path, source: PreTrainedConfig, tokens: torch.T
         reference: `stock_logits` of the source.
 
     Raises:
-        TangramError: a way computes another model; the message names the attribute of the config at fault.
+        TangramError: the logits of a forward pass differ; the message names the attribute of the config at fault.
     """
     if not torch.isfinite(reference).all():
         raise TangramError(
@@ -155,12 +156,12 @@ def check_fidelity(folder: str | Path, source: PreTrainedConfig, tokens: torch.T
     _check("read one layer at a time", layer_by_layer(load_by_layer(folder), tokens), reference, list)
 
 
-def _check(name: str, found: torch.Tensor, reference: torch.Tensor, at_fault: Callable[[], list[str]]) -> None:
-    size = difference(found, reference)
+def _check(name: str, logits: torch.Tensor, reference: torch.Tensor, at_fault: Callable[[], list[str]]) -> None:
+    size = difference(logits, reference)
     if size < TOLERANCE:
         return
-    named = at_fault()
-    cause = {0: "its family", 1: f"config.json's {' '.join(named)}"}.get(len(named), f"one of {', '.join(named)}")
+    keys = at_fault()
+    cause = {0: "its family", 1: f"config.json's {' '.join(keys)}"}.get(len(keys), f"one of {', '.join(keys)}")
     raise TangramError(
         f"the parent {name} is another model than the one that stock transformers runs (its logits differ by "
         f"{size:.2g} of their spread): {cause} is not carried over, so that this parent cannot be used"
@@ -168,7 +169,7 @@ def _check(name: str, found: torch.Tensor, reference: torch.Tensor, at_fault: Ca
 
 
 def _lost(source: dict[str, Any], saved: dict[str, Any]) -> list[str]:
-    """Return the attributes of a config that another one has not."""
+    """Return the attributes of a config that are missing or different in the saved one."""
     return [name for name, value in source.items() if name != "dtype" and saved.get(name) != value]
 
 
@@ -178,13 +179,13 @@ def _at_fault(
     positions: Callable[[torch.Tensor], torch.Tensor],
     tokens: torch.Tensor,
 ) -> list[str]:
-    """Return the attribute at whose default a way and the stock model agree; all that could be, if no single one is."""
+    """Return the attribute at whose default a forward pass and the stock model agree; all candidates if none does."""
 
     def agree(settings: dict[str, Any]) -> bool:
         try:
             other = _with_weights(type(model.config)(**settings), model)
             return difference(way(other, tokens), positions(stock_logits(other, tokens))) < TOLERANCE
-        except Exception:  # of any kind: a default that does not fit the rest
+        except Exception:  # of any type: the default does not fit the other attributes
             return False
 
     without = _without_each(model.config)
@@ -192,7 +193,7 @@ def _at_fault(
 
 
 def _without_each(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
-    """Return the settings without each attribute that differs from its family's default and is no size, by its name."""
+    """Return, by attribute, the settings with that attribute at its family's default; sizes are left out."""
     names = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
     names |= {"vocab_size", "head_dim", "max_position_embeddings", "initializer_range", "architectures", "dtype"}
     names |= {"model_type", "transformers_version", "_name_or_path", "layer_types"}

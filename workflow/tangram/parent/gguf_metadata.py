@@ -1,7 +1,7 @@
-"""A GGUF's own metadata: every key and tensor of its architecture is carried over to a config, or refused.
+"""A GGUF's metadata: convert every key of its architecture to a transformers config, or refuse the file.
 
-transformers reads the tensors, but knows only some of the keys; what it passes over would make another model. Names
-and meanings are those of llama.cpp (its `gguf` package and `llama-hparams`).
+transformers reads the tensors, but only some of the keys; a key that it ignores would change the model. Names and
+meanings follow llama.cpp (its `gguf` package and `llama-hparams`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Keys, without the architecture before them, whose value is one attribute of a config.
+# Keys, without the prefix of the architecture, whose value is one attribute of a config.
 ATTRIBUTES = {
     "context_length": "max_position_embeddings",
     "block_count": "num_hidden_layers",
@@ -30,7 +30,7 @@ ATTRIBUTES = {
     "rope.dimension_count": "head_dim",
     "vocab_size": "vocab_size",
 }
-# Keys that change nothing where they have one of these values.
+# Keys that have no effect with one of these values.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -56,20 +56,20 @@ ROPE_YARN = {  # llama.cpp's names, and transformers'
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-ROPE_FREQS = "rope_freqs.weight"  # what each rotary frequency is divided by
+ROPE_FREQS = "rope_freqs.weight"  # the divisor of each rotary frequency
 
 
 class Metadata:
-    """What a GGUF says of itself.
+    """The metadata of a GGUF.
 
     Args:
         path: the file.
 
     Raises:
-        TangramError: it is not a GGUF, or one of another architecture than the supported ones.
+        TangramError: the file is not a GGUF, or its architecture is not supported.
     """
 
-    ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp has Mistral as `llama`
+    ARCHITECTURES = ("llama", "qwen2", "qwen3")  # llama.cpp's name of Mistral is `llama`
 
     def __init__(self, path: str | Path):
         from gguf import GGUFReader
@@ -80,7 +80,7 @@ class Metadata:
             read = (f"{self.architecture}.", "tokenizer.chat_template", "tokenizer.ggml.add_")
             self.fields = {name: f.contents() for name, f in reader.fields.items() if name.startswith(read)}
         except (ValueError, OSError, IndexError, KeyError) as error:
-            raise TangramError(f"it is not a GGUF that can be read: {error}") from error
+            raise TangramError(f"it is not a readable GGUF: {error}") from error
         if self.architecture not in self.ARCHITECTURES:
             raise TangramError(
                 f"its architecture '{self.architecture}' is not supported; supported: {', '.join(self.ARCHITECTURES)}"
@@ -88,46 +88,48 @@ class Metadata:
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     @property
-    def own(self) -> dict[str, Any]:
-        """The keys of the architecture, without its name before them."""
+    def hyperparameters(self) -> dict[str, Any]:
+        """The keys of the architecture, without its name as their prefix."""
         prefix = f"{self.architecture}."
         return {k.removeprefix(prefix): value for k, value in self.fields.items() if k.startswith(prefix)}
 
     @property
     def chat_templates(self) -> dict[str, str]:
-        """All chat templates by name; the only one that most files have is called `default`."""
+        """All chat templates by name; most files have only `default`."""
         prefix = "tokenizer.chat_template"
         return {
             name.removeprefix(prefix).removeprefix(".") or "default": text
             for name, text in self.fields.items()
-            if name.startswith(prefix) and name != f"{prefix}s"  # that one lists the names
+            if name.startswith(prefix) and name != f"{prefix}s"  # this key holds the list of names
         }
 
     def apply_to(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """Return a config of the same class that says all that the file says.
+        """Return a config of the same class with all of the file's hyperparameters.
 
         Args:
-            config: what transformers made of the file.
+            config: the config that transformers read from the file.
 
         Raises:
-            TangramError: the file says something that no config of that class can.
+            TangramError: no config of that class can express a key of the file.
         """
-        said = self.own
-        unknown = said.keys() - ATTRIBUTES.keys() - NEUTRAL.keys() - {*ROPE, *ROPE_YARN}
-        unknown |= {key for key in said.keys() & NEUTRAL.keys() if said[key] not in NEUTRAL[key]}
+        values = self.hyperparameters
+        unknown = values.keys() - ATTRIBUTES.keys() - NEUTRAL.keys() - {*ROPE, *ROPE_YARN}
+        unknown |= {key for key in values.keys() & NEUTRAL.keys() if values[key] not in NEUTRAL[key]}
         if unknown:
             key = min(unknown)
-            value = said[key] if not isinstance(said[key], list) else f"a list of {len(said[key])}"
+            value = values[key] if not isinstance(values[key], list) else f"a list of {len(values[key])}"
             raise TangramError(f"its {self.architecture}.{key} ({value}) cannot be carried over")
         settings = config.to_dict()
-        for key in ("quantization_config", "_name_or_path"):  # left in, transformers refuses to save
+        for key in ("quantization_config", "_name_or_path"):  # transformers refuses to save a config with them
             settings.pop(key, None)
         for key, attribute in ATTRIBUTES.items():
-            if key not in said:
+            if key not in values:
                 continue
-            value = shortest_decimal(said[key]) if isinstance(said[key], float) else said[key]
-            if any(said.get(other, value) != said[key] for other, name in ATTRIBUTES.items() if name == attribute):
-                raise TangramError(f"its {self.architecture}.{key} ({value}) is at odds with another width of a head")
+            value = shortest_decimal(values[key]) if isinstance(values[key], float) else values[key]
+            if any(values.get(other, value) != values[key] for other, name in ATTRIBUTES.items() if name == attribute):
+                raise TangramError(
+                    f"its {self.architecture}.{key} ({value}) contradicts another key for a head's width"
+                )
             if (attribute not in settings and attribute != "head_dim") or isinstance(value, list):
                 raise TangramError(f"its {self.architecture}.{key} cannot be carried over")
             settings[attribute] = value
@@ -145,32 +147,32 @@ class Metadata:
         """Return transformers' `rope_parameters`.
 
         Raises:
-            TangramError: the file scales its rotary frequencies in a way that transformers does not know.
+            TangramError: transformers does not support the file's scaling of rotary frequencies.
         """
-        said = self.own
-        found: dict[str, Any] = {"rope_theta": shortest_decimal(said.get("rope.freq_base", 10000.0))}
-        factor = shortest_decimal(said.get("rope.scaling.factor") or said.get("rope.scale_linear") or 1.0)
-        kind = said.get("rope.scaling.type", "linear")
+        values = self.hyperparameters
+        base: dict[str, Any] = {"rope_theta": shortest_decimal(values.get("rope.freq_base", 10000.0))}
+        factor = shortest_decimal(values.get("rope.scaling.factor") or values.get("rope.scale_linear") or 1.0)
+        kind = values.get("rope.scaling.type", "linear")
         if ROPE_FREQS in self.tensors:
             if kind != "none" and factor != 1.0:
                 raise TangramError(f"it holds both {ROPE_FREQS} and rope.scaling.factor, which cannot be carried over")
-            return {**found, **self._llama3(found["rope_theta"], head_dim)}
+            return {**base, **self._llama3(base["rope_theta"], head_dim)}
         if kind == "none" or (kind == "linear" and factor == 1.0):
-            return {**found, "rope_type": "default"}
+            return {**base, "rope_type": "default"}
         if kind == "linear":
-            return {**found, "rope_type": "linear", "factor": factor}
-        if kind == "yarn" and "rope.scaling.original_context_length" in said:
-            more = {name: said[key] for key, name in ROPE_YARN.items() if key in said}
-            return {**found, "rope_type": "yarn", "factor": factor, **more}
+            return {**base, "rope_type": "linear", "factor": factor}
+        if kind == "yarn" and "rope.scaling.original_context_length" in values:
+            yarn = {name: values[key] for key, name in ROPE_YARN.items() if key in values}
+            return {**base, "rope_type": "yarn", "factor": factor, **yarn}
         raise TangramError(f"its {self.architecture}.rope.scaling.type ({kind}) cannot be carried over")
 
     def _llama3(self, theta: float, head_dim: int) -> dict[str, Any]:
-        """Return the parameters of Llama 3's scaling that give the divisors that the file holds.
+        """Return the parameters of Llama 3's scaling that give the divisors in the file.
 
-        llama.cpp stores what the parameters make of every frequency, and not the parameters.
+        llama.cpp stores one divisor per frequency instead of the parameters.
         """
         divisors = [float(value) for value in self.tensors[ROPE_FREQS].data]
-        context = self.own["context_length"]
+        context = self.hyperparameters["context_length"]
         for original in dict.fromkeys((8192, round(context / max(divisors)), 4096, 2048, context)):
             parameters = {
                 "rope_type": "llama3",
@@ -185,24 +187,24 @@ class Metadata:
             ):
                 return parameters
         raise TangramError(
-            f"its {ROPE_FREQS} is no scaling of Llama 3 with known parameters: it cannot be carried over"
+            f"its {ROPE_FREQS} matches no known parameters of Llama 3's scaling: it cannot be carried over"
         )
 
-    def check_tensors(self, of_the_model: Iterable[str]) -> None:
-        """Raise unless the file's tensors are those of a model, each once.
+    def check_tensors(self, model_tensors: Iterable[str]) -> None:
+        """Raise unless the file has exactly the tensors of a model.
 
         Args:
-            of_the_model: names of a model's tensors in a checkpoint.
+            model_tensors: names of the model's tensors in a checkpoint.
 
         Raises:
             TangramError: a tensor is in the file only, or in the model only.
         """
         import gguf
 
-        layers = self.own["block_count"]
+        layers = self.hyperparameters["block_count"]
         names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, self.architecture.upper()), layers)
         expected = {}
-        for name in of_the_model:
+        for name in model_tensors:
             stem, _, leaf = name.rpartition(".")
             expected[f"{names.get_name(stem)}.{leaf}"] = name
         if "output.weight" not in self.tensors:
@@ -214,19 +216,19 @@ class Metadata:
 
 
 def shortest_decimal(value: float) -> float:
-    """Return the shortest decimal of the same float32: GGUF holds float32, and 1e-5 comes back as 9.99…e-06."""
+    """Return the shortest decimal of the same float32: a GGUF's float32 of 1e-5 reads as 9.99…e-06."""
     import numpy as np
 
     return float(str(np.float32(value)))
 
 
 def llama3_divisors(theta: float, head_dim: int, parameters: Mapping[str, Any]) -> list[float]:
-    """Return by what Llama 3's scaling divides each rotary frequency, ``(head_dim / 2,)``."""
+    """Return Llama 3's divisor of each rotary frequency, ``(head_dim / 2,)``."""
     original, factor = parameters["original_max_position_embeddings"], parameters["factor"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    found = []
+    divisors = []
     for index in range(0, head_dim, 2):
-        turns = original / (2 * math.pi * theta ** (index / head_dim))  # in the original context
-        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
-        found.append(1 / ((1 - smooth) / factor + smooth))
-    return found
+        rotations = original / (2 * math.pi * theta ** (index / head_dim))  # within the original context
+        smooth = min(1.0, max(0.0, (rotations - low) / (high - low)))
+        divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return divisors

@@ -1,7 +1,7 @@
-"""Replace-1-block scores (Puzzle, section 4.2): the parent with one subblock replaced, against the parent.
+"""Replace-1-block scores (Puzzle, section 4.2): compare the parent with one subblock replaced to the parent.
 
-Only the layers after the replaced one are run, from the cached input of that layer; the LM head and the KL see a
-subset of positions, the same for every candidate, in chunks.
+Only the replaced layer and those after it run, from the cached input of that layer. The LM head and the KL are
+evaluated at a subset of the positions, the same for every piece, in chunks.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def scored_positions(length: int, stride: int) -> torch.Tensor:
 
 
 class ReplaceOne:
-    """Scores candidates for one layer after another on the same sequences and positions.
+    """Scores replaced layers, one at a time, on the same sequences and positions.
 
     Args:
         model: the parent.
-        activations: its hidden states of ``input_ids``.
+        activations: the parent's hidden states of ``input_ids``.
         input_ids: the score split, ``(sequences, length)``.
         position_stride: see `scored_positions`.
         batch_size: sequences per forward pass.
@@ -58,11 +58,14 @@ class ReplaceOne:
 
     @torch.inference_mode()
     def score(self, index: int, layer: nn.Module) -> list[dict[str, float | int | str]]:
-        """Return metric, value, standard error and tokens of the parent with layer ``index`` replaced by ``layer``."""
+        """Return metric, value, standard error and tokens for the parent with ``layer`` as its layer ``index``."""
         later = list(decoder_layers(self._model))[index + 1 :]
         batches = list(self._activations.hidden(index).split(self._batch_size))
         context = layer_context(self._model, batches[0][:1])
-        for module in (layer, *later):  # layer by layer, so that one layer's weights at a time are enough
+        for module in (
+            layer,
+            *later,
+        ):  # all batches layer by layer, so that one layer's weights are in memory at a time
             batches = [module(hidden, **context) for hidden in batches]
         parts: dict[str, list[torch.Tensor]] = {}
         for hidden, parent_logits, labels in zip(

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, schedule, accumulation, clipping, checkpoints with exact resume, metrics."""
+"""The training loop: AdamW, schedule, gradient accumulation and clipping, checkpoints with exact resume, metrics."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ BatchLoss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how fast to train.
+    """Length, batch sizes and learning rate of a training.
 
     Attributes:
         examples: number of sequences.
-        epochs: passes over them, each in its own order.
+        epochs: passes over the sequences, each in another order.
         batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward pass.
-        learning_rate: peak; linear warm-up, then cosine to a tenth.
-        warmup_fraction: share of the steps that warm up.
-        weight_decay: AdamW's.
-        clip_norm: gradient norm limit.
-        seed: of the order of the sequences.
+        learning_rate: peak; linear warm-up, then cosine decay to a tenth.
+        warmup_fraction: share of the steps in the warm-up.
+        weight_decay: AdamW's weight decay.
+        clip_norm: largest norm of the gradient.
+        seed: seed of the order of the sequences.
     """
 
     examples: int
@@ -51,7 +51,7 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one pass."""
+        """Optimizer steps per epoch."""
         return math.ceil(self.examples / self.batch_size)
 
     @property
@@ -68,21 +68,21 @@ class TrainingPlan:
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
     def batch(self, step: int) -> torch.Tensor:
-        """Return the indices of a step's sequences: a function of seed and step alone, so a resumed run agrees."""
+        """Return the indices of a step's sequences; they depend on seed and step alone, so a resumed run agrees."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)  # all that it takes
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)  # torch's range of seeds
         order = torch.randperm(self.examples, generator=generator)
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """Where and how often a long training leaves a state to resume from.
+    """Where and how often a training saves its state.
 
     Attributes:
         path: the state's folder, outside the rule's declared outputs.
         seconds: time between two states.
-        identity: what the training is a function of; a state of another identity is not resumed.
+        identity: fingerprint of all inputs of the training; only a state with an equal identity is resumed.
     """
 
     path: Path
@@ -101,19 +101,19 @@ def train(
     """Train the parameters of ``module`` that require gradients, in place.
 
     Args:
-        module: what is trained.
+        module: the module to train.
         batch_loss: maps the indices of sequences to their mean loss and metrics.
-        plan: length, batches and learning rate.
-        label: shown on a progress bar; none without it.
-        checkpointing: where states go; a run that finds one continues from it, bit for bit.
-        world: the processes that train together; ``batch_loss`` is then what `World.distribute` yielded.
+        plan: length, batch sizes and learning rate.
+        label: label of a progress bar; without it, there is no bar.
+        checkpointing: where states are saved; training resumes from the latest state, bit for bit.
+        world: the processes of this training; with several, ``batch_loss`` is the module from `World.distribute`.
 
     Returns:
-        One row per step and metric: step, tokens (filled by the caller), metric, value.
+        One row per step and metric: step, metric, value.
 
     Raises:
         TangramError: the loss is not finite.
-        ValueError: a parameter is of low precision, in which most steps would be rounded away; see `World.distribute`.
+        ValueError: a parameter is of low precision, which would round most updates to zero; see `World.distribute`.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if low := [name for name, p in parameters.items() if p.dtype.itemsize < 4]:
@@ -125,7 +125,7 @@ def train(
     if checkpointing:
         first, rows = _restore(parameters, optimizer, checkpointing, world)
         if first and world.rank == 0:
-            print(f"{label or 'training'}: goes on from step {first} of {plan.steps}", file=sys.stderr)
+            print(f"{label or 'training'}: resuming from step {first} of {plan.steps}", file=sys.stderr)
     saved = time.monotonic()
     steps = tqdm(
         range(first, plan.steps),
@@ -149,7 +149,7 @@ def train(
         rows += [{"step": step, "metric": name, "value": value} for name, value in means.items()]
         steps.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
         last = step + 1 == plan.steps
-        if checkpointing and not last and world.agree(time.monotonic() - saved > checkpointing.seconds):
+        if checkpointing and not last and world.broadcast(time.monotonic() - saved > checkpointing.seconds):
             _save(parameters, optimizer, rows, step + 1, checkpointing, world)
             saved = time.monotonic()
     return rows
@@ -158,25 +158,25 @@ def train(
 def _accumulate(
     batch_loss: BatchLoss, parts: tuple[torch.Tensor, ...], world: World, device: torch.device
 ) -> dict[str, float]:
-    """Add up the gradients of a step's micro-batches over all processes; return the means of loss and metrics."""
+    """Accumulate the gradients of a step's micro-batches over all processes; return the means of loss and metrics."""
     sums: dict[str, float] = {}
-    shared = world.share(parts)
-    for index, (part, share) in enumerate(shared):
-        with world.exchange(batch_loss, now=index + 1 == len(shared)):
+    local_parts = world.split(parts)
+    for index, (part, weight) in enumerate(local_parts):
+        with world.no_sync(batch_loss, enabled=index + 1 < len(local_parts)):
             loss, metrics = batch_loss(part)
-            (loss * (share * world.size)).backward()  # the processes' gradients are averaged
+            (loss * (weight * world.size)).backward()  # the all-reduce averages gradients over processes
         for name, value in {"loss": loss.item(), **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value * share
-    return world.sum(sums, device)
+            sums[name] = sums.get(name, 0.0) + value * weight
+    return world.all_reduce(sums, device)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a sharded tensor; any other tensor as it is."""
+    """Return this process's shard of a sharded tensor, or the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def _file(step: int | str, checkpointing: Checkpointing, world: World) -> Path:
-    """Return where a state is: one file in all, or one for each process that holds a part of the parameters."""
+    """Return the file of a state: one for all processes, or one per process if parameters are sharded."""
     part = f".{world.rank}-of-{world.size}" if world.sharded else ""
     return checkpointing.path / f"{step}{part}.safetensors"
 
@@ -189,9 +189,9 @@ def _save(
     checkpointing: Checkpointing,
     world: World,
 ) -> None:
-    """Write a state; it counts once `latest` names its step, so a kill in between leaves the one before."""
+    """Write a state, then its step into `latest`; after a kill in between, `latest` names the previous state."""
     tensors = {}
-    states = optimizer.state_dict()["state"]  # by position; a parameter that got no gradient has none
+    states = optimizer.state_dict()["state"]  # by position; a parameter without gradients has no state
     for index, (name, parameter) in enumerate(parameters.items()):
         tensors[f"parameter.{name}"] = _local(parameter).contiguous()
         for key, value in states.get(index, {}).items():
@@ -199,13 +199,13 @@ def _save(
     if world.rank == 0 or world.sharded:
         metadata = {"identity": checkpointing.identity, "rows": json.dumps(rows)}
         write_tensors(_file(next_step, checkpointing, world), tensors, metadata)
-    world.wait()
+    world.barrier()
     if world.rank == 0:
         write_text(checkpointing.path / "latest", str(next_step))
         for path in checkpointing.path.glob("*.safetensors"):
             if path.name.split(".")[0] != str(next_step):
                 path.unlink()
-    world.wait()
+    world.barrier()
 
 
 def _restore(
@@ -214,14 +214,14 @@ def _restore(
     checkpointing: Checkpointing,
     world: World,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Take over the latest state and return its step and rows; 0 without one, or with one of another training."""
+    """Load the latest state and return its step and rows; 0 and no rows without a state of an equal identity."""
     from safetensors import SafetensorError, safe_open
 
     latest = checkpointing.path / "latest"
     if not latest.exists():
         return 0, []
     path = _file(step := latest.read_text(), checkpointing, world)
-    if not path.exists():  # another number of processes held the parts
+    if not path.exists():  # another number of processes wrote the shards
         return 0, []
     check_tensors(path)
     try:
@@ -229,17 +229,17 @@ def _restore(
             metadata = state.metadata()
             if metadata["identity"] != checkpointing.identity:
                 return 0, []
-            there, states = set(state.keys()), dict[int, dict[str, torch.Tensor]]()
+            names, states = set(state.keys()), dict[int, dict[str, torch.Tensor]]()
             with torch.no_grad():
                 for index, (name, parameter) in enumerate(parameters.items()):
                     _local(parameter).copy_(state.get_tensor(f"parameter.{name}"))
-                    if f"step.{name}" in there:
+                    if f"step.{name}" in names:
                         states[index] = {"step": state.get_tensor(f"step.{name}")}
                         for key in ("exp_avg", "exp_avg_sq"):
                             moment = torch.zeros_like(parameter)
                             _local(moment).copy_(state.get_tensor(f"{key}.{name}"))
                             states[index][key] = moment
-            # The optimizer itself puts every state where its kernels want it.
+            # load_state_dict moves every state to the device that the optimizer's kernels need.
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (SafetensorError, KeyError, OSError) as error:
         raise TangramError(f"{path} is damaged ({error}); delete it to train from the beginning") from error

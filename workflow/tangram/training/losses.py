@@ -20,7 +20,7 @@ def normalized_mse(child: torch.Tensor, parent: torch.Tensor, scale: torch.Tenso
     Args:
         child: block outputs, ``(..., hidden)``.
         parent: block outputs, ``(..., hidden)``.
-        scale: mean square to divide by, broadcastable to ``(...)``.
+        scale: the divisor, a mean square, broadcastable to ``(...)``.
     """
     return (child.float() - parent.float()).square().mean(-1) / scale
 
@@ -31,9 +31,10 @@ def cosine_distance(child: torch.Tensor, parent: torch.Tensor) -> torch.Tensor:
 
 
 class _ChunkedKL(torch.autograd.Function):
-    """KL and its gradient ``softmax(child) - softmax(parent)`` in one sweep over chunks that stay in the cache.
+    """KL and its gradient ``softmax(child) - softmax(parent)``, computed together, chunk by chunk.
 
-    Autograd's own way makes eight passes over tensors of tokens × vocabulary; on a CPU they cost as much as the head.
+    A chunk fits the processor's cache. Autograd would make eight passes over tensors of tokens × vocabulary, which take
+    as long as the LM head on a CPU.
     """
 
     @staticmethod
@@ -64,22 +65,22 @@ def kl_divergence(child_logits: torch.Tensor, parent_logits: torch.Tensor, chunk
     Args:
         child_logits: ``(tokens, vocabulary)``.
         parent_logits: ``(tokens, vocabulary)``; no gradient flows into them.
-        chunk: tokens at a time.
+        chunk: tokens per chunk.
     """
     return _ChunkedKL.apply(child_logits, parent_logits, chunk)
 
 
 def span_loss(settings: SpanContrast, parent_hidden: torch.Tensor, tokens: torch.Tensor, seed: int) -> nn.Module:
-    """Return the loss on spans of hidden states that the config asks for, one of those registered as `tangram.losses`.
+    """Return the config's loss on spans of hidden states, which a package registers as `tangram.losses`.
 
-    It is a module that returns the loss of some sequences, not yet weighted, from the child's and the parent's hidden
-    states, ``(batch, length, hidden)``, and the sequences' indices, ``(batch,)``; its parameters are trained, too.
+    The returned module maps the child's and the parent's hidden states, ``(batch, length, hidden)``, and the sequences'
+    indices, ``(batch,)``, to the unweighted loss. Its parameters are trained with the child's.
 
     Args:
         settings: config section `span_contrast`.
         parent_hidden: the parent's hidden states of all sequences, ``(sequences, length, hidden)``.
         tokens: ``(sequences, length)``.
-        seed: of all that the loss draws.
+        seed: seed of the loss's random draws.
 
     Raises:
         TangramError: no installed package registers the loss.

@@ -1,8 +1,7 @@
-"""Several processes, one training: DDP where the model fits one device, FSDP2 where it does not.
+"""Data-parallel training in several processes: DDP for a model that fits one device, FSDP2 for a larger one.
 
-A command that is to run in several processes replaces itself by `torchrun`, under `srun` when they are on several
-nodes. Every process takes its share of each step's sequences, so the loss curve is that of one process at the same
-global batch.
+A command replaces itself by `torchrun`, under `srun` on several nodes. The processes divide each step's sequences among
+themselves, so the loss curve equals that of one process with the same global batch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from tangram.errors import TangramError
-from tangram.models.by_layer import load_by_layer, skeleton
+from tangram.models.by_layer import load_by_layer, meta_model
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 from tangram.training.precision import Dtypes, Rounded, promote, round_back
@@ -30,16 +29,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Strategy = Literal["ddp", "fsdp"]
-_WORKER = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every process that it starts
+_WORKER = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable in every process that it starts
 
 
 def launch(nodes: int, processes_per_node: int) -> None:
-    """Replace this process by `torchrun` of the same command; return at once in a worker, or where one is enough.
+    """Replace this process by `torchrun` of the same command; a no-op in a worker, and for one process.
 
-    On several nodes, `srun` starts one `torchrun` on each; the first node's address is the meeting point.
+    On several nodes, `srun` starts one `torchrun` per node; the rendezvous endpoint is on the first node.
 
     Raises:
-        TangramError: several nodes were asked for outside a SLURM job.
+        TangramError: ``nodes`` is more than 1 outside a SLURM job.
     """
     if nodes * processes_per_node == 1 or _WORKER in os.environ:
         return
@@ -54,22 +53,22 @@ def launch(nodes: int, processes_per_node: int) -> None:
     sys.stderr.flush()
     if nodes == 1 or job is None:
         os.execv(run[0], [*run, "--standalone", *command])
-    # srun tells its tasks where it was called, which is on the job's first node.
-    meet = f'--rdzv-endpoint="$SLURM_LAUNCH_NODE_IPADDR:{20_000 + int(job) % 20_000}"'
+    # srun sets SLURM_LAUNCH_NODE_IPADDR to the node that calls it, the job's first one.
+    endpoint = f'--rdzv-endpoint="$SLURM_LAUNCH_NODE_IPADDR:{20_000 + int(job) % 20_000}"'
     run += [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id={job}"]
-    line = f"exec {shlex.join(run)} {meet} {shlex.join(command)}"
+    line = f"exec {shlex.join(run)} {endpoint} {shlex.join(command)}"
     os.execvp("srun", ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "sh", "-c", line])
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them; by default there is only this one.
+    """The processes of one training, with the verbs of torch.distributed; by default one process.
 
     Attributes:
-        rank: this process.
-        size: how many there are.
-        strategy: how they share the work.
-        device: of this process.
+        rank: rank of this process.
+        size: number of processes.
+        strategy: ``'ddp'`` or ``'fsdp'``.
+        device: device of this process.
     """
 
     rank: int = 0
@@ -79,51 +78,52 @@ class World:
 
     @property
     def sharded(self) -> bool:
-        """Whether every process holds only its part of the parameters."""
+        """Whether every process holds only a shard of the parameters."""
         return self.size > 1 and self.strategy == "fsdp"
 
-    def share(self, parts: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, float]]:
+    def split(self, parts: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, float]]:
         """Return this process's micro-batches of a step, each with its weight in the step's mean loss.
 
-        All processes get equally many, as each must take part in every exchange; surplus ones weigh nothing.
+        Collective operations need equally many micro-batches in all processes, so some processes repeat one with
+        weight 0.
         """
         sequences = sum(len(part) for part in parts)
-        own = [(part, len(part) / sequences) for part in parts[self.rank :: self.size]]
-        return own + [(parts[0], 0.0)] * (-(-len(parts) // self.size) - len(own))
+        local = [(part, len(part) / sequences) for part in parts[self.rank :: self.size]]
+        return local + [(parts[0], 0.0)] * (-(-len(parts) // self.size) - len(local))
 
     @contextlib.contextmanager
     def distribute(self, module: nn.Module, parts: Iterable[nn.Module], all_used: bool = True) -> Iterator[nn.Module]:
-        """Yield a module for training: all processes average its gradients, and its weights are float32 meanwhile.
+        """Yield the module wrapped for training: float32 weights, and gradients averaged over all processes.
 
-        Afterwards trained weights are rounded to the dtypes that they had; sharded ones only when `gather` is called.
+        On exit, trained weights are rounded to their previous dtypes; `gather` rounds sharded ones.
 
         Args:
-            module: its forward pass returns the loss.
-            parts: those of its submodules that are gathered one by one when parameters are sharded.
-            all_used: whether every parameter takes part in the loss.
+            module: a module whose forward pass returns the loss.
+            parts: the submodules that FSDP gathers one by one.
+            all_used: whether the loss depends on every parameter.
         """
         dtypes = promote(module)
         if self.sharded:
             self.shard([*parts, module], dtypes)
             yield module
             return
-        shared = Rounded(module, dtypes) if dtypes else module
+        wrapped = Rounded(module, dtypes) if dtypes else module
         if self.size > 1:
-            # One memory for gradients and what is exchanged.
+            # Bucket views save a second copy of all gradients.
             options: dict[str, Any] = {"find_unused_parameters": not all_used, "gradient_as_bucket_view": True}
-            shared = nn.parallel.DistributedDataParallel(shared, **options)
+            wrapped = nn.parallel.DistributedDataParallel(wrapped, **options)
         try:
-            yield shared
+            yield wrapped
         finally:
             round_back(dtypes)
 
     def shard(self, modules: Iterable[nn.Module], dtypes: Dtypes | None = None) -> None:
-        """Leave every process a part of each module's parameters; they are gathered while it runs. See `sharded`.
+        """Shard each module's parameters by FSDP2, which gathers them while the module runs; a no-op if not `sharded`.
 
         Args:
-            modules: a submodule before the module that holds it.
-            dtypes: what promoted parameters are rounded to before they are gathered; their gradients are averaged in
-                float32.
+            modules: submodules, each before the module that contains it.
+            dtypes: the dtype to which each promoted parameter is rounded before it is gathered; gradients are averaged
+                in float32.
         """
         if not self.sharded:
             return
@@ -132,15 +132,15 @@ class World:
 
         mesh = init_device_mesh(self.device.split(":")[0], (self.size,))
         for module in modules:
-            own = [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
-            lower = {dtypes[parameter] for parameter in own if parameter in dtypes} if dtypes else set()
+            unsharded = [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+            lower = {dtypes[parameter] for parameter in unsharded if parameter in dtypes} if dtypes else set()
             assert len(lower) < 2, "one dtype per module"
             policy = MixedPrecisionPolicy(lower.pop(), torch.float32) if lower else MixedPrecisionPolicy()
-            if own:  # a layer that is run by itself, as the teacher's are, would else stay whole after its first pass
+            if unsharded:  # the teacher's layers run alone: as a root module, each must reshard after its forward pass
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
     def load(self, model: PreTrainedModel, folder: str | Path) -> None:
-        """Read this process's parts of a sharded model that has no weights yet (`checkpoint.skeleton`).
+        """Load this process's shards of a model without weights (`models.by_layer.meta_model`).
 
         Raises:
             TangramError: the checkpoint lacks a tensor.
@@ -153,84 +153,84 @@ class World:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(self.device)
         path = Path(folder) / "model.safetensors"
         with safe_open(path, framework="pt") as stored, torch.no_grad():
-            there, saved = set(stored.keys()), model.state_dict().keys()
-            tensors: dict[str, torch.Tensor] = dict(model.named_parameters())  # tied ones once
-            tensors |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
+            stored_names, persistent = set(stored.keys()), model.state_dict().keys()
+            tensors: dict[str, torch.Tensor] = dict(model.named_parameters())  # tied parameters occur once
+            tensors |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
             for name, tensor in tensors.items():
-                if name not in there:
+                if name not in stored_names:
                     raise TangramError(f"{path} lacks '{name}'; replace the checkpoint")
                 if not isinstance(tensor, DTensor):
                     tensor.copy_(stored.get_tensor(name))
                     continue
-                rows = -(-tensor.shape[0] // self.size)  # as FSDP2 cuts them
-                own = tensor.to_local()
-                if len(own):
-                    own.copy_(stored.get_slice(name)[rows * self.rank : rows * (self.rank + 1)])
+                rows = -(-tensor.shape[0] // self.size)  # FSDP2's rows per shard
+                local = tensor.to_local()
+                if len(local):
+                    local.copy_(stored.get_slice(name)[rows * self.rank : rows * (self.rank + 1)])
 
-    def teacher(self, folder: str, dtype: str, runs: bool) -> PreTrainedModel:
-        """Return the frozen parent.
+    def load_teacher(self, folder: str, dtype: str, runs: bool) -> PreTrainedModel:
+        """Load the frozen parent.
 
         Args:
-            folder: its checkpoint.
+            folder: the parent's checkpoint.
             dtype: name of a torch type.
-            runs: whether its layers run (states are streamed), or only its final norm and LM head.
+            runs: whether its layers run (streamed activations), or only its final norm and LM head.
         """
         if not self.sharded:
             return load_model(folder, dtype, self.device)
         if not runs:
             return load_by_layer(folder, dtype, self.device)
-        model = skeleton(folder, dtype).requires_grad_(False)
+        model = meta_model(folder, dtype).requires_grad_(False)
         self.shard(decoder_layers(model))
         self.load(model, folder)
         return model
 
-    def exchange(self, module: object, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Return a context for a micro-batch's backward pass: gradients are exchanged in it only if ``now``."""
-        if isinstance(module, nn.parallel.DistributedDataParallel) and not now:
+    def no_sync(self, module: object, enabled: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which DDP does not synchronize gradients if ``enabled``; else a no-op context."""
+        if isinstance(module, nn.parallel.DistributedDataParallel) and enabled:
             return module.no_sync()
         return contextlib.nullcontext()
 
-    def sum(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-        """Add up every value over the processes."""
+    def all_reduce(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """Return the sum of every value over all processes."""
         if self.size == 1:
             return dict(values)
         total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
         distributed.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
-    def agree(self, value: bool) -> bool:
-        """Return the first process's value in all of them: clocks differ."""
+    def broadcast(self, value: bool) -> bool:
+        """Broadcast rank 0's value, so that all ranks save a state at the same step."""
         if self.size == 1:
             return value
-        box = [value]
-        distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
             distributed.barrier()
 
     def gather(self, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return a module's whole state, its parameters in ``dtype``; on the CPU and in the first process if sharded.
+        """Return a module's full state, with its parameters in ``dtype``.
 
-        The other processes of a sharded module get an empty state.
+        If sharded, rank 0 gets the state on the CPU, and the other ranks get an empty state.
         """
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         state = {}
         for name, tensor in module.state_dict().items():
-            tensor = tensor.to(dtype) if name in parameters else tensor  # before it is sent
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            tensor = tensor.to(dtype) if name in parameters else tensor  # before the gather: fewer bytes to send
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if not self.sharded:
-                state[name] = whole
+                state[name] = full
             elif self.rank == 0:
-                state[name] = whole.cpu()
+                state[name] = full.cpu()
         return state
 
 
 @contextlib.contextmanager
-def join(device: str, strategy: Strategy) -> Iterator[World]:
-    """Meet the other processes of this training, and part with them at the end."""
+def process_group(device: str, strategy: Strategy) -> Iterator[World]:
+    """Initialize the process group and destroy it on exit; a no-op in a single process."""
     if _WORKER not in os.environ:
         yield World(device=device)
         return

@@ -1,8 +1,8 @@
-"""Training in low precision: weights are kept and gradients added up in float32; passes compute in the run's dtype.
+"""Mixed-precision training: float32 master weights and gradients, forward and backward passes in the run's dtype.
 
-A bfloat16 number has eight significant bits: a step of less than 1/512 of a weight would be rounded away. Each forward
-pass therefore takes its weights rounded from float32 ones, as the checkpoint will hold them. Parameters that are
-float32 already, such as a loss's own, stay as they are, and so does a training in float32, bit for bit.
+A bfloat16 number has eight significant bits, so an update of less than 1/512 of a weight would be rounded to zero. Each
+forward pass rounds the float32 weights to the dtype of the checkpoint. Nothing changes for float32 parameters, such as
+those of a loss, or for a training in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Dtypes = Mapping[nn.Parameter, torch.dtype]
 
 
 def promote(module: nn.Module) -> Dtypes:
-    """Make a module's trained parameters float32, in place; return the lower dtypes that some of them had."""
+    """Convert a module's trained parameters to float32 in place; return the previous dtypes of the converted ones."""
     lower = {p: p.dtype for p in module.parameters() if p.requires_grad and p.dtype.itemsize < 4}
     for parameter in lower:
         parameter.data = parameter.data.float()
@@ -25,20 +25,20 @@ def promote(module: nn.Module) -> Dtypes:
 
 
 def round_back(dtypes: Dtypes) -> None:
-    """Undo `promote`, in place: values are rounded to nearest, and gradients are dropped."""
+    """Undo `promote` in place: round to nearest, and delete the gradients."""
     for parameter, dtype in dtypes.items():
         parameter.grad = None
         parameter.data = parameter.data.to(dtype)
 
 
 class Rounded(nn.Module):
-    """A module that computes with its promoted parameters rounded to the dtypes that they had.
+    """A module that computes with its promoted parameters rounded to their previous dtypes.
 
-    Gradients flow through the rounding as if it were not there, and arrive in float32.
+    The gradient of the rounding is the identity (straight-through); gradients are float32.
 
     Args:
-        module: its forward pass returns the loss.
-        dtypes: what `promote` returned.
+        module: a module whose forward pass returns the loss.
+        dtypes: the result of `promote`.
     """
 
     def __init__(self, module: nn.Module, dtypes: Dtypes):
@@ -46,7 +46,7 @@ class Rounded(nn.Module):
         self.module, self._dtypes = module, dtypes
 
     def forward(self, *arguments: Any) -> Any:
-        """Return what the module returns."""
+        """Return the module's outputs."""
         named = self.module.named_parameters()
         rounded = {name: p.to(self._dtypes[p]) for name, p in named if p in self._dtypes}
         return torch.func.functional_call(self.module, rounded, arguments)

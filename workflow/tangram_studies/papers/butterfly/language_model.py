@@ -20,7 +20,7 @@ from tangram.activations import StreamedActivations
 from tangram.blocks import get_block
 from tangram.config import BlockDistillation, Costs, Scenario
 from tangram.costs.torch_engine import measure
-from tangram.library.distill import LocalProblem
+from tangram.library.distill import LayerDistillation
 from tangram.models.families import Shape, decoder_layers, shape_of
 from tangram.models.loading import load_model
 from tangram.models.replace import replace_subblocks
@@ -81,7 +81,7 @@ def score_pieces(
     scorer = ReplaceOne(model, scored, score, position_stride=4, batch_size=4)
     settings = BlockDistillation(epochs=1)
     for layer in layers:
-        problem = LocalProblem(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
+        problem = LayerDistillation(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
         for kind in KINDS:
             print_progress(f"butterfly: layer {layer}, {kind}")
             for variant in variants_for(model.config.hidden_size, kind).values():
