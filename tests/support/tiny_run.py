@@ -90,13 +90,8 @@ def recover(folder: Path, environment: dict[str, str] | None = None) -> subproce
 
 
 def resumed(printed: str) -> bool:
-<<<<<<< HEAD
     """Return whether a job resumed from a killed one's training state or finished layers."""
-    return "goes on from step" in printed or "was finished before a kill" in printed
-=======
-    """Say whether a job went on from what a killed one had left: a training's state, or a finished layer."""
     return "resuming from step" in printed or "was finished before a kill" in printed
->>>>>>> h-wordsa
 
 
 def jobs_in(folder: Path, command: str) -> list[psutil.Process]:
