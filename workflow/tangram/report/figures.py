@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,80 +33,101 @@ def _points(results: Results, solution: str, model: str, metric: str) -> list[tu
     return sorted(points)
 
 
+class _Series(NamedTuple):
+    """One line of the frontier: its label, its models, and its look."""
+
+    label: str
+    solution: str
+    model: str
+    color: str
+    finetuned: bool
+
+
+_FRONTIER = (
+    _Series("Tangram, finetuned", BEST, "finetuned", CHILD, True),
+    _Series("Tangram, before", BEST, "child", CHILD, False),
+    _Series("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
+    _Series("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
+)
+
+
 def frontier(results: Results) -> str | None:
     """Draw KL and perplexity on held-out text over measured speed-up, children and baseline, before and after GKD."""
-    series = [
-        ("Tangram, finetuned", BEST, "finetuned", CHILD, True),
-        ("Tangram, before", BEST, "child", CHILD, False),
-        ("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
-        ("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
-    ]
-    if not any(_points(results, solution, model, "kl") for _, solution, model, _, _ in series):
+    if not any(_points(results, series.solution, series.model, "kl") for series in _FRONTIER):
         return None
 
     def draw() -> Figure:
         figure, axes = new_figure(2, 1, 11.0, 4.6)
-        for axis, metric, title in zip(
-            axes, ("kl", "perplexity"), ("KL(parent ‖ child), nats per token", "perplexity, log scale"), strict=True
-        ):
-            ends = []
-            parent = results.heldout(PARENT_KEY, metric)
-            for label, solution, model, color, finetuned in series:
-                points = _points(results, solution, model, metric)
-                if not points:
-                    continue
-                x, y = [p[0].value for p in points], [p[1].value for p in points]
-                line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
-                axis.plot(
-                    line_x, line_y, color=color, lw=1.6 if finetuned else 1.0, ls="-" if finetuned else (0, (3, 3))
-                )
-                axis.errorbar(
-                    x,
-                    y,
-                    xerr=[p[0].bar for p in points],
-                    yerr=[p[1].bar for p in points],
-                    fmt="o",
-                    color=color,
-                    ms=5.5,
-                    mfc=color if finetuned else PAPER,
-                    mew=1.3,
-                    elinewidth=1,
-                    capsize=0,
-                )
-                ends.append((x[-1], y[-1], label, color))
-            if parent:
-                axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
-                axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
-            chosen = results.final(results.settings.primary_target, BEST)
-            speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
-            if speed and value:
-                axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
-                axis.annotate(
-                    f"chosen: {speed.value:.2f} ×, {number(value.value)}",
-                    (speed.value, value.value),
-                    (12, -15),
-                    textcoords="offset points",
-                    color=INK,
-                    weight="bold",
-                )
+        titles = {"kl": "KL(parent ‖ child), nats per token", "perplexity": "perplexity, log scale"}
+        for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+            _frontier_panel(axis, results, metric)
             axis.set_title(title)
-            axis.set_xlabel("measured speed-up over the parent")
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
-            if metric == "perplexity":
-                log_axis(axis)
-            else:
-                axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-            # By the points alone: on a busy machine the speeds' errors would leave no room for anything else.
-            speeds = [
-                1.0,
-                *(point[0].value for _, name, model, _, _ in series for point in _points(results, name, model, metric)),
-            ]
-            room = 0.08 * (max(speeds) - min(speeds) or 1)
-            axis.set_xlim(min(speeds) - room, max(speeds) + room)
-            label_ends(axis, ends)
         return figure
 
     return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
+
+
+def _frontier_panel(axis: Axes, results: Results, metric: str) -> None:
+    """Draw one metric's lines, the parent and the chosen child."""
+    parent = results.heldout(PARENT_KEY, metric)
+    points = {series: _points(results, series.solution, series.model, metric) for series in _FRONTIER}
+    ends = [_frontier_line(axis, series, line, parent) for series, line in points.items() if line]
+    if parent:
+        axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
+        axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
+    _mark_chosen(axis, results, metric)
+    axis.set_xlabel("measured speed-up over the parent")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
+    if metric == "perplexity":
+        log_axis(axis)
+    else:
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    # The range follows the points, not their error bars, which are wide on a busy machine.
+    speeds = [1.0, *(speed.value for line in points.values() for speed, _ in line)]
+    room = 0.08 * (max(speeds) - min(speeds) or 1)
+    axis.set_xlim(min(speeds) - room, max(speeds) + room)
+    label_ends(axis, ends)
+
+
+def _frontier_line(
+    axis: Axes, series: _Series, points: Sequence[tuple[Estimate, Estimate]], parent: Estimate | None
+) -> tuple[float, float, str, str]:
+    """Draw a line from the parent through points of speed and value; return its end for `label_ends`."""
+    x, y = [speed.value for speed, _ in points], [value.value for _, value in points]
+    line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
+    width, dashes = (1.6, "-") if series.finetuned else (1.0, (0, (3, 3)))
+    axis.plot(line_x, line_y, color=series.color, lw=width, ls=dashes)
+    axis.errorbar(
+        x,
+        y,
+        xerr=[speed.bar for speed, _ in points],
+        yerr=[value.bar for _, value in points],
+        fmt="o",
+        color=series.color,
+        ms=5.5,
+        mfc=series.color if series.finetuned else PAPER,
+        mew=1.3,
+        elinewidth=1,
+        capsize=0,
+    )
+    return x[-1], y[-1], series.label, series.color
+
+
+def _mark_chosen(axis: Axes, results: Results, metric: str) -> None:
+    """Draw a ring around the primary target's best child, with its speed and value."""
+    chosen = results.final(results.settings.primary_target, BEST)
+    speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
+    if not speed or not value:
+        return
+    axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
+    axis.annotate(
+        f"chosen: {speed.value:.2f} ×, {number(value.value)}",
+        (speed.value, value.value),
+        (12, -15),
+        textcoords="offset points",
+        color=INK,
+        weight="bold",
+    )
 
 
 def _token_axis(axis: Axes) -> None:
