@@ -1,4 +1,4 @@
-"""Figures with axes of the report's page, from a run's tables."""
+"""The report's plots, from a run's tables."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 80  # at most, per curve
+POINTS = 80  # maximum number per curve
 
 
 def _points(results: Results, solution: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
@@ -157,12 +157,12 @@ def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
             after = trained["bld_loss_after"]
             axis.vlines(trained["layer"], trained["bld_loss_before"], after, color=color, lw=1.2)
             axis.plot(part["layer"], part["bld_loss_before"], "o", ms=3.6, mfc=PAPER, mec=color, mew=1)
-            kept = trained["kept"] == "trained"
-            axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=color)
-            axis.plot(trained["layer"][~kept], after[~kept], "x", ms=4.5, color=INK, mew=1.1)
-            said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "not trained"
+            improved = trained["kept"] == "trained"
+            axis.plot(trained["layer"][improved], after[improved], "o", ms=3.6, color=color)
+            axis.plot(trained["layer"][~improved], after[~improved], "x", ms=4.5, color=INK, mew=1.1)
+            count = f"trained kept {int(improved.sum())}/{len(trained)}" if len(trained) else "not trained"
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'} {variant}", color=INK)
-            axis.text(0.99, 1.04, said, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
+            axis.text(0.99, 1.04, count, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
             axis.set_yscale("log")
         for axis in axes[len(groups) :]:
             axis.set_visible(False)
@@ -179,7 +179,7 @@ def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Average a curve in at most ``points`` consecutive groups of equal size."""
+    """Average a curve over at most ``points`` consecutive groups of equal size."""
     parts = min(points, len(x))
     groups = zip(np.array_split(x, parts), np.array_split(y, parts), strict=True)
     means = [(float(a.mean()), float(b.mean())) for a, b in groups]
@@ -187,7 +187,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
 
 
 def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
-    """Draw the BLD training loss relative to its start: median over layers, and where the middle 80 % lie."""
+    """Draw the BLD training loss relative to its start: the median over layers, with a band of the middle 80 %."""
     frame = results.distillation[results.distillation["metric"] == "loss"]
     if not len(frame):
         return None
@@ -204,7 +204,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
                 if not len(part):
                     continue
                 table = part.pivot_table(index="tokens", columns="series", values="value").sort_index()
-                smooth = table.rolling(max(1, len(table) // 8)).median().dropna()  # single batches are wild
+                smooth = table.rolling(max(1, len(table) // 8)).median().dropna()  # batches are noisy
                 relative = (smooth / smooth.iloc[0]).to_numpy()
                 tokens = smooth.index.to_numpy(dtype=float)
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
@@ -213,7 +213,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
                 ends[kind].append((bands[1][0][-1], bands[1][1][-1], variant, colors[variant]))
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
             _token_axis(axis)
-        axes[0].set_ylim(bottom=0)  # after all is drawn: the axes share it
+        axes[0].set_ylim(bottom=0)  # after all plots, as the axes share their range
         for axis, kind in zip(axes, kinds, strict=True):
             label_ends(axis, ends[kind])
         return figure
@@ -222,7 +222,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
 
 
 def gkd_curves(results: Results) -> str | None:
-    """Draw the finetuning losses over tokens, one line per child; the baselines in their color."""
+    """Draw the finetuning losses over tokens, one line per child, with the baselines in their color."""
     frame = results.finetuning
     metrics = [m for m in ("kl", "cosine", "lm_loss") if (frame["metric"] == m).any()]
     if not metrics:
@@ -304,10 +304,10 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
 
 
 def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str | None:
-    """Draw accuracies with one standard error either side: parent, child, finetuned, one line per task.
+    """Draw accuracies of parent, child and finetuned child with bars of one standard error, one row per task.
 
     Args:
-        rows: task and its accuracy by model; the first row is drawn at the top.
+        rows: tasks from top to bottom, each with its accuracy by model.
     """
     if not rows:
         return None
@@ -322,15 +322,14 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
         }
         for i, (_, accuracies) in enumerate(rows):
             for model, (marker, color, fill, shift) in looks.items():
-                found = accuracies.get(model)
-                if found is None:
+                accuracy = accuracies.get(model)
+                if accuracy is None:
                     continue
-                place = len(rows) - 1 - i + shift
-                error = found.bar
+                y = len(rows) - 1 - i + shift
                 axis.errorbar(
-                    found.value * 100,
-                    place,
-                    xerr=error * 100,
+                    accuracy.value * 100,
+                    y,
+                    xerr=accuracy.bar * 100,
                     fmt=marker,
                     color=color,
                     mfc=fill,
@@ -339,8 +338,10 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
                 )
                 if i == 0:
                     label = {"child": "before finetuning"}.get(model, model)
-                    at = ((found.value + error) * 100, place)
-                    axis.annotate(label, at, (6, 0), textcoords="offset points", color=color, va="center", fontsize=8.5)
+                    end = ((accuracy.value + accuracy.bar) * 100, y)
+                    axis.annotate(
+                        label, end, (6, 0), textcoords="offset points", color=color, va="center", fontsize=8.5
+                    )
         axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name, _ in rows][::-1], color=INK)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="y", visible=False)

@@ -1,6 +1,6 @@
-"""The report in a terminal: the same numbers, as plain text."""
+"""The report's numbers as plain text for a terminal."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The section on speed: predicted and measured, of children and of the models that calibrate."""
+"""The section on speed: predicted and measured, of children and of the calibration's models."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def speed_section(results: Results) -> Section:
     section = Section(
         "speed",
         "Speed: predicted and measured",
-        "The solver adds up measured pieces; these tables say how well whole models keep to that sum.",
+        "The cost model adds up measured pieces; these tables compare its predictions with whole models.",
     )
     section.parts.extend(table for table in (_children_table(results), _calibration_table(results)) if table)
     return section
@@ -36,7 +36,7 @@ def _children_table(results: Results) -> Table | None:
         rows,
         title="The children",
         caption="Predicted from the calibrated cost table, before the child existed; measured end to end. "
-        "Speed-ups cancel the machine’s mood, tokens per second do not.",
+        "Drift of the machine’s load cancels in speed-ups, but not in tokens per second.",
     )
 
 
@@ -73,8 +73,8 @@ def _calibration_table(results: Results) -> Table | None:
         [row for workload in workloads_of(frame) for row in _calibration_rows(frame, *workload)],
         labels=2,
         title="Calibration on whole models",
-        caption="One scale per workload is fitted on these models; each error is that model’s under the scale "
-        "the others give. Prefill is the whole prompt, decode one step.",
+        caption="One scale per workload is fitted on these models; each error is leave-one-out: the scale is fitted "
+        "on the other models. Prefill is the whole prompt, decode one step.",
     )
 
 
@@ -99,5 +99,5 @@ def _calibration_rows(frame: pd.DataFrame, scenario: str, batch: int, phase: str
 
 def workloads_of(frame: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Return the distinct scenario, batch and phase of a frame, prefill before decode."""
-    found = set(zip(frame["scenario"], frame["batch"], frame["phase"], strict=True))
-    return sorted(found, key=lambda workload: (workload[0], workload[1], workload[2] != "prefill"))
+    workloads = set(zip(frame["scenario"], frame["batch"], frame["phase"], strict=True))
+    return sorted(workloads, key=lambda workload: (workload[0], workload[1], workload[2] != "prefill"))
