@@ -53,7 +53,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry with other things: they read names of variants, or children that are built already.
 OF_NAMES = {"solve_mip", "drop_layers", "pin_architecture", "pin_candidates", "finetune_child"}
 _CONFIG = load(ROOT / "config" / "config.yaml")
-LIBRARY = [*_CONFIG.library.attention, *_CONFIG.library.ffn]
+LIBRARY = ["parent", *_CONFIG.library.attention, *_CONFIG.library.ffn]
 
 
 def module_of(rule: Rule) -> str:

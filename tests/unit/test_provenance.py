@@ -108,6 +108,13 @@ def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> 
     assert changed_by("tables.py", _real) >= {"solve_mip", "collect_tables", "score_blocks", "build_report"}
 
 
+@pytest.mark.parametrize("family", ["no-op", "parent"])
+def test_every_cost_is_measured_with_a_parent_and_no_ops(family: str, changed_by: Callable) -> None:
+    costs = {"calibrate_costs", "measure_costs", *(f"measure_costs {variant}" for variant in VARIANTS)}
+    changed = changed_by(f"blocks/{family.replace('-', '_')}.py", _real)
+    assert changed == {f"distill_blocks {family}", f"score_blocks {family}", *costs}
+
+
 @pytest.mark.parametrize("family", ["width", "gqa", "linear"])
 def test_a_block_changes_the_hashes_of_its_own_variants(family: str, changed_by: Callable) -> None:
     assert changed_by(f"blocks/{family}.py", _real) == {f"{name} {family}" for name in reruns.OF_A_VARIANT}
@@ -116,7 +123,6 @@ def test_a_block_changes_the_hashes_of_its_own_variants(family: str, changed_by:
 def test_what_blocks_share_changes_the_hashes_of_all(changed_by: Callable) -> None:
     of_variants = {f"{name} {variant}" for name in reruns.OF_A_VARIANT for variant in VARIANTS}
     assert changed_by("blocks/base.py", _real) >= of_variants
-    assert changed_by("blocks/no_op.py", _real) == of_variants  # the rest of a layer is a no-op where it is timed
 
 
 def test_imports_for_type_checkers_are_no_code(changed_by: Callable) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
+from warm_snakemake import warm_snakemake
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
@@ -67,9 +68,8 @@ def test_more_gpus_share_memory_and_time():
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b-h100", "llama-3.1-70b-8xh100"])
 def test_jobs_are_those_that_snakemake_plans(name, tmp_path):
-    command = [Path(sys.executable).with_name("snakemake"), "-n", "--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", tmp_path, "--configfile", ROOT / "config" / f"{name}.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    options = ["--directory", tmp_path, "--configfile", ROOT / "config" / f"{name}.yaml"]
+    done = warm_snakemake("-n", "--snakefile", ROOT / "Snakefile", *options, folder=ROOT)
     assert done.returncode == 0, done.stderr
     counted = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
     found = {stage.rule: stage.jobs for stage in merged(stages(load(ROOT / "config" / f"{name}.yaml"), RATES["cuda"]))}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from tangram.blocks.base import NO_OP, PARENT, REGISTRY, Block, Variant
+from tangram.blocks.base import REGISTRY, Block, Variant
 from tangram.errors import TangramError
 from tangram.models.families import Shape
 
@@ -69,9 +69,6 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
 
 
 def modules_of_variants(variants: Iterable[Variant | str] | None = None) -> list[str]:
-    """Return the modules that define variants, by default all, for `provenance.code_hash`: they are imported by name.
-
-    The parent's and the no-op are always among them: a layer of one subblock alone is timed with a no-op.
-    """
-    classes = registry().values() if variants is None else map(block_class, (PARENT, NO_OP, *variants))
+    """Return the modules that define variants, by default all: `provenance.code_hash` adds what is imported by name."""
+    classes = registry().values() if variants is None else map(block_class, variants)
     return sorted({block.__module__ for block in classes})

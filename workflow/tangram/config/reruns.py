@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tangram.blocks.base import Variant
+from tangram.blocks.base import PARENT, Variant
 from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
@@ -162,6 +162,8 @@ def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) ->
         module: the module's dotted name.
         variants: the variants of the job, for rules that compute with blocks; all by default.
     """
+    if variants is not None and rule in OF_THE_LIBRARY:
+        variants = [PARENT, *variants]
     others = modules_of_variants(variants) if rule in OF_A_VARIANT + OF_THE_LIBRARY else []
     return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
-from tangram.blocks.base import NO_OP, PARENT
+from tangram.blocks.no_op import NoOp
+from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.passes import Passes, mean_length_passes, time_passes
@@ -26,6 +27,7 @@ from tangram.models.families import decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.timing import interquartile_range
 
+PARENT, NO_OP = Parent.family, NoOp.family  # in every job: what is timed in turns, and the rest of a stack's layers
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
 MODEL = "model"  # the kind of embedding, mask, rotary angles, final norm, LM head and greedy choice
 COPIES = (8, 96)  # limits of a stack's layers
