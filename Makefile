@@ -1,5 +1,5 @@
-# `make`: set up .venv, then run the main job.   `make test`: set up .venv, then check and test all;   `make check`: quickly.
-# `make CONFIG=config/other.yaml CORES=8` runs another config, or on fewer cores.
+# `make`: set up .venv and run the main job.   `make check`: lint, types and quick tests.   `make test`: all tests, too.
+# `make CONFIG=config/other.yaml CORES=8` runs another config, on 8 cores.
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -7,7 +7,7 @@ CORES ?= all
 READY := .venv/ready-$(shell cat envs/requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# As it was given, whatever is in its name: make would expand a `$` of it, and the shell much else.
+# Passed through the environment, because make would expand a `$` in the path, and the shell other characters.
 override CONFIG := $(value CONFIG)
 export CONFIG
 
@@ -30,7 +30,7 @@ check: $(READY)
 	snakefmt --check Snakefile rules workflow/Snakefile
 	OMP_NUM_THREADS=1 pytest --numprocesses logical --dist loadfile -m "not slow" tests/unit
 
-# Renew the lock: the newest versions that pyproject.toml allows, in an environment of their own.
+# Update the lock to the newest versions that pyproject.toml allows, in a separate environment.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install $(shell grep '^torch==' envs/requirements.lock)
@@ -46,7 +46,7 @@ $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed (sudo apt install python3), or name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
-		{ echo "error: this Python cannot make environments: sudo apt install python3-venv"; exit 1; }
+		{ echo "error: this Python cannot create environments: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	python -m pip install $(shell grep '^torch==' envs/requirements.lock)
 	python -m pip install --requirement envs/requirements.lock

@@ -1,13 +1,13 @@
-"""Tangram: a trained decoder in, a faster heterogeneous child and its report out.
+"""Tangram turns a trained decoder into a faster heterogeneous child and reports on it.
 
-Read from top to bottom: the stages below are in the order in which data flows, one file each in `rules/`.
+The stages below follow the data flow, one file each in `rules/`.
 """
 
 from snakemake.utils import min_version
 
 min_version("9.27")
 
-# `--configfile other.yaml` replaces the default; else Snakemake would merge the two.
+# Only without `--configfile`, as Snakemake would merge the two.
 if not workflow.configfiles:
 
     configfile: workflow.current_basedir.join("config/config.yaml").get_path_or_uri(secret_free=False)
@@ -29,12 +29,12 @@ include: "rules/child.smk"
 include: "rules/finetune.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
-# Reproductions of papers, no part of `all`: `snakemake study_ntk`.
+# Reproductions of papers, not part of `all`: `snakemake study_ntk`.
 include: "rules/studies.smk"
 
 
 rule all:
-    """Everything that a run leaves behind, so that any deleted file is noticed and rebuilt."""
+    """Request every output of a run, so that any deleted file is rebuilt."""
     default_target: True
     input:
         checkpoint_of(PARENT),

@@ -1,14 +1,14 @@
-"""The teacher's hidden states: one pass of the parent over a split, cached to disk.
+"""The parent's hidden states: one forward pass over a split, cached on disk.
 
 - Input: the parent, `corpus/{split}.parquet`.
-- Output: `activations/{split}.npy`, memory-mapped by all that follows. With `activations.mode: stream` no rule asks for
-  them: commands recompute what they need.
-- Steps: forward pass, batch by batch.
+- Output: `activations/{split}.npy`, which later rules memory-map. With `activations.mode: stream` no rule reads them:
+  commands recompute the states.
+- Steps: forward pass in batches.
 """
 
 
 rule capture_activations:
-    """Cache every block's input and output for one split."""
+    """Cache every layer's input and output for one split."""
     input:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/{split}.parquet",
@@ -19,7 +19,7 @@ rule capture_activations:
     benchmark:
         "<benchmarks>/capture_activations/{split}.tsv"
     params:
-        **made_by("capture_activations", "torch", "transformers"),
+        **code_of("capture_activations", "torch", "transformers"),
         **runtime("device", "dtype"),
         settings=slice_of(cfg.activations.model_dump(mode="json", exclude={"local_copy"})),
     resources:

@@ -1,8 +1,8 @@
-"""The child: the picked pieces and the parent's own, assembled into one checkpoint.
+"""The child: the solution's pieces and the parent's other weights, assembled into one checkpoint.
 
 - Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
 - Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
-- Steps: copy the parent's tensors, put in the pieces, write the config and the modeling file.
+- Steps: copy the parent's tensors, insert the pieces, write the config and the modeling file.
 """
 
 
@@ -10,7 +10,7 @@ rule assemble_child:
     """Assemble one architecture into a checkpoint."""
     input:
         parent="<results>/parent/model.safetensors",
-        architecture=architecture_of,  # stands for the library, too: it holds the checksums of the pieces
+        architecture=architecture_of,  # replaces the library as input: it holds the checksums of the pieces
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:
@@ -18,7 +18,7 @@ rule assemble_child:
     benchmark:
         "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
-        **made_by("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
+        **code_of("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
         **runtime("dtype"),
         folder=output_folder("child"),
         library=f"{RESULTS}/library",

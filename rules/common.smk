@@ -1,6 +1,6 @@
-"""What every stage shares: the checked config, the lists that follow from it, and names of files.
+"""Shared by all stages: the checked config, lists derived from it, and file names.
 
-Every job parses this again, so it imports neither torch nor pandas.
+Every job parses this file again, so it imports neither torch nor pandas.
 """
 
 import os
@@ -21,7 +21,7 @@ from tangram.provenance import code_hash
 from tangram.shell import command
 
 try:
-    for path in workflow.configfiles:  # Snakemake has read them, and took the last of equal keys
+    for path in workflow.configfiles:  # read again, as Snakemake silently takes the last of equal keys
         read_yaml(path)
     if "snakemake" in sys.argv[0]:
         check_command_line(sys.argv[1:])
@@ -29,10 +29,10 @@ try:
 except TangramError as error:
     sys.exit(f"error: {error}")
 
-# Jobs run the Python that runs Snakemake, on a cluster's nodes too, whether or not its environment is activated.
+# Jobs use the Python that runs Snakemake, on a cluster's nodes, too, even if its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
 
-ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent  # whichever Snakefile includes this
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent  # for any including Snakefile
 RESULTS = f"results/{cfg.run}"
 PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{solution}}"  # with wildcards
@@ -44,13 +44,13 @@ TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANT
 
 
 def split_settings(split):
-    """Return what one split of the corpus depends on, beside the parent and the files that it names."""
+    """Return the settings of one split of the corpus."""
     corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
 
 
 try:
-    # What local sources hold, so that a change in place is noticed.
+    # Fingerprints of local sources, so that a change in place reruns their jobs.
     SOURCE_FILES = {"parent": sources.parent_fingerprint(cfg.parent, PARENT)}
     for split in SPLITS:
         table = f"{RESULTS}/corpus/{split}.parquet"
@@ -62,7 +62,7 @@ except TangramError as error:
 
 
 def _shards(layers, size):
-    """Return the ranges of layers that one job takes, such as `00-14`: equal in size, and sorted as text too."""
+    """Return the ranges of layers of the jobs, such as `00-14`, equal in size and in the order of their names."""
     width = max(2, len(str(layers - 1)))
     jobs = -(-layers // size)
     bounds = [layers * job // jobs for job in range(jobs + 1)]
@@ -83,7 +83,7 @@ CHILDREN = [
 
 
 def _search_files(name, target):
-    """Return the files that the search and the selection of one target write, but for the architectures."""
+    """Return the files of the search and the selection of one target, without the architectures."""
     files = ["solutions.parquet", "solutions/mip.json"]
     if target.compare_layers_dropped:
         files.append(f"solutions/{LAYERS_DROPPED}.json")
@@ -96,7 +96,7 @@ SEARCH_FILES = [path for name, target in cfg.targets.items() for path in _search
 
 
 onstart:
-    if workflow.local_exec:  # jobs on a cluster's nodes look for themselves, as the login node has no GPU
+    if workflow.local_exec:  # on a cluster each job checks its node, as the login node has no GPU
         gpus = max((job.resources.get("gpu", 0) for job in workflow.dag.needrun_jobs()), default=0)
         command = [sys.executable, "-m", "tangram.cli", cfg.device, "--count", str(gpus)]
         if gpus and subprocess.run(command).returncode:
@@ -119,12 +119,12 @@ wildcard_constraints:
 
 
 def library_folder(wildcards, input):
-    """Return the library's folder, for `params` of rules that read several pieces."""
+    """Return the library's folder, as a function for `params`."""
     return os.path.commonpath([f"{RESULTS}/library", *input.library])
 
 
 def checkpoint_of(folder):
-    """Return the files that the folder of any parent or child holds, so that the loss of any of them is noticed."""
+    """Return the files of a checkpoint, so that a deleted one is rebuilt."""
     names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json"]
     return [f"{folder}/{name}" for name in names]
 
@@ -134,7 +134,7 @@ def _folder_of(files):
 
 
 def output_folder(name):
-    """Return a function for `params`: the folder of a rule's output files of that name."""
+    """Return a function for `params` that returns the folder of the rule's output of that name."""
     return lambda wildcards, output: _folder_of(getattr(output, name))
 
 
@@ -149,28 +149,28 @@ def library_files(*suffixes):
 
 
 def of_children(*names):
-    """Return the files of these names of all children."""
+    """Return the files of these names for all children."""
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
 def of_the_primary_target():
-    """Return the files of tasks and of the readout, which only the primary target's first solution has."""
-    asked = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
-    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in asked if asked[name]]
+    """Return the files of tasks and readout, which only solution 0 of the primary target has."""
+    configured = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
+    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in configured if configured[name]]
 
 
 def cached_activations(split):
-    """Return the file of a split's cached activations; none when they are streamed."""
+    """Return the file of a split's cached activations; no file if they are streamed."""
     return [f"{RESULTS}/activations/{split}.npy"] if cfg.activations.mode == "cache" else []
 
 
 def unrecorded(value):
-    """Return a function for `params`: a value that no number depends on, so that a change reruns nothing."""
-    return lambda wildcards, threads: value  # Snakemake does not record what a function makes of threads
+    """Return a function for `params` whose value Snakemake does not record, so that a change reruns nothing."""
+    return lambda wildcards, threads: value  # Snakemake does not record functions of threads
 
 
 def runtime(*names):
-    """Return the `params` that make up `--runtime`: those of device, dtype and seed that numbers depend on, and others."""
+    """Return the `params` of `--runtime`: the named ones of device, dtype and seed, and the unrecorded others."""
 
     def others(wildcards, threads):
         by_layer, local_copy = int(cfg.parent.by_layer), int(cfg.activations.local_copy)
@@ -179,33 +179,33 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def made_by(command, *packages, variants=()):
-    """Return the `params` that tell which code makes a rule's output: a change of them reruns the rule.
+def code_of(command, *packages, variants=()):
+    """Return the `params` that identify the code and packages of a rule's command: a change of them reruns the rule.
 
-    Blocks are imported by name: `variants` are those that a command computes with, or a function of wildcards that
-    returns them. It takes no input: Snakemake would not record what is made from that.
+    Blocks are imported by name: `variants` are the command's variants, or a function of wildcards that returns them.
+    The function takes no input, as Snakemake does not record functions of input.
     """
 
     def code(wildcards):
         names = variants(wildcards) if callable(variants) else variants
         return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
 
-    made = {"code": code if callable(variants) else code(None)}
-    return {**made, "environment": pins(*packages)} if packages else made
+    params = {"code": code if callable(variants) else code(None)}
+    return {**params, "environment": pins(*packages)} if packages else params
 
 
-def own_variant(wildcards):
-    """Return the variant of a job that computes with one alone, for `made_by`."""
+def variant_of_job(wildcards):
+    """Return the variant of a job with one variant, for `code_of`."""
     return [wildcards.variant]
 
 
 def variants_in_file(path_of):
-    """Return a function for `made_by`: the variants in a checkpoint's file, one architecture or several."""
+    """Return a function for `code_of` that returns the variants of a checkpoint's file of architectures."""
     return lambda wildcards: variants_in(path_of(wildcards))
 
 
 def named_inputs(*names, **texts):
-    """Return a function for `params`: a rule's inputs of these names and other texts, as NAME=TEXT; no empty ones."""
+    """Return a function for `params` that returns the named inputs and other texts as NAME=TEXT, if not empty."""
 
     def inputs(wildcards, input):
         values = {name: getattr(input, name) for name in names}
@@ -217,71 +217,71 @@ def named_inputs(*names, **texts):
 
 
 def pins(*packages):
-    """Return the locked versions of packages that a rule's numbers depend on: another version reruns the rule."""
+    """Return the locked versions of packages; a rule that depends on them reruns for another version."""
     lock = (ROOT / "envs" / "requirements.lock").read_text()
     versions = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
     return " ".join(f"{package}=={versions[package]}" for package in packages)
 
 
 def checksum(path):
-    """Return the SHA-256 of a file of this repository that no code hash sees."""
+    """Return the SHA-256 of a file of this repository that code hashes do not cover."""
     return sha256_of(ROOT / path)
 
 
 def _cores():
-    """Return the number that `--cores` gives; 1 on a cluster, where no total exists and a profile sets the threads."""
+    """Return the value of `--cores`; 1 on a cluster, where the profile sets the threads."""
     return workflow.resource_settings.cores or 1
 
 
 def all_cores(wildcards):
-    """Return every core: nothing else may run beside a job that measures time."""
+    """Return the number of cores, for jobs that measure time and must run alone."""
     return _cores()
 
 
 def half_the_cores(wildcards):
-    """Return half of the cores: two trainings side by side use them better than one after the other."""
+    """Return half of the cores: two trainings in parallel use them better than one after the other."""
     return max(1, _cores() // 2)
 
 
 def of_processes(parallel):
-    """Return the resources of a job that starts its own processes: its GPUs, and for SLURM its nodes if several."""
+    """Return the resources of a job of several processes: its GPUs, and for several nodes SLURM's resources."""
     nodes, gpus = parallel.nodes, GPU * parallel.nodes * parallel.processes_per_node
     return {"gpu": gpus, **({"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"} if nodes > 1 else {})}
 
 
 def text_evaluation():
-    """Return what evaluation on text and of throughput depends on: the tasks are not part of it."""
+    """Return the settings of the evaluation on text and of throughput, without the tasks."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 
 def report_settings():
-    """Return what the page depends on beside the tables."""
+    """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
 def search_settings(wildcards):
-    """Return what the solver depends on: not whether a baseline stands beside it, nor what follows."""
+    """Return the settings of the solver, without those of baseline and selection."""
     target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped", "selection"})
     return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
 
 
 def baseline_settings(wildcards):
-    """Return what the plain baseline depends on: it has one solution, and no solver."""
+    """Return the settings of the baseline, without those of the solver."""
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
 def selection_settings(wildcards):
-    """Return how a target's candidates are compared."""
+    """Return the settings of a target's selection."""
     return slice_of(cfg.targets[wildcards.target].selection)
 
 
 def solutions_of(wildcards):
-    """Return the file that holds a solution's layers: the plain baseline's, the selection's or the solver's."""
+    """Return the file of solutions that holds a solution: the baseline's, the selection's or the solver's."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.solution == LAYERS_DROPPED:
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
@@ -290,10 +290,10 @@ def solutions_of(wildcards):
 
 
 def architecture_of(wildcards):
-    """Return a child's architecture once its pieces are pinned; see `pin_architecture`."""
+    """Return a child's architecture after the checkpoint `pin_architecture`."""
     return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]
 
 
 def candidates_of(wildcards):
-    """Return the file of a target's candidates once their pieces are pinned; see `pin_candidates`."""
+    """Return the file of a target's candidates after the checkpoint `pin_candidates`."""
     return checkpoints.pin_candidates.get(target=wildcards.target).output[0]

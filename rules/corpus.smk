@@ -1,7 +1,7 @@
 """The corpus: four splits of text, tokenized and packed to one length.
 
-- Input: the parent (its tokenizer, and itself where it writes the text), the split's sources.
-- Output: `corpus/{split}.parquet` for distill, score, finetune and heldout; no document is in two of them.
+- Input: the parent (its tokenizer, and the model if it samples text), the split's sources.
+- Output: `corpus/{split}.parquet` for distill, score, finetune and heldout; no two splits share a document.
 - Steps: read or sample text, split by document, tokenize, pack.
 """
 
@@ -17,7 +17,7 @@ rule build_corpus:
     benchmark:
         "<benchmarks>/build_corpus/{split}.tsv"
     params:
-        **made_by("build_corpus", "torch", "transformers", "tokenizers", "datasets"),
+        **code_of("build_corpus", "torch", "transformers", "tokenizers", "datasets"),
         **runtime("device", "dtype", "seed"),
         settings=lambda wildcards: split_settings(wildcards.split),
         source_files=lambda wildcards: SOURCE_FILES[wildcards.split],

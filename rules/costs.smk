@@ -1,10 +1,10 @@
-"""Costs: the time and memory of every piece, measured on the device at hand.
+"""Costs: the time and memory of every piece, measured on the run's device.
 
 - Input: the parent's shapes.
 - Output: `costs/{kind}/{variant}.parquet`, collected in `costs.parquet`; `calibration.parquet`.
-- Steps: time each piece beside the parent's own, then whole assembled models, and compare the sums with the wholes.
+- Steps: time each piece round-robin with the parent's subblock, time whole models, compare them with sums of pieces.
 
-These jobs take every core: nothing else may run while they measure.
+Timing jobs take every core, so that no other job runs meanwhile.
 """
 
 
@@ -19,7 +19,7 @@ rule measure_costs:
     benchmark:
         "<benchmarks>/measure_costs/{kind}/{variant}.tsv"
     params:
-        **made_by("measure_costs", "torch", "transformers", variants=own_variant),
+        **code_of("measure_costs", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios}),
     threads: all_cores
@@ -44,7 +44,7 @@ rule collect_costs:
     benchmark:
         "<benchmarks>/collect_costs/costs.tsv"
     params:
-        **made_by("collect_tables"),
+        **code_of("collect_tables"),
         table="costs",
     conda:
         "../envs/tangram.yaml"
@@ -66,7 +66,7 @@ rule calibrate_costs:
     benchmark:
         "<benchmarks>/calibrate_costs/calibration.tsv"
     params:
-        **made_by("calibrate_costs", "torch", "transformers", variants=LIBRARY),
+        **code_of("calibrate_costs", "torch", "transformers", variants=LIBRARY),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios, "library": VARIANTS}),
     threads: all_cores

@@ -5,7 +5,7 @@
   `tasks.parquet` and `readout.parquet`.
 - Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
 
-The jobs that measure throughput take every core: nothing else may run while they do.
+Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
 
 MODELS = {
@@ -29,7 +29,7 @@ rule evaluate_parent:
     benchmark:
         "<benchmarks>/evaluate_parent/parent.tsv"
     params:
-        **made_by("evaluate_model", "torch", "transformers"),
+        **code_of("evaluate_model", "torch", "transformers"),
         **runtime("device", "dtype", "seed"),
         settings=text_evaluation(),
     threads: all_cores
@@ -44,7 +44,7 @@ rule evaluate_parent:
 
 
 rule evaluate_model:
-    """Evaluate a child before and after finetuning, and measure its throughput beside its parent's."""
+    """Evaluate a child before and after finetuning, and measure its throughput and its parent's."""
     input:
         **MODELS,
         corpus="<results>/corpus/heldout.parquet",
@@ -56,7 +56,7 @@ rule evaluate_model:
     benchmark:
         "<benchmarks>/evaluate_model/{target}/{solution}.tsv"
     params:
-        **made_by("evaluate_model", "torch", "transformers"),
+        **code_of("evaluate_model", "torch", "transformers"),
         **runtime("device", "dtype", "seed"),
         settings=text_evaluation(),
     threads: all_cores
@@ -71,7 +71,7 @@ rule evaluate_model:
 
 
 rule evaluate_tasks:
-    """Answer the multiple-choice tasks with the parent, the primary target's best child, and the same finetuned."""
+    """Evaluate parent and the primary target's best child, before and after finetuning, on multiple-choice tasks."""
     input:
         **MODELS,
     output:
@@ -81,7 +81,7 @@ rule evaluate_tasks:
     benchmark:
         "<benchmarks>/evaluate_tasks/{target}/{solution}.tsv"
     params:
-        **made_by("evaluate_tasks", "torch", "transformers", "lm_eval"),
+        **code_of("evaluate_tasks", "torch", "transformers", "lm_eval"),
         **runtime("device", "dtype", "seed"),
         work=f"{RESULTS}/tasks",
         settings=slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"})),
@@ -91,13 +91,13 @@ rule evaluate_tasks:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_tasks: answer multiple-choice tasks, {wildcards}"
+        "evaluate_tasks: evaluate on multiple-choice tasks, {wildcards}"
     shell:
         command("evaluate_tasks")
 
 
 rule evaluate_readout:
-    """Read classes of texts from hidden states of the parent, the primary target's best child, and the same finetuned."""
+    """Classify texts from hidden states of parent and the primary target's best child, before and after finetuning."""
     input:
         **MODELS,
     output:
@@ -107,7 +107,7 @@ rule evaluate_readout:
     benchmark:
         "<benchmarks>/evaluate_readout/{target}/{solution}.tsv"
     params:
-        **made_by("evaluate_readout", "torch", "transformers", "scikit-learn"),
+        **code_of("evaluate_readout", "torch", "transformers", "scikit-learn"),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"readout": cfg.evaluation.readout, "archive": cfg.evaluation.task_archive}),
     threads: half_the_cores
@@ -116,6 +116,6 @@ rule evaluate_readout:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_readout: classify texts by hidden states, {wildcards}"
+        "evaluate_readout: classify texts from hidden states, {wildcards}"
     shell:
         command("evaluate_readout")

@@ -1,9 +1,9 @@
-"""Finetuning: the child trained end to end against its parent (GKD).
+"""Finetuning: end-to-end distillation of the child (GKD).
 
 - Input: the parent, the child, the finetune split and its activations.
 - Output: `targets/{target}/{solution}/finetuned/` and `curves.parquet`.
-- Steps: distill hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which lies outside
-  the declared outputs because Snakemake clears those before a job starts.
+- Steps: distill hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which is no
+  output because Snakemake deletes outputs before a job starts.
 """
 
 
@@ -23,7 +23,7 @@ rule finetune_child:
     benchmark:
         "<benchmarks>/finetune_child/{target}/{solution}.tsv"
     params:
-        **made_by("finetune_child", "torch", "transformers"),
+        **code_of("finetune_child", "torch", "transformers"),
         **runtime("device", "dtype", "seed"),
         folder=output_folder("finetuned"),
         checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{solution}}",

@@ -1,14 +1,15 @@
-"""The block library: what may stand in for each subblock of the parent, trained piece by piece (BLD).
+"""The library: a piece for every variant of every layer's subblocks, each trained separately (BLD).
 
 - Input: the parent, the distill split and its activations.
 - Output: `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), training curves (.curves.parquet).
-- Steps: initialize each layer's piece in closed form, train it beside the parent's frozen other subblock, keep the better;
-  a killed job goes on from `checkpoints/{kind}/{variant}/{shard}`, outside the outputs that Snakemake clears.
+- Steps: initialize each layer's piece in closed form, train it in the parent's frozen layer, keep the better weights; a
+  killed job resumes from `checkpoints/{kind}/{variant}/{shard}`, which is no output because Snakemake deletes outputs
+  before a job starts.
 """
 
 
 rule distill_blocks:
-    """Make one variant of one kind for a range of layers."""
+    """Train one variant of one kind in a range of layers."""
     input:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/distill.parquet",
@@ -22,7 +23,7 @@ rule distill_blocks:
     benchmark:
         "<benchmarks>/distill_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("distill_blocks", "torch", "transformers", variants=own_variant),
+        **code_of("distill_blocks", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype", "seed"),
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",

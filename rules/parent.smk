@@ -1,13 +1,13 @@
-"""The parent: any supported checkpoint in, a plain Hugging Face folder out.
+"""The parent: fetched from its source and converted to a Hugging Face checkpoint.
 
 - Input: the hub, a local folder, or a GGUF file in a package (config `parent.source`).
-- Output: `parent/`, safetensors and tokenizer, which stock transformers loads.
+- Output: `parent/`: config, safetensors and tokenizer, which stock transformers loads.
 - Steps: fetch, check sizes and family against the config, convert, save.
 """
 
 
 rule fetch_parent:
-    """Resolve the parent and save it as a plain checkpoint."""
+    """Fetch the parent and save it as a Hugging Face checkpoint."""
     output:
         parent=checkpoint_of(PARENT),
     log:
@@ -15,15 +15,15 @@ rule fetch_parent:
     benchmark:
         "<benchmarks>/fetch_parent/parent.tsv"
     params:
-        **made_by("fetch_parent", "torch", "transformers", "gguf"),
+        **code_of("fetch_parent", "torch", "transformers", "gguf"),
         **runtime("dtype"),
         folder=output_folder("parent"),
         settings=slice_of(cfg.parent.model_dump(mode="json", exclude={"by_layer", "sizes"})),
         source_files=SOURCE_FILES["parent"],
-    threads: all_cores  # nothing can run beside it: all else needs the parent
+    threads: all_cores  # all other jobs need the parent
     conda:
         "../envs/tangram.yaml"
     message:
-        "fetch_parent: save the parent as a plain checkpoint"
+        "fetch_parent: fetch the parent and save it as a checkpoint"
     shell:
         command("fetch_parent")

@@ -2,7 +2,7 @@
 
 - Input: every table of the run.
 - Output: `report.html`.
-- Steps: read the tables, draw, write. Snakemake's own `--report` takes the page in, too.
+- Steps: read the tables, draw figures, write the page, which Snakemake's `--report` includes.
 """
 
 
@@ -26,7 +26,7 @@ rule build_report:
     benchmark:
         "<benchmarks>/build_report/report.tsv"
     params:
-        **made_by("build_report", "matplotlib", "Jinja2", variants=LIBRARY),
+        **code_of("build_report", "matplotlib", "Jinja2", variants=LIBRARY),
         results=output_folder("report"),
         settings=report_settings(),
         template=checksum("workflow/report/report.html.j2"),

@@ -1,4 +1,4 @@
-"""Scores: how much worse the parent gets with one subblock replaced.
+"""Scores: the loss of quality of the parent with one replaced subblock.
 
 - Input: the parent, the score split and its activations, the library's weights.
 - Output: `scores/{kind}/{variant}/{shard}.parquet`, collected in `scores.parquet`.
@@ -20,7 +20,7 @@ rule score_blocks:
     benchmark:
         "<benchmarks>/score_blocks/{kind}/{variant}/{shard}.tsv"
     params:
-        **made_by("score_blocks", "torch", "transformers", variants=own_variant),
+        **code_of("score_blocks", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype"),
         settings=slice_of(cfg.scores),
     resources:
@@ -44,7 +44,7 @@ rule collect_scores:
     benchmark:
         "<benchmarks>/collect_scores/scores.tsv"
     params:
-        **made_by("collect_tables"),
+        **code_of("collect_tables"),
         table="scores",
     conda:
         "../envs/tangram.yaml"

@@ -1,14 +1,14 @@
-"""The search: one variant per layer and kind, so that a target's constraints hold and the least quality is lost.
+"""The search: one variant per subblock that minimizes the loss of quality within a target's constraints.
 
 - Input: `scores.parquet`, `costs.parquet`, `calibration.parquet`.
 - Output: `targets/{target}/solutions/`: `mip.json` and `layers-dropped.json`, `targets/{target}/solutions.parquet`;
   `targets/{target}/{solution}/architecture.json`.
-- Steps: solve the mixed-integer program, drop whole layers as the plain baseline, pin the pieces of each solution.
+- Steps: solve the mixed-integer program, drop whole layers as the baseline, write the checksums of solutions' pieces.
 """
 
 
 rule solve_mip:
-    """Find a target's best architectures."""
+    """Solve for a target's best architectures."""
     input:
         parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
@@ -22,7 +22,7 @@ rule solve_mip:
     benchmark:
         "<benchmarks>/solve_mip/{target}.tsv"
     params:
-        **made_by("solve_mip", "pyomo", "highspy"),
+        **code_of("solve_mip", "pyomo", "highspy"),
         settings=search_settings,
     conda:
         "../envs/tangram.yaml"
@@ -33,7 +33,7 @@ rule solve_mip:
 
 
 rule drop_layers:
-    """Drop whole layers until the target's constraints hold: the plain alternative to compare with."""
+    """Drop whole layers for the target's constraints, as the baseline."""
     input:
         parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
@@ -46,22 +46,22 @@ rule drop_layers:
     benchmark:
         "<benchmarks>/drop_layers/{target}.tsv"
     params:
-        **made_by("drop_layers"),
+        **code_of("drop_layers"),
         settings=baseline_settings,
     conda:
         "../envs/tangram.yaml"
     message:
-        "drop_layers: drop whole layers for comparison, {wildcards}"
+        "drop_layers: drop whole layers as the baseline, {wildcards}"
     shell:
         command("drop_layers")
 
 
-# A checkpoint, though it adds no job: after it, Snakemake looks again at what is still to be done. The file is small
-# and holds the checksum of every piece that the architecture takes. So a search whose solution comes out the same, or a
-# new variant that no solution takes, ends here, and no child is assembled or trained again; a retrained piece goes on.
-# After a plain rule everything would rerun. It works for jobs that take the file through `architecture_of`.
+# A checkpoint, although it adds no job: Snakemake evaluates the remaining jobs again after it. The file holds the
+# checksum of every piece of the architecture. Therefore no child is rebuilt after a search with the same solution, or
+# for a new variant outside the solution, but it is after a change of its pieces. After a plain rule, all children would
+# rerun. This holds for jobs whose input is `architecture_of`.
 checkpoint pin_architecture:
-    """Write one solution's architecture, with the checksum of each piece that it takes from the library."""
+    """Write one solution's architecture with the checksums of its pieces."""
     input:
         solutions=solutions_of,
         library=library_files("safetensors"),
@@ -72,12 +72,12 @@ checkpoint pin_architecture:
     benchmark:
         "<benchmarks>/pin_architecture/{target}/{solution}.tsv"
     params:
-        **made_by("pin_architecture"),
+        **code_of("pin_architecture"),
         library=library_folder,
         shards=",".join(SHARDS),
     conda:
         "../envs/tangram.yaml"
     message:
-        "pin_architecture: note the pieces of a solution, {wildcards}"
+        "pin_architecture: write the checksums of a solution's pieces, {wildcards}"
     shell:
         command("pin_architecture")

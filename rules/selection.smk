@@ -1,17 +1,17 @@
-"""The selection: of a target's diverse solutions the one that does best on prompts, before anything is finetuned.
+"""The selection: the best of a target's diverse solutions on prompts, before finetuning.
 
 - Input: the parent, the score split, the library, `targets/{target}/solutions/mip.json`.
 - Output: `targets/{target}/candidates.json`; `targets/{target}/selection/`: `solution.json`, `scores.parquet` and
   `summary.json`.
-- Steps: pin the pieces of all candidates; evaluate candidates on prompts, few at first and fewer candidates on more; a
-  killed job goes on from the scores in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have
-  candidates; the winner is their solution 0.
+- Steps: write the checksums of all candidates' pieces; evaluate candidates on prompts, allocated by a policy; a killed
+  job resumes from the scores in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have candidates;
+  the selected one is their solution 0.
 """
 
 
-# A checkpoint for the reason that `pin_architecture` is one.
+# A checkpoint for the same reason as `pin_architecture`.
 checkpoint pin_candidates:
-    """Write all of the solver's solutions, with the checksum of each piece that they take from the library."""
+    """Write the architectures of all of the solver's solutions with the checksums of their pieces."""
     input:
         solutions="<results>/targets/{target}/solutions/mip.json",
         library=library_files("safetensors"),
@@ -22,13 +22,13 @@ checkpoint pin_candidates:
     benchmark:
         "<benchmarks>/pin_candidates/{target}.tsv"
     params:
-        **made_by("pin_candidates"),
+        **code_of("pin_candidates"),
         library=library_folder,
         shards=",".join(SHARDS),
     conda:
         "../envs/tangram.yaml"
     message:
-        "pin_candidates: note the pieces of all candidates, {wildcards}"
+        "pin_candidates: write the checksums of all candidates' pieces, {wildcards}"
     shell:
         command("pin_candidates")
 
@@ -38,7 +38,7 @@ rule select_child:
     input:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/score.parquet",
-        candidates=candidates_of,  # stands for the library, too: it holds the checksums of the pieces
+        candidates=candidates_of,  # replaces the library as input: it holds the checksums of the pieces
     output:
         solutions="<results>/targets/{target}/selection/solution.json",
         table="<results>/targets/{target}/selection/scores.parquet",
@@ -48,7 +48,7 @@ rule select_child:
     benchmark:
         "<benchmarks>/select_child/{target}.tsv"
     params:
-        **made_by("select_child", "torch", "transformers", "numpy", variants=variants_in_file(candidates_of)),
+        **code_of("select_child", "torch", "transformers", "numpy", variants=variants_in_file(candidates_of)),
         **runtime("device", "dtype", "seed"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),

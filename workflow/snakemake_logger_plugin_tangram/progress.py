@@ -1,4 +1,4 @@
-"""How far a run is, from what Snakemake tells of it: its stages, their jobs, and the time left."""
+"""Progress of a run from Snakemake's events: its stages, their jobs, and the time left."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ class Job:
 
 @dataclass
 class Stage:
-    """One rule's jobs: how many there are and are done, and the seconds that the finished ones took, added up."""
+    """One rule's jobs: their number, the number of finished ones, and the sum of the finished ones' seconds."""
 
     jobs: int = 0
     done: int = 0
@@ -25,9 +25,9 @@ class Stage:
 
 @dataclass
 class Progress:
-    """A run: its start, its stages by rule, its jobs, the seconds expected of a rule's job, and running jobs by number.
+    """A run: start, stages by rule, number of jobs, expected seconds per job by rule, and running jobs by ID.
 
-    A checkpoint may add jobs or spare some, of whichever stages: ``total`` counts that, and ``stages`` do not.
+    A checkpoint may add or remove jobs of any stage: ``total`` counts them, and ``stages`` do not.
     """
 
     start: float
@@ -38,17 +38,17 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """How many jobs are finished."""
+        """Number of finished jobs."""
         return sum(stage.done for stage in self.stages.values())
 
     def begin(self, number: int, job: Job) -> None:
-        """Note that a job runs."""
+        """Register a running job."""
         self.running[number] = job
         stage = self.stages.setdefault(job.rule, Stage())
         stage.jobs = max(stage.jobs, stage.done + len(self._running(job.rule)))
 
     def end(self, number: int, now: float, done: bool) -> Job | None:
-        """Note that a job is done, or failed and may run again; return it."""
+        """Register that a job is done, or failed and may run again; return the job."""
         job = self.running.pop(number, None)
         if job is not None and done:
             self.stages[job.rule].done += 1
@@ -56,18 +56,18 @@ class Progress:
         return job
 
     def time_left(self, now: float) -> str:
-        """Return how long the run goes on: at the least, if of some jobs nothing is known; a dash if of all.
+        """Return the estimated time left: a lower bound if some jobs have no estimate, a dash if all lack one.
 
-        A job takes as long as others of its rule did. Of a rule without any, what is expected counts, times how far off
-        that was until now. Jobs run side by side as they did until now.
+        A job's estimate is the mean of its rule's finished jobs, else the expected seconds times the ratio of measured
+        to expected seconds so far. The number of parallel jobs stays the mean so far.
         """
-        found = [(self.stages[rule], seconds) for rule, seconds in self.expected.items() if rule in self.stages]
-        foreseen = sum(stage.done * seconds for stage, seconds in found)
-        pace = sum(stage.seconds for stage, _ in found) / foreseen if foreseen else 1.0
-        rest, known = [0.0], self.total == sum(stage.jobs for stage in self.stages.values())
+        pairs = [(self.stages[rule], seconds) for rule, seconds in self.expected.items() if rule in self.stages]
+        expected = sum(stage.done * seconds for stage, seconds in pairs)
+        pace = sum(stage.seconds for stage, _ in pairs) / expected if expected else 1.0
+        rest, complete = [0.0], self.total == sum(stage.jobs for stage in self.stages.values())
         for rule, stage in self.stages.items():
             if stage.done < stage.jobs and rule != "all":
-                known &= stage.done > 0 or rule in self.expected
+                complete &= stage.done > 0 or rule in self.expected
                 each = stage.seconds / stage.done if stage.done else pace * self.expected.get(rule, 0)
                 running = self._running(rule)
                 rest += [max(0.0, each - (now - job.start)) for job in running]
@@ -75,7 +75,7 @@ class Progress:
         spent = sum(stage.seconds for stage in self.stages.values())
         spent += sum(now - job.start for job in self.running.values())
         seconds = max(*rest, sum(rest) / max(1.0, spent / max(1e-3, now - self.start)))
-        return "\N{EN DASH}" if not known and not seconds else f"{'' if known else '> '}{duration(seconds)}"
+        return "\N{EN DASH}" if not complete and not seconds else f"{'' if complete else '> '}{duration(seconds)}"
 
     def _running(self, rule: str) -> list[Job]:
         return [job for job in self.running.values() if job.rule == rule]

@@ -75,7 +75,7 @@ def test_draws_per_class_are_distinct_and_of_every_class():
     assert len(set(drawn.tolist())) == 6
     assert LABELS[drawn].tolist() == [0, 0, 1, 1, 2, 2]
     assert drawn.tolist() != draw_per_class(LABELS, 2, seed=4).tolist()
-    with pytest.raises(TangramError, match="class 1 has 3 examples to label, 4 wanted"):
+    with pytest.raises(TangramError, match="class 1 has 3 examples, 4 labels are needed"):
         draw_per_class(LABELS, 4, seed=0)
 
 

@@ -61,7 +61,7 @@ MISTAKES = {
         "2 KV heads do not divide the parent's 3; valid: gqa-1",
     ),
     "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
-    "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' is there twice"),
+    "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' appears twice"),
     "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
     "a misspelt operator": ("library/ffn", ["low-rank-32"], "not a known variant; did you mean 'lowrank-32'?"),
     "half a rank": ("library/attention", ["butterfly-0.5"], "not a known variant; did you mean 'butterfly-1'?"),
@@ -133,15 +133,15 @@ MISTAKES = {
         "should be a valid string (got False, which YAML makes of unquoted text",
     ),
     "an unquoted number": ("run", 2026, "(got 2026, which YAML makes of unquoted text: quote it)"),
-    "a batch size twice": ("scenarios/chat/batch_sizes", [1, 2, 1], "scenarios.chat.batch_sizes: 1 is there twice"),
+    "a batch size twice": ("scenarios/chat/batch_sizes", [1, 2, 1], "scenarios.chat.batch_sizes: 1 appears twice"),
     "an empty batch": ("scenarios/chat/batch_sizes", [1, 0], "batch_sizes.1: Input should be greater than 0"),
-    "labels twice": ("evaluation/readout", {"labels": [1, 1]}, "evaluation.readout.labels: 1 is there twice"),
-    "a task twice": ("evaluation/tasks", ["a", "a"], "config.evaluation.tasks: 'a' is there twice"),
-    "a depth twice": ("finetune", {"span_contrast": {"depths": [0.5, 0.5]}}, "depths: 0.5 is there twice"),
+    "labels twice": ("evaluation/readout", {"labels": [1, 1]}, "evaluation.readout.labels: 1 appears twice"),
+    "a task twice": ("evaluation/tasks", ["a", "a"], "config.evaluation.tasks: 'a' appears twice"),
+    "a depth twice": ("finetune", {"span_contrast": {"depths": [0.5, 0.5]}}, "depths: 0.5 appears twice"),
     "a source twice": (
         "corpus/distill/sources",
         [{"type": "parent-samples"}, {"type": "parent-samples", "weight": 1}],
-        "config.corpus.distill.sources: [1] is there twice",
+        "config.corpus.distill.sources: [1] appears twice",
     ),
     "a source that gets nothing": (
         "corpus/distill/sources",
@@ -196,10 +196,10 @@ MISTAKES = {
     "two spellings of a width": (
         "library/ffn",
         ["width-0.5", "width-.50"],
-        "library.ffn[1]: 'width-0.5' is there twice",
+        "library.ffn[1]: 'width-0.5' appears twice",
     ),
-    "two spellings of a number of heads": ("library/attention", ["gqa-1", "gqa-01"], "'gqa-1' is there twice"),
-    "two spellings of a rank": ("library/attention", ["lowrank-064", "lowrank-64"], "'lowrank-64' is there twice"),
+    "two spellings of a number of heads": ("library/attention", ["gqa-1", "gqa-01"], "'gqa-1' appears twice"),
+    "two spellings of a rank": ("library/attention", ["lowrank-064", "lowrank-64"], "'lowrank-64' appears twice"),
     "the parent's own width": (
         "library/ffn",
         ["width-1.0"],
@@ -210,7 +210,7 @@ MISTAKES = {
     "a sum of less than one parameter": (
         "targets/speed-1.2/constraints/0",
         {"quantity": "parameters", "max": 0.7, "relative_to_parent": False},
-        "max: 0.7 of parameters is less than one in all; set relative_to_parent: true",
+        "max: 0.7 of parameters is less than 1 in total; set relative_to_parent: true",
     ),
     "a package without version": (
         "evaluation/task_archive/package",
@@ -321,7 +321,7 @@ def test_every_number_of_a_section_is_finite_and_bounded_below() -> None:
 def test_a_key_twice_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text((CONFIGS / "config.yaml").read_text() + "\nseed: 7\n")
-    with pytest.raises(TangramError, match=r"config\.yaml: 'seed' is there twice, in lines \d+ and \d+; keep one"):
+    with pytest.raises(TangramError, match=r"config\.yaml: 'seed' appears twice, in lines \d+ and \d+; keep one"):
         load(path)
 
 

@@ -43,7 +43,7 @@ def selection(**keys: Any) -> dict:
 
 
 MISTAKES = {
-    "layers": ({"parent": {"num_layers": 4}}, "config.parent says num_layers: 4, but the checkpoint has others; write"),
+    "layers": ({"parent": {"num_layers": 4}}, "config.parent has num_layers: 4, but the checkpoint differs; write"),
     "heads": ({"parent": {"num_attention_heads": 8}}, "write num_attention_heads: 4"),
     "KV heads": ({"parent": {"num_kv_heads": 4}}, "write num_kv_heads: 2"),
     "a sequence": (
@@ -56,11 +56,11 @@ MISTAKES = {
                 },
             }
         },
-        "config.corpus.sequence_length: 129 tokens are more than the 128 positions",
+        "config.corpus.sequence_length: 129 tokens exceed the parent's 128 positions",
     ),
     "a scenario": (
         {"scenarios": {"long": {"prefill": 100, "generate": 29, "batch_sizes": [1]}}},
-        "config.scenarios.long: prefill + generate: 129 tokens are more than the 128 positions",
+        "config.scenarios.long: prefill + generate: 129 tokens exceed the parent's 128 positions",
     ),
     "a judged continuation": (
         {"targets": selection(metric="judge", policy="rucb", prompt_tokens=32, continuation_tokens=97)},
@@ -143,7 +143,7 @@ def test_the_first_jobs_stop_where_nothing_was_known_before(tiny_parent: Callabl
     parent, output = str(tiny_parent("llama")), str(tmp_path / "output")
     split = {"tokens": 500, "sources": [{"type": "python-docs"}]}
     settings = json.dumps({"sequence_length": 129, "cross_documents": False, "split": split})
-    with pytest.raises(TangramError, match=r"config\.corpus\.sequence_length: 129 tokens are more than the 128"):
+    with pytest.raises(TangramError, match=r"config\.corpus\.sequence_length: 129 tokens exceed the parent's 128"):
         build_corpus(settings, "score", parent, output)
     scenario = {"prefill": 128, "generate": 1, "batch_sizes": [1]}
     settings = json.dumps({"costs": {}, "scenarios": {"long": scenario}})

@@ -133,5 +133,5 @@ def test_differences_are_paired_by_draw(tmp_path):
 
 
 def test_too_few_texts_are_named():
-    with pytest.raises(TangramError, match="examples to label, 40 wanted"):
+    with pytest.raises(TangramError, match="examples, 40 labels are needed"):
         read_out(*representation(0.3), SETTINGS.model_copy(update={"labels": (40,)}), seed=0)

@@ -205,7 +205,7 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
     assert "evaluates no tasks" in page.text
     assert "representation" not in page.text
     assert "no layers-dropped baseline" in page.text
-    assert "left no benchmarks" in page.text
+    assert "has no benchmarks" in page.text
     assert page.row("frontier", "speed-1.2")[3:5] == ["–", "–"]
 
 

@@ -53,7 +53,7 @@ def test_a_retrained_piece_and_another_choice_do(pin: Callable) -> None:
 
 def test_a_solution_that_is_not_there_is_named_in_one_line(pin: Callable, tmp_path: Path) -> None:
     pin()
-    with pytest.raises(TangramError, match=r"solutions.json holds no solution '2'; there: 0, 1$"):
+    with pytest.raises(TangramError, match=r"solutions.json holds no solution '2', only 0, 1$"):
         pin_architecture(str(tmp_path / "solutions.json"), "2", str(tmp_path), "00-01", str(tmp_path / "2.json"))
     (tmp_path / "solutions.json").write_text('{"solutions": [{"layers": []}]}')
     with pytest.raises(TangramError, match=r"holds no solutions .*; delete it and run again$"):

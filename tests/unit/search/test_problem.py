@@ -42,10 +42,10 @@ def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
     ("table", "change", "message"),
     [
         ("scores", lambda t: t.assign(value=float("nan")), "scores: attention 'gqa-1' of layer 0 is nan"),
-        ("scores", lambda t: pd.concat([t, t]), "is there twice"),
+        ("scores", lambda t: pd.concat([t, t]), "appears twice"),
         ("scores", lambda t: t.assign(layer=5), "does not belong to a parent of 2 layers"),
         ("scores", lambda t: t.assign(metric="agreement"), "no metric 'kl'"),
-        ("costs", lambda t: pd.concat([t, t]), "is there twice"),
+        ("costs", lambda t: pd.concat([t, t]), "appears twice"),
         ("costs", lambda t: t.assign(parent_seconds=0.0), "costs: attention 'parent', scenario 'chat', prefill"),
         ("costs", lambda t: t.query("variant != 'gqa-1'"), "no row of attention 'gqa-1'"),
         ("costs", lambda t: t.query("phase != 'decode'"), "no decode seconds"),

@@ -24,7 +24,7 @@ def test_recheck_catches_every_tampering():
     for tampered, earlier, message in [
         (replace(first, objective=first.objective - 1e-6), (), "not the sum of scores"),
         (replace(first, bound=first.bound - 1e-6), (), "does not prove"),
-        (replace(first, architecture=first.architecture[:-1]), (), "once per layer"),
+        (replace(first, architecture=first.architecture[:-1]), (), "not one option per layer"),
         (replace(first, architecture=unknown), (), "not an option"),
         (replace(first, batches={"chat": 5}), (), "not in the grid"),
         (parent, (), "exceeded"),

@@ -72,9 +72,9 @@ def test_votes_find_the_best_within_budget_despite_a_noisy_judge():
 
 
 def test_a_budget_that_buys_nothing_is_refused():
-    with pytest.raises(ValueError, match="does not buy"):
+    with pytest.raises(ValueError, match="does not suffice"):
         PairedHalving(1, 16, 64, 15)
-    with pytest.raises(ValueError, match="does not buy"):
+    with pytest.raises(ValueError, match="does not suffice"):
         RoundRobinHalving(1, 16, 100)
 
 

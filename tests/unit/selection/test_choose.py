@@ -39,7 +39,7 @@ def test_votes_have_no_values(policy):
 
 
 def test_a_policy_that_compares_values_takes_no_votes():
-    with pytest.raises(ValueError, match="sign-halving counts votes"):
+    with pytest.raises(ValueError, match="use sign-halving, which counts votes"):
         choose("paired-halving", Table(noisy(), True), 150, np.random.default_rng(0))
     assert choose("paired-halving", Table(noisy(), False), 150, np.random.default_rng(0)).duels == 0
 

@@ -102,6 +102,6 @@ def test_values_are_not_asked_of_a_judge():
 
 def test_a_selection_from_one_solution_is_refused():
     constraint = {"quantity": "parameters", "max": 0.9}
-    with pytest.raises(ValueError, match="nothing to choose from"):
+    with pytest.raises(ValueError, match="'solutions' of at least 2"):
         Target(constraints=[constraint], selection={})
     assert Target(constraints=[constraint], solutions=2, selection={}).selection == Selection()

@@ -141,7 +141,7 @@ def test_memory_kept_of_a_token_is_counted_on_a_real_layer():
         model.model.layers[0](hidden, **context)
     stored = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
     sizes = replace(sizes_of(H100), hidden=128, ffn=3 * 128 * 448)
-    assert stored == pytest.approx(2 * 64 * sizes.kept, rel=0.02)
+    assert stored == pytest.approx(2 * 64 * sizes.activations, rel=0.02)
 
 
 def test_memory_of_a_childs_training_adds_up_by_hand():

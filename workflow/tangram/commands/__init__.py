@@ -1,1 +1,1 @@
-"""One command per rule: config, paths and devices end here; the rest of the package sees tensors and tables."""
+"""One command per rule. Commands handle config, paths and devices; the rest of the package gets tensors and tables."""

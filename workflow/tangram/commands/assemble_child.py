@@ -1,4 +1,4 @@
-"""Assemble a child's checkpoint from its architecture, the parent and the block library."""
+"""Assemble a child's checkpoint from its architecture, the parent and the library."""
 
 from typing import Annotated
 
@@ -41,13 +41,13 @@ def assemble_child(
     }
     sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
     settings = {"dtype": runtime.dtype, "shards": shards}
-    made_by = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
+    metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(
         {name: tensor.to(getattr(torch, runtime.dtype)) for name, tensor in state.items()},
         config,
         parent,
         folder,
-        made_by,
+        metadata,
         {
             "architecture": layers_of(choices),
             "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},

@@ -1,4 +1,4 @@
-"""Build one split of the corpus: text, tokenized, packed to fixed length."""
+"""Build one split of the corpus: tokenized text, packed to sequences of fixed length."""
 
 from typing import Annotated
 
@@ -13,10 +13,10 @@ def build_corpus(
     split: Annotated[str, typer.Option(help="name of the split")],
     parent: Annotated[str, reads_model("parent")],
     output: Annotated[str, writes("the split's parquet")],
-    source_files: Annotated[str, typer.Option(help="what local texts hold; recorded")] = "none",
+    source_files: Annotated[str, typer.Option(help="fingerprint of the local texts, to record")] = "none",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write the sequences of one split, a row each, with source and documents."""
+    """Write the sequences of one split, one row each, with source and documents."""
     runtime.start()
     import json
     from pathlib import Path
@@ -29,14 +29,14 @@ def build_corpus(
     from tangram.tables import CORPUS, write_table
 
     section = json.loads(settings)
-    wanted = Split.model_validate(section["split"])
+    content = Split.model_validate(section["split"])
     check_writable(output)
     parent_config = json.loads(Path(parent, "config.json").read_text())
     check_length("corpus.sequence_length", section["sequence_length"], parent_config)
     length, cross = section["sequence_length"], section["cross_documents"]
-    rows = build_split(split, wanted, length, cross, parent, runtime.seed, runtime.dtype, runtime.device)
-    made_by = provenance("tangram.commands.build_corpus", settings, runtime.device)
-    write_table(rows, CORPUS, output, {**made_by, METADATA: source_files})
+    rows = build_split(split, content, length, cross, parent, runtime.seed, runtime.dtype, runtime.device)
+    metadata = provenance("tangram.commands.build_corpus", settings, runtime.device)
+    write_table(rows, CORPUS, output, {**metadata, METADATA: source_files})
 
 
 if __name__ == "__main__":

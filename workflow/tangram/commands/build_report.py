@@ -14,7 +14,7 @@ def build_report(
     results: Annotated[str, typer.Option(help="the run's folder")],
     output: Annotated[str, writes("page (HTML)")],
 ) -> None:
-    """Write the page; parts whose tables the run does not have are left out, with a note."""
+    """Write the page; a note replaces each part whose tables the run lacks."""
     from tangram.files import write_text
     from tangram.report.data import Settings, load_results
     from tangram.report.page import render_page

@@ -1,4 +1,4 @@
-"""Compare the sum of measured pieces with whole assembled models; the machine must do nothing else meanwhile."""
+"""Compare the sums of measured pieces with whole assembled models; the machine must be idle otherwise."""
 
 import json
 import sys
@@ -45,8 +45,8 @@ def calibrate_costs(
     )
     rows = calibrate(table, architectures, measured)
     modules = modules_of(*architectures.values())
-    made_by = provenance("tangram.commands.calibrate_costs", settings, runtime.device, modules)
-    write_table(rows, CALIBRATION, output, made_by)
+    metadata = provenance("tangram.commands.calibrate_costs", settings, runtime.device, modules)
+    write_table(rows, CALIBRATION, output, metadata)
     for workload, group in pd.DataFrame(rows).groupby(WORKLOAD):
         predicted = list(group["subblock_seconds"] + group["fixed_seconds"])
         errors = leave_one_out_errors(predicted, list(group["measured_seconds"]))

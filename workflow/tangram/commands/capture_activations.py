@@ -1,4 +1,4 @@
-"""Run the parent once over a split and cache every block's input and output."""
+"""Run the parent once over a split and cache the input and output of every layer."""
 
 from typing import Annotated
 

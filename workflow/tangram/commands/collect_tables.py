@@ -1,4 +1,4 @@
-"""Concatenate the tables that one job per variant wrote."""
+"""Concatenate the tables of all variants' jobs."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ def collect_tables(
     output: Annotated[str, writes("table")],
     tables: Annotated[list[str], reads_each("tables to concatenate")],
 ) -> None:
-    """Write all rows of tables of one schema, sorted by their keys; each input's checksum is kept as provenance."""
+    """Write all rows of tables of one schema, sorted by their keys; the provenance holds each input's checksum."""
     import json
 
     import pyarrow as pa

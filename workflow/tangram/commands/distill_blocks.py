@@ -13,12 +13,12 @@ def distill_blocks(
     pieces: PiecesOption,
     parent: Annotated[str, reads_model("parent")],
     corpus: Annotated[str, reads("distill split")],
-    checkpoints: Annotated[str, typer.Option(help="folder of what a killed job goes on from")],
+    checkpoints: Annotated[str, typer.Option(help="folder of the states that a killed job resumes from")],
     library: Annotated[str, writes("weights (safetensors)")],
     table: Annotated[str, writes("LIBRARY table")],
     curves: Annotated[str, writes("CURVES table")],
-    activations: Annotated[str | None, reads("cached activations; streamed without")] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
+    activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="seconds between two saves of the training state")] = 120,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the pieces' weights, their held-out losses before and after training, and the training curves."""
@@ -45,13 +45,13 @@ def distill_blocks(
 
     section = BlockDistillation.model_validate_json(settings)
     kind, variant = pieces.kind, pieces.variant
-    get_block(kind, variant, shape_of(parent)).overrides()  # stops here if it is no smaller than the parent's subblock
+    get_block(kind, variant, shape_of(parent)).overrides()  # raises if it is no smaller than the parent's subblock
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     model.requires_grad_(False)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
-    made_by = provenance("tangram.commands.distill_blocks", settings, runtime.device, modules_of_variants([variant]))
-    facts = [*made_by.values(), str(pieces), runtime.dtype, str(runtime.seed)]
+    metadata = provenance("tangram.commands.distill_blocks", settings, runtime.device, modules_of_variants([variant]))
+    facts = [*metadata.values(), str(pieces), runtime.dtype, str(runtime.seed)]
     identity = fingerprint(facts, [Path(parent) / WEIGHTS, corpus])
     store = PieceStore(Path(checkpoints), checkpoint_seconds, identity)
     tensors: dict[str, torch.Tensor] = {}
@@ -85,9 +85,9 @@ def distill_blocks(
             {"series": f"{kind} {variant} layer {layer}", "tokens": (row["step"] + 1) * per_step, **row}
             for row in piece.curve
         ]
-    write_tensors(library, tensors, made_by)
-    write_table(curve_rows, CURVES, curves, made_by)
-    write_table(rows, LIBRARY, table, made_by)
+    write_tensors(library, tensors, metadata)
+    write_table(curve_rows, CURVES, curves, metadata)
+    write_table(rows, LIBRARY, table, metadata)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

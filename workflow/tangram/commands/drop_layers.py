@@ -1,4 +1,4 @@
-"""The plain alternative to the search: drop whole layers, until the child would be faster than its target asks."""
+"""The baseline of the search: drop as many whole layers as the target's speed allows."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def drop_layers(
     costs: Annotated[str, reads("COSTS table")],
     calibration: Annotated[str, reads("CALIBRATION table")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
-    solutions: Annotated[str, writes("layers, layers dropped, predicted speeds (JSON)")],
+    solutions: Annotated[str, writes("layers, dropped layers, predicted speeds (JSON)")],
 ) -> None:
     """Write the architecture that drops the layers whose two no-op scores have the smallest sums."""
     import sys

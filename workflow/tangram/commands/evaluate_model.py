@@ -1,4 +1,4 @@
-"""Evaluate a child, before and after finetuning, beside its parent: held-out text and measured throughput."""
+"""Evaluate a child, before and after finetuning, and its parent: held-out text and measured throughput."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from tangram.config import Evaluation, Scenario, Section
 
 
 class Settings(Section):
-    """The slices of config that this command takes."""
+    """The slice of the config that this command needs."""
 
     evaluation: Evaluation
     scenarios: dict[str, Scenario]
@@ -21,15 +21,15 @@ def evaluate_model(
     parent: Annotated[str, reads_model("parent")],
     corpus: Annotated[str, reads("held-out split")],
     output: Annotated[str, writes("EVALUATION table")],
-    child: Annotated[str | None, reads_model("assembled child; without, the parent is evaluated")] = None,
+    child: Annotated[str | None, reads_model("assembled child; the parent is evaluated if omitted")] = None,
     finetuned: Annotated[str | None, reads_model("finetuned child")] = None,
-    activations: Annotated[str | None, reads("parent's cached activations; recomputed without")] = None,
+    activations: Annotated[str | None, reads("parent's cached activations; recomputed if omitted")] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write perplexity, KL, agreement and throughput.
 
-    Throughput is measured on parent and child in turns; finetuning does not change a child's shape, so only the first
-    of the two is timed. Of a scenario's batch sizes, the one at which the child is fastest counts.
+    Throughput is measured round-robin on parent and child, at the batch size where the child is fastest. Finetuning
+    does not change a child's shape, so only the child before finetuning is timed.
     """
     runtime.start()
     from tangram.activations import open_activations

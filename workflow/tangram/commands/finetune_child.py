@@ -16,12 +16,12 @@ def finetune_child(
     checkpoints: Annotated[str, typer.Option(help="folder of the state that a killed job resumes from")],
     folder: Annotated[str, typer.Option(help="folder of the finetuned child")],
     curves: Annotated[str, writes("CURVES table")],
-    activations: Annotated[str | None, reads("cached activations; streamed without")] = None,
+    activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
     parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
-    checkpoint_seconds: Annotated[float, typer.Option(help="time between two states of a training")] = 120,
+    checkpoint_seconds: Annotated[float, typer.Option(help="seconds between two saves of the training state")] = 120,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write the finetuned checkpoint and the training curves; in several processes where `parallel` says so."""
+    """Write the finetuned checkpoint and the training curves, in as many processes as `parallel` sets."""
     layout = Parallel.model_validate_json(parallel)
     check_device(runtime.device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
@@ -51,9 +51,9 @@ def finetune_child(
         student = meta_model(child, runtime.dtype) if world.sharded else load_model(child, runtime.dtype, world.device)
         input_ids = read_tokens(corpus)
         states = open_activations(activations, teacher, input_ids, section.micro_batch_size, runtime.local_copy)
-        made_by = provenance("tangram.commands.finetune_child", settings, runtime.device)
+        metadata = provenance("tangram.commands.finetune_child", settings, runtime.device)
         weights_files = [Path(model) / WEIGHTS for model in (parent, child)]
-        identity = fingerprint([*made_by.values(), str(runtime.seed)], [*weights_files, corpus])
+        identity = fingerprint([*metadata.values(), str(runtime.seed)], [*weights_files, corpus])
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         source = child if world.sharded else None
@@ -62,8 +62,8 @@ def finetune_child(
         if world.rank == 0:
             per_step = section.batch_size * input_ids.shape[1]
             rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
-            write_table(rows, CURVES, curves, made_by)
-            save_child(weights, student.config, parent, folder, made_by)
+            write_table(rows, CURVES, curves, metadata)
+            save_child(weights, student.config, parent, folder, metadata)
             shutil.rmtree(checkpoints, ignore_errors=True)
         world.barrier()
 

@@ -1,4 +1,4 @@
-"""Time one variant of one kind, beside the parent's own subblock; the machine must do nothing else meanwhile."""
+"""Time one variant of one kind and the parent's subblock; the machine must be idle otherwise."""
 
 import json
 from pathlib import Path

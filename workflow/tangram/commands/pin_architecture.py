@@ -1,4 +1,4 @@
-"""Write a solution's architecture with the checksum of each piece that it takes from the block library."""
+"""Write a solution's architecture with the checksum of each of its pieces."""
 
 from typing import Annotated
 
@@ -9,12 +9,12 @@ from tangram.cli import reads, run, writes
 
 def pin_architecture(
     solutions: Annotated[str, reads("file of solutions")],
-    solution: Annotated[str, typer.Option(help="name of one in it")],
+    solution: Annotated[str, typer.Option(help="name of the solution")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     output: Annotated[str, writes("architecture.json")],
 ) -> None:
-    """Write all that a child is made of: the same choices of the same weights give the same bytes."""
+    """Write variants and checksums of a child; equal variants with equal weights give equal bytes."""
     from tangram.blocks.architecture import save_architecture
     from tangram.errors import TangramError
     from tangram.library.checksums import piece_checksums
@@ -23,7 +23,7 @@ def pin_architecture(
 
     architectures = load_solutions(solutions)
     if solution not in architectures:
-        raise TangramError(f"{solutions} holds no solution '{solution}'; there: {', '.join(architectures)}")
+        raise TangramError(f"{solutions} holds no solution '{solution}', only {', '.join(architectures)}")
     architecture = architectures[solution]
     (checksums,) = piece_checksums([architecture], read_library(library, tuple(shards.split(","))))
     save_architecture(architecture, checksums, output)

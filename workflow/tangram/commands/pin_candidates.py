@@ -1,4 +1,4 @@
-"""Write all architectures that a child is selected from, with the checksums of their pieces."""
+"""Write the architectures of all candidates of a selection, with the checksums of their pieces."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def pin_candidates(
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     output: Annotated[str, writes("candidates.json")],
 ) -> None:
-    """Write the candidates, each as its own `architecture.json` would be."""
+    """Write the candidates, each in the format of `architecture.json`."""
     import json
 
     from tangram.blocks.architecture import pinned

@@ -1,4 +1,4 @@
-"""Print what a run came to: where its time went, how fast its children are, and how close to their parent."""
+"""Print a run's summary: time per stage, and speed and quality of its children."""
 
 from typing import Annotated
 

@@ -15,7 +15,7 @@ def score_blocks(
     corpus: Annotated[str, reads("score split")],
     library: Annotated[str, reads("the pieces' weights (safetensors)")],
     output: Annotated[str, writes("SCORES table")],
-    activations: Annotated[str | None, reads("cached activations; streamed without")] = None,
+    activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write KL(parent ‖ child), LM loss increase and token agreement of every layer's piece."""

@@ -1,4 +1,4 @@
-"""Select one of a target's candidates by their scores on prompts, adaptively, before anything is finetuned."""
+"""Select one of a target's candidates adaptively by their scores on prompts, before finetuning."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 def select_child(
     settings: Annotated[str, typer.Option(help="a target's section `selection` as JSON")],
     parent: Annotated[str, reads_model("parent")],
-    corpus: Annotated[str, reads("score split, which prompts are cut from")],
+    corpus: Annotated[str, reads("score split, the source of the prompts")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
-    candidates: Annotated[str, reads("the candidates' architectures, as `pin_candidates` wrote them")],
-    cache: Annotated[str, typer.Option(help="file of the scores that a killed job goes on from")],
-    solutions: Annotated[str, writes("file of solutions: the selected one, under the name 0")],
+    candidates: Annotated[str, reads("the candidates' architectures, written by `pin_candidates`")],
+    cache: Annotated[str, typer.Option(help="file of the scores that a killed job resumes from")],
+    solutions: Annotated[str, writes("file of solutions with the selected one, named 0")],
     table: Annotated[str, writes("SELECTION table")],
-    summary: Annotated[str, writes("who was selected, at what cost (JSON)")],
+    summary: Annotated[str, writes("the selected candidate and the cost of the selection (JSON)")],
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write the selected solution and the scores that decided."""
+    """Write the selected solution and the scores behind the selection."""
     runtime.start()
     import functools
     import json
@@ -50,30 +50,30 @@ def select_child(
     section = Selection.model_validate_json(settings)
     entries = json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
     architectures = [from_layers(entry["layers"]) for entry in entries]
-    made_by = provenance("tangram.commands.select_child", settings, runtime.device, modules_of(*architectures))
+    metadata = provenance("tangram.commands.select_child", settings, runtime.device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     judged = section.metric == "judge"
-    written = section.continuation_tokens if judged else 0
-    # Not the policy: scores hold for all of them.
-    depends = [made_by["tangram.code"], section.metric, str(section.prompt_tokens), str(written), runtime.dtype]
-    scored_by = (
-        functools.partial(JudgedScores, continuation_tokens=written)
+    continuation = section.continuation_tokens if judged else 0
+    # Without the policy: scores do not depend on it.
+    facts = [metadata["tangram.code"], section.metric, str(section.prompt_tokens), str(continuation), runtime.dtype]
+    create_scores = (
+        functools.partial(JudgedScores, continuation_tokens=continuation)
         if judged
         else functools.partial(CandidateScores, metric=section.metric)
     )
-    scores = scored_by(
+    scores = create_scores(
         model=load_model(parent, runtime.dtype, runtime.device),
         prompts=prompts,
         architectures=architectures,
         library=read_library(library, tuple(shards.split(","))),
         batch_size=section.batch_size,
         cache=Path(cache),
-        identity=fingerprint(depends, [Path(parent, WEIGHTS_FILE), corpus, candidates]),
+        identity=fingerprint(facts, [Path(parent, WEIGHTS_FILE), corpus, candidates]),
         checkpoint_seconds=section.checkpoint_seconds,
     )
     budget = max(len(architectures), round(section.budget * scores.arms * scores.prompts))
     choice = choose(section.policy, scores, budget, np.random.default_rng(runtime.seed))
-    tokens = prompts.shape[1] + 2 * written  # a child writes a continuation, and the judge reads it
+    tokens = prompts.shape[1] + 2 * continuation  # the child writes the continuation, and the judge reads it
     content = _summary(section, scores, choice, tokens)
     selected = choice.candidate
     print(
@@ -82,14 +82,14 @@ def select_child(
         file=sys.stderr,
     )
     entry = {"solution": "0", "candidate": selected, "layers": layers_of(architectures[selected])}
-    save_solutions({"solutions": [entry]}, solutions, made_by)
-    write_table(_rows(section, scores, tokens), SELECTION, table, made_by)
-    write_text(summary, json.dumps({**content, "provenance": made_by}, indent=2) + "\n")
+    save_solutions({"solutions": [entry]}, solutions, metadata)
+    write_table(_rows(section, scores, tokens), SELECTION, table, metadata)
+    write_text(summary, json.dumps({**content, "provenance": metadata}, indent=2) + "\n")
     Path(cache).unlink(missing_ok=True)
 
 
 def _rows(section: Selection, scores: "CandidateScores", tokens: int) -> list[dict[str, Any]]:
-    """Return the SELECTION table's rows: all scores that were looked at."""
+    """Return the SELECTION table's rows: all computed scores."""
     import numpy as np
 
     return [
@@ -105,20 +105,20 @@ def _rows(section: Selection, scores: "CandidateScores", tokens: int) -> list[di
 
 
 def _summary(section: Selection, scores: "CandidateScores", choice: "Choice", tokens: int) -> dict[str, Any]:
-    """Return who was selected, and at what cost."""
+    """Return the selected candidate and the cost of the selection."""
     import numpy as np
 
-    known = np.isfinite(scores.values)
+    evaluated = np.isfinite(scores.values)
     return {
         "selected": choice.candidate,
         "policy": section.policy,
         "candidates": scores.arms,
         "prompts": scores.prompts,
-        "evaluated": int(known.sum()),
-        "share": float(known.mean()),
-        "tokens": int(known.sum()) * tokens,
+        "evaluated": int(evaluated.sum()),
+        "share": float(evaluated.mean()),
+        "tokens": int(evaluated.sum()) * tokens,
         "duels": choice.duels,
-        "prompts_seen": known.sum(1).tolist(),
+        "prompts_seen": evaluated.sum(1).tolist(),
         "mean": [row[np.isfinite(row)].mean() if np.isfinite(row).any() else None for row in scores.values],
         "layers_shared": 1 - scores.layers_run / scores.layers_asked if scores.layers_asked else 0.0,
     }

@@ -1,4 +1,4 @@
-"""Choose one subblock per layer and kind: the least sum of scores that keeps a target's limits, proven so."""
+"""Choose one variant per subblock: the proven minimum of the sum of scores within a target's limits."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ def solve_mip(
     solutions: Annotated[str, writes("layers, bounds, slacks, predicted speeds (JSON)")],
     table: Annotated[str, writes("SOLUTIONS table")],
 ) -> None:
-    """Write a target's diverse solutions, the first proven best."""
+    """Write a target's diverse solutions, the first of which is proven optimal."""
     import sys
     from pathlib import Path
 
@@ -29,17 +29,17 @@ def solve_mip(
 
     section = Settings.model_validate_json(settings)
     problem = load_problem(section, *map(Path, (scores, costs, calibration, parent)))
-    solved = solve(problem, section.search)
-    entries = solver_entries(problem, solved)
+    diverse = solve(problem, section.search)
+    entries = solver_entries(problem, diverse)
     for entry in entries:
         print(
             f"solve_mip: solution {entry['solution']}: sum of scores {entry['objective']:.4f}, gap {entry['gap']:.1e}, "
             f"predicted speed-up {speeds(entry)}",
             file=sys.stderr,
         )
-    made_by = provenance("tangram.commands.solve_mip", settings)
-    write_table(solution_rows(problem, solved), SOLUTIONS, table, made_by)
-    save_solutions(beside_parent(problem, entries), solutions, made_by)
+    metadata = provenance("tangram.commands.solve_mip", settings)
+    write_table(solution_rows(problem, diverse), SOLUTIONS, table, metadata)
+    save_solutions(beside_parent(problem, entries), solutions, metadata)
 
 
 if __name__ == "__main__":

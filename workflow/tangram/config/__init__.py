@@ -1,7 +1,7 @@
-"""The single source of the configuration: models, defaults, checks, JSON Schema and documentation.
+"""The configuration: models, defaults, checks, JSON Schema and documentation, one module per section.
 
-Every rule receives one narrow slice of this tree (a sub-model as JSON), never the whole: that is what makes partial
-reruns exact. Unknown keys fail here, at parse time, with the nearest valid key. A section has a module of its own.
+Every rule receives one narrow slice of this tree (a sub-model as JSON), never all of it, so that only affected rules
+rerun. An unknown key is an error at parse time that names the nearest valid key.
 """
 
 from tangram.config.base import LARGEST, Filled, Name, PackageFile, RepositoryId, Requirement, Section, Sha256, Unique

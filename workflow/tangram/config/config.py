@@ -1,4 +1,4 @@
-"""The whole config, and what its sections must agree on."""
+"""The whole config, and the checks across sections."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from tangram.errors import nearest
 
 
 class Config(Section):
-    """Everything a run needs."""
+    """All settings of a run."""
 
     run: Name = Field(description="Folder under `results/`.")
-    seed: int = Field(0, ge=0, le=LARGEST, description="Every random number follows from it.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where models run.")
+    seed: int = Field(0, ge=0, le=LARGEST, description="Seed of all random numbers.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Device that models run on.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of weights and activations; what is trained is kept in float32 meanwhile."
+        "float32", description="Data type of weights and activations; weights in training are float32."
     )
     parent: Parent = Field(description="The model to make faster.")
     corpus: Corpus = Field(description="Text.")
-    activations: Activations = Field(Activations(), description="Teacher's hidden states.")
-    library: Library = Field(Library(), description="Search space and its training.")
+    activations: Activations = Field(Activations(), description="The parent's hidden states.")
+    library: Library = Field(Library(), description="Search space, and training of its pieces.")
     scores: Scores = Field(Scores(), description="Quality of each piece.")
     scenarios: dict[Name, Scenario] = Field(min_length=1, description="Workloads; the first is the default one.")
     costs: Costs = Field(Costs(), description="Time and memory of each piece.")
     search: Search = Field(Search(), description="The solver.")
-    targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by name.")
-    primary_target: Name = Field(description="The target that the report opens with and that the tasks evaluate.")
+    targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by target name.")
+    primary_target: Name = Field(description="Target that opens the report and that tasks and readout evaluate.")
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
-    studies: Studies = Field(Studies(), description="Reproductions of papers; no part of the main job.")
+    studies: Studies = Field(Studies(), description="Reproductions of papers; not part of the main job.")
 
     @model_validator(mode="after")
     def _names(self) -> Config:
@@ -60,7 +60,7 @@ class Config(Section):
     def _lengths(self) -> Config:
         length, split = self.corpus.sequence_length, self.corpus.distill
         sequences, fraction = split.sequences(length), self.library.bld.holdout_fraction
-        if max(1, round(fraction * sequences)) >= sequences:  # as distill.local divides them
+        if max(1, round(fraction * sequences)) >= sequences:  # as block distillation divides them
             raise ValueError(
                 f"library.bld.holdout_fraction: {fraction:g} of corpus.distill's {sequences} sequences leaves none to "
                 "train on; lower it or raise corpus.distill.tokens"
@@ -85,23 +85,23 @@ class Config(Section):
     @model_validator(mode="after")
     def _variants(self) -> Config:
         if not self.library.attention and not self.library.ffn:
-            raise ValueError("library: attention and ffn are empty, so there is nothing to choose from")
+            raise ValueError("library: attention and ffn are empty; name at least one variant")
         for kind in KINDS:
             names: tuple[str, ...] = getattr(self.library, kind)
             for i, name in enumerate(names):
                 where = f"library.{kind}[{i}]: '{name}'"
                 if name in names[:i]:
-                    raise ValueError(f"{where} is there twice")
+                    raise ValueError(f"{where} appears twice")
                 grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
         return self
 
     @model_validator(mode="after")
     def _layers_to_drop(self) -> Config:
-        lacking = [kind for kind in KINDS if NO_OP not in getattr(self.library, kind)]
+        kinds_without_no_op = [kind for kind in KINDS if NO_OP not in getattr(self.library, kind)]
         for name, target in self.targets.items():
-            if target.compare_layers_dropped and lacking:
+            if target.compare_layers_dropped and kinds_without_no_op:
                 raise ValueError(
                     f"targets.{name}.compare_layers_dropped: whole layers cannot be dropped without '{NO_OP}'; add it "
-                    f"to library.{' and library.'.join(lacking)}, or set compare_layers_dropped: false"
+                    f"to library.{' and library.'.join(kinds_without_no_op)}, or set compare_layers_dropped: false"
                 )
         return self

@@ -12,25 +12,25 @@ SPLITS = ("distill", "score", "finetune", "heldout")
 
 
 class ParentSamples(Section):
-    """Text that the parent writes itself: random first token, then sampling."""
+    """Text sampled from the parent, after a random first token."""
 
     type: Literal["parent-samples"]
-    weight: float = Field(1.0, gt=0, le=1e6, description="Share of the corpus' tokens, relative to the others'.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of this source among the split's sources.")
     temperature: float = Field(1.0, ge=0.01, le=100, description="Sampling temperature.")
-    batch_size: int = Field(64, gt=0, description="Sequences sampled at once.")
+    batch_size: int = Field(64, gt=0, description="Sequences per batch of sampling.")
 
 
 class HubText(Section):
     """A dataset on the Hugging Face hub."""
 
     type: Literal["hub"]
-    weight: float = Field(1.0, gt=0, le=1e6, description="Share of the corpus' tokens, relative to the others'.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of this source among the split's sources.")
     repo: RepositoryId = Field(description="Dataset id.")
     name: str | None = Field(None, description="Dataset configuration.")
     revision: str | None = Field(None, description="Commit, tag or branch.")
     split: str = Field("train", description="Split to read.")
     text_column: str = Field(
-        "text", description="Column that holds the text, or conversations: the parent's chat template renders them."
+        "text", description="Column of texts or of conversations; the parent's chat template renders conversations."
     )
 
 
@@ -38,25 +38,26 @@ class LocalText(Section):
     """Local text, JSONL or parquet files."""
 
     type: Literal["local"]
-    weight: float = Field(1.0, gt=0, le=1e6, description="Share of the corpus' tokens, relative to the others'.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of this source among the split's sources.")
     paths: Annotated[tuple[Filled, ...], Unique] = Field(
         min_length=1, description="Files (`.txt`, `.jsonl`, `.parquet`); globs allowed."
     )
     text_column: str = Field(
-        "text", description="Column of JSONL and parquet that holds the text, or conversations, as with `hub`."
+        "text", description="Column of texts or of conversations in JSONL and parquet files, as for `hub`."
     )
 
 
 class PackageText(PackageFile):
-    """Named members of a package's archive (BIG-bench: evaluation only, by its canary)."""
+    """Members of a package's archive; BIG-bench's canary allows its texts for evaluation only."""
 
     type: Literal["package"]
-    weight: float = Field(1.0, gt=0, le=1e6, description="Share of the corpus' tokens, relative to the others'.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of this source among the split's sources.")
     members: Annotated[tuple[Filled, ...], Unique] = Field(
         min_length=1, description="Paths inside the archive; globs allowed."
     )
     reader: Literal["text", "bigbench-quoref"] = Field(
-        "text", description="`text`: each member a document; `bigbench-quoref`: the distinct passages of that task."
+        "text",
+        description="`text`: each member is a document; `bigbench-quoref`: each distinct passage of that task is one.",
     )
 
 
@@ -64,7 +65,7 @@ class PythonDocs(Section):
     """The documentation that ships with Python itself (`pydoc_data.topics`)."""
 
     type: Literal["python-docs"]
-    weight: float = Field(1.0, gt=0, le=1e6, description="Share of the corpus' tokens, relative to the others'.")
+    weight: float = Field(1.0, gt=0, le=1e6, description="Weight of this source among the split's sources.")
 
 
 TextSource = Annotated[ParentSamples | HubText | LocalText | PackageText | PythonDocs, Field(discriminator="type")]
@@ -73,20 +74,22 @@ TextSource = Annotated[ParentSamples | HubText | LocalText | PackageText | Pytho
 class Split(Section):
     """One split of the corpus."""
 
-    tokens: int = Field(gt=0, description="Tokens, rounded up to whole sequences.")
-    sources: Annotated[tuple[TextSource, ...], Unique] = Field(min_length=1, description="Texts, mixed by weight.")
+    tokens: int = Field(gt=0, description="Number of tokens, rounded up to whole sequences.")
+    sources: Annotated[tuple[TextSource, ...], Unique] = Field(
+        min_length=1, description="Sources of text, mixed by weight."
+    )
 
     def sequences(self, length: int) -> int:
-        """Return how many sequences of so many tokens the split holds."""
+        """Return the number of sequences of ``length`` tokens."""
         return -(-self.tokens // length)
 
 
 class Corpus(Section):
-    """Text, tokenized and packed to fixed length; split by document, so that no two splits share one."""
+    """Tokenized text, packed to sequences of fixed length; no two splits share a document."""
 
     sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
     cross_documents: bool = Field(
-        False, description="Let a packed sequence span several documents, one end-of-sequence token between them."
+        False, description="Pack several documents into a sequence, separated by an end-of-sequence token."
     )
     distill: Split = Field(description="For block distillation (BLD).")
     score: Split = Field(description="For replace-1-block scores.")
@@ -106,9 +109,9 @@ class Corpus(Section):
     @model_validator(mode="after")
     def _enough_sequences(self) -> Corpus:
         for name, reason in (
-            ("distill", "one to train on, one that only measures the loss"),
-            ("score", "one says nothing of the standard error"),
-            ("heldout", "one says nothing of the standard error"),
+            ("distill", "one to train on, one to measure the held-out loss"),
+            ("score", "a standard error needs two"),
+            ("heldout", "a standard error needs two"),
         ):
             if getattr(self, name).sequences(self.sequence_length) < 2:
                 raise ValueError(
@@ -128,13 +131,13 @@ class Corpus(Section):
 
 
 class Activations(Section):
-    """The teacher's hidden states."""
+    """The parent's hidden states."""
 
     mode: Literal["cache", "stream"] = Field(
-        "cache", description="`cache`: one pass to disk, memory-mapped; `stream`: recomputed where needed."
+        "cache", description="`cache`: stored on disk once and memory-mapped; `stream`: recomputed in every job."
     )
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
     local_copy: bool = Field(
         False,
-        description="Copy the cache to the job's `$TMPDIR` (Snakemake's `tmpdir`: node-local scratch) and read that.",
+        description="Copy the cache to the job's `$TMPDIR` (Snakemake's `tmpdir`, on node-local scratch) before use.",
     )

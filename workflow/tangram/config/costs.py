@@ -1,4 +1,4 @@
-"""Sections `scenarios` and `costs`: workloads, and how pieces are timed."""
+"""Sections `scenarios` and `costs`: inference workloads, and the timing of pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tangram.config.base import Section, Unique
 
 
 class Scenario(Section):
-    """A workload to be fast at."""
+    """An inference workload that is timed and constrained."""
 
     prefill: int = Field(gt=0, description="Prompt tokens per sequence.")
     generate: int = Field(gt=0, description="Generated tokens per sequence.")
@@ -22,9 +22,9 @@ class Scenario(Section):
 class Costs(Section):
     """Measured time and memory of each piece."""
 
-    engine: Literal["torch"] = Field("torch", description="What executes the model.")
+    engine: Literal["torch"] = Field("torch", description="Inference engine.")
     repeats: int = Field(5, ge=3, description="Interleaved measurements per subblock; the median counts.")
     stack_megabytes: int = Field(
-        128, gt=0, description="Copies of a subblock are cycled through until this much weight, to defeat caches."
+        128, gt=0, description="Weights of the subblock's copies that timing cycles through, so that caches miss."
     )
     calibration_repeats: int = Field(3, ge=3, description="Interleaved measurements per whole assembled model.")

@@ -1,7 +1,7 @@
-"""Write what is generated from the config's models: `python -m tangram.config.documentation`.
+"""Generate documentation from the config's models: `python -m tangram.config.documentation`.
 
 `config/README.md` holds a table for every section, `config/config.schema.json` the JSON Schema that editors check
-config files with, `docs/reruns.md` what a change reruns. A test compares all three with the code.
+config files with, `docs/reruns.md` the rules that a change reruns. A test compares all three with the code.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ FOLDER = ROOT / "config"
 INTRODUCTION = """\
 # Configuration
 
-A config file says everything that a run depends on. `config.yaml` is the default; another one replaces it whole:
+A config file holds all settings of a run. `config.yaml` is the default; another file replaces all of it:
 
     snakemake -c2 --configfile config/llama-3.1-8b-h100.yaml
 
-| file | what it makes |
+| file | result |
 |---|---|
 | `config.yaml` | faster children of SmolLM2-135M-Instruct on a 2-core CPU: the main job |
 | `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
 | `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |
 
 Unknown keys, duplicate keys and impossible values stop the run before any work, with one line that names the key and
-the nearest valid choice. So do values that the parent's own config forbids, as soon as that config is known: at once
-for a local or fetched parent or one with `parent.sizes`, else in the first job that reads it.
+the nearest valid choice. Values that contradict the parent's `config.json` stop it, too: at once for a local or fetched
+parent or one with `parent.sizes`, else in the first job that reads the parent.
 
 Each rule receives only the sections that it depends on; [docs/reruns.md](../docs/reruns.md) lists the rules that a
-change of each key reruns. Below is every key, by section. `python -m tangram.config.documentation` writes this file,
+change of each key reruns. The tables below list every key. `python -m tangram.config.documentation` writes this file,
 `config.schema.json` (for editors) and `docs/reruns.md` from the code; a test compares them.
 """
 
 
 def _sections_in(annotation: Any, path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the sections that an annotation holds, each with the path at which a config file has it."""
+    """Yield the sections in an annotation, each with its path in a config file."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield path, annotation
         return
@@ -63,16 +63,16 @@ def _sections_in(annotation: Any, path: str) -> Iterator[tuple[str, type[BaseMod
             yield from _sections_in(argument, path)
 
 
-def _collect(section: type[BaseModel], path: str, found: dict[type[BaseModel], list[str]]) -> None:
-    """Add a section and all below it, in the order of the file; the splits of the corpus are all alike."""
-    found.setdefault(section, []).append(re.sub(rf"^corpus\.({'|'.join(SPLITS)})", "corpus.<split>", path))
+def _collect(section: type[BaseModel], path: str, paths: dict[type[BaseModel], list[str]]) -> None:
+    """Add a section and its subsections in file order; all splits of the corpus count as one path."""
+    paths.setdefault(section, []).append(re.sub(rf"^corpus\.({'|'.join(SPLITS)})", "corpus.<split>", path))
     for name, field in section.model_fields.items():
         for where, inner in _sections_in(field.annotation, f"{path}.{name}".lstrip(".")):
-            _collect(inner, where, found)
+            _collect(inner, where, paths)
 
 
 def _type_text(annotation: Any) -> str:
-    """Return an annotation in words."""
+    """Return an annotation as text."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _type_text(arguments[0])
@@ -115,17 +115,17 @@ def _table(section: type[BaseModel]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         kind = _type_text(field.annotation) + _limits(field)
-        meaning = (field.description or "Which kind of section this is.").replace("|", r"\|")
+        meaning = (field.description or "Type of the section.").replace("|", r"\|")
         rows.append(f"| `{name}` | {kind} | {_default(field)} | {meaning} |")
     return "\n".join(rows)
 
 
 def readme() -> str:
     """Return `config/README.md`."""
-    found: dict[type[BaseModel], list[str]] = {}
-    _collect(Config, "", found)
+    paths_of: dict[type[BaseModel], list[str]] = {}
+    _collect(Config, "", paths_of)
     parts = [INTRODUCTION]
-    for section, paths in found.items():
+    for section, paths in paths_of.items():
         title = ", ".join(f"`{path}`" for path in dict.fromkeys(paths)) if section is not Config else "Top level"
         if "type" in section.model_fields:
             title = f"{title} of type {_type_text(section.model_fields['type'].annotation)}"

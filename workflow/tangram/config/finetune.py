@@ -1,4 +1,4 @@
-"""Section `finetune`: end-to-end distillation."""
+"""Section `finetune`: end-to-end distillation (GKD)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tangram.config.library import SpanContrast
 
 
 class Parallel(Section):
-    """How many processes finetune one child together; their loss curve is that of one process at the same batch."""
+    """Data-parallel finetuning of one child; the loss curve is that of one process at the same batch size."""
 
     nodes: int = Field(1, gt=0, description="Nodes; more than one needs `--profile slurm`.")
-    processes_per_node: int = Field(1, gt=0, description="Processes on each: as many as it has GPUs.")
+    processes_per_node: int = Field(1, gt=0, description="Processes per node: the number of its GPUs.")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="`ddp`: every process holds the child; `fsdp`: every process holds a part of it, and runs each "
-        "layer again in the backward pass rather than keep its activations.",
+        description="`ddp`: every process holds the child; `fsdp`: every process holds a shard of it and recomputes "
+        "each layer's activations in the backward pass.",
     )
 
 
@@ -28,16 +28,18 @@ class Finetune(Section):
     epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(2, gt=0, description="Sequences per optimizer step.")
-    micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; divides batch_size.")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; must divide batch_size.")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
     kl_weight: float = Field(1.0, ge=0, description="Weight of KL(parent || child).")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state cosine loss, mean over layers.")
     lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")
-    checkpoint_seconds: int = Field(120, gt=0, description="Time between checkpoints that a killed job resumes from.")
+    checkpoint_seconds: int = Field(
+        120, gt=0, description="Seconds between checkpoints, from which a killed job resumes."
+    )
     parallel: Parallel = Field(Parallel(), description="Processes that train together.")
-    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the other losses.")
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
 
     @model_validator(mode="after")
     def _check(self) -> Finetune:
@@ -48,5 +50,5 @@ class Finetune(Section):
                 "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive"
             )
         if self.span_contrast.weight and self.parallel.strategy == "fsdp":
-            raise ValueError("span_contrast needs the whole child in every process: parallel.strategy: ddp")
+            raise ValueError("span_contrast needs the whole child in every process; set parallel.strategy: ddp")
         return self

@@ -1,4 +1,4 @@
-"""Sections `library` and `scores`: the search space, the training of its pieces, and their quality."""
+"""Sections `library` and `scores`: the search space, and the training and scoring of its pieces."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ _CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in KINDS}
 
 
 class SpanContrast(Section):
-    """A term in distillation: a span's hidden state must be nearer the parent's of that span than of other spans."""
+    """A contrastive loss: the child's state of a span must be closer to the parent's of that span than of others."""
 
-    loss: ClassVar[str] = "span_contrast"  # as it is registered in `tangram.losses`
+    loss: ClassVar[str] = "span_contrast"  # name in `tangram.losses`
 
-    weight: float = Field(0.0, ge=0, description="Of the term; 0 leaves it out.")
+    weight: float = Field(0.0, ge=0, description="Weight of the span-contrast loss; 0 disables it.")
     projection: int = Field(
         0,
         ge=0,
-        description="Dimensions of a learned head in which spans are compared; 0 compares hidden states as such.",
+        description="Dimensions of a learned projection of the hidden states; 0 compares the hidden states themselves.",
     )
-    temperature: float = Field(0.1, ge=0.001, le=100, description="Divides the cosines.")
+    temperature: float = Field(0.1, ge=0.001, le=100, description="Temperature that divides the cosines.")
     spans: int = Field(16, gt=1, description="Spans drawn from each sequence.")
-    shortest: int = Field(4, gt=0, description="Tokens of a span at least.")
-    longest: int = Field(32, gt=0, description="Tokens of a span at most.")
+    shortest: int = Field(4, gt=0, description="Minimum span length in tokens.")
+    longest: int = Field(32, gt=0, description="Maximum span length in tokens.")
     depths: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Unique] = Field(
-        (0.34, 0.67, 1.0), min_length=1, description="Where the whole child is compared; 1 is its last layer's output."
+        (0.34, 0.67, 1.0),
+        min_length=1,
+        description="Depths in finetuning at which states are compared, as shares of the layers; 1 is the last layer.",
     )
 
     @model_validator(mode="after")
@@ -40,34 +42,38 @@ class SpanContrast(Section):
 
 
 class BlockDistillation(Section):
-    """Blockwise local distillation (BLD), Puzzle section 3: each subblock beside the parent's frozen other one."""
+    """Blockwise local distillation (BLD), Puzzle section 3: each piece is trained in the parent's frozen layer."""
 
     epochs: int = Field(2, ge=0, description="Passes over the distill split; 0 keeps the closed-form initial weights.")
     learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(1, gt=0, description="Sequences per step.")
-    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
     normalize: Literal["tensor", "token"] = Field(
         "tensor",
-        description="Divide squared errors by the mean over all tokens (the paper's loss) or by each token's own.",
+        description="Normalize squared errors by the mean square over all tokens (the paper's loss) or per token.",
     )
     ridge: float = Field(1e-3, ge=0, le=1e6, description="Ridge strength, relative to the mean squared activation.")
-    holdout_fraction: float = Field(0.125, gt=0, lt=1, description="Share of the split that only measures the loss.")
-    checkpoint_seconds: int = Field(
-        120, gt=0, description="Time between states of the layer in training; finished layers are kept as they come."
+    holdout_fraction: float = Field(
+        0.125, gt=0, lt=1, description="Share of the split that measures the held-out loss."
     )
-    span_contrast: SpanContrast = Field(SpanContrast(), description="Contrast of spans, beside the block's own loss.")
+    checkpoint_seconds: int = Field(
+        120,
+        gt=0,
+        description="Seconds between checkpoints of the layer in training; finished layers are saved at once.",
+    )
+    span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
 
 
 class Library(Section):
-    """The search space: what may stand in for each subblock. The parent's own subblock is always a choice."""
+    """The search space: the variants of each kind of subblock. The parent's subblock is always an option."""
 
     attention: tuple[str, ...] = Field(("gqa-1", "linear", NO_OP), description=_CHOICES["attention"])
     ffn: tuple[str, ...] = Field(
         ("width-0.75", "width-0.5", "width-0.25", "linear", NO_OP),
         description=_CHOICES["ffn"],
     )
-    layers_per_shard: int = Field(32, gt=0, description="Layers that one distillation or scoring job takes.")
-    bld: BlockDistillation = Field(BlockDistillation(), description="How pieces are trained.")
+    layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
+    bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 
     @field_validator("attention", "ffn")
     @classmethod
@@ -79,4 +85,6 @@ class Scores(Section):
     """Replace-1-block scores, Puzzle section 4.2."""
 
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
-    position_stride: int = Field(4, gt=0, description="Every how many positions logits are compared (LM head, KL).")
+    position_stride: int = Field(
+        4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."
+    )

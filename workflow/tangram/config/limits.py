@@ -1,7 +1,7 @@
-"""What a config asks of its parent, held against the parent's own config as soon as that is known.
+"""Checks of a config against the parent's `config.json`.
 
-That is when the Snakefile is parsed, for a local or fetched parent or one with `parent.sizes`; else in the first job
-that reads the parent. Nothing heavy: every parse imports this.
+They run when the Snakefile is parsed, for a local or fetched parent or one with `parent.sizes`; else in the first job
+that reads the parent. No heavy imports: every parse imports this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBERS = {
 
 
 def positions(parent: Mapping[str, Any]) -> int | None:
-    """Return how many positions a parent was made for, scaled rotary embeddings included; None if it does not say.
+    """Return the parent's maximum number of positions, with scaled rotary embeddings; None if its config lacks it.
 
     Args:
         parent: its `config.json`.
@@ -36,19 +36,18 @@ def positions(parent: Mapping[str, Any]) -> int | None:
 
 
 def check_length(key: str, tokens: int, parent: Mapping[str, Any]) -> None:
-    """Raise a `TangramError` that names the config's key if so many tokens are more than a parent was made for."""
+    """Raise a `TangramError` that names the config's key if ``tokens`` exceed the parent's positions."""
     limit = positions(parent)
     if limit is not None and tokens > limit:
         raise TangramError(
-            f"config.{key}: {tokens} tokens are more than the {limit} positions that the parent was made for "
-            "(max_position_embeddings); lower it"
+            f"config.{key}: {tokens} tokens exceed the parent's {limit} positions (max_position_embeddings); lower it"
         )
 
 
 def check_variant(key: str, kind: str, variant: str, config: Config, parent: Mapping[str, Any]) -> None:
     """Raise a `TangramError` if a variant is certainly no smaller than the parent's subblock.
 
-    What has as many weights by a hair's breadth is left to the block itself, which counts them.
+    Close cases are left to the block, which counts its weights exactly.
     """
     if not isinstance(parent.get("hidden_size"), int) or not isinstance(parent.get("intermediate_size"), int):
         return
@@ -57,11 +56,12 @@ def check_variant(key: str, kind: str, variant: str, config: Config, parent: Map
 
 
 def shape_from(config: Config, sizes: Mapping[str, Any]) -> Shape:
-    """Return the parent's shape from a config and from what its `config.json` or `parent.sizes` says of its widths.
+    """Return the parent's shape.
 
     Args:
-        config: says how many layers and heads there are.
-        sizes: `hidden_size` and `intermediate_size`, and maybe `head_dim`, `vocab_size` and `tie_word_embeddings`.
+        config: numbers of layers and heads.
+        sizes: the parent's `config.json` or `parent.sizes`: `hidden_size`, `intermediate_size`, and optionally
+            `head_dim`, `vocab_size` and `tie_word_embeddings`.
     """
     return Shape(
         model_type=sizes.get("model_type", ""),
@@ -77,31 +77,31 @@ def shape_from(config: Config, sizes: Mapping[str, Any]) -> Shape:
 
 
 def check(config: Config, parent: Mapping[str, Any] | None) -> None:
-    """Hold a config against its parent's `config.json`, or against `parent.sizes` where that is not known.
+    """Check a config against its parent's `config.json`, or against `parent.sizes` if ``parent`` is None.
 
     Raises:
-        TangramError: numbers differ, a text or a scenario is longer than the parent was made for, or a variant is no
-            smaller than the parent's own subblock.
+        TangramError: numbers differ, sequences or a scenario exceed the parent's positions, or a variant is no smaller
+            than the parent's subblock.
     """
-    known: dict[str, Any] = config.parent.sizes.model_dump() if config.parent.sizes is not None else {}
+    sizes: dict[str, Any] = config.parent.sizes.model_dump() if config.parent.sizes is not None else {}
     if parent is not None:
-        known = dict(parent)
+        sizes = dict(parent)
         wrong = {
             key: parent[name]
             for key, name in _NUMBERS.items()
             if isinstance(parent.get(name), int) and parent[name] != getattr(config.parent, key)
         }
         if wrong:
-            told = ", ".join(f"{key}: {getattr(config.parent, key)}" for key in wrong)
-            right = ", ".join(f"{key}: {value}" for key, value in wrong.items())
-            raise TangramError(f"config.parent says {told}, but the checkpoint has others; write {right}")
-    check_length("corpus.sequence_length", config.corpus.sequence_length, known)
+            configured = ", ".join(f"{key}: {getattr(config.parent, key)}" for key in wrong)
+            actual = ", ".join(f"{key}: {value}" for key, value in wrong.items())
+            raise TangramError(f"config.parent has {configured}, but the checkpoint differs; write {actual}")
+    check_length("corpus.sequence_length", config.corpus.sequence_length, sizes)
     for name, scenario in config.scenarios.items():
-        check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, known)
+        check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
     for name, target in config.targets.items():
         if target.selection is not None and target.selection.metric == "judge":
-            written = target.selection.prompt_tokens + target.selection.continuation_tokens
-            check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", written, known)
+            tokens = target.selection.prompt_tokens + target.selection.continuation_tokens
+            check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", tokens, sizes)
     for kind in KINDS:
         for i, variant in enumerate(getattr(config.library, kind)):
-            check_variant(f"library.{kind}[{i}]", kind, variant, config, known)
+            check_variant(f"library.{kind}[{i}]", kind, variant, config, sizes)

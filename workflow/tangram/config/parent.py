@@ -1,4 +1,4 @@
-"""Section `parent`: the checkpoint to make faster."""
+"""Section `parent`: the model to make faster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GgufParent(PackageFile):
 
 
 class Sizes(Section):
-    """What the planner (`tangram plan`) must know of a parent that is not fetched yet; no job reads it."""
+    """Sizes of a parent that is not fetched yet, for the planner (`tangram plan`); no job reads them."""
 
     hidden_size: int = Field(gt=0, description="Width of the residual stream.")
     intermediate_size: int = Field(gt=0, description="Channels of the FFN.")
@@ -44,14 +44,15 @@ class Sizes(Section):
 class Parent(Section):
     """The trained decoder to make faster."""
 
-    source: HubParent | LocalParent | GgufParent = Field(discriminator="type", description="Where the parent is.")
+    source: HubParent | LocalParent | GgufParent = Field(discriminator="type", description="Source of the checkpoint.")
     num_layers: int = Field(gt=0, le=10_000, description="Decoder layers; checked against the checkpoint.")
     num_attention_heads: int = Field(gt=0, description="Query heads; checked against the checkpoint.")
     num_kv_heads: int = Field(gt=0, description="Key-value heads; checked against the checkpoint.")
     by_layer: bool = Field(
-        False, description="Jobs of the library hold one layer's weights at a time: for parents larger than a device."
+        False,
+        description="Load one layer's weights at a time in jobs of the library, for parents larger than a device.",
     )
-    sizes: Sizes | None = Field(None, description="For the planner.")
+    sizes: Sizes | None = Field(None, description="Sizes for the planner.")
 
     @model_validator(mode="after")
     def _heads(self) -> Parent:
@@ -60,7 +61,7 @@ class Parent(Section):
             raise ValueError(f"num_kv_heads ({self.num_kv_heads}) must divide num_attention_heads ({heads})")
         if self.sizes is not None and self.sizes.head_dim is None and self.sizes.hidden_size % heads:
             raise ValueError(
-                f"num_attention_heads ({heads}) must divide sizes.hidden_size ({self.sizes.hidden_size}), or give "
-                "sizes.head_dim"
+                f"num_attention_heads ({heads}) must divide sizes.hidden_size ({self.sizes.hidden_size}); correct "
+                "them, or set sizes.head_dim"
             )
         return self

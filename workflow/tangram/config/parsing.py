@@ -1,4 +1,4 @@
-"""Raw YAML to the checked config, with one line for what is wrong."""
+"""Parse raw YAML into the checked config; an error is one line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tangram.errors import TangramError, nearest
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the sections that an annotation holds, at any depth of lists, mappings and unions."""
+    """Return the sections in an annotation, at any depth of lists, mappings and unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections_in(argument)]
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """Follow an error's location through the sections to the one that refused a key; return its keys."""
+    """Return the keys of the section that an error's location leads to."""
     sections: list[type[BaseModel]] = [Config]
     for part in location:
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
@@ -31,22 +31,22 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
             if "type" in section.model_fields and part in get_args(section.model_fields["type"].annotation)
         ]
         inner = _sections_in(fields[0].annotation) if fields else tagged
-        sections = inner or sections  # any other part is an index or a name that the user chose
+        sections = inner or sections  # any other part is an index or a user's name
     return list(sections[0].model_fields)
 
 
-def _shown(value: Any, text_wanted: bool) -> str:
-    """Return a refused value for a message, with a word on what YAML makes of unquoted text."""
+def _shown(value: Any, expects_text: bool) -> str:
+    """Return an invalid value for a message, with a hint if it may be unquoted text."""
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return f"{shown}, which YAML makes of unquoted text: quote it" if text_wanted and value is not None else shown
+    return f"{shown}, which YAML makes of unquoted text: quote it" if expects_text and value is not None else shown
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
     """Check a raw config tree.
 
     Raises:
-        TangramError: one line that names the key, what is wrong, and the nearest valid choice.
+        TangramError: one line that names the key, the fault, and the nearest valid choice.
     """
     try:
         return Config.model_validate(raw)
@@ -73,7 +73,7 @@ def load(path: str | Path) -> Config:
 
 
 def slice_of(section: BaseModel | Mapping[str, Any]) -> str:
-    """Return a section as canonical JSON: what a rule's params hold and what its command parses back."""
+    """Return a section as canonical JSON, which a rule's params hold and its command parses."""
     import json
 
     data = section.model_dump(mode="json") if isinstance(section, BaseModel) else section

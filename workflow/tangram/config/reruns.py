@@ -1,7 +1,7 @@
-"""The rules that a change reruns: the tables of `docs/reruns.md`, which a test compares with Snakemake's own plan.
+"""The rules that a change reruns: the tables of `docs/reruns.md`, which a test compares with Snakemake's plan.
 
-`KEYS` names the rules that a key of the config reaches first; `READS` says which rules read which; what follows is
-`onward`. For modules, the first rules are those whose command imports the module, directly or not.
+`KEYS` maps a config key to the first rules that it reruns, `READS` a rule to the rules whose outputs it reads; `onward`
+follows `READS`. For a module, the first rules are those whose command imports it, directly or not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distill", "score", "finetune", "heldout")
 
-# Which rules a rule reads. `build_corpus distill` is the job of one split.
+# The rules whose outputs a rule reads. `build_corpus distill` is the job of one split.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
@@ -40,7 +40,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_readout": ("finetune_child",),
     "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
 }
-# A search has a job for its solver and one for its baseline, each with children of its own.
+# A search has one job for its solver and one for its baseline; their children are separate.
 OF_SOLVER, OF_BASELINE = "solve_mip", "drop_layers"
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
@@ -49,7 +49,7 @@ _EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_re
 _ON_DEVICE = (*_CAPTURE, "distill_blocks", "score_blocks", "measure_costs", "calibrate_costs", "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
-# The longest beginning of a key counts.
+# The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
         *(*_CORPUS, "distill_blocks", "measure_costs", "calibrate_costs", "select_child", "finetune_child"),
@@ -86,7 +86,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "studies": (),
 }
 
-# What no set of rules says: jobs come, go, or move.
+# Changes that add, remove or move jobs, described in words.
 IN_WORDS = {
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
@@ -96,15 +96,15 @@ IN_WORDS = {
     "primary_target": "`evaluate_tasks` and `evaluate_readout` of the new primary target, and the report",
 }
 
-# Files that the config names by path, changed in place.
+# Changes in place of files that the config names by path.
 SOURCES = {
     "the checkpoint of a local parent": "`fetch_parent`",
     "a local text of `corpus.<split>`, or which files its patterns match": "`build_corpus` (that split)",
     "the file of `studies.image_file`": "the studies of images",
 }
 
-# Rules that compute with blocks, whose modules are imported by name: a job with those of its own variant, or with those
-# of the whole library.
+# Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
+# library.
 OF_A_VARIANT = ("distill_blocks", "score_blocks", "measure_costs")
 OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
 
@@ -116,24 +116,24 @@ _COMMANDS = {
 
 
 def onward(first: Iterable[str]) -> set[str]:
-    """Return the rules that run again when some do: these and all that read them, directly or not."""
-    found = set(first)
+    """Return the given rules and all that read their outputs, directly or not."""
+    rules = set(first)
     for rule, sources in READS.items():  # in the order of the data flow
-        if found.intersection(sources):
-            found.add(rule)
-    return found
+        if rules.intersection(sources):
+            rules.add(rule)
+    return rules
 
 
 def first_of_key(key: str) -> tuple[str, ...]:
-    """Return the rules that a key of the config reaches first.
+    """Return the first rules that a change of a config key reruns.
 
     Raises:
-        KeyError: nothing is known of the key.
+        KeyError: `KEYS` holds no prefix of the key.
     """
     key = re.sub(r"^(targets|scenarios)\.[^.]+", r"\1.<name>", key)
     while key not in KEYS:
-        key, found, _ = key.rpartition(".")
-        if not found:
+        key, separator, _ = key.rpartition(".")
+        if not separator:
             raise KeyError(key)
     return KEYS[key]
 
@@ -145,7 +145,7 @@ def command_of(rule: str) -> str:
 
 
 def modules() -> list[str]:
-    """Return every module of this package, and those of other packages that its commands use."""
+    """Return every module of this package, and the modules of other packages that its commands use."""
     names = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -155,12 +155,12 @@ def modules() -> list[str]:
 
 
 def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
-    """Whether the command of a rule imports a module, directly or not.
+    """Return whether the command of a rule imports a module, directly or not.
 
     Args:
-        rule: its name.
-        module: dotted.
-        variants: those that a job of the rule computes with, if it does so; all by default.
+        rule: the rule's name.
+        module: the module's dotted name.
+        variants: the variants of the job, for rules that compute with blocks; all by default.
     """
     if variants is not None and rule in OF_THE_LIBRARY:
         variants = [PARENT, *variants]
@@ -169,10 +169,10 @@ def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) ->
 
 
 def first_of_module(module: str, variants: Iterable[Variant | str] | None = None) -> tuple[str, ...]:
-    """Return the rules of which some job imports a module, directly or not.
+    """Return the rules with a job that imports a module, directly or not.
 
     Args:
-        module: dotted.
+        module: the module's dotted name.
         variants: the library's; all families by default.
     """
     library = None if variants is None else list(variants)
@@ -180,7 +180,7 @@ def first_of_module(module: str, variants: Iterable[Variant | str] | None = None
 
 
 def _first_in_words(module: str) -> str:
-    """Return the rules that a module reaches first, and which of them only in jobs of some variants."""
+    """Return the first rules that a change of a module reruns as text, with a mark on those of some variants only."""
     first = first_of_module(module)
     families = [Variant(family) for family in registry()]
     partly = {
@@ -192,7 +192,7 @@ def _first_in_words(module: str) -> str:
 
 
 def _names(rules: Iterable[str], partly: Collection[str] = ()) -> str:
-    """Return rules in words: a rule of all splits once, those that only some variants reach marked."""
+    """Return rules as text; the rules of all splits become one, and those in ``partly`` get a mark."""
     rules = list(rules)
     words = []
     for rule in rules:
@@ -212,12 +212,12 @@ def page() -> str:
         "every module on a finished run and compares Snakemake's plan with the tables. `snakemake -n` shows the plan "
         "for your own change.",
         "",
-        "A change reruns the rules in its row, and all rules that read their outputs, in this order: "
+        "A change reruns the rules in its row and all rules that read their outputs, in this order: "
         "corpus → activations → library → scores → search → architecture → child → finetuning → evaluation → report. "
-        "A child is made again only if its architecture or one of its pieces changed. A deleted or damaged file reruns "
-        "its own job, and the jobs that read it. These rerun nothing: a fresh checkout, a comment or docstring in the "
-        "code, and a run that was moved, restored from a backup, or copied with its times (`cp -a`; after `cp -r`, "
-        "files beyond 1 MB look new).",
+        "A child is rebuilt only if its architecture or one of its pieces changed. A deleted or damaged file reruns "
+        "its job and the jobs that read it. These changes rerun nothing: a fresh checkout, a comment or docstring in "
+        "the code, and a run that was moved, restored from a backup, or copied with its times (`cp -a`; after `cp -r`, "
+        "files over 1 MB count as new).",
         "",
         "## Keys of the config",
         "",
@@ -230,16 +230,16 @@ def page() -> str:
         "",
         "## Files that the config names",
         "",
-        "Files that the config names by path are compared by content. Of each source, up to 64 MiB are read whenever "
-        "Snakemake starts, the smallest files first; there, a new modification time alone reruns nothing. Files beyond "
-        "that (the weights of most parents) are compared by size and modification time: copy them with their times "
-        "(`cp -p`, `rsync -t`). A local source may be deleted once the files made from it exist: nothing reruns until "
-        "those are deleted, too. A hub repository or dataset is read only when it is fetched: name a commit.",
+        "Files that the config names by path are compared by content, up to 64 MiB per source, the smallest files "
+        "first: a new modification time alone reruns nothing. Files beyond that limit (the weights of most parents) "
+        "are compared by size and modification time: copy them with their times (`cp -p`, `rsync -t`). A local source "
+        "may be deleted once the files made from it exist; nothing reruns unless those are deleted, too. A hub "
+        "repository or dataset is read only when it is fetched: name a commit.",
         "",
         "| changed in place | reruns first |",
         "|---|---|",
     ]
-    lines += [f"| {what} | {first} |" for what, first in SOURCES.items()]
+    lines += [f"| {source} | {first} |" for source, first in SOURCES.items()]
     groups: dict[str, list[str]] = {}
     for module in modules():
         groups.setdefault(_first_in_words(module), []).append(module.removeprefix("tangram."))

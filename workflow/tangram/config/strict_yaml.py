@@ -1,6 +1,6 @@
-"""YAML without its traps: a key that is there twice, or a number in a spelling that YAML 1.1 reads as another one.
+"""Strict YAML: duplicate keys and numbers in octal or sexagesimal notation are errors.
 
-PyYAML, and so Snakemake, takes the last of two equal keys without a word.
+PyYAML, and with it Snakemake, silently takes the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import yaml
 
 from tangram.errors import TangramError
 
-_ELSEWHERE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, sexagesimal
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, sexagesimal
 
 
 def read_yaml(path: str | Path) -> Any:
     """Read a YAML or JSON file.
 
     Raises:
-        TangramError: it cannot be read, or `faults` finds something; one line that names file, key and lines.
+        TangramError: it cannot be read, or `faults` yields a fault; one line that names file, key and lines.
     """
     try:
         return _read(Path(path).read_text(encoding="utf-8-sig"), str(path))
@@ -46,37 +46,37 @@ def _read(text: str, where: str) -> Any:
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
-    """Raise a `TangramError` if Snakemake's command line sets a key twice: of equal ones the last counts there, too.
+    """Raise a `TangramError` if Snakemake's command line sets a key twice, as Snakemake silently takes the last one.
 
     Args:
-        arguments: those of `snakemake`, such as ``["-c2", "--config", "seed=1", "run=mine"]``.
+        arguments: arguments of `snakemake`, such as ``["-c2", "--config", "seed=1", "run=mine"]``.
     """
     options = [i for i, word in enumerate(arguments) if re.match(r"--config(=|$)|-C", word)]
     if len(options) > 1:
-        raise TangramError("--config is there twice, and only the last one counts; name all keys after one --config")
+        raise TangramError("--config appears twice, and only the last one counts; name all keys after one --config")
     for i in options:
         first = re.sub(r"^(--config=?|-C)", "", arguments[i])
         rest = itertools.takewhile(lambda word: not word.startswith("-"), arguments[i + 1 :])
-        seen: set[str] = set()
+        keys: set[str] = set()
         for word in [first, *rest] if first else rest:
             key, _, value = word.partition("=")
-            if key in seen:
-                raise TangramError(f"--config: '{key}' is there twice; keep one")
-            seen.add(key)
-            with contextlib.suppress(yaml.YAMLError):  # then it is plain text
+            if key in keys:
+                raise TangramError(f"--config: '{key}' appears twice; keep one")
+            keys.add(key)
+            with contextlib.suppress(yaml.YAMLError):  # a value that is no YAML is plain text
                 loader = yaml.SafeLoader(value)
                 for fault in _duplicates(loader.get_single_node(), loader):
                     raise TangramError(f"--config {key}: {fault}")
 
 
 def faults(root: yaml.Node | None, loader: yaml.SafeLoader) -> Iterator[str]:
-    """Yield what is ambiguous in a document, at any depth.
+    """Yield the ambiguities of a document, at any depth.
 
-    A merge (`<<`) is no duplicate of the keys that it brings in; two merges in one mapping are.
+    A merge (`<<`) is no duplicate of the keys that it merges; two merges in one mapping are duplicates.
     """
     yield from _duplicates(root, loader)
     for path, node in _walk(root, "", set(), loader):
-        if node.tag.endswith((":int", ":float")) and _ELSEWHERE.fullmatch(node.value):
+        if node.tag.endswith((":int", ":float")) and _OTHER_BASE.fullmatch(node.value):
             value, line = loader.construct_object(node), node.start_mark.line + 1
             yield f"'{path}' in line {line}: YAML reads {node.value} as {value}; write that number, or quote text"
 
@@ -88,24 +88,24 @@ def _duplicates(root: yaml.Node | None, loader: yaml.SafeLoader) -> Iterator[str
             key, line = _key(key_node, loader), key_node.start_mark.line + 1
             if key in first:
                 where = f"line {line}" if first[key] == line else f"lines {first[key]} and {line}"
-                yield f"'{_below(path, key)}' is there twice, in {where}; keep one"
+                yield f"'{_below(path, key)}' appears twice, in {where}; keep one"
             first.setdefault(key, line)
 
 
 def _walk(
-    node: yaml.Node | None, path: str, seen: set[int], loader: yaml.SafeLoader
+    node: yaml.Node | None, path: str, visited: set[int], loader: yaml.SafeLoader
 ) -> Iterator[tuple[str, yaml.Node]]:
-    """Yield a node and all below it, each once however often an anchor is used, with their dotted paths."""
-    if node is None or id(node) in seen:
+    """Yield a node and its descendants with their dotted paths; a node that several anchors reach comes once."""
+    if node is None or id(node) in visited:
         return
-    seen.add(id(node))
+    visited.add(id(node))
     yield path, node
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
-            yield from _walk(value, _below(path, _key(key_node, loader)), seen, loader)
+            yield from _walk(value, _below(path, _key(key_node, loader)), visited, loader)
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
-            yield from _walk(item, f"{path}[{i}]", seen, loader)
+            yield from _walk(item, f"{path}[{i}]", visited, loader)
 
 
 def _below(path: str, key: Hashable) -> str:
@@ -113,7 +113,7 @@ def _below(path: str, key: Hashable) -> str:
 
 
 def _key(node: yaml.Node, loader: yaml.SafeLoader) -> Hashable:
-    """Return a key as Python sees it, so that `1` and `0x1` are one."""
+    """Return a key as a Python value, so that `1` and `0x1` are equal."""
     if node.tag == "tag:yaml.org,2002:merge":
         return "<<"
     key = loader.construct_object(node, deep=True)

@@ -1,4 +1,4 @@
-"""What a representation is worth: how well simple classifiers read classes from it, with few labels or many."""
+"""Accuracy of simple classifiers on a representation, a measure of its quality."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from tangram.errors import TangramError
 
 
 def draw_per_class(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
-    """Return indices of ``per_class`` examples of every class, drawn by ``seed``, class by class.
+    """Return indices of ``per_class`` random examples of every class, grouped by class.
 
     Raises:
-        TangramError: a class has fewer.
+        TangramError: a class has fewer examples.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed % 2**64))  # all that it takes
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed % 2**64))  # manual_seed's range
     parts = []
     for label in labels.unique():
         of_class = order[labels[order] == label]
         if len(of_class) < per_class:
-            raise TangramError(f"class {int(label)} has {len(of_class)} examples to label, {per_class} wanted")
+            raise TangramError(
+                f"class {int(label)} has {len(of_class)} examples, {per_class} labels are needed; lower their number"
+            )
         parts.append(of_class[:per_class])
     return torch.cat(parts)
 
 
-def _centerd(references: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return both without the references' mean: distances stay, and no digits are lost to a large common mean."""
+def _centered(references: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return both less the references' mean: distances stay the same, and a large common mean costs no precision."""
     mean = references.float().mean(0)
     return (references.float() - mean).numpy(), (queries.float() - mean).numpy()
 
@@ -40,15 +42,15 @@ def nearest_neighbor_accuracy(
     k: int = 1,
     normalize: bool = False,
 ) -> float:
-    """Return the share of queries that the majority of their ``k`` nearest references gets right.
+    """Return the accuracy of a k-nearest-neighbor classifier.
 
     Args:
         references: labeled embeddings, ``(n, d)``.
-        labels: theirs, ``(n,)``.
-        queries: ``(m, d)``.
-        truth: the queries' labels, ``(m,)``.
-        k: neighbors, by Euclidean distance; capped by the number of references.
-        normalize: scale every embedding to length 1 first, so that the angle decides.
+        labels: labels of the references, ``(n,)``.
+        queries: embeddings to classify, ``(m, d)``.
+        truth: labels of the queries, ``(m,)``.
+        k: number of neighbors, by Euclidean distance; at most the number of references.
+        normalize: scale every embedding to length 1 first, so that distances follow the angle.
 
     Raises:
         ValueError: an embedding is not finite.
@@ -59,9 +61,9 @@ def nearest_neighbor_accuracy(
         references, queries = (
             torch.nn.functional.normalize(values.float(), dim=-1) for values in (references, queries)
         )
-    known, asked = _centerd(references, queries)
-    classifier = KNeighborsClassifier(n_neighbors=min(k, len(known)), algorithm="brute").fit(known, labels.numpy())
-    return float((classifier.predict(asked) == truth.numpy()).mean())
+    train, test = _centered(references, queries)
+    classifier = KNeighborsClassifier(n_neighbors=min(k, len(train)), algorithm="brute").fit(train, labels.numpy())
+    return float((classifier.predict(test) == truth.numpy()).mean())
 
 
 def linear_accuracy(
@@ -72,18 +74,18 @@ def linear_accuracy(
     strength: float = 1.0,
     iterations: int = 200,
 ) -> float:
-    """Return the share of queries that a logistic regression on standardized embeddings gets right.
+    """Return the accuracy of a logistic regression on standardized embeddings.
 
     Args:
         references: labeled embeddings, ``(n, d)``.
-        labels: theirs, ``(n,)``.
-        queries: ``(m, d)``.
-        truth: the queries' labels, ``(m,)``.
-        strength: inverse of the ridge's strength (scikit-learn's ``C``).
-        iterations: of L-BFGS, at most; what it has reached then counts.
+        labels: labels of the references, ``(n,)``.
+        queries: embeddings to classify, ``(m, d)``.
+        truth: labels of the queries, ``(m,)``.
+        strength: inverse regularization strength (scikit-learn's ``C``).
+        iterations: maximum number of L-BFGS iterations; an unconverged result counts.
 
     Raises:
-        ValueError: an embedding is not finite, or there is one class only.
+        ValueError: an embedding is not finite, or all labels are equal.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

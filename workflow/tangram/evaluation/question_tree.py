@@ -1,7 +1,7 @@
-"""A question and its choices as one sequence: every choice is a branch that sees the question and itself.
+"""Tree attention over a question and its choices: every choice is a branch that sees the question and itself.
 
-Tree attention, as in SpecInfer (arXiv 2305.09781, section 4.2). Log-likelihoods are those of question + choice as a
-sequence of its own, up to rounding.
+As in SpecInfer (arXiv 2305.09781, section 4.2). Log-likelihoods equal those of separate sequences of question + choice,
+up to rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tangram.models.families import window_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PADDING = -1  # the branch of padding; the question is branch 0, its choices are 1, 2, …
+PADDING = -1  # branch of padding; the question is branch 0, its choices are 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Tree:
     """A question and its choices as one sequence.
 
     Attributes:
-        tokens: the question's tokens, then each choice's but for its last one, which predicts nothing.
-        positions: of each token in its own question + choice.
-        branches: 0 for the question, from 1 for its choices.
-        readouts: index into ``tokens`` of where each token of each choice is predicted.
-        targets: those tokens.
-        lengths: how many of them each choice has.
+        tokens: the question's tokens, then each choice's tokens except the last, which predicts nothing.
+        positions: position of each token in its sequence of question + choice.
+        branches: branch of each token: 0 for the question, from 1 for its choices.
+        readouts: for each target, the index into ``tokens`` of the token that predicts it.
+        targets: the tokens of all choices.
+        lengths: number of targets of each choice.
     """
 
     tokens: list[int]
@@ -60,14 +60,14 @@ def tree_mask(branches: torch.Tensor, positions: torch.Tensor, window: int | Non
     """Return the additive attention mask ``(batch, 1, query, key)`` of padded trees.
 
     Args:
-        branches: ``(batch, length)``.
-        positions: of each token in its own question + choice, ``(batch, length)``.
-        window: tokens that attention sees, the own one included; all if None.
-        dtype: of the mask.
+        branches: `Tree.branches`, padded, ``(batch, length)``.
+        positions: `Tree.positions`, padded, ``(batch, length)``.
+        window: size of the sliding window, the query's token included; None for full attention.
+        dtype: dtype of the mask.
     """
-    places = torch.arange(branches.shape[1], device=branches.device)
+    indices = torch.arange(branches.shape[1], device=branches.device)
     same = (branches[:, :, None] == branches[:, None, :]) | (branches[:, None, :] == 0)
-    visible = same & (places[None, :] <= places[:, None])
+    visible = same & (indices[None, :] <= indices[:, None])
     if window is not None:
         visible &= positions[:, :, None] - positions[:, None, :] < window
     return torch.zeros(visible.shape, dtype=dtype, device=branches.device).masked_fill(
@@ -76,9 +76,9 @@ def tree_mask(branches: torch.Tensor, positions: torch.Tensor, window: int | Non
 
 
 def target_logits(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return from which logits each target of ``trees`` is predicted, ``(targets, vocabulary)``, and the targets.
+    """Return the logits that predict each target of ``trees``, ``(targets, vocabulary)``, and the targets.
 
-    The LM head is run only where a choice's tokens are predicted.
+    The LM head runs only at the positions that predict targets.
     """
 
     def padded(name: str, value: int) -> torch.Tensor:
@@ -92,5 +92,5 @@ def target_logits(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[torch.
         use_cache=False,
     ).last_hidden_state
     rows = [row for row, tree in enumerate(trees) for _ in tree.readouts]
-    logits = model.lm_head(hidden[rows, [place for tree in trees for place in tree.readouts]]).float()
+    logits = model.lm_head(hidden[rows, [index for tree in trees for index in tree.readouts]]).float()
     return logits, torch.tensor([token for tree in trees for token in tree.targets], device=model.device)

@@ -1,9 +1,9 @@
-"""What is left of the parent's representation: classes of texts read from hidden states with a few labels.
+"""Few-label readout: classification of texts from hidden states, a measure of the preserved representation.
 
-Perplexity and KL judge the last step, a distribution over tokens. This judges what a text's hidden states hold: the
-mean over its tokens, standardized per dimension, read out by the nearest labeled text, by a linear classifier, and by
-whatever packages register as `tangram.readouts` (`tangram_studies`: a metric embedding, arXiv 1611.01449). All models
-see the same texts and the same draws of labels, so their differences are paired.
+Perplexity and KL measure the output distribution over tokens; the readout measures the hidden states. The mean state
+over a text's tokens, standardized per dimension, is classified by the nearest labeled text, by a linear classifier, and
+by the readouts that packages register as `tangram.readouts` (`tangram_studies`: a metric embedding, arXiv 1611.01449).
+All models use the same texts and draws of labels, so their differences are paired.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from tangram.models.forward import layer_context
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TEST_SHARE = 0.4  # of the texts; the others may be labeled
+TEST_SHARE = 0.4  # share of the texts in the test set; labels are drawn from the others
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of some classes; ``labels`` ``(texts,)`` are indices into ``classes``."""
+    """Labeled texts; ``labels`` ``(texts,)`` are indices into ``classes``."""
 
     texts: tuple[str, ...]
     labels: torch.Tensor
@@ -43,10 +43,10 @@ class Texts:
 
 
 def read_classification(archive: str | Path, name: str) -> Texts:
-    """Read a BIG-bench task whose questions all have the same choices, one of them right: a classification.
+    """Read a BIG-bench classification task: all questions have the same choices, one of which is right.
 
     Raises:
-        TangramError: the task is not there, or its choices differ.
+        TangramError: the archive lacks the task, or its choices differ between questions.
     """
     from tangram.archives import read_members
 
@@ -55,8 +55,8 @@ def read_classification(archive: str | Path, name: str) -> Texts:
     classes = sorted({choice for example in examples for choice in example["target_scores"]})
     if not examples or any(set(example["target_scores"]) != set(classes) for example in examples):
         raise TangramError(
-            f"config.evaluation.readout.task: '{name}' is no classification, its questions have different choices; "
-            "choose one that is, such as 'intent_recognition'"
+            f"config.evaluation.readout.task: '{name}' is no classification task, its questions have different "
+            "choices; name a classification task, such as 'intent_recognition'"
         )
     right = [max(example["target_scores"], key=example["target_scores"].get) for example in examples]
     return Texts(
@@ -75,15 +75,15 @@ def embed_texts(
     batch_size: int,
     label: str,
 ) -> torch.Tensor:
-    """Return the mean hidden state of every text, its first token left out, ``(texts, hidden)`` float32 on the CPU.
+    """Return the mean hidden state of every text without its first token, ``(texts, hidden)`` float32 on the CPU.
 
     Args:
         model: parent or child.
-        tokenizer: its tokenizer.
-        texts: what is embedded; longest first in batches, padded on the right, where causal attention never looks.
-        depth: after which share of the layers; 1 is the last one's output, before the final norm.
+        tokenizer: the model's tokenizer.
+        texts: texts to embed, in batches from long to short, padded on the right, which causal attention ignores.
+        depth: depth of the states as a share of the layers; 1 is the last layer's output, before the final norm.
         batch_size: texts per forward pass.
-        label: what to show beside the progress bar, and to name in errors.
+        label: label of the progress bar and of errors.
 
     Raises:
         TangramError: the hidden states are not finite.
@@ -92,7 +92,7 @@ def embed_texts(
     first = opening(tokenizer)
     tokens = [torch.tensor(opened(text, tokenizer, first)) for text in texts]
     order = sorted(range(len(texts)), key=lambda i: -len(tokens[i]))
-    found: dict[int, torch.Tensor] = {}
+    means: dict[int, torch.Tensor] = {}
     for start in tqdm(range(0, len(order), batch_size), desc=label, mininterval=5):
         batch = order[start : start + batch_size]
         ids = torch.nn.utils.rnn.pad_sequence([tokens[i] for i in batch], batch_first=True).to(model.device)
@@ -102,8 +102,8 @@ def embed_texts(
             hidden = layer(hidden, **context)
         for row, i in enumerate(batch):
             length = len(tokens[i])
-            found[i] = hidden[row, min(1, length - 1) : length].float().mean(0).cpu()
-    embeddings = torch.stack([found[i] for i in range(len(texts))])
+            means[i] = hidden[row, min(1, length - 1) : length].float().mean(0).cpu()
+    embeddings = torch.stack([means[i] for i in range(len(texts))])
     if not embeddings.isfinite().all():
         raise TangramError(f"{label}: the model's hidden states are not finite; its weights are broken, rebuild it")
     return embeddings
@@ -113,10 +113,10 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
     """Return accuracies by ``'{metric}, {labels} labels'``, each ``(draws,)``.
 
     Args:
-        embeddings: ``(texts, hidden)``; standardized here per dimension, by all texts.
+        embeddings: ``(texts, hidden)``; this function standardizes them per dimension over all texts.
         labels: ``(texts,)``.
         settings: config section `evaluation.readout`.
-        seed: of the division into texts that may be labeled and texts to test on, and of the draws.
+        seed: seed of the train-test split and of the draws of labels.
 
     Raises:
         TangramError: a class has too few texts.
@@ -126,37 +126,41 @@ def read_out(embeddings: torch.Tensor, labels: torch.Tensor, settings: Readout, 
     held_out = round(TEST_SHARE * len(labels))
     test, pool = order[:held_out], order[held_out:]
     group = "tangram.readouts"
-    others = {name: extensions.load(group, name) for name in extensions.registered(group)}
-    found: dict[str, list[float]] = {}
+    registered = {name: extensions.load(group, name) for name in extensions.registered(group)}
+    by_metric: dict[str, list[float]] = {}
     for draw in range(settings.draws):
         for count in settings.labels:
-            known = pool[draw_per_class(labels[pool], count, (seed * 1_000 + draw) % 2**63)]
-            given = (standard[known], labels[known], standard[test], labels[test])
+            train = pool[draw_per_class(labels[pool], count, (seed * 1_000 + draw) % 2**63)]
+            data = (standard[train], labels[train], standard[test], labels[test])
             accuracies = {
-                "nearest_accuracy": nearest_neighbor_accuracy(*given),
-                **{name: read(*given, unlabeled=standard[pool], seed=draw) for name, read in others.items()},
-                "linear_accuracy": linear_accuracy(*given, strength=0.1),
+                "nearest_accuracy": nearest_neighbor_accuracy(*data),
+                **{name: read(*data, unlabeled=standard[pool], seed=draw) for name, read in registered.items()},
+                "linear_accuracy": linear_accuracy(*data, strength=0.1),
             }
             for metric, value in accuracies.items():
-                found.setdefault(f"{metric}, {count} labels", []).append(value)
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
+                by_metric.setdefault(f"{metric}, {count} labels", []).append(value)
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in by_metric.items()}
 
 
 def readout_rows(task: str, answers: Mapping[str, Mapping[str, torch.Tensor]]) -> list[dict[str, Any]]:
-    """Return the rows of `tables.EVALUATION` for some models' readouts, by model, as `read_out` gives them.
+    """Return the rows of `tables.EVALUATION` for the readouts of some models.
 
-    Under the task ``'{task}, {labels} labels'``: each accuracy, and for every model but the parent its difference to
-    the parent's, paired by draw. ``n`` is the number of draws; standard errors are over them: the texts are given.
+    The task ``'{task}, {labels} labels'`` has each accuracy, and for every model but the parent its difference to the
+    parent's, paired by draw. ``n`` is the number of draws; standard errors are over draws, for fixed texts.
+
+    Args:
+        task: name of the task.
+        answers: results of `read_out`, by model.
     """
     rows = []
-    for model, found in answers.items():
-        for name, values in found.items():
+    for model, accuracies in answers.items():
+        for name, values in accuracies.items():
             metric, _, labels = name.partition(", ")
-            measured = {metric: values}
+            samples = {metric: values}
             if model != PARENT and PARENT in answers:
-                measured[metric.replace("accuracy", "difference")] = values - answers[PARENT][name]
-            for what, of_draws in measured.items():
-                value, error = standard_error_by_sequence(of_draws[:, None])
-                row = {"model": model, "task": f"{task}, {labels}", "metric": what, "value": value}
-                rows.append({**row, "standard_error": error, "n": len(of_draws)})
+                samples[metric.replace("accuracy", "difference")] = values - answers[PARENT][name]
+            for quantity, draws in samples.items():
+                value, error = standard_error_by_sequence(draws[:, None])
+                row = {"model": model, "task": f"{task}, {labels}", "metric": quantity, "value": value}
+                rows.append({**row, "standard_error": error, "n": len(draws)})
     return rows

@@ -1,8 +1,8 @@
-"""A model for lm-eval that reads each question once, however many choices it has.
+"""A model for lm-eval that runs each question once for all its choices.
 
-lm-eval's own `HFLM` runs question + choice as a sequence of its own for every choice, and the LM head over all of it.
-Here a question's choices follow it as branches of one sequence (`question_tree`). Log-likelihoods are the same up to
-rounding, questions too long for the model are cut from the left as there; the work is about a third.
+lm-eval's `HFLM` runs one sequence of question + choice for every choice, and the LM head over all positions. Here the
+choices are branches of one sequence (`question_tree`). Log-likelihoods are the same up to rounding, questions longer
+than the context are cut from the left as in `HFLM`, and the work is about a third.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tangram.evaluation.question_tree import Tree, target_logits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BATCH_TOKENS = 1024  # enough for a CPU's full speed, little enough for any memory
+BATCH_TOKENS = 1024  # large enough for a CPU's full speed, small enough for any memory
 
 
 def _batches(trees: list[Tree]) -> Iterator[list[int]]:
-    """Yield indices of trees, longest first, as many at a time as `BATCH_TOKENS` allow with padding."""
+    """Yield batches of indices of trees, longest first, of at most `BATCH_TOKENS` tokens with padding."""
     order = sorted(range(len(trees)), key=lambda i: -len(trees[i].tokens))
     while order:
         rows = max(1, BATCH_TOKENS // len(trees[order[0]].tokens))
@@ -34,12 +34,12 @@ def _batches(trees: list[Tree]) -> Iterator[list[int]]:
 
 
 class SharedPrefixLM(HFLM):
-    """lm-eval's Hugging Face model, with log-likelihoods computed question by question.
+    """lm-eval's Hugging Face model with log-likelihoods computed per question.
 
     Args:
         model: parent or child, loaded.
-        tokenizer: its tokenizer.
-        label: what to show beside the progress bar, and to name in errors.
+        tokenizer: the model's tokenizer.
+        label: label of the progress bar and of errors.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str):
@@ -50,10 +50,10 @@ class SharedPrefixLM(HFLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **kwargs: Any
     ) -> list[int]:
-        """Return the ids of a text that goes on, opened but not closed.
+        """Return the ids of an unfinished text, with the tokenizer's opening tokens but without its closing ones.
 
-        lm-eval's own closes a question as the tokenizer closes a text: where that is by EOS, the choices were scored
-        after the text's end, and without their first token.
+        lm-eval's method keeps the closing tokens: with a closing EOS, it scores the choices after the end of the text
+        and without their first token.
         """
         if add_special_tokens is None:
             ids = opened(string, self.tokenizer, self._opening)
@@ -68,11 +68,11 @@ class SharedPrefixLM(HFLM):
         """Return log-likelihood and greediness of each (text, question, choice); see lm-eval's `TemplateLM`.
 
         Raises:
-            TangramError: a choice alone is longer than the model's context, or outputs are not finite.
+            TangramError: a choice is longer than the model's context, or outputs are not finite.
         """
         questions: dict[tuple[int, ...], list[int]] = {}
         for index, (_, question, choice) in enumerate(requests):
-            # The choice's last token is not read: it predicts nothing. One token at least must stand before the choice.
+            # The choice's last token is no input, as it predicts nothing. At least one token must precede the choice.
             room = self.max_length + 1 - len(choice)
             if room < 1:
                 raise TangramError(
@@ -94,7 +94,7 @@ class SharedPrefixLM(HFLM):
         return [answers[index] for index in range(len(requests))]
 
     def _score(self, trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probability, and whether it is the most likely one, of every target of ``trees`` in turn."""
+        """Return the log-probability of every target of ``trees``, and whether the target is the most likely token."""
         logits, targets = target_logits(self.model, trees)
         if not logits.isfinite().all():
             raise TangramError(f"{self._label}: the model's outputs are not finite; its weights are broken, rebuild it")

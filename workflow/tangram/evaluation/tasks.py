@@ -1,7 +1,7 @@
-"""BIG-bench multiple-choice tasks through lm-eval, offline, with task files that are made here.
+"""BIG-bench multiple-choice tasks, evaluated offline by lm-eval with generated task files.
 
-A few hundred questions give standard errors of several points. Two models answer the same questions, so their
-difference is paired, question by question: that is the number to look at, with its own, smaller standard error.
+A few hundred questions give standard errors of several points. Two models answer the same questions, so the relevant
+number is their difference, paired by question, whose standard error is smaller.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tangram.metrics import standard_error_by_sequence
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROMPT = "Q: {{input}}\nA:"  # the choice follows after a space
-MEAN = "mean"  # the task under which the mean over tasks stands
+PROMPT = "Q: {{input}}\nA:"  # a space and the choice follow
+MEAN = "mean"  # task name of the mean over tasks
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One model's answers to one task's questions, each ``(questions,)``.
+    """One model's results on the questions of one task, each ``(questions,)``.
 
     Attributes:
-        acc: 1 where the right choice has the largest log-likelihood, else 0.
-        acc_norm: the same for the log-likelihood per character.
-        chance: probability of guessing right.
+        acc: 1 if the right choice has the largest log-likelihood, else 0.
+        acc_norm: 1 if the right choice has the largest log-likelihood per character, else 0.
+        chance: accuracy of random guessing.
     """
 
     acc: torch.Tensor
@@ -56,7 +56,7 @@ def parse_task(name: str, content: bytes) -> list[Question]:
     """Return the questions of a BIG-bench `task.json` that have exactly one right choice.
 
     Raises:
-        TangramError: the task is not multiple choice, or no question is left.
+        TangramError: the task has no multiple-choice question with exactly one right choice.
     """
     questions = []
     for example in json.loads(content).get("examples", []):
@@ -70,19 +70,19 @@ def parse_task(name: str, content: bytes) -> list[Question]:
 
 
 def read_tasks(archive: str | Path, names: Sequence[str]) -> dict[str, list[Question]]:
-    """Read tasks by their folders' names from BIG-bench's sdist; only these members are unpacked.
+    """Read tasks by folder name from BIG-bench's sdist; unpack only these members.
 
     Raises:
-        TangramError: a task is not there, or is not multiple choice.
+        TangramError: the archive lacks a task, or a task is not multiple choice.
     """
     from tangram.archives import read_members
 
     members = {f"benchmark_tasks/{name}/task.json": name for name in names}
-    found = {}
+    questions = {}
     for path, content in read_members(archive, [f"*/{member}" for member in members]):
         name = next(name for member, name in members.items() if path.endswith(f"/{member}"))
-        found[name] = parse_task(name, content)
-    return {name: found[name] for name in names}
+        questions[name] = parse_task(name, content)
+    return {name: questions[name] for name in names}
 
 
 def write_tasks(tasks: Mapping[str, Sequence[Question]], folder: str | Path) -> None:
@@ -118,15 +118,15 @@ def answer_tasks(
     limit: int | None,
     label: str,
 ) -> dict[str, Outcomes]:
-    """Let lm-eval put the tasks to a model.
+    """Evaluate a model on tasks with lm-eval.
 
     Args:
         model: parent or child, loaded.
-        tokenizer: its tokenizer.
-        folder: where `write_tasks` wrote the tasks.
-        names: tasks.
-        limit: questions per task; all without.
-        label: what to show beside the progress bar.
+        tokenizer: the model's tokenizer.
+        folder: folder of the task files that `write_tasks` wrote.
+        names: names of the tasks.
+        limit: maximum number of questions per task; None for all.
+        label: label of the progress bar and of errors.
 
     Raises:
         TangramError: the model's outputs are not finite.
@@ -143,11 +143,11 @@ def answer_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     stems = {name: name.replace("/", "_") for name in names}
     loaded = TaskManager(include_path=str(folder), include_defaults=False).load(list(stems.values()))
-    # Standard errors are ours, from the samples: lm-eval's bootstrap knows nothing of pairs.
-    found = evaluate(SharedPrefixLM(model, tokenizer, label), loaded, limit=limit, bootstrap_iters=0)
+    # No bootstrap: `task_rows` computes standard errors from the samples, as lm-eval has no paired ones.
+    results = evaluate(SharedPrefixLM(model, tokenizer, label), loaded, limit=limit, bootstrap_iters=0)
     outcomes = {}
     for name, stem in stems.items():
-        samples = sorted(found["samples"][stem], key=lambda sample: sample["doc_id"])
+        samples = sorted(results["samples"][stem], key=lambda sample: sample["doc_id"])
         outcomes[name] = Outcomes(
             acc=torch.tensor([float(sample["acc"]) for sample in samples]),
             acc_norm=torch.tensor([float(sample["acc_norm"]) for sample in samples]),
@@ -168,12 +168,12 @@ def _mean_over_tasks(values: Sequence[tuple[float, float]]) -> tuple[float, floa
 
 
 def task_rows(answers: Mapping[str, Mapping[str, Outcomes]]) -> list[dict[str, Any]]:
-    """Return the rows of `tables.EVALUATION` for the answers of some models, by model and task.
+    """Return the rows of `tables.EVALUATION` for results by model and task.
 
-    Per task: `acc`, `acc_norm`, `chance`, and for every model but the parent `acc_difference`, paired with the
-    parent's answers. Under the task `mean`: `acc_above_chance`, the mean over tasks of
-    ``(acc - chance) / (1 - chance)``, and its paired difference `acc_above_chance_difference`. The questions are
-    given: standard errors are over them, and `chance` has none.
+    Each task has `acc`, `acc_norm`, `chance`, and for every model but the parent `acc_difference`, paired with the
+    parent by question. The task `mean` has `acc_above_chance`, the mean over tasks of
+    ``(acc - chance) / (1 - chance)``, and its paired difference `acc_above_chance_difference`. Standard errors are over
+    questions; `chance` has none.
     """
     rows: list[dict[str, Any]] = []
 
@@ -183,17 +183,17 @@ def task_rows(answers: Mapping[str, Mapping[str, Outcomes]]) -> list[dict[str, A
     for model, tasks in answers.items():
         paired = answers.get(PARENT) if model != PARENT else None
         above, differences = [], []
-        for task, own in tasks.items():
-            n, chance = len(own.acc), own.chance.double().mean().item()
-            add(model, task, "acc", *_mean(own.acc), n)
-            add(model, task, "acc_norm", *_mean(own.acc_norm), n)
+        for task, outcomes in tasks.items():
+            n, chance = len(outcomes.acc), outcomes.chance.double().mean().item()
+            add(model, task, "acc", *_mean(outcomes.acc), n)
+            add(model, task, "acc_norm", *_mean(outcomes.acc_norm), n)
             add(model, task, "chance", chance, None, n)
-            above.append(_mean((own.acc.double() - chance) / (1 - chance)))
+            above.append(_mean((outcomes.acc.double() - chance) / (1 - chance)))
             if paired:
-                difference = own.acc.double() - paired[task].acc.double()
+                difference = outcomes.acc.double() - paired[task].acc.double()
                 add(model, task, "acc_difference", *_mean(difference), n)
                 differences.append(_mean(difference / (1 - chance)))
-        questions = sum(len(own.acc) for own in tasks.values())
+        questions = sum(len(outcomes.acc) for outcomes in tasks.values())
         add(model, MEAN, "acc_above_chance", *_mean_over_tasks(above), questions)
         if paired:
             add(model, MEAN, "acc_above_chance_difference", *_mean_over_tasks(differences), questions)

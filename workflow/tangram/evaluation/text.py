@@ -1,4 +1,4 @@
-"""Perplexity, KL and agreement on held-out text: a model beside its parent, at every position."""
+"""Perplexity, KL and agreement of a model with its parent on held-out text."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def compare_on_text(
 
     Args:
         model: the model, which may be the parent itself.
-        parent: its parent; only the final norm and the LM head are run.
+        parent: the parent, of which only the final norm and the LM head run.
         parent_final: the parent's hidden states before its final norm, ``(sequences, length, hidden)``.
         input_ids: ``(sequences, length)``.
         batch_size: sequences per forward pass.
-        label: what to show beside the progress bar, and to name in errors.
+        label: label of the progress bar and of errors.
 
     Returns:
-        What `metrics.compare` returns, each ``(sequences, length - 1)``: all positions whose next token is known.
+        The metrics of `metrics.compare`, each ``(sequences, length - 1)``: the last position has no next token.
 
     Raises:
         TangramError: the model's loss or its KL is not finite.
@@ -62,15 +62,15 @@ def compare_on_text(
 def text_rows(model: str, task: str, metrics: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     """Return the rows of `tables.EVALUATION` for one model: `lm_loss`, `perplexity`, `kl` and `agreement`.
 
-    Standard errors are over sequences; that of the perplexity follows from the loss's by the delta method.
+    Standard errors are over sequences; the delta method gives that of the perplexity.
 
     Args:
-        model: its name.
-        task: the text's name.
-        metrics: what `compare_on_text` returns.
+        model: name of the model.
+        task: name of the text.
+        metrics: result of `compare_on_text`.
     """
     loss, loss_error = standard_error_by_sequence(metrics["loss"])
-    found = {
+    estimates = {
         "lm_loss": (loss, loss_error),
         "perplexity": (math.exp(loss), math.exp(loss) * loss_error),
         "kl": standard_error_by_sequence(metrics["kl"]),
@@ -79,5 +79,5 @@ def text_rows(model: str, task: str, metrics: dict[str, torch.Tensor]) -> list[d
     tokens = metrics["loss"].numel()
     return [
         {"model": model, "task": task, "metric": metric, "value": value, "standard_error": error, "n": tokens}
-        for metric, (value, error) in found.items()
+        for metric, (value, error) in estimates.items()
     ]

@@ -1,4 +1,4 @@
-"""Throughput end to end: whole models read a prompt and generate, in turns."""
+"""End-to-end throughput: prefill and generation of whole models, timed round-robin."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 def throughput_rows(
     seconds: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str, scenario: Scenario, batch: int
 ) -> list[dict[str, Any]]:
-    """Turn seconds into rates: ``batch · (prefill + generate) / (prefill seconds + all decode steps' seconds)``.
+    """Return throughputs: ``batch · (prefill + generate) / (seconds of the prefill + seconds of all decode steps)``.
 
-    Every model but the parent also gets a `speedup`: the median of its throughput over the parent's of the same turn.
+    Every model but the parent also gets a `speedup`: the median ratio of its throughput to the parent's in the same
+    round.
 
     Args:
-        seconds: by model, one prefill's and all decode steps' seconds in each turn.
+        seconds: by model, the seconds of the prefill and of all decode steps in each round.
         name: the scenario's name.
-        scenario: prompt and generated tokens.
-        batch: sequences.
+        scenario: the scenario.
+        batch: batch size.
 
     Returns:
-        Rows of `tables.EVALUATION`: medians with standard errors, in tokens per second; n is the number of turns.
+        Rows of `tables.EVALUATION`: medians with standard errors, in tokens per second; n is the number of rounds.
     """
     prompt, generated = batch * scenario.prefill, batch * scenario.generate
     metrics: dict[str, dict[str, list[float]]] = {}
@@ -42,7 +43,7 @@ def throughput_rows(
         }
     for model in [model for model in metrics if PARENT in metrics and model != PARENT]:
         pairs = zip(metrics[model]["throughput"], metrics[PARENT]["throughput"], strict=True)
-        metrics[model]["speedup"] = [own / parent for own, parent in pairs]
+        metrics[model]["speedup"] = [child / parent for child, parent in pairs]
     rows = []
     for model, samples in metrics.items():
         for metric, values in samples.items():
@@ -61,16 +62,16 @@ def measure_throughput(
     vocabulary: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Measure a scenario's prefill and greedy generation with a KV cache, the models in turns.
+    """Measure a scenario's prefill and greedy generation with a KV cache, round-robin over the models.
 
     Args:
         models: causal language models, by name (``'parent'``, ``'child'``, ``'finetuned'``), on one device.
         name: the scenario's name.
-        scenario: prompt and generated tokens.
-        batch: sequences.
-        repeats: turns, at least 2.
-        vocabulary: random prompts are drawn from this many tokens.
-        seed: of the prompts.
+        scenario: the scenario.
+        batch: batch size.
+        repeats: number of rounds, at least 2.
+        vocabulary: number of tokens that random prompts are drawn from.
+        seed: seed of the prompts.
 
     Returns:
         Rows of `tables.EVALUATION`; see `throughput_rows`.

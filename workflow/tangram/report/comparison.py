@@ -1,4 +1,4 @@
-"""The arithmetic of the report: a baseline at a child's own speed, who wins, and rank correlation."""
+"""Statistics of the report: comparison of a child with the baseline at the child's speed, and rank correlation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Comparison:
-    """A child against the plain baseline at the child's own measured speed.
+    """A child and the baseline at the child's measured speed.
 
-    Nothing is extrapolated. A child faster than every baseline stands beside the fastest one, whose lower speed is then
-    ``slower``: to the baseline's favour, so that only the child can win. ``baseline`` is None where there is none.
-    ``verdict`` is ``'child'``, ``'baseline'``, ``'tie'`` (less than 1.96 standard errors apart), or ``''``.
+    Nothing is extrapolated: a child faster than every baseline is compared with the fastest one, whose lower speed is
+    ``slower``. This favors the baseline, so that only the child can win. ``baseline`` is None if no baseline was
+    measured. ``verdict`` is ``'child'``, ``'baseline'``, ``'tie'`` (less than 1.96 standard errors apart), or ``''``.
     """
 
     key: Key
@@ -38,8 +38,8 @@ class Comparison:
 def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) -> Estimate | None:
     """Interpolate (speed, value) points linearly at ``speed``; None outside their range.
 
-    The standard error combines, to first order and as if independent, those of both neighbors' values and, through
-    the slope, of the three speeds; a missing standard error counts as 0.
+    The standard error propagates, to first order and for independent errors, those of both neighbors' values and,
+    through the slope, of the three speeds; a missing standard error counts as 0.
     """
     ordered = sorted(points, key=lambda point: point[0].value)
     for (left, low), (right, high) in itertools.pairwise(ordered):
@@ -47,24 +47,24 @@ def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) ->
             share = (speed.value - left.value) / (right.value - left.value)
             slope = (high.value - low.value) / (right.value - left.value)
             parts = [
-                factor * found.standard_error
-                for factor, found in (
+                factor * term.standard_error
+                for factor, term in (
                     (1 - share, low),
                     (share, high),
                     ((1 - share) * slope, left),
                     (share * slope, right),
                     (slope, speed),
                 )
-                if factor and found.standard_error  # what has no part in it may be unknown (inf)
+                if factor and term.standard_error  # a term of factor 0 may have an infinite error
             ]
             return Estimate((1 - share) * low.value + share * high.value, math.hypot(*parts))
     return None
 
 
 def compare(results: Results, metric: str, model: str) -> list[Comparison]:
-    """Compare the best child of every target with whole layers dropped, by a held-out loss (lower is better).
+    """Compare the best child of every target with the layers-dropped baseline, by a held-out loss (lower is better).
 
-    The parent, no layers dropped at speed 1, is the baseline's first point.
+    The parent, without dropped layers and at speed 1, is the baseline's first point.
 
     Args:
         results: the run.
@@ -85,7 +85,7 @@ def compare(results: Results, metric: str, model: str) -> list[Comparison]:
         if point is None:
             continue
         speed, child = point
-        # The parent alone is no baseline.
+        # A baseline needs a point besides the parent.
         other = interpolate(baseline, speed) if len(baseline) > 1 else None
         slower = None
         if len(baseline) > 1 and speed.value > baseline[-1][0].value:
@@ -103,14 +103,14 @@ def compare(results: Results, metric: str, model: str) -> list[Comparison]:
 
 
 def decide(difference: Estimate) -> str:
-    """Return who wins a loss difference child - baseline: ``'child'``, ``'baseline'`` or ``'tie'``."""
-    if not abs(difference.value) > CONFIDENCE * (difference.standard_error or 0):  # an unknown error decides nothing
+    """Return the winner of a loss difference child - baseline: ``'child'``, ``'baseline'`` or ``'tie'``."""
+    if not abs(difference.value) > CONFIDENCE * (difference.standard_error or 0):  # true for a NaN error, too
         return "tie"
     return "child" if difference.value < 0 else "baseline"
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, ties sharing their mean rank; None where it is undefined."""
+    """Return Spearman's rank correlation, with mean ranks for ties; None if it is undefined."""
     ranks = [pd.Series(values, dtype=float).rank().to_numpy(dtype=np.float64) for values in (first, second)]
     if len(ranks[0]) < 3 or any(np.ptp(values) == 0 for values in ranks):
         return None
@@ -119,7 +119,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 @dataclass(frozen=True)
 class Scored:
-    """One child's Σ replace-1-block score beside its true KL before finetuning, both in nats per token."""
+    """One child's sum of replace-1-block scores and its true KL before finetuning, both in nats per token."""
 
     target: str
     solution: str
@@ -128,10 +128,10 @@ class Scored:
 
 
 def scored_children(results: Results) -> list[Scored]:
-    """Return every child whose Σ score and true KL are both known."""
-    found = []
+    """Return every child with both a sum of scores and a measured KL."""
+    children = []
     for (target, solution), architecture in results.architectures.items():
         score, kl = results.sum_of_scores(architecture), results.heldout(Key(target, solution, "child"), "kl")
         if score is not None and kl is not None:
-            found.append(Scored(target, solution, score, kl))
-    return found
+            children.append(Scored(target, solution, score, kl))
+    return children

@@ -1,4 +1,4 @@
-"""Everything that a report shows, read from one run's tables; what is missing is empty, never an error."""
+"""The data of a report, read from one run's tables; a missing table is empty and no error."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCOR
 
 KINDS = ("attention", "ffn")
 HELDOUT = "heldout"
-BEST = "0"  # the name of the solver's proven best, or of the candidate that was selected
+BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 
 
 class Settings(Section):
-    """What the report must know beyond the tables."""
+    """Settings of the report beyond the tables."""
 
     run: str
     primary_target: str
@@ -38,7 +38,7 @@ class Settings(Section):
 
 
 class Estimate(NamedTuple):
-    """A measured value, its standard error (None where there is none), and how many samples it rests on."""
+    """A measured value, its standard error (or None), and its number of samples (or None)."""
 
     value: float
     standard_error: float | None = None
@@ -46,18 +46,18 @@ class Estimate(NamedTuple):
 
     @property
     def bar(self) -> float:
-        """The standard error as a figure draws it: 0 where there is none, or one sample cannot tell it."""
+        """The length of the error bar: the standard error, or 0 if it is missing or not finite."""
         error = self.standard_error
         return error if error is not None and math.isfinite(error) else 0.0
 
     def times(self, factor: float) -> Estimate:
-        """Return this estimate in another unit."""
+        """Return this estimate scaled by a factor, for another unit."""
         error = self.standard_error
         return Estimate(self.value * factor, None if error is None else error * abs(factor), self.n)
 
 
 class Key(NamedTuple):
-    """One evaluated model: ``solution`` is the solver's or ``layers-dropped``; the parent has neither."""
+    """One evaluated model: ``solution`` is the solver's or ``layers-dropped``; both are empty for the parent."""
 
     target: str
     solution: str
@@ -69,11 +69,11 @@ PARENT_KEY = Key("", "", "parent")
 
 @dataclass(frozen=True)
 class Results:
-    """One run's tables, as frames of `tangram.tables`' schemas; empty where the run has no such file.
+    """One run's tables, as frames of `tangram.tables`' schemas; a frame is empty if the run lacks its file.
 
-    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with columns ``target`` and ``solution`` in front;
+    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with leading columns ``target`` and ``solution``;
     ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
-    ``solutions`` has what solver and baseline say, by target and solution.
+    ``solutions`` holds the entries of the files of solutions by target and solution.
     """
 
     folder: Path
@@ -95,68 +95,68 @@ class Results:
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
-        """Return what was measured of one model, or None."""
+        """Return one model's measurement, or None."""
         return self._estimates.get((*key, task, metric))
 
     @cached_property
     def _estimates(self) -> dict[tuple[str, ...], Estimate]:
-        found: dict[tuple[str, ...], Estimate] = {}
+        estimates: dict[tuple[str, ...], Estimate] = {}
         for row in rows_of(pd.concat([self.tasks, self.readouts, self.evaluations])):
             error = None if math.isnan(row.standard_error) else row.standard_error
-            found[row.target, row.solution, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
-        return found
+            estimates[row.target, row.solution, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
+        return estimates
 
     def heldout(self, key: Key, metric: str) -> Estimate | None:
-        """Return a quality on held-out text; the parent's KL to itself is 0 and its agreement 1."""
+        """Return a metric on held-out text; the parent's KL to itself is 0 and its agreement 1."""
         if key == PARENT_KEY and metric in ("kl", "agreement"):
             return Estimate(float(metric == "agreement"), 0.0)
         return self.estimate(key, HELDOUT, metric)
 
     def speedup(self, key: Key, scenario: str | None = None) -> Estimate | None:
-        """Return the measured throughput as a multiple of the parent's, in the default scenario unless told.
+        """Return the measured throughput as a multiple of the parent's, in the default scenario by default.
 
-        Finetuning does not change the shape of a model, so a model that was not timed takes its twin's speed.
+        Finetuning does not change the shape of a model, so child and finetuned child have the same speed.
         """
         scenario = scenario or self.settings.default_scenario
         if key == PARENT_KEY:
             return Estimate(1.0, 0.0)
         for model in dict.fromkeys((key.model, "finetuned", "child")):
-            twin = key._replace(model=model)
-            found = self.estimate(twin, scenario, "speedup")
-            if found:
-                return found
-            own = self.estimate(twin, scenario, "throughput")
-            parents = self.estimate(PARENT_KEY, scenario, "throughput")
-            if own and parents:
-                return ratio(own, parents)
+            same_shape = key._replace(model=model)
+            speedup = self.estimate(same_shape, scenario, "speedup")
+            if speedup:
+                return speedup
+            throughput = self.estimate(same_shape, scenario, "throughput")
+            parent_throughput = self.estimate(PARENT_KEY, scenario, "throughput")
+            if throughput and parent_throughput:
+                return ratio(throughput, parent_throughput)
         return None
 
     @property
     def children(self) -> list[tuple[str, str]]:
-        """Return every (target, solution) that was chosen or evaluated, in config order, the plain baseline last."""
+        """Return every (target, solution) with an architecture or an evaluation, in config order, the baseline last."""
         evaluated = set(zip(self.evaluations["target"], self.evaluations["solution"], strict=True))
-        known = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
+        pairs = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
         order = {name: i for i, name in enumerate(self.settings.targets)}
-        return sorted(known, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_order(pair[1])))
+        return sorted(pairs, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_order(pair[1])))
 
     def models(self, target: str, solution: str) -> list[Key]:
-        """Return the evaluated models of one solution: before and after finetuning, as far as they exist."""
+        """Return the evaluated models of one solution, before and after finetuning."""
         frame = self.evaluations
         names = set(frame[(frame["target"] == target) & (frame["solution"] == solution)]["model"])
         return [Key(target, solution, model) for model in ("child", "finetuned") if model in names]
 
     def final(self, target: str, solution: str) -> Key | None:
-        """Return the last stage of one solution: finetuned, else the child as assembled."""
+        """Return the last evaluated model of one solution: the finetuned child, else the assembled one."""
         models = self.models(target, solution)
         return models[-1] if models else None
 
     @property
     def chosen(self) -> Key | None:
-        """The primary target's best child in its last stage, if it was evaluated."""
+        """The last evaluated model of the primary target's best solution, or None."""
         return self.final(self.settings.primary_target, BEST)
 
     def sum_of_scores(self, architecture: Architecture, metric: str = "kl") -> float | None:
-        """Return Σ replace-1-block score of an architecture, or None where a piece has no score."""
+        """Return the sum of replace-1-block scores of an architecture, or None if a piece has no score."""
         frame = self.scores[self.scores["metric"] == metric]
         values = {(row.layer, row.kind, row.variant): row.value for row in rows_of(frame) if not math.isnan(row.value)}
         chosen = [(layer, kind, getattr(choice, kind)) for layer, choice in enumerate(architecture) for kind in KINDS]
@@ -166,7 +166,7 @@ class Results:
         return math.fsum(values[piece] for piece in changed)
 
     def variants(self, kind: str) -> list[str]:
-        """Return the variants of a kind, from mildest to strongest, without the parent's own."""
+        """Return the variants of a kind except the parent's, from mildest to strongest."""
         names: set[str] = set()
         for frame in (self.library, self.scores, self.costs):
             names |= set(frame[frame["kind"] == kind]["variant"])
@@ -176,7 +176,7 @@ class Results:
 
 
 def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """Return the ratio of two independent estimates, with the standard error of first-order propagation."""
+    """Return the ratio of two independent estimates, with its standard error to first order."""
     value = numerator.value / denominator.value
     errors = (numerator.standard_error, denominator.standard_error)
     if errors[0] is None or errors[1] is None:
@@ -186,12 +186,12 @@ def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
-    """Yield a frame's rows, with columns as attributes: their types are the schema's, which the stubs cannot know."""
+    """Yield a frame's rows with columns as attributes, whose types the stubs of pandas do not know."""
     yield from frame.itertuples(index=False)
 
 
 def strength(variant: str) -> tuple[int, float, str]:
-    """Return a sort key: the parent first, then families from mild to strong, within a family from wide to narrow."""
+    """Return a sort key: the parent first, families from mild to strong, and within a family from large to small."""
     return block_class(variant).severity, -(Variant.parse(variant).size or 0.0), variant
 
 
@@ -214,7 +214,7 @@ def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str,
 
 
 def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give the parent no target: it is timed again beside every child, and its own evaluation, the first, counts."""
+    """Clear the parent's target and keep its first rows, from its own evaluation: every child's rows repeat it."""
     frame.loc[frame["model"] == PARENT_KEY.model, ["target", "solution"]] = ""
     return frame.drop_duplicates(["target", "solution", "model", "task", "metric"], ignore_index=True)
 
@@ -227,12 +227,12 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise TangramError(f"{path} is damaged ({error}); delete it and run again") from error
-    return found if isinstance(found, dict) else {"content": found}
+    return content if isinstance(content, dict) else {"content": content}
 
 
 def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
@@ -242,7 +242,7 @@ def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
 
 
 def _selections(folder: Path, architectures: Mapping[tuple[str, str], Architecture]) -> dict[str, dict[str, Any]]:
-    """Return by target how its solution 0 was selected, where it was; one of another config does not count."""
+    """Return the summary of each target's selection; one that another config selected does not count."""
     selections = {}
     for path in sorted(folder.glob("targets/*/selection/summary.json")):
         target = path.parents[1].name
@@ -255,7 +255,7 @@ def _selections(folder: Path, architectures: Mapping[tuple[str, str], Architectu
 def _solutions(
     contents: Mapping[Path, dict[str, Any]], architectures: Mapping[tuple[str, str], Architecture]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the entries of files of solutions by target and solution; 0 is the selected one, where one was."""
+    """Return the entries of files of solutions by target and solution; a selected solution becomes 0."""
     solutions = {
         (path.parents[1].name, entry["solution"]): entry
         for path, content in contents.items()
@@ -270,13 +270,13 @@ def _solutions(
 
 
 def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return the distinct records of parquet metadata and JSON: by command, code, settings, versions and device."""
-    metadata = [pq.read_schema(path).metadata or {} for path in tables]
-    decoded = [{key.decode(): value.decode() for key, value in found.items()} for found in metadata]
+    """Return the distinct provenance records of tables and JSON files: command, code, settings, versions, device."""
+    encoded = [pq.read_schema(path).metadata or {} for path in tables]
+    decoded = [{key.decode(): value.decode() for key, value in metadata.items()} for metadata in encoded]
     records: dict[tuple[tuple[str, str], ...], None] = {}
-    for found in [*decoded, *others]:
+    for metadata in [*decoded, *others]:
         names = ("command", "code", "settings", "versions", "device")
-        record = {name: found[f"tangram.{name}"] for name in names if f"tangram.{name}" in found}
+        record = {name: metadata[f"tangram.{name}"] for name in names if f"tangram.{name}" in metadata}
         if "command" in record:
             records[tuple(record.items())] = None
     return sorted((dict(record) for record in records), key=lambda record: sorted(record.items()))
@@ -292,7 +292,7 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
 
 
 def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
-    """Guess the settings of a run from its files, for a reader who has only the folder."""
+    """Infer the settings of a run from its files, for a folder without a config."""
     targets = tuple(sorted(path.name for path in folder.glob("targets/*") if path.is_dir()))
     with_tasks = [path.parent.parent.name for path in folder.glob("targets/*/*/tasks.parquet")]
     scenarios = evaluations[evaluations["metric"].isin(["speedup", "throughput"])]["task"]
@@ -307,7 +307,7 @@ def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple
 
 
 def load_results(folder: str | Path, settings: Settings | None = None) -> Results:
-    """Read a run's folder; without ``settings`` they are guessed from the files.
+    """Read a run's folder; without ``settings``, infer them from the files.
 
     Raises:
         TangramError: the folder does not exist, or a file in it is damaged.
@@ -338,8 +338,8 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
-    made_by = [content.get("provenance", {}) for content in solutions.values()]
-    made_by += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
+    records = [content.get("provenance", {}) for content in solutions.values()]
+    records += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
     return Results(
         folder=folder,
         settings=settings or _discover(folder, evaluation, architectures),
@@ -357,7 +357,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         architectures=architectures,
         solutions=_solutions(solutions, architectures),
         parent=parent,
-        provenance=_provenance(sorted(shown), made_by),
+        provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
     )

@@ -1,4 +1,4 @@
-"""What a page is made of, for the report of a run and for those of the studies, and the one template that shows it."""
+"""Elements of a page and its template, shared by the report of a run and the reports of the studies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEMPLATES = Path(__file__).parents[2] / "report"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: text, and optionally a class, a background, or a bar of a share of the cell's width."""
+    """A table's cell: text, and optionally a CSS class, a background color, or a bar as a share of the cell's width."""
 
     text: str
     look: str = ""
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column heads; the first ``labels`` columns are left-aligned text."""
+    """Rows under column heads; the first ``labels`` columns are left-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence where something is missing."""
+    """A sentence about missing data."""
 
     text: str
 
@@ -53,7 +53,7 @@ Part = Table | Figure | Note
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two, and what stands under it."""
+    """A heading, an introduction, and the parts below it."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Fact:
-    """One number of the headline, with what it is compared with."""
+    """One number at the top of the page; ``detail`` gives its error and its reference."""
 
     value: str
     unit: str
@@ -81,17 +81,17 @@ def render_document(
     skyline: str = "",
     key: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """Return one HTML page without scripts or anything from outside it.
+    """Return one self-contained HTML page without scripts.
 
     Args:
-        run: what the page is of, above its title.
-        title: the headline.
-        sections: the body; those without parts are left out.
-        sentence: under the headline.
-        facts: large figures under that.
-        weights: what the parent's weights are.
+        run: name of the run or study, shown above the title.
+        title: title of the page.
+        sections: the body; sections without parts are omitted.
+        sentence: text below the title.
+        facts: numbers below that text.
+        weights: description of the parent's weights.
         skyline: SVG of the chosen child.
-        key: names and tiles that explain it.
+        key: legend of the skyline: names and tiles.
     """
     import jinja2
 

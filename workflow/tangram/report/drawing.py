@@ -1,4 +1,4 @@
-"""How every figure is drawn: matplotlib, as small, deterministic SVG that goes straight into a page."""
+"""Style and rendering of all figures: matplotlib, as small, deterministic inline SVG."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ SCALE = 1.375  # pixels per point on a wide screen
 
 
 def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
-    """Return a figure as inline SVG without ids that nothing refers to, in the page's colors and type.
+    """Return a figure as inline SVG in the page's colors and font, without unused ids.
 
     Args:
-        name: salts the ids, so that no two figures of a page share one.
-        alt: what a reader who cannot see it is told.
-        draw: makes the figure.
+        name: salt of the ids, which must be unique within a page.
+        alt: alternative text.
+        draw: creates the figure.
     """
     import matplotlib
 
@@ -69,13 +69,13 @@ def render(name: str, alt: str, draw: Callable[[], Figure]) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    # Wide figures fill the page; narrow ones keep the same size of type.
+    # Wide figures fill the page; narrow ones keep the same font size.
     size = f'style="max-width: {width * SCALE:.0f}px"'
     head = f'<svg class="plot" {size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(alt)}">'
     text = head + text[text.index(">") + 1 :]
     used = set(re.findall(r"#([\w-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _short, tag[0]), text)  # not what is written
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _short, tag[0]), text)  # in tags only
     text = text.replace("'DejaVu Sans'", "inherit").replace("font-family: inherit", "")
     text = re.sub(r"font: ([\w. ]*?)([\d.]+px) inherit(, [\w-]+)*", r"font-size: \2", text)
     return re.sub(r"\n\s*", "\n", themed(text))
@@ -86,7 +86,7 @@ def _short(number: re.Match[str]) -> str:
 
 
 def new_figure(columns: int, rows: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure of so many inches with its axes, row by row; ``options`` go to `Figure.subplots`."""
+    """Return a figure, sized in inches, and its axes row by row; ``options`` go to `Figure.subplots`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -96,7 +96,7 @@ def new_figure(columns: int, rows: int, width: float, height: float, **options: 
 
 
 def log_axis(axis: Axes, which: str = "y") -> None:
-    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 where a decade is too coarse."""
+    """Make an axis logarithmic, with ticks also within decades if it spans less than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axis.set_yscale if which == "y" else axis.set_xscale)("log")
@@ -110,7 +110,7 @@ def log_axis(axis: Axes, which: str = "y") -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Move label positions apart to at least ``gap``, keeping their order and, as far as possible, their places."""
+    """Move label positions apart to at least ``gap``; keep their order and stay close to the original positions."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[list[int]] = []
     centers: list[float] = []
@@ -129,7 +129,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]], size: float = 9, gap: float = 1.45) -> None:
-    """Write labels right of the ends of lines: (x, y, text, color), moved apart where they would touch."""
+    """Write labels right of the ends of lines, given as (x, y, text, color), without overlaps."""
     if not ends:
         return
     axis.autoscale_view()

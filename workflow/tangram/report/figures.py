@@ -1,4 +1,4 @@
-"""Figures with axes of the report's page, from a run's tables."""
+"""The report's plots, from a run's tables."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 80  # at most, per curve
+POINTS = 80  # maximum number per curve
 
 
 def _points(results: Results, solution: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
@@ -33,80 +33,101 @@ def _points(results: Results, solution: str, model: str, metric: str) -> list[tu
     return sorted(points)
 
 
+class _Series(NamedTuple):
+    """One line of the frontier: its label, its models, and its look."""
+
+    label: str
+    solution: str
+    model: str
+    color: str
+    finetuned: bool
+
+
+_FRONTIER = (
+    _Series("Tangram, finetuned", BEST, "finetuned", CHILD, True),
+    _Series("Tangram, before", BEST, "child", CHILD, False),
+    _Series("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
+    _Series("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
+)
+
+
 def frontier(results: Results) -> str | None:
     """Draw KL and perplexity on held-out text over measured speed-up, children and baseline, before and after GKD."""
-    series = [
-        ("Tangram, finetuned", BEST, "finetuned", CHILD, True),
-        ("Tangram, before", BEST, "child", CHILD, False),
-        ("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
-        ("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
-    ]
-    if not any(_points(results, solution, model, "kl") for _, solution, model, _, _ in series):
+    if not any(_points(results, series.solution, series.model, "kl") for series in _FRONTIER):
         return None
 
     def draw() -> Figure:
         figure, axes = new_figure(2, 1, 11.0, 4.6)
-        for axis, metric, title in zip(
-            axes, ("kl", "perplexity"), ("KL(parent ‖ child), nats per token", "perplexity, log scale"), strict=True
-        ):
-            ends = []
-            parent = results.heldout(PARENT_KEY, metric)
-            for label, solution, model, color, finetuned in series:
-                points = _points(results, solution, model, metric)
-                if not points:
-                    continue
-                x, y = [p[0].value for p in points], [p[1].value for p in points]
-                line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
-                axis.plot(
-                    line_x, line_y, color=color, lw=1.6 if finetuned else 1.0, ls="-" if finetuned else (0, (3, 3))
-                )
-                axis.errorbar(
-                    x,
-                    y,
-                    xerr=[p[0].bar for p in points],
-                    yerr=[p[1].bar for p in points],
-                    fmt="o",
-                    color=color,
-                    ms=5.5,
-                    mfc=color if finetuned else PAPER,
-                    mew=1.3,
-                    elinewidth=1,
-                    capsize=0,
-                )
-                ends.append((x[-1], y[-1], label, color))
-            if parent:
-                axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
-                axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
-            chosen = results.final(results.settings.primary_target, BEST)
-            speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
-            if speed and value:
-                axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
-                axis.annotate(
-                    f"chosen: {speed.value:.2f} ×, {number(value.value)}",
-                    (speed.value, value.value),
-                    (12, -15),
-                    textcoords="offset points",
-                    color=INK,
-                    weight="bold",
-                )
+        titles = {"kl": "KL(parent ‖ child), nats per token", "perplexity": "perplexity, log scale"}
+        for axis, (metric, title) in zip(axes, titles.items(), strict=True):
+            _frontier_panel(axis, results, metric)
             axis.set_title(title)
-            axis.set_xlabel("measured speed-up over the parent")
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
-            if metric == "perplexity":
-                log_axis(axis)
-            else:
-                axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-            # By the points alone: on a busy machine the speeds' errors would leave no room for anything else.
-            speeds = [
-                1.0,
-                *(point[0].value for _, name, model, _, _ in series for point in _points(results, name, model, metric)),
-            ]
-            room = 0.08 * (max(speeds) - min(speeds) or 1)
-            axis.set_xlim(min(speeds) - room, max(speeds) + room)
-            label_ends(axis, ends)
         return figure
 
     return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
+
+
+def _frontier_panel(axis: Axes, results: Results, metric: str) -> None:
+    """Draw one metric's lines, the parent and the chosen child."""
+    parent = results.heldout(PARENT_KEY, metric)
+    points = {series: _points(results, series.solution, series.model, metric) for series in _FRONTIER}
+    ends = [_frontier_line(axis, series, line, parent) for series, line in points.items() if line]
+    if parent:
+        axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
+        axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
+    _mark_chosen(axis, results, metric)
+    axis.set_xlabel("measured speed-up over the parent")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
+    if metric == "perplexity":
+        log_axis(axis)
+    else:
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    # The range follows the points, not their error bars, which are wide on a busy machine.
+    speeds = [1.0, *(speed.value for line in points.values() for speed, _ in line)]
+    room = 0.08 * (max(speeds) - min(speeds) or 1)
+    axis.set_xlim(min(speeds) - room, max(speeds) + room)
+    label_ends(axis, ends)
+
+
+def _frontier_line(
+    axis: Axes, series: _Series, points: Sequence[tuple[Estimate, Estimate]], parent: Estimate | None
+) -> tuple[float, float, str, str]:
+    """Draw a line from the parent through points of speed and value; return its end for `label_ends`."""
+    x, y = [speed.value for speed, _ in points], [value.value for _, value in points]
+    line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
+    width, dashes = (1.6, "-") if series.finetuned else (1.0, (0, (3, 3)))
+    axis.plot(line_x, line_y, color=series.color, lw=width, ls=dashes)
+    axis.errorbar(
+        x,
+        y,
+        xerr=[speed.bar for speed, _ in points],
+        yerr=[value.bar for _, value in points],
+        fmt="o",
+        color=series.color,
+        ms=5.5,
+        mfc=series.color if series.finetuned else PAPER,
+        mew=1.3,
+        elinewidth=1,
+        capsize=0,
+    )
+    return x[-1], y[-1], series.label, series.color
+
+
+def _mark_chosen(axis: Axes, results: Results, metric: str) -> None:
+    """Draw a ring around the primary target's best child, with its speed and value."""
+    chosen = results.final(results.settings.primary_target, BEST)
+    speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
+    if not speed or not value:
+        return
+    axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
+    axis.annotate(
+        f"chosen: {speed.value:.2f} ×, {number(value.value)}",
+        (speed.value, value.value),
+        (12, -15),
+        textcoords="offset points",
+        color=INK,
+        weight="bold",
+    )
 
 
 def _token_axis(axis: Axes) -> None:
@@ -136,12 +157,12 @@ def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
             after = trained["bld_loss_after"]
             axis.vlines(trained["layer"], trained["bld_loss_before"], after, color=color, lw=1.2)
             axis.plot(part["layer"], part["bld_loss_before"], "o", ms=3.6, mfc=PAPER, mec=color, mew=1)
-            kept = trained["kept"] == "trained"
-            axis.plot(trained["layer"][kept], after[kept], "o", ms=3.6, color=color)
-            axis.plot(trained["layer"][~kept], after[~kept], "x", ms=4.5, color=INK, mew=1.1)
-            said = f"trained kept {int(kept.sum())}/{len(trained)}" if len(trained) else "not trained"
+            improved = trained["kept"] == "trained"
+            axis.plot(trained["layer"][improved], after[improved], "o", ms=3.6, color=color)
+            axis.plot(trained["layer"][~improved], after[~improved], "x", ms=4.5, color=INK, mew=1.1)
+            count = f"trained kept {int(improved.sum())}/{len(trained)}" if len(trained) else "not trained"
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'} {variant}", color=INK)
-            axis.text(0.99, 1.04, said, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
+            axis.text(0.99, 1.04, count, transform=axis.transAxes, ha="right", color=MUTED, fontsize=8.5)
             axis.set_yscale("log")
         for axis in axes[len(groups) :]:
             axis.set_visible(False)
@@ -158,7 +179,7 @@ def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """Average a curve in at most ``points`` consecutive groups of equal size."""
+    """Average a curve over at most ``points`` consecutive groups of equal size."""
     parts = min(points, len(x))
     groups = zip(np.array_split(x, parts), np.array_split(y, parts), strict=True)
     means = [(float(a.mean()), float(b.mean())) for a, b in groups]
@@ -166,7 +187,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray
 
 
 def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
-    """Draw the BLD training loss relative to its start: median over layers, and where the middle 80 % lie."""
+    """Draw the BLD training loss relative to its start: the median over layers, with a band of the middle 80 %."""
     frame = results.distillation[results.distillation["metric"] == "loss"]
     if not len(frame):
         return None
@@ -183,7 +204,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
                 if not len(part):
                     continue
                 table = part.pivot_table(index="tokens", columns="series", values="value").sort_index()
-                smooth = table.rolling(max(1, len(table) // 8)).median().dropna()  # single batches are wild
+                smooth = table.rolling(max(1, len(table) // 8)).median().dropna()  # batches are noisy
                 relative = (smooth / smooth.iloc[0]).to_numpy()
                 tokens = smooth.index.to_numpy(dtype=float)
                 bands = [thin(tokens, np.nanquantile(relative, share, axis=1)) for share in (0.1, 0.5, 0.9)]
@@ -192,7 +213,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
                 ends[kind].append((bands[1][0][-1], bands[1][1][-1], variant, colors[variant]))
             axis.set_title(f"{'attention' if kind == 'attention' else 'FFN'}: loss relative to its start")
             _token_axis(axis)
-        axes[0].set_ylim(bottom=0)  # after all is drawn: the axes share it
+        axes[0].set_ylim(bottom=0)  # after all plots, as the axes share their range
         for axis, kind in zip(axes, kinds, strict=True):
             label_ends(axis, ends[kind])
         return figure
@@ -201,7 +222,7 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
 
 
 def gkd_curves(results: Results) -> str | None:
-    """Draw the finetuning losses over tokens, one line per child; the baselines in their color."""
+    """Draw the finetuning losses over tokens, one line per child, with the baselines in their color."""
     frame = results.finetuning
     metrics = [m for m in ("kl", "cosine", "lm_loss") if (frame["metric"] == m).any()]
     if not metrics:
@@ -283,10 +304,10 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
 
 
 def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str | None:
-    """Draw accuracies with one standard error either side: parent, child, finetuned, one line per task.
+    """Draw accuracies of parent, child and finetuned child with bars of one standard error, one row per task.
 
     Args:
-        rows: task and its accuracy by model; the first row is drawn at the top.
+        rows: tasks from top to bottom, each with its accuracy by model.
     """
     if not rows:
         return None
@@ -301,15 +322,14 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
         }
         for i, (_, accuracies) in enumerate(rows):
             for model, (marker, color, fill, shift) in looks.items():
-                found = accuracies.get(model)
-                if found is None:
+                accuracy = accuracies.get(model)
+                if accuracy is None:
                     continue
-                place = len(rows) - 1 - i + shift
-                error = found.bar
+                y = len(rows) - 1 - i + shift
                 axis.errorbar(
-                    found.value * 100,
-                    place,
-                    xerr=error * 100,
+                    accuracy.value * 100,
+                    y,
+                    xerr=accuracy.bar * 100,
                     fmt=marker,
                     color=color,
                     mfc=fill,
@@ -318,8 +338,10 @@ def task_accuracies(rows: Sequence[tuple[str, Mapping[str, Estimate]]]) -> str |
                 )
                 if i == 0:
                     label = {"child": "before finetuning"}.get(model, model)
-                    at = ((found.value + error) * 100, place)
-                    axis.annotate(label, at, (6, 0), textcoords="offset points", color=color, va="center", fontsize=8.5)
+                    end = ((accuracy.value + accuracy.bar) * 100, y)
+                    axis.annotate(
+                        label, end, (6, 0), textcoords="offset points", color=color, va="center", fontsize=8.5
+                    )
         axis.set_yticks(range(len(rows)), [name.replace("_", " ") for name, _ in rows][::-1], color=INK)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="y", visible=False)

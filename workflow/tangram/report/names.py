@@ -1,4 +1,4 @@
-"""Names of models for people."""
+"""Display names of models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tangram.report.data import BEST, PARENT_KEY, Key, Results
 
 
 def name_of(key: Key) -> str:
-    """Return an evaluated model's name for people."""
+    """Return an evaluated model's display name."""
     if key == PARENT_KEY:
         return "parent"
     stage = "finetuned" if key.model == "finetuned" else "before finetuning"
@@ -19,7 +19,7 @@ def name_of(key: Key) -> str:
 
 
 def parent_name(results: Results) -> str:
-    """Return the parent's name as its source tells it, or just that it is the parent."""
+    """Return the parent's name from its source, or "The parent"."""
     source = results.parent.get("source", {})
     name = source.get("member") or source.get("repo") or source.get("path")
     if name is None:

@@ -1,6 +1,6 @@
-"""The page: what is said, in which order, from one run's tables."""
+"""The page of a run: title, key numbers and sections, from one run's tables."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tangram.report.style import estimate, number, variant_colors
 
 
 def render_page(results: Results) -> str:
-    """Return the report: one HTML page without scripts or anything from outside it."""
+    """Return the report: one self-contained HTML page without scripts."""
     variants = [variant for kind in KINDS for variant in results.variants(kind)]
     colors = variant_colors(variants)
     key = [(name, tiles.swatch(name, colors)) for name in colors]
@@ -72,19 +72,20 @@ def _facts(results: Results) -> list[Fact]:
         return []
     facts = []
     speed = results.speedup(chosen)
-    foretold = predicted(results, chosen.target, chosen.solution, "speedup")
+    prediction = predicted(results, chosen.target, chosen.solution, "speedup")
     if speed:
-        said = f"; predicted {foretold:.3f}" if foretold else ""
-        facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s speed", f"measured {estimate(speed)}{said}"))
+        detail = f"measured {estimate(speed)}" + (f"; predicted {prediction:.3f}" if prediction else "")
+        facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s speed", detail))
     divergence = results.heldout(chosen, "kl")
     if divergence:
         before = results.heldout(chosen._replace(model="child"), "kl")
-        was = f"; before finetuning {estimate(before)}" if before and chosen.model != "child" else ""
-        facts.append(Fact(number(divergence.value), "nats", "KL from the parent", f"{estimate(divergence)}{was}"))
-    perplexity, parents = results.heldout(chosen, "perplexity"), results.heldout(PARENT_KEY, "perplexity")
+        detail = estimate(divergence)
+        detail += f"; before finetuning {estimate(before)}" if before and chosen.model != "child" else ""
+        facts.append(Fact(number(divergence.value), "nats", "KL from the parent", detail))
+    perplexity, reference = results.heldout(chosen, "perplexity"), results.heldout(PARENT_KEY, "perplexity")
     if perplexity:
-        beside = f"; parent {estimate(parents)}" if parents else ""
-        facts.append(Fact(number(perplexity.value), "", "perplexity", f"{estimate(perplexity)}{beside}"))
+        detail = estimate(perplexity) + (f"; parent {estimate(reference)}" if reference else "")
+        facts.append(Fact(number(perplexity.value), "", "perplexity", detail))
     agreement = results.heldout(chosen, "agreement")
     if agreement:
         share = agreement.times(100)
@@ -94,45 +95,45 @@ def _facts(results: Results) -> list[Fact]:
     accuracy = results.estimate(chosen, "mean", "acc_above_chance")
     if accuracy:
         share = accuracy.times(100)
-        parents = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
+        reference = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
         paired = results.estimate(chosen, "mean", "acc_above_chance_difference")
-        beside = f"; parent {estimate(parents.times(100))}" if parents else ""
-        beside += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
-        facts.append(Fact(f"{share.value:.1f}", "%", "tasks, above chance", f"{estimate(share)}{beside}"))
+        detail = estimate(share) + (f"; parent {estimate(reference.times(100))}" if reference else "")
+        detail += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
+        facts.append(Fact(f"{share.value:.1f}", "%", "tasks, above chance", detail))
     return [replace(fact, detail=fact.detail.replace(" ± ", "\u00a0±\u00a0")) for fact in facts]
 
 
 def _sentence(results: Results) -> str:
     chosen = results.chosen
     architecture = results.architectures.get((results.settings.primary_target, BEST))
-    said = []
+    sentences = []
     if architecture:
-        kept = sum(getattr(choice, kind) == PARENT for choice in architecture for kind in KINDS)
-        said.append(f"{kept} of {2 * len(architecture)} subblocks are the parent’s own.")
+        unchanged = sum(getattr(choice, kind) == PARENT for choice in architecture for kind in KINDS)
+        sentences.append(f"{unchanged} of {2 * len(architecture)} subblocks are the parent’s.")
         for kind, name in (("attention", "Attention"), ("ffn", "FFN")):
             counts = Counter(getattr(choice, kind) for choice in architecture)
             changed = [f"{counts[v]} {'removed' if v == NO_OP else v}" for v in results.variants(kind) if counts[v]]
             if changed:
-                said.append(f"{name}: {', '.join(changed)}.")
+                sentences.append(f"{name}: {', '.join(changed)}.")
     if chosen:
-        found = [c for c in compare(results, "kl", chosen.model) if c.key == chosen]
-        if found and found[0].baseline:
-            other = estimate(found[0].baseline)
-            slower = found[0].slower
-            stand = "stand at" if slower else "would stand at"
-            where = f"only {slower.value:.2f} ×" if slower else "the same measured speed"
+        comparison = next((c for c in compare(results, "kl", chosen.model) if c.key == chosen), None)
+        if comparison and comparison.baseline:
+            slower = comparison.slower
+            verb = "has" if slower else "would have"
+            speed = f"only {slower.value:.2f} ×" if slower else "the same measured speed"
             outcome = {
                 "child": "this child is closer to the parent",
-                "baseline": "they are closer to the parent",
+                "baseline": "the baseline is closer to the parent",
                 "tie": "a tie within the errors",
                 "": "no verdict",
-            }
-            said.append(f"Whole layers dropped instead {stand} KL {other} at {where}: {outcome[found[0].verdict]}.")
-    return " ".join(said)
+            }[comparison.verdict]
+            baseline = estimate(comparison.baseline)
+            sentences.append(f"The baseline of dropped layers {verb} KL {baseline} at {speed}: {outcome}.")
+    return " ".join(sentences)
 
 
 def _relative_costs(results: Results) -> dict[tuple[str, str], float]:
-    """Return each variant's seconds over the parent's own subblock's, mean over phases, in the default scenario."""
+    """Return each variant's seconds relative to the parent's subblock, mean over phases, in the default scenario."""
     frame = results.costs[results.costs["scenario"] == results.settings.default_scenario]
     frame = frame.assign(share=frame["seconds"] / frame["parent_seconds"])
     means: dict[Any, float] = frame.groupby(["kind", "variant"])["share"].mean().to_dict()

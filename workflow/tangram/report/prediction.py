@@ -1,4 +1,4 @@
-"""What the solver and the plain baseline foretold before anything was built."""
+"""Predicted throughput and size of solutions, from the cost model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, Results
 from tangram.report.style import number, percent
 
-ROUNDING = 1e-9  # a relative gap below it is the arithmetic's
+ROUNDING = 1e-9  # relative gaps below it are rounding errors
 UNITS = {
     "throughput": (1.0, "tokens/s"),
     "latency": (1.0, "s"),
@@ -20,7 +20,7 @@ UNITS = {
 
 
 def summary_of(results: Results, target: str, solution: str) -> dict[str, Any]:
-    """Return the entry that `search.summary.architecture_summary` wrote for one architecture; empty where none is."""
+    """Return one solution's entry, as `search.summary.architecture_summary` wrote it; empty if none exists."""
     return results.solutions.get((target, solution), {})
 
 
@@ -31,16 +31,16 @@ def predicted(results: Results, target: str, solution: str, quantity: str) -> fl
 
 
 def model_label(target: str, solution: str) -> str:
-    """Return an architecture's name for people."""
+    """Return a solution's display name."""
     if solution == LAYERS_DROPPED:
         return f"{target}, layers dropped"
     return target if solution == BEST else f"{target} #{solution}"
 
 
 def constraint_facts(results: Results) -> list[list[str]]:
-    """Return one row per solution and constraint: in words, limit, value, slack, price, sum of scores, bound, gap.
+    """Return one row per solution and constraint: names, limit, value, slack, price, sum of scores, bound, gap.
 
-    Slack is relative to the limit. The price is how much Σ score falls per cent by which the limit is loosened.
+    Slack is relative to the limit. The price is the decrease of the sum of scores when the limit is loosened by 1 %.
     """
     rows = []
     for target, solution in results.children:
@@ -49,13 +49,13 @@ def constraint_facts(results: Results) -> list[list[str]]:
             continue
         for constraint in entry.get("constraints", []):
             factor, unit = UNITS.get(constraint["quantity"], (1.0, ""))
-            least = constraint.get("min") is not None
+            is_minimum = constraint.get("min") is not None
             scenario = f" ({constraint['scenario']})" if constraint.get("scenario") else ""
             rows.append(
                 [
                     model_label(target, solution),
                     f"{constraint['quantity'].replace('_', ' ')}{scenario}",
-                    f"{'≥' if least else '≤'} {number(constraint['limit'] * factor, 4)} {unit}",
+                    f"{'≥' if is_minimum else '≤'} {number(constraint['limit'] * factor, 4)} {unit}",
                     f"{number(constraint['value'] * factor, 4)} {unit}",
                     percent(constraint["slack"] / constraint["limit"], places=2),
                     number(constraint.get("shadow_price")),

@@ -1,6 +1,6 @@
-"""Colors and numbers: one color per variant everywhere, one way to write a number."""
+"""Colors of variants and formats of numbers, the same in all parts of the report."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.report.data import Estimate, strength
 
-# Figures are drawn in these; they become the page's CSS variables, so that figures follow its theme.
+# `themed` replaces these colors of figures by the page's CSS variables, so that figures follow its theme.
 INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
-CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: apart in lightness and for every common color blindness
+CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: distinct in lightness and with color blindness
 CSS_VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -29,7 +29,7 @@ def _mix(mild: str, strong: str, share: float) -> str:
 
 
 def variant_colors(variants: Sequence[str]) -> dict[str, str]:
-    """Return a color per variant: a hue per family, darker where more is cut away; no-op is the page's own gray."""
+    """Return a color per variant: a hue per family, darker for smaller variants."""
     families: dict[str, list[str]] = {}
     for variant in sorted({PARENT, *variants}, key=strength):
         families.setdefault(Variant.parse(variant).family, []).append(variant)
@@ -49,13 +49,13 @@ def themed(text: str) -> str:
 
 
 def ink_on(color: str) -> str:
-    """Return black or white, whichever reads better on a color."""
+    """Return black or white, whichever has more contrast to a color."""
     red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return "#ffffff" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 else "#14181c"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many significant digits, thousands grouped; a missing one as a dash."""
+    """Format a number with ``digits`` significant digits and grouped thousands; None and NaN become a dash."""
     if value is None or math.isnan(value):
         return "–"
     if value == 0 or math.isinf(value):
@@ -66,17 +66,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{places}f}".replace("-", "−")
 
 
-def estimate(found: Estimate | None, signed: bool = False, least: int = 0) -> str:
-    """Write an estimate as ``value ± standard error``: the error to one digit, to two where one would be coarse.
+def estimate(measured: Estimate | None, signed: bool = False, least: int = 0) -> str:
+    """Format an estimate as ``value ± standard error``, with one or two digits of the error.
 
     Args:
-        found: what to write; a dash for None, and for an error that one sample or sequence cannot tell (inf or nan).
+        measured: the estimate; None becomes a dash, as does a standard error that is not finite.
         signed: show the sign of a positive value.
-        least: decimal places at least.
+        least: minimum number of decimal places.
     """
-    if found is None:
+    if measured is None:
         return "–"
-    value, error, _ = found
+    value, error, _ = measured
     if not error or not math.isfinite(value):
         text = number(value)
     elif not math.isfinite(error):
@@ -89,12 +89,12 @@ def estimate(found: Estimate | None, signed: bool = False, least: int = 0) -> st
 
 
 def percent(value: float, signed: bool = False, places: int = 1) -> str:
-    """Write a share as a percentage."""
+    """Format a share as a percentage."""
     return f"{value:{'+' if signed else ''}.{places}%}".replace("-", "−").replace("%", " %")
 
 
 def seconds(value: float) -> str:
-    """Write a duration, in the unit that it is read in."""
+    """Format a duration in seconds, minutes or hours."""
     if value < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
@@ -103,5 +103,5 @@ def seconds(value: float) -> str:
 
 
 def short(variant: str) -> str:
-    """Return a variant's name for a small tile: ``g1``, ``.5``, ``lin``, or nothing for the parent's and no-op."""
+    """Return a variant's label on a small tile: ``g1``, ``.5``, ``lin``, or nothing for the parent's and no-op."""
     return block_class(variant).label.format(size=Variant.parse(variant).number.removeprefix("0"))

@@ -1,6 +1,6 @@
-"""The report in a terminal: the same numbers, as plain text."""
+"""The report's numbers as plain text for a terminal."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -33,68 +33,76 @@ def _quality(results: Results, label: str, key: Key) -> list[str]:
     ]
 
 
-def summary_text(results: Results) -> str:
-    """Return stage seconds, speeds predicted and measured, qualities of every model, and where the report is."""
-    lines = [f"run {results.settings.run}", ""]
+def _stages(results: Results) -> list[str]:
     stages = stage_seconds(results)
-    if stages:
-        total = ["total", str(sum(jobs for _, jobs, _ in stages)), seconds(sum(spent for *_, spent in stages))]
-        lines += _aligned(
-            [["stage", "jobs", "time"], *([rule, str(jobs), seconds(spent)] for rule, jobs, spent in stages), total]
-        )
-        lines.append("")
-    speeds = []
+    if not stages:
+        return []
+    total = ["total", str(sum(jobs for _, jobs, _ in stages)), seconds(sum(spent for *_, spent in stages))]
+    rows = [[rule, str(jobs), seconds(spent)] for rule, jobs, spent in stages]
+    return [*_aligned([["stage", "jobs", "time"], *rows, total]), ""]
+
+
+def _speeds(results: Results) -> list[str]:
+    rows = []
     for target, solution in results.children:
         final = results.final(target, solution)
         measured = results.speedup(final) if final else None
-        foretold = predicted(results, target, solution, "speedup")
-        error = f"{foretold / measured.value - 1:+.1%}" if foretold and measured else "–"
-        speeds.append(
-            [model_label(target, solution), f"{foretold:.3f}" if foretold else "–", estimate(measured), error]
-        )
-    if speeds:
-        lines += [*_aligned([["speed-up", "predicted", "measured", "error"], *speeds]), ""]
+        prediction = predicted(results, target, solution, "speedup")
+        error = f"{prediction / measured.value - 1:+.1%}" if prediction and measured else "–"
+        predicted_speed = f"{prediction:.3f}" if prediction else "–"
+        rows.append([model_label(target, solution), predicted_speed, estimate(measured), error])
+    return [*_aligned([["speed-up", "predicted", "measured", "error"], *rows]), ""] if rows else []
+
+
+def _qualities(results: Results) -> list[str]:
     rows = [_quality(results, "parent", PARENT_KEY)]
     for target, solution in results.children:
         for key in results.models(target, solution):
             stage = "finetuned" if key.model == "finetuned" else "before"
             rows.append(_quality(results, f"{model_label(target, solution)}, {stage}", key))
-    lines += _aligned([["quality", "KL, nats/token", "perplexity", "agreement", "tasks above chance, %"], *rows])
+    return _aligned([["quality", "KL, nats/token", "perplexity", "agreement", "tasks above chance, %"], *rows])
+
+
+def _comparisons(results: Results) -> list[str]:
     rows = [
         [
-            model_label(*found.key[:2]),
-            f"{found.speed.value:.3f}",
-            estimate(found.child),
-            estimate(found.baseline) + (f", at {found.slower.value:.3f}" if found.slower else ""),
-            VERDICTS[found.verdict],
+            model_label(*comparison.key[:2]),
+            f"{comparison.speed.value:.3f}",
+            estimate(comparison.child),
+            estimate(comparison.baseline) + (f", at {comparison.slower.value:.3f}" if comparison.slower else ""),
+            VERDICTS[comparison.verdict],
         ]
-        for found in compare(results, "kl", "finetuned")
+        for comparison in compare(results, "kl", "finetuned")
     ]
-    if rows:
-        heads = ["finetuned, at the child’s speed", "speed-up", "KL, Tangram", "KL, layers dropped", "closer"]
-        lines += ["", *_aligned([heads, *rows])]
-    tasks = [task for task in dict.fromkeys(results.tasks["task"]) if task != "mean"]
-    pairs = [
-        (target, solution)
-        for target, solution in results.children
-        if any((results.tasks["target"] == target) & (results.tasks["solution"] == solution))
-    ]
-    for target, solution in pairs:
-        keys = [PARENT_KEY, *(Key(target, solution, model) for model in ("child", "finetuned"))]
-        rows = []
-        for task in tasks:
-            found = [results.estimate(key, task, "acc") for key in keys]
-            paired = [results.estimate(key, task, "acc_difference") for key in keys[1:]]
-            rows.append(
-                [
-                    task,
-                    str(next((value.n for value in found if value), "–")),
-                    *(estimate(value.times(100), least=1) if value else "–" for value in found),
-                    *(estimate(value.times(100), signed=True, least=1) if value else "–" for value in paired),
-                ]
-            )
-        heads = ["n", "parent", "child", "finetuned", "child − parent", "finetuned − parent"]
-        lines += ["", *_aligned([[f"accuracy of {model_label(target, solution)}, %", *heads], *rows])]
+    heads = ["finetuned, at the child’s speed", "speed-up", "KL, Tangram", "KL, layers dropped", "closer"]
+    return ["", *_aligned([heads, *rows])] if rows else []
+
+
+def _tasks(results: Results, target: str, solution: str) -> list[str]:
+    keys = [PARENT_KEY, *(Key(target, solution, model) for model in ("child", "finetuned"))]
+    rows = []
+    for task in [task for task in dict.fromkeys(results.tasks["task"]) if task != "mean"]:
+        accuracies = [results.estimate(key, task, "acc") for key in keys]
+        differences = [results.estimate(key, task, "acc_difference") for key in keys[1:]]
+        rows.append(
+            [
+                task,
+                str(next((value.n for value in accuracies if value), "–")),
+                *(estimate(value.times(100), least=1) if value else "–" for value in accuracies),
+                *(estimate(value.times(100), signed=True, least=1) if value else "–" for value in differences),
+            ]
+        )
+    heads = ["n", "parent", "child", "finetuned", "child − parent", "finetuned − parent"]
+    return ["", *_aligned([[f"accuracy of {model_label(target, solution)}, %", *heads], *rows])]
+
+
+def summary_text(results: Results) -> str:
+    """Return seconds per stage, predicted and measured speeds, qualities of all models, and the report's path."""
+    lines = [f"run {results.settings.run}", "", *_stages(results), *_speeds(results), *_qualities(results)]
+    lines += _comparisons(results)
+    for target, solution in results.children:
+        if any((results.tasks["target"] == target) & (results.tasks["solution"] == solution)):
+            lines += _tasks(results, target, solution)
     report = results.folder / "report.html"
     lines += ["", f"report: {report}" if report.exists() else f"no report yet: {report} is missing"]
     return "\n".join(lines)

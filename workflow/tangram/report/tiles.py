@@ -1,4 +1,4 @@
-"""Maps drawn as tiles: the architecture as a street of subblocks, and scores by layer and variant."""
+"""Maps of tiles: architectures by layer and kind, and scores by layer and variant."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tangram.blocks.base import NO_OP, PARENT
 from tangram.report.data import KINDS, Estimate, rows_of
 from tangram.report.style import estimate, ink_on, short, themed
 
-WIDTH = 1000.0  # of every map, in its own units
-LABEL = 96.0  # left of the tiles
-_RAMP = ("#f3f1e7", "#f2d9a6", "#eeb07a", "#dd7f6b", "#b9546f", "#843672", "#4b2262", "#1d1238")  # light to dark, even
+WIDTH = 1000.0  # of every map, in SVG units
+LABEL = 96.0  # width of the labels left of the tiles
+_RAMP = ("#f3f1e7", "#f2d9a6", "#eeb07a", "#dd7f6b", "#b9546f", "#843672", "#4b2262", "#1d1238")  # light to dark
 
 
 def _rect(x: float, y: float, width: float, height: float, look: str, tip: str = "") -> str:
@@ -46,13 +46,13 @@ def skyline(
     relative_cost: Mapping[tuple[str, str], float],
     tips: Mapping[tuple[int, str, str], str],
 ) -> str:
-    """Draw one architecture along a street: attention above, FFN below, each as high as its share of the parent's time.
+    """Draw one architecture by layer, attention above, FFN below, with heights as shares of the parent's time.
 
     Args:
         architecture: variants by layer.
-        colors: by variant.
-        relative_cost: seconds over those of the parent's own subblock, by kind and variant; without it a tile is full.
-        tips: text shown under the pointer, by layer, kind and variant.
+        colors: colors by variant.
+        relative_cost: seconds relative to the parent's subblock, by kind and variant; 1 if missing.
+        tips: texts of tooltips, by layer, kind and variant.
     """
     lot = (WIDTH - LABEL) / max(1, len(architecture))
     gap, height, street = min(4.0, lot * 0.12), 92.0, 18.0
@@ -92,11 +92,11 @@ def skyline(
 def architecture_rows(
     rows: Sequence[tuple[str, tuple[str, ...], Architecture, bool]], colors: Mapping[str, str]
 ) -> str:
-    """Draw architectures as two thin rows of tiles each, stacked.
+    """Draw architectures as two thin rows of tiles each.
 
     Args:
-        rows: label, notes for the right margin, architecture, and whether it opens a group.
-        colors: by variant.
+        rows: label, notes for the right margin, architecture, and whether it starts a group.
+        colors: colors by variant.
     """
     layers = max((len(architecture) for _, _, architecture, _ in rows), default=1)
     left, right = 130.0, 150.0
@@ -129,20 +129,20 @@ def ramp(share: float) -> str:
 
 
 def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layers: int, chosen: Architecture) -> str:
-    """Draw replace-1-block KL by variant (rows) and layer (columns), on a logarithmic scale, with its key.
+    """Draw replace-1-block KL by variant (rows) and layer (columns), on a logarithmic scale, with a legend.
 
     Args:
         scores: rows of SCORES of metric ``kl``.
-        variants: by kind, in order.
-        num_layers: columns.
-        chosen: its pieces are marked by a dot.
+        variants: variants by kind, from top to bottom.
+        num_layers: number of columns.
+        chosen: architecture whose pieces a dot marks.
     """
     values = {
         (row.kind, row.variant, row.layer): (row.value, row.standard_error, row.tokens) for row in rows_of(scores)
     }
     positive = [value for value, _, _ in values.values() if value > 0 and math.isfinite(value)]
     low, high = (math.log10(min(positive)), math.log10(max(positive))) if positive else (0.0, 1.0)
-    # A score far below the rest (a piece that changes nothing) must not eat the scale.
+    # A score near 0, of a piece that changes nothing, must not stretch the scale.
     low = max(low, high - 4)
     lot, tall, y = (WIDTH - LABEL) / max(1, num_layers), 20.0, 16.0
     parts = [
@@ -156,10 +156,10 @@ def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layer
         for variant in variants[kind]:
             parts.append(_text(LABEL - 12, y + 14, variant, 12, "end"))
             for layer in range(num_layers):
-                found = values.get((kind, variant, layer))
-                if found is None:
+                score = values.get((kind, variant, layer))
+                if score is None:
                     continue
-                value, error, tokens = found
+                value, error, tokens = score
                 share = (math.log10(value) - low) / ((high - low) or 1) if value > 0 else 0.0
                 tip = f"layer {layer} · {kind} {variant} · KL {estimate(Estimate(value, error))} ({tokens:,} tokens)"
                 x, color = LABEL + layer * lot, ramp(share)

@@ -1,4 +1,4 @@
-"""Where a run's time went."""
+"""Time per stage of a run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ STAGES = (
 
 
 def stage_order(rule: str) -> tuple[int, str]:
-    """Return a sort key that puts rules in the order data flows, unknown ones last."""
+    """Return a sort key that puts rules in the order of the data flow, unknown rules last."""
     return (STAGES.index(rule) if rule in STAGES else len(STAGES)), rule
 
 
 def stage_seconds(results: Results) -> list[tuple[str, int, float]]:
-    """Return rule, jobs and summed seconds by stage, in the order data flows; without the report's own job."""
+    """Return rule, number of jobs and sum of seconds by stage, in the order of the data flow, without the report."""
     groups = results.benchmarks[results.benchmarks["rule"] != "build_report"].groupby("rule")["seconds"]
-    found = [(str(rule), len(part), float(part.sum())) for rule, part in groups]
-    return sorted(found, key=lambda stage: stage_order(stage[0]))
+    stages = [(str(rule), len(part), float(part.sum())) for rule, part in groups]
+    return sorted(stages, key=lambda stage: stage_order(stage[0]))

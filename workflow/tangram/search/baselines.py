@@ -1,6 +1,6 @@
-"""Plain alternatives to the mixed-integer program, over the same problem, to compare its solution with.
+"""Baselines for the mixed-integer program, on the same problem (Puzzle, arXiv 2411.19146, tables 12 to 15).
 
-Puzzle (arXiv 2411.19146), tables 12 to 15. All keep the target's limits, so that sums of scores compare at equal speed.
+All satisfy the target's limits, so their sums of scores compare at equal speed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tangram.search.solve import solve
 
 
 def greedy(problem: Problem, batches: Batches) -> Architecture:
-    """Return Puzzle's greedy choice (appendix F.2.2), which may miss the limits by what the last layers overdraw.
+    """Return Puzzle's greedy architecture (appendix F.2.2), which exceeds the limits if the last layers exceed theirs.
 
-    Budgets are split equally over the layers; layers are served in ascending order of their options' mean score;
-    each takes its best option within its budget and hands on what is left.
+    Every layer gets an equal share of the budget. In ascending order of their options' mean score, the layers take
+    their best option within their share; the next layer inherits the unused rest.
     """
     resources, layers = problem.resources(batches), len(problem.options)
     means = [problem.scores[problem.layer_of == layer].mean() for layer in range(layers)]
@@ -41,25 +41,25 @@ def greedy(problem: Problem, batches: Batches) -> Architecture:
 
 
 def uniform(problem: Problem, batches: Batches) -> Architecture:
-    """Return the best architecture that keeps the limits with the same pair in every layer.
+    """Return the best architecture that satisfies the limits with the same pair of variants in every layer.
 
     Raises:
-        TangramError: there is none.
+        TangramError: no such architecture exists.
     """
     layers = len(problem.options)
     shared = set.intersection(*({option.choice for option in layer} for layer in problem.options))
     same = [(option.choice,) * layers for option in problem.options[0] if option.choice in shared]
     feasible = [architecture for architecture in same if problem.feasible(architecture, batches)]
     if not feasible:
-        raise TangramError("no pair of variants keeps the target's limits in every layer; loosen them")
+        raise TangramError("no single pair of variants for all layers satisfies the target's limits; loosen them")
     return min(feasible, key=problem.objective)
 
 
 def random_choice(problem: Problem, batches: Batches, seed: int) -> Architecture:
-    """Replace random layers of the parent by random options that bring it closer to the limits, until it keeps them.
+    """Replace random layers of the parent by random options that reduce the excess, until the limits are satisfied.
 
     Raises:
-        TangramError: it did not in 1,000 draws per layer.
+        TangramError: 1,000 draws per layer do not satisfy them.
     """
     generator = np.random.default_rng(seed)
     resources, layers = problem.resources(batches), len(problem.options)
@@ -79,14 +79,16 @@ def random_choice(problem: Problem, batches: Batches, seed: int) -> Architecture
         trial[layer] = starts[layer] + generator.integers(len(problem.options[layer]))
         if excess(trial) < excess(chosen):
             chosen = trial
-    raise TangramError("random choices do not reach the target's limits; loosen them")
+    raise TangramError("random choices do not satisfy the target's limits; loosen them")
 
 
 def max_parameters(problem: Problem, batches: Batches, search: Search) -> Architecture:
-    """Return the architecture with the most parameters, to 1e-3, that keeps the limits (Puzzle, table 14): no scores.
+    """Return the architecture with the most parameters, within 1e-3, that satisfies the limits (Puzzle, table 14).
+
+    It ignores the scores.
 
     Raises:
-        TangramError: no architecture keeps them.
+        TangramError: no architecture satisfies them.
     """
     sizes = np.array(
         [
@@ -97,15 +99,15 @@ def max_parameters(problem: Problem, batches: Batches, search: Search) -> Archit
     )
     resources = problem.resources(batches)
     program = Program(-sizes / sizes.max(), problem.layer_of, resources.usage, resources.budget)
-    # Layers that cost the same make proving an optimum slow, and this baseline needs no proof.
+    # Layers of equal cost make the proof of an optimum slow, and a baseline needs no proof.
     minimum = minimize(program, search.time_limit, relative_gap=1e-3)
     if minimum is None:
-        raise TangramError("no architecture keeps the target's limits at these batch sizes; loosen them")
+        raise TangramError("no architecture satisfies the target's limits at these batch sizes; loosen them")
     return problem.architecture(minimum.values)
 
 
 def no_op_only(problem: Problem, search: Search) -> Architecture:
-    """Return the best architecture of parent's subblocks and no-ops (Puzzle, table 12): no trained library."""
+    """Return the best architecture of the parent's subblocks and no-ops (Puzzle, table 12): no trained pieces."""
     allowed = {PARENT, NO_OP}
     options = tuple(
         tuple(option for option in layer if {option.choice.attention, option.choice.ffn} <= allowed)

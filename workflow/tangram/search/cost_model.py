@@ -1,4 +1,4 @@
-"""From tables to seconds and bytes: the predicted time and memory of any architecture."""
+"""The cost model: predicted time and memory of any architecture, from the tables of costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     import pandas as pd
 
-REMEDY = "delete it and run again: only this table and what depends on it is rebuilt"
+REMEDY = "delete it and run again: only this table and its dependents are rebuilt"
 
 
 def records(table: pd.DataFrame) -> Iterator[Any]:
@@ -26,7 +26,7 @@ def records(table: pd.DataFrame) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the cost tables say about one architecture in one scenario at one batch size.
+    """Predicted costs of one architecture in one scenario at one batch size.
 
     Attributes:
         batch: sequences.
@@ -48,10 +48,10 @@ class Prediction:
 
 
 class CostModel:
-    """Predicts time and memory of any architecture from the tables of its pieces.
+    """Predict time and memory of any architecture as sums over its pieces.
 
     Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, which cancels
-    drift between jobs. The calibration's scale multiplies a whole model's sum.
+    drift between jobs. The calibration's scale multiplies the sum over a whole model.
 
     Args:
         costs: rows of `tables.COSTS`.
@@ -60,7 +60,7 @@ class CostModel:
         element_bytes: bytes per parameter.
 
     Raises:
-        TangramError: a row is there twice or its seconds are not usable.
+        TangramError: a row appears twice or its seconds are negative or not finite.
     """
 
     def __init__(
@@ -79,9 +79,9 @@ class CostModel:
             sizes = (int(row.parameter_bytes), int(row.kv_bytes_per_token))
             where = f"costs: {row.kind} '{row.variant}', scenario '{row.scenario}', {row.phase}, batch {row.batch}"
             if key in self._times or self._bytes.setdefault(piece, sizes) != sizes:
-                raise TangramError(f"{where} is there twice or with different sizes; {REMEDY}")
+                raise TangramError(f"{where} appears twice or with different sizes; {REMEDY}")
             if not 0 <= row.seconds < math.inf:
-                raise TangramError(f"{where}: {row.seconds} s beside {row.parent_seconds} s of the parent; {REMEDY}")
+                raise TangramError(f"{where}: {row.seconds} s against {row.parent_seconds} s of the parent; {REMEDY}")
             self._times[key] = float(row.seconds)
         self._classes = sorted({piece[0] for piece in self._bytes})
         self._scales: dict[tuple[str, str, int], float] = {}
@@ -91,7 +91,7 @@ class CostModel:
                 raise TangramError(f"calibration: scale {row.scale} of {workload} is unusable or not unique; {REMEDY}")
 
     def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
-        """Return the key of the class that a layer belongs to: the last one that starts at or before it."""
+        """Return the key of a layer's class: the last class that starts at or before the layer."""
         for first in reversed(self._classes):
             if first <= layer and (first, kind, variant) in self._bytes:
                 return first, kind, variant
@@ -124,7 +124,7 @@ class CostModel:
         return batch * (workload.prefill + workload.generate)
 
     def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
-        """Add up an architecture's pieces in plain arithmetic; the solver's linear forms are checked against this."""
+        """Sum the costs of an architecture's pieces; `verify` checks the solver's linear forms against this sum."""
         pieces = [(0, "model", PARENT)]
         for layer, choice in enumerate(architecture):
             pieces += [(layer, "attention", choice.attention), (layer, "ffn", choice.ffn)]
@@ -148,7 +148,7 @@ class CostModel:
         )
 
     def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
-        """Return what one piece adds to a quantity; throughput counts as its seconds (`latency`)."""
+        """Return one piece's contribution to a quantity; for throughput, its seconds (as for `latency`)."""
         piece = (layer, kind, variant)
         if quantity in ("parameters", "kv_bytes_per_token", "memory"):
             parameter_bytes, kv_bytes = self.sizes(*piece)

@@ -1,4 +1,4 @@
-"""The plain alternative to the search: whole layers dropped (Puzzle, arXiv 2411.19146, table 12)."""
+"""The baseline of the search: drop whole layers (Puzzle, arXiv 2411.19146, table 12)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ DROPPED = LayerChoice(NO_OP, NO_OP)
 def drop_whole_layers(problem: Problem) -> tuple[Architecture, Batches, tuple[int, ...]]:
     """Drop the layers whose attention and FFN no-ops have the smallest sums of scores; keep at least one layer.
 
-    With throughput constraints, as many layers as leave the predicted throughput at or below every one of them: the
-    baseline is never faster than the target, to its favour. Without, as few as satisfy all constraints.
+    With throughput constraints, it drops as many layers as possible without exceeding any of them in predicted
+    throughput: the baseline is never faster than the target, which favors its quality. Without, it drops as few layers
+    as satisfy all constraints.
 
     Returns:
-        The architecture, batch sizes (of largest throughput), and the layers dropped, in order of layers.
+        The architecture, batch sizes (of largest throughput), and the dropped layers in ascending order.
 
     Raises:
         TangramError: a layer has no no-op scores, or no number of layers satisfies the constraints.
@@ -31,10 +32,10 @@ def drop_whole_layers(problem: Problem) -> tuple[Architecture, Batches, tuple[in
                     f"library.{kind}, or set the target's compare_layers_dropped: false"
                 )
     order = sorted(layers, key=lambda layer: (problem.option(layer, DROPPED).score, layer))
-    ladder = []  # architectures by number of layers dropped
+    candidates = []  # by number of dropped layers
     for count in layers:
         dropped = tuple(sorted(order[:count]))
-        ladder.append((tuple(DROPPED if layer in dropped else LayerChoice() for layer in layers), dropped))
+        candidates.append((tuple(DROPPED if layer in dropped else LayerChoice() for layer in layers), dropped))
     limits = [constraint for constraint in problem.target.constraints if constraint.quantity == "throughput"]
     if limits:
 
@@ -42,14 +43,14 @@ def drop_whole_layers(problem: Problem) -> tuple[Architecture, Batches, tuple[in
             batches = _best_batches(problem, architecture)
             return any(problem.slack(constraint, architecture, batches) > TOLERANCE for constraint in limits)
 
-        slow = [entry for entry in ladder if not too_fast(entry[0])] or ladder[:1]
+        slow = [entry for entry in candidates if not too_fast(entry[0])] or candidates[:1]
         architecture, dropped = slow[-1]
         return architecture, _best_batches(problem, architecture), dropped
-    for architecture, dropped in ladder:
+    for architecture, dropped in candidates:
         for batches in problem.batch_grid():
             if problem.feasible(architecture, batches):
                 return architecture, batches, dropped
-    raise TangramError("no number of dropped layers keeps the target's constraints; loosen them")
+    raise TangramError("no number of dropped layers satisfies the target's constraints; loosen them")
 
 
 def _best_batches(problem: Problem, architecture: Architecture) -> Batches:

@@ -1,4 +1,4 @@
-"""The diagnosis of a target without a solution: which constraints bind, and the nearest values that are feasible."""
+"""Diagnosis of an infeasible target: which constraints bind, and the nearest feasible values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tangram.search.program import Program, minimize
 
 
 def infeasible(problem: Problem, search: Search) -> TangramError:
-    """Return the error that says which constraints bind, and the nearest values that are feasible."""
+    """Return an error that names the binding constraints and the nearest feasible values."""
     constraints = problem.target.constraints
     for alone in (False, True):
         nearest = [
@@ -25,17 +25,17 @@ def infeasible(problem: Problem, search: Search) -> TangramError:
         if nearest:
             parts = [f"{describe(constraints[i])} (feasible: {describe(near)})" for _, i, near in sorted(nearest)[:3]]
             if len(constraints) == 1:
-                how = "loosen it, or add smaller variants to the library"
+                remedy = "loosen it, or add smaller variants to the library"
             elif alone:
-                how = "loosening one is not enough: these values are reachable only without the others"
+                remedy = "loosening one is not enough: these values are reachable only without the others"
             else:
-                how = "loosen one of these" if len(parts) > 1 else "loosen it with the other limits as they are"
-            return TangramError(f"the target is infeasible: {' or '.join(parts)}; {how}")
+                remedy = "loosen one of these" if len(parts) > 1 else "loosen it with the other limits as they are"
+            return TangramError(f"the target is infeasible: {' or '.join(parts)}; {remedy}")
     return TangramError("the target is infeasible: loosen its constraints, or add smaller variants to the library")
 
 
 def too_few(problem: Problem, solutions: int) -> TangramError:
-    """Return the error that says how many diverse solutions there are."""
+    """Return an error that gives the number of diverse solutions that exist."""
     return TangramError(
         f"only {solutions} solutions share at most {problem.target.max_shared:.0%} of the layers with each other; "
         f"set the target's solutions to {solutions} or raise max_shared"
@@ -43,13 +43,13 @@ def too_few(problem: Problem, solutions: int) -> TangramError:
 
 
 def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple[float, Constraint] | None:
-    """Return how far one constraint must be loosened at least for a solution to exist, and the loosened constraint.
+    """Return the smallest factor that makes the problem feasible if one constraint is loosened, and that constraint.
 
     Args:
-        problem: an infeasible one.
-        search: for its time limit.
-        row: which constraint.
-        alone: whether the other constraints are left out.
+        problem: an infeasible problem.
+        search: the solver's settings, of which the time limit is used.
+        row: index of the constraint to loosen.
+        alone: whether to ignore the other constraints.
     """
     factor = math.inf
     others = [i for i in range(len(problem.target.constraints)) if i != row and not alone]
@@ -63,13 +63,13 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
     if factor == math.inf:
         return None
     constraint = _loosened(problem.target.constraints[row], factor)
-    # A limit on memory also moves the parent's best throughput, which others may be relative to: so try it.
+    # A limit on memory changes the parent's best throughput, and with it relative limits: check the loosened problem.
     constraints = tuple(constraint if i == row else problem.target.constraints[i] for i in [*others, row])
     return (factor, constraint) if _feasible(problem.with_constraints(constraints), search) else None
 
 
 def _feasible(problem: Problem, search: Search) -> bool:
-    """Say whether some architecture keeps every limit at some batch sizes."""
+    """Return whether some architecture satisfies every limit at some batch sizes."""
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
         program = Program(np.zeros(len(problem.scores)), problem.layer_of, resources.usage, resources.budget)
@@ -79,7 +79,7 @@ def _feasible(problem: Problem, search: Search) -> bool:
 
 
 def _loosened(constraint: Constraint, factor: float) -> Constraint:
-    """Return a constraint whose limit is loosened by a factor, rounded to four digits on the loose side."""
+    """Return a constraint with its limit loosened by a factor, rounded to four digits away from the old limit."""
 
     def rounded(value: float, direction: Callable[[float], int]) -> float:
         unit = 10.0 ** (math.floor(math.log10(value)) - 3)

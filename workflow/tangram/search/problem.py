@@ -1,8 +1,8 @@
-"""One subblock per layer and kind as a problem for a solver: options, costs, limits (Puzzle, appendix B).
+"""The search problem of one target: options of every layer, their costs, and the limits (Puzzle, appendix B).
 
 Every layer has one option per *pair* of an attention and an FFN variant. A pair's score is the sum of its two
-replace-1-block scores, unless the score table holds the pair itself (kind ``'block'``), which then counts instead. The
-parent's own subblock scores 0 and is always an option.
+replace-1-block scores; a score of the pair itself (kind ``'block'`` in the table) replaces the sum. The parent's
+subblock scores 0 and is always an option.
 
 All constraints are linear in the options once the batch size of each scenario is fixed; throughput >= T is
 batch * (prefill + generate) / T >= seconds.
@@ -30,7 +30,7 @@ from tangram.search.cost_model import REMEDY, CostModel, records
 if TYPE_CHECKING:
     import pandas as pd
 
-TOLERANCE = 1e-8  # relative; a limit is kept if it is exceeded by no more than rounding in the solver's arithmetic
+TOLERANCE = 1e-8  # relative excess of a limit that counts as rounding in the solver's arithmetic
 EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -50,12 +50,12 @@ def rounding(objective: float) -> float:
 
 @dataclass(frozen=True)
 class Option:
-    """One pair of subblocks for one layer.
+    """One pair of variants for one layer.
 
     Attributes:
         choice: the pair's variants.
-        score: what the objective adds up.
-        parts: scores of attention and FFN that the sum is made of; None where the pair itself was scored.
+        score: the pair's term of the objective.
+        parts: scores of attention and FFN, whose sum is the score; None if the pair itself was scored.
     """
 
     choice: LayerChoice
@@ -69,7 +69,7 @@ class Resources:
 
     Attributes:
         usage: ``(constraints, options)``, options of all layers in order.
-        fixed: ``(constraints,)``, what embedding, final norm and LM head take.
+        fixed: ``(constraints,)``, the share of embedding, final norm and LM head.
     """
 
     usage: np.ndarray
@@ -77,7 +77,7 @@ class Resources:
 
     @property
     def budget(self) -> np.ndarray:
-        """What the layers may take, ``(constraints,)``."""
+        """The layers' share of every limit, ``(constraints,)``."""
         return 1.0 - self.fixed
 
 
@@ -86,37 +86,37 @@ def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tupl
 
     Args:
         scores: rows of `tables.SCORES`.
-        metric: which of its metrics is minimized.
+        metric: the metric to minimize.
         num_layers: decoder layers.
 
     Raises:
-        TangramError: the metric is missing, a score is not finite or there twice, or a layer is out of range.
+        TangramError: the metric is missing, a score is not finite or appears twice, or a layer is out of range.
     """
     rows = scores[scores["metric"] == metric]
     if rows.empty:
-        raise TangramError(f"scores hold no metric '{metric}' (search.metric); there: {sorted(set(scores['metric']))}")
-    single: list[dict[str, dict[str, float]]] = [
+        raise TangramError(f"scores hold no metric '{metric}' (search.metric), only {sorted(set(scores['metric']))}")
+    scores_of_layer: list[dict[str, dict[str, float]]] = [
         {"attention": {PARENT: 0.0}, "ffn": {PARENT: 0.0}, "block": {}} for _ in range(num_layers)
     ]
     for row in records(rows.sort_values(["layer", "kind", "variant"])):
         where = f"scores: {row.kind} '{row.variant}' of layer {row.layer}"
-        if not 0 <= row.layer < num_layers or row.kind not in single[0]:
+        if not 0 <= row.layer < num_layers or row.kind not in scores_of_layer[0]:
             raise TangramError(f"{where} does not belong to a parent of {num_layers} layers; {REMEDY}")
         if not math.isfinite(row.value):
             raise TangramError(f"{where} is {row.value}; {REMEDY}")
-        known = single[row.layer][row.kind]
+        by_variant = scores_of_layer[row.layer][row.kind]
         if row.variant == PARENT:
             continue
-        if row.variant in known:
-            raise TangramError(f"{where} is there twice; {REMEDY}")
-        known[row.variant] = float(row.value)
+        if row.variant in by_variant:
+            raise TangramError(f"{where} appears twice; {REMEDY}")
+        by_variant[row.variant] = float(row.value)
     layers = []
-    for known in single:
+    for by_kind in scores_of_layer:
         pairs: dict[LayerChoice, Option] = {}
-        for (attention, a), (ffn, f) in itertools.product(known["attention"].items(), known["ffn"].items()):
+        for (attention, a), (ffn, f) in itertools.product(by_kind["attention"].items(), by_kind["ffn"].items()):
             choice = LayerChoice(attention, ffn)
             pairs[choice] = Option(choice, a + f, (a, f))
-        for variant, score in known["block"].items():
+        for variant, score in by_kind["block"].items():
             choice = LayerChoice.parse(variant)
             if choice != LayerChoice():
                 pairs[choice] = Option(choice, score, None)
@@ -137,7 +137,7 @@ class Problem:
 
     @functools.cached_property
     def parent(self) -> Architecture:
-        """The parent's own architecture."""
+        """The parent's architecture."""
         return (LayerChoice(),) * len(self.options)
 
     @functools.cached_property
@@ -179,7 +179,7 @@ class Problem:
         return self._flat[self.position(layer, choice)]
 
     def architecture(self, values: np.ndarray) -> Architecture:
-        """Return the choices that a program's values stand for, ``(options,)``: 1 for those taken, 0 for all others."""
+        """Return the architecture of a program's binary values ``(options,)``: 1 for each layer's chosen option."""
         return tuple(self._flat[i].choice for i in np.flatnonzero(values > 0.5))
 
     def objective(self, architecture: Architecture) -> float:
@@ -189,13 +189,13 @@ class Problem:
     def scale_of_gap(self, objective: float, best: Architecture | None = None) -> float:
         """Return the scale of a gap: the objective, or the best solution's sum of absolute scores if that is larger.
 
-        The two differ only where noise makes scores negative: sums near zero then do not ask for a gap near zero.
+        The two differ only if noise makes scores negative; a sum near zero then does not require a gap near zero.
         """
         scores = [self.option(layer, choice).score for layer, choice in enumerate(best or ())]
         return max(abs(objective), math.fsum(map(abs, scores)))
 
     def constrained_scenarios(self) -> list[str]:
-        """Return the scenarios that some constraint speaks of, in the config's order."""
+        """Return the scenarios of the constraints, in the config's order."""
         used = {constraint.scenario for constraint in self.target.constraints}
         return [name for name in self.costs.scenarios if name in used]
 
@@ -216,7 +216,7 @@ class Problem:
         return scenario, batches.get(scenario, self.costs.scenarios[scenario].batch_sizes[0])
 
     def best_batch(self, architecture: Architecture, scenario: str) -> int | None:
-        """Return the batch size of largest throughput that keeps the scenario's absolute memory limits, or None."""
+        """Return the batch size of largest throughput within the scenario's absolute memory limits, or None."""
         limits = [
             constraint.max
             for constraint in self.target.constraints
@@ -228,16 +228,16 @@ class Problem:
         return max(fitting, key=lambda p: (p.throughput, -p.batch)).batch if fitting else None
 
     def usual_batch(self, architecture: Architecture, scenario: str) -> int:
-        """Return the batch size of largest throughput, or the smallest where memory suffices for none."""
+        """Return the batch size of largest throughput, or the smallest one if none fits into memory."""
         return self.best_batch(architecture, scenario) or min(self.costs.scenarios[scenario].batch_sizes)
 
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
-        """Return the parent's value that a relative constraint is a multiple of; 1 for an absolute one.
+        """Return the parent's value that scales a relative constraint; 1 for an absolute one.
 
-        Throughput is the parent's best over the batch grid; everything else is taken at the same batch.
+        For throughput, the parent's best over the batch grid; for all other quantities, its value at the same batch.
 
         Raises:
-            TangramError: the parent fits into memory at no batch size.
+            TangramError: the parent exceeds the memory limit at every batch size.
         """
         if not constraint.relative_to_parent:
             return 1.0
@@ -247,23 +247,23 @@ class Problem:
             if batch is None:
                 raise TangramError(
                     f"the parent exceeds the memory limit of scenario '{constraint.scenario}' at every batch size, "
-                    "so a throughput relative to it means nothing; make it absolute: relative_to_parent: false"
+                    "so a throughput relative to it is undefined; make it absolute: relative_to_parent: false"
                 )
             batches = {constraint.scenario: batch}
         return self.predict(constraint, self.parent, batches)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
-        """Return a constraint's limit in the quantity's own unit."""
+        """Return a constraint's limit in the unit of its quantity."""
         factor = constraint.min if constraint.quantity == "throughput" else constraint.max
         return float(factor or math.nan) * self.reference(constraint, batches)
 
     def slack(self, constraint: Constraint, architecture: Architecture, batches: Mapping[str, int]) -> float:
-        """Return how far inside its limit an architecture is, relative to the limit; negative outside."""
+        """Return the distance of an architecture to a limit, relative to the limit; negative if it is exceeded."""
         value, limit = self.predict(constraint, architecture, batches), self.limit(constraint, batches)
         return (value / limit - 1) if constraint.quantity == "throughput" else (1 - value / limit)
 
     def feasible(self, architecture: Architecture, batches: Mapping[str, int]) -> bool:
-        """Say whether an architecture keeps every limit."""
+        """Return whether an architecture satisfies every limit."""
         return all(self.slack(c, architecture, batches) >= -TOLERANCE for c in self.target.constraints)
 
     def resources(self, batches: Mapping[str, int]) -> Resources:
@@ -272,10 +272,10 @@ class Problem:
         return Resources(np.array([usage for _, usage in rows]), np.array([fixed for fixed, _ in rows]))
 
     def _linear(self, constraint: Constraint, batches: Mapping[str, int]) -> tuple[float, list[float]]:
-        """Return one constraint's fixed part and every option's, both divided by the limit."""
+        """Return one constraint's fixed usage and the usage of every option, both divided by the limit."""
         scenario, batch = self._workload(constraint, batches)
         limit = self.limit(constraint, batches)
-        if constraint.quantity == "throughput":  # at least so many tokens per second is at most so many seconds
+        if constraint.quantity == "throughput":  # a lower limit on tokens/s is an upper limit on seconds
             limit = self.costs.tokens(scenario, batch) / limit
 
         @functools.cache
@@ -306,7 +306,7 @@ def parent_facts(folder: str | Path) -> tuple[int, int]:
     """Return a checkpoint folder's number of layers and bytes per parameter.
 
     Raises:
-        TangramError: its config is missing or says neither.
+        TangramError: its config is missing or lacks one of them.
     """
     path = Path(folder) / "config.json"
     remedy = "delete the folder and run again"

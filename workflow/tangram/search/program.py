@@ -1,13 +1,13 @@
 """The mixed-integer program of Puzzle (arXiv 2411.19146, appendix B), in Pyomo, solved by HiGHS.
 
 minimize Σ score · x  subject to  Σ_j x_lj = 1 for every layer l,  usage · x ≤ budget,  x binary,
-and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution y. As x chooses a *pair* of subblocks per
-layer, that cut counts layers: one is shared if both its attention and its FFN are the same.
+and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution y. As x chooses a *pair* of variants per
+layer, that cut counts layers: two solutions share a layer if both its attention and its FFN are the same.
 
-A program is solved on the few options whose reduced costs in the LP relaxation are at most τ: any x with another one
-costs at least LP + τ, so min(their bound, LP + τ) bounds the whole program. Where that proves too little, τ grows to
-the distance of objective and LP, which always suffices. At 80 layers of 54 pairs this is several times faster than
-giving the solver everything.
+The solver first sees only the options whose reduced cost in the LP relaxation is at most τ. Any x with another option
+costs at least LP + τ, so min(bound over these options, LP + τ) bounds the full program. If that bound is too weak, τ
+grows to the distance between objective and LP, which always suffices. For 80 layers of 54 pairs this is several times
+faster than solving over all options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, rounding
 
-OPTIONS_PER_LAYER = 3  # that a program is first tried with
+OPTIONS_PER_LAYER = 3  # mean number in the first restricted program
 SOLVER_OPTIONS = {
     "threads": 1,
     "random_seed": 0,
@@ -42,7 +42,7 @@ class Program:
         usage: ``(constraints, options)``.
         budget: ``(constraints,)``.
         earlier: the options of each earlier solution, by layer.
-        max_shared: how many layers x may share with each of them.
+        max_shared: maximum number of layers that x shares with each of them.
     """
 
     scores: np.ndarray
@@ -60,12 +60,12 @@ class Program:
 
 @dataclass(frozen=True)
 class Relaxation:
-    """The optimum of a program whose x need not be whole.
+    """The optimum of a program's LP relaxation.
 
     Attributes:
-        objective: its value.
-        duals: of every constraint, ``(constraints,)``.
-        reduced_costs: of every option, ``(options,)``.
+        objective: the optimal value.
+        duals: dual value of every constraint, ``(constraints,)``.
+        reduced_costs: reduced cost of every option, ``(options,)``.
     """
 
     objective: float
@@ -74,7 +74,7 @@ class Relaxation:
 
     @property
     def lower(self) -> float:
-        """A lower bound of the program: the LP's optimum is exact up to the dual tolerance only."""
+        """A lower bound of the program: the LP's optimum less the solver's dual tolerance."""
         return self.objective - 1e-6 * max(1.0, abs(self.objective))
 
 
@@ -84,8 +84,8 @@ class Minimum:
 
     Attributes:
         values: x, ``(options,)``.
-        objective: its value.
-        bound: no x has a smaller objective.
+        objective: the objective of x.
+        bound: lower bound of the objective over all feasible x.
     """
 
     values: np.ndarray
@@ -97,16 +97,16 @@ def relax(program: Program, time_limit: float) -> Relaxation | None:
     """Solve the LP relaxation; None if no x is feasible.
 
     Raises:
-        TangramError: the time limit (in seconds) was hit or the solver gave up.
+        TangramError: the solver hit the time limit (in seconds) or proved no optimum.
     """
-    solved = _run(_model(program, np.arange(len(program.scores)), whole=False), time_limit)
+    solved = _run(_model(program, np.arange(len(program.scores)), binary=False), time_limit)
     if solved is None:
         return None
     model, result = solved
     constraints, variables = dict(model.limits.items()), list(model.x.values())
     row_duals = result.solution_loader.get_duals(list(constraints.values()))
     prices = result.solution_loader.get_reduced_costs(variables)
-    duals = np.zeros(len(program.usage))  # a row that no option uses has no constraint
+    duals = np.zeros(len(program.usage))  # a row without usage has no constraint
     for row, constraint in constraints.items():
         duals[row] = row_duals[constraint]
     reduced_costs = np.array([prices[variable] for variable in variables])
@@ -121,13 +121,13 @@ def minimize(
     absolute_gap: float = 0.0,
     options: np.ndarray | None = None,
 ) -> Minimum | None:
-    """Solve a program, over some of its ``options`` only if they are given; None if no x is feasible.
+    """Solve a program, restricted to ``options`` if they are given; None if no x is feasible.
 
     Raises:
-        TangramError: the time limit (in seconds) was hit or the solver gave up: never an answer.
+        TangramError: the solver hit the time limit (in seconds) or proved no optimum.
     """
     options = np.arange(len(program.scores)) if options is None else options
-    model = _model(program, options, whole=True)
+    model = _model(program, options, binary=True)
     solved = _run(model, time_limit, mip_rel_gap=relative_gap, mip_abs_gap=absolute_gap)
     if solved is None:
         return None
@@ -142,14 +142,14 @@ def minimize(
 def minimize_few(
     program: Program, relaxation: Relaxation, time_limit: float, gap: float, scale: float
 ) -> Minimum | None:
-    """Solve a program to within ``gap * max(|objective|, scale)`` on as few options as prove that much.
+    """Solve a program to within ``gap * max(|objective|, scale)``, restricted to as few options as prove that gap.
 
     Args:
-        program: to solve.
-        relaxation: its own, earlier solutions included.
+        program: the program.
+        relaxation: its LP relaxation, with the cuts of earlier solutions.
         time_limit: seconds of each run of the solver.
         gap: relative gap.
-        scale: least value that the gap is relative to.
+        scale: lower limit of the value that the gap is relative to.
 
     Returns:
         The minimum, whose bound holds for all options; None if no x is feasible.
@@ -168,14 +168,14 @@ def minimize_few(
             continue
         bound = min(minimum.bound, relaxation.lower + width)
         needed = minimum.objective - relaxation.lower + rounding(minimum.objective)
-        # The solver's own bound may be a rounding error below its objective: more options would not change that.
+        # The solver's bound may be a rounding error below its objective; more options do not change that.
         if width >= needed or minimum.objective - bound <= gap * max(abs(minimum.objective), scale):
             return replace(minimum, bound=bound)
         width = needed
 
 
-def _model(program: Program, options: np.ndarray, whole: bool) -> Any | None:
-    """Return the Pyomo model over some options; None where a constraint that no option uses is broken already."""
+def _model(program: Program, options: np.ndarray, binary: bool) -> Any | None:
+    """Return the Pyomo model over some options; None if a constraint without usage is violated already."""
     import pyomo.environ as pyo
     from pyomo.core.expr.numeric_expr import LinearExpression
 
@@ -183,7 +183,7 @@ def _model(program: Program, options: np.ndarray, whole: bool) -> Any | None:
         return LinearExpression(constant=0.0, linear_coefs=list(coefficients), linear_vars=list(variables))
 
     model = pyo.ConcreteModel()
-    model.x = pyo.Var(options.tolist(), domain=pyo.Binary if whole else pyo.UnitInterval)
+    model.x = pyo.Var(options.tolist(), domain=pyo.Binary if binary else pyo.UnitInterval)
     x = list(model.x.values())
     model.score = pyo.Objective(expr=linear(program.scores[options].tolist(), x))
     model.one_option = pyo.ConstraintList()
@@ -220,7 +220,7 @@ def _run(model: Any | None, time_limit: float, **gaps: float) -> tuple[Any, Any]
     )
     status = result.termination_condition
     if status in (TerminationCondition.provenInfeasible, TerminationCondition.infeasibleOrUnbounded):
-        return None  # every variable is bounded, so it is not unbounded
+        return None  # every variable is bounded, so the model is infeasible
     if status != TerminationCondition.convergenceCriteriaSatisfied:
         raise TangramError(
             f"the solver proved no optimum within search.time_limit = {time_limit:g} s ({status.name}); "

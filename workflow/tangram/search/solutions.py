@@ -1,6 +1,6 @@
-"""The files of solutions: solver, baselines and selection write them in one shape, and whatever follows reads them.
+"""The JSON files of solutions, in one shape for solver, baselines and selection.
 
-``{"solutions": [{"solution": "0", "layers": [...], ...}, ...], ...}``: every entry has a name, and variants by layer.
+``{"solutions": [{"solution": "0", "layers": [...], ...}, ...], ...}``: every entry has a name and variants by layer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tangram.errors import TangramError
 from tangram.files import write_text
 
 
-def save_solutions(content: Mapping[str, Any], path: str | Path, made_by: Mapping[str, str]) -> None:
+def save_solutions(content: Mapping[str, Any], path: str | Path, provenance: Mapping[str, str]) -> None:
     """Write solutions with their provenance."""
-    write_text(path, json.dumps({**content, "provenance": dict(made_by)}, indent=2) + "\n")
+    write_text(path, json.dumps({**content, "provenance": dict(provenance)}, indent=2) + "\n")
 
 
 def load_solutions(path: str | Path) -> dict[str, Architecture]:
-    """Read the architectures by the names of their solutions, in the file's order.
+    """Read architectures by the name of their solution, in the file's order.
 
     Raises:
         TangramError: the file is missing or damaged.

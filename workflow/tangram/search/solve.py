@@ -1,7 +1,8 @@
-"""A target's best solutions: the program of every combination of batch sizes, solved until none can be better.
+"""The solver: a target's best solutions over all combinations of batch sizes.
 
-The batch size of each scenario is no variable: every combination of the grid is a program of its own. They are solved
-in the order of their lower bounds (LP relaxation, then the last solve's), until none left can be better.
+The batch sizes are no variables: every combination of the grid has a program of its own. The programs are solved in
+ascending order of their lower bounds (from the LP relaxation, then from the last solve) until no remaining one can be
+better.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
     """Return the target's diverse solutions, the proven best first.
 
     Raises:
-        TangramError: no architecture keeps the limits (which one binds, and the nearest feasible value), fewer diverse
-            solutions exist than asked for, or the time limit was hit.
+        TangramError: no architecture satisfies the limits (the error names the binding limit and the nearest feasible
+            value), too few diverse solutions exist, or the solver hit the time limit.
     """
     combinations = _combinations(problem, search)
     solutions: list[Solution] = []
@@ -46,7 +47,7 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
 
 
 def _combinations(problem: Problem, search: Search) -> list[_Combination]:
-    """Return the combinations of batch sizes that may have a solution."""
+    """Return the combinations of batch sizes whose LP relaxation is feasible."""
     combinations = []
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
@@ -60,7 +61,7 @@ def _combinations(problem: Problem, search: Search) -> list[_Combination]:
 def _best(
     problem: Problem, search: Search, combinations: Sequence[_Combination], earlier: Sequence[Solution]
 ) -> Solution | None:
-    """Return the best solution of all combinations that differs enough from the earlier ones; None if there is none."""
+    """Return the best solution of all combinations that is diverse from the earlier ones; None if none exists."""
     leader = earlier[0].architecture if earlier else None
     best: Solution | None = None
     for combination in sorted(combinations, key=lambda combination: combination.lower):
@@ -74,14 +75,14 @@ def _best(
             best = solution
     if best is None:
         return None
-    # Valid for every batch size: those not solved have lower bounds, too.
+    # The bound holds for every batch size: unsolved combinations have lower bounds, too.
     bound = min(best.objective, *(combination.lower for combination in combinations))
     scale = problem.scale_of_gap(best.objective, leader)
     return replace(best, bound=bound, gap=(best.objective - bound) / scale if bound < best.objective else 0.0)
 
 
 def _solve(problem: Problem, search: Search, combination: _Combination, earlier: Sequence[Solution]) -> Solution | None:
-    """Return the best solution of one combination, with the bound that holds there; None if there is none."""
+    """Return the best solution of one combination, with that combination's bound; None if none exists."""
     program, relaxation = combination.program, combination.relaxation
     if earlier:
         positions = tuple(
@@ -106,7 +107,7 @@ def _solve(problem: Problem, search: Search, combination: _Combination, earlier:
 
 
 def _gap(search: Search, earlier: Sequence[Solution]) -> float:
-    """Return the relative gap allowed: the first solution is optimal."""
+    """Return the allowed relative gap: 0 for the first solution."""
     return search.diverse_gap if earlier else 0.0
 
 

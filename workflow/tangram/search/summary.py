@@ -1,4 +1,4 @@
-"""Solutions as tables and JSON: values, limits and slacks of every constraint, predicted speeds beside the parent's."""
+"""Solutions as tables and JSON: value, limit and slack of every constraint, predicted costs of solution and parent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def predictions(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Return an architecture's predicted numbers by scenario, and ``speedup``: its throughput over the parent's best.
+    """Return an architecture's predictions by scenario, with ``speedup``: its throughput over the parent's best.
 
     Args:
         problem: costs and limits.
-        architecture: any.
-        batches: batch sizes; a scenario that is not in there gets the one of largest throughput.
+        architecture: any architecture.
+        batches: batch sizes by scenario; by default those of largest throughput.
     """
     scenarios = {}
     for name in problem.costs.scenarios:
@@ -31,7 +31,7 @@ def predictions(problem: Problem, architecture: Architecture, batches: Mapping[s
 
 
 def constraint_values(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return every constraint with limit, value and slack in the quantity's own unit; slack is negative outside."""
+    """Return every constraint with limit, value and slack in the quantity's unit; a negative slack is a violation."""
     values = []
     for constraint in problem.target.constraints:
         value, limit = problem.predict(constraint, architecture, batches), problem.limit(constraint, batches)
@@ -41,7 +41,7 @@ def constraint_values(problem: Problem, architecture: Architecture, batches: Map
 
 
 def architecture_summary(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, Any]:
-    """Return the facts of any architecture without a solver: layers, scores, sizes, constraints, scenarios."""
+    """Return the entry of any architecture: layers, sum of scores, sizes, constraints, scenarios."""
     scenarios = predictions(problem, architecture, batches)
     first = next(iter(scenarios.values()))
     return {
@@ -58,8 +58,7 @@ def architecture_summary(problem: Problem, architecture: Architecture, batches: 
 def solver_entries(problem: Problem, solutions: Sequence[Solution]) -> list[dict[str, Any]]:
     """Return every solution's name, proof and summary.
 
-    A constraint's ``shadow_price`` is how much the LP relaxation's sum of scores falls when its limit is loosened by
-    one per cent.
+    A constraint's ``shadow_price`` is the decrease of the LP relaxation's objective when its limit is loosened by 1 %.
     """
     entries = []
     for number, solution in enumerate(solutions):
@@ -72,7 +71,7 @@ def solver_entries(problem: Problem, solutions: Sequence[Solution]) -> list[dict
 
 
 def beside_parent(problem: Problem, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of a file of solutions: the parent's own numbers and theirs, without times of the run."""
+    """Return the content of a file of solutions: the parent's predictions and the solutions' entries."""
     scenarios = predictions(problem, problem.parent, {})
     first = next(iter(scenarios.values()))
     parent = {key: first[key] for key in ("parameters", "kv_bytes_per_token")}
@@ -80,14 +79,14 @@ def beside_parent(problem: Problem, entries: Sequence[Mapping[str, Any]]) -> dic
 
 
 def speeds(entry: Mapping[str, Any]) -> str:
-    """Return a solution's predicted speed-ups in words."""
+    """Return a solution's predicted speed-ups as text."""
     return ", ".join(f"{name} {numbers['speedup']:.3f} x" for name, numbers in entry["scenarios"].items())
 
 
 def solution_rows(problem: Problem, solutions: Sequence[Solution]) -> list[dict[str, Any]]:
-    """Return rows of `tables.SOLUTIONS`: attention and FFN of every layer, or one ``'block'`` where a pair was scored.
+    """Return rows of `tables.SOLUTIONS`: attention and FFN of every layer, or one ``'block'`` if the pair was scored.
 
-    A block's variant is ``attention+ffn``.
+    The variant of a ``'block'`` is ``attention+ffn``.
     """
     rows = []
     for number, solution in enumerate(solutions):

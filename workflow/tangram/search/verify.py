@@ -1,4 +1,4 @@
-"""A solution with its proof, and the re-check of both by plain sums over the tables."""
+"""A solution with its optimality bound, and the check of both by sums over the tables."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tangram.search.problem import EXACT, TOLERANCE, Batches, Problem, describe,
 
 @dataclass(frozen=True)
 class Solution:
-    """One solution, re-checked by `verify`.
+    """One solution of the solver; `verify` checks it.
 
     Attributes:
         architecture: one pair of variants per layer.
         batches: batch size of every constrained scenario.
         objective: sum of scores.
-        bound: no architecture (that differs enough from the earlier solutions) has a smaller sum of scores.
-        gap: distance of objective and bound, relative to the objective (see `Problem.scale_of_gap`).
-        shadow_prices: by constraint: how much the LP relaxation's objective falls when its limit is loosened by 1 %.
+        bound: lower bound of the sum of scores over all architectures that are diverse from the earlier solutions.
+        gap: distance between objective and bound, relative to the objective (see `Problem.scale_of_gap`).
+        shadow_prices: by constraint, the decrease of the LP relaxation's objective when its limit is loosened by 1 %.
     """
 
     architecture: Architecture
@@ -33,18 +33,18 @@ class Solution:
 
 
 def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequence[Solution] = ()) -> None:
-    """Re-check a solution by plain sums over the tables, without anything of the solver's model.
+    """Check a solution by sums over the tables, independently of the solver's model.
 
     Raises:
-        TangramError: it is not one option per layer, its objective is not the sum of its scores, it breaks a limit,
-            shares too many layers with an earlier one, or is further from its bound than allowed.
+        TangramError: the solution is not one option per layer, its objective is not the sum of its scores, it exceeds
+            a limit, it shares too many layers with an earlier solution, or its gap is too large.
     """
 
-    def require(holds: bool, what: str) -> None:
+    def require(holds: bool, violation: str) -> None:
         if not holds:
-            raise TangramError(f"the solver's answer failed its re-check: {what}; please report this as a bug")
+            raise TangramError(f"the solver's solution failed its re-check: {violation}; please report this as a bug")
 
-    require(len(solution.architecture) == len(problem.options), "it does not choose once per layer")
+    require(len(solution.architecture) == len(problem.options), "it has not one option per layer")
     total = problem.objective(solution.architecture)
     require(
         abs(total - solution.objective) <= rounding(total),

@@ -1,5 +1,5 @@
-"""Choosing among candidates under noise: successive halving, and the interface of other policies.
+"""Best-arm identification among candidates: successive halving, and the interface of other policies.
 
-Policies are batched over independent replications (the first axis of every array) and know nothing of language models;
-`protocol.py` says what all of them have in common. Other packages register theirs as `tangram.policies`.
+Policies are batched over independent replications (the first axis of every array) and independent of language models;
+`protocol.py` defines their interface. Other packages register policies as `tangram.policies`.
 """

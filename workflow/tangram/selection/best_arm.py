@@ -1,9 +1,8 @@
-"""Which candidate is best, for a fixed budget: successive halving, paired on prompts.
+"""Fixed-budget best-arm identification: sequential halving, paired on prompts.
 
-Sequential halving (Karnin, Koren and Somekh 2013): the budget is split evenly over log2(candidates) rounds; after each
-the better half stays. Paired: all that are left see the same prompts, so that the prompts' difficulty cancels. There
-are two kinds of budget, for two kinds of cost: cells (a candidate's score on a prompt, cached) and duels (a judge's
-votes).
+Sequential halving (Karnin, Koren and Somekh 2013) splits the budget evenly over log2(candidates) rounds and drops the
+worse half after each. Paired: all remaining candidates see the same prompts, so the difficulty of prompts cancels. A
+budget counts cells (scores of a candidate on a prompt, cached) or duels (votes of a judge).
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ Look = tuple[np.ndarray, np.ndarray]  # candidates (replications, k), prompts (m
 
 
 class PairedHalving(Stateful):
-    """Successive halving on scores of the same prompts; an action is which candidates to look at on which prompts.
+    """Sequential halving on scores of the same prompts; an action is the candidates and prompts to evaluate.
 
-    Feedback is ``(replications, k, m)``, less is better. With one round it is the uniform allocation.
+    Feedback is ``(replications, k, m)``, lower is better. One round is the uniform allocation.
 
     Args:
-        replications: independent copies.
-        arms: candidates.
-        prompts: how many there are; they are taken in their order.
+        replications: number of independent replications.
+        arms: number of candidates.
+        prompts: number of prompts, which are used in order.
         budget: cells, at most ``arms * prompts``.
-        judge: ``'values'``: means decide; ``'signs'``: the number of pairwise wins on single prompts does.
-        rounds: of halving; by default as many as leave one candidate.
+        judge: criterion: ``'values'`` for mean scores, ``'signs'`` for pairwise wins on single prompts.
+        rounds: number of halvings; by default as many as leave one candidate.
 
     Raises:
-        ValueError: the budget does not buy one prompt.
+        ValueError: the budget does not suffice for one prompt.
     """
 
-    STATE: ClassVar[Names] = ("order", "values", "round", "seen", "cells")
+    STATE: ClassVar[Names] = ("order", "values", "round", "evaluated", "cells")
 
     def __init__(
         self,
@@ -48,17 +47,19 @@ class PairedHalving(Stateful):
     ):
         self.rounds = max(1, math.ceil(math.log2(arms))) if rounds is None else rounds
         if budget < arms:
-            raise ValueError(f"a budget of {budget} cells does not buy one prompt for {arms} candidates")
+            raise ValueError(
+                f"a budget of {budget} cells does not suffice for one prompt of {arms} candidates; raise it"
+            )
         self.replications, self.arms, self.prompts, self.judge = replications, arms, prompts, judge
         self.budget = min(budget, arms * prompts)
         self._rows = np.arange(replications)[:, None]
         self.order = np.tile(np.arange(arms), (replications, 1))  # best first
         self.values = np.full((replications, arms, prompts), np.nan)
-        self.round = self.seen = self.cells = 0
+        self.round = self.evaluated = self.cells = 0  # `evaluated` counts prompts
 
     @property
     def active(self) -> np.ndarray:
-        """The candidates that are left, ``(replications, k)``, best first."""
+        """The remaining candidates, ``(replications, k)``, best first."""
         return self.order[:, : math.ceil(self.arms / 2**self.round)].copy()
 
     @property
@@ -67,32 +68,32 @@ class PairedHalving(Stateful):
         return self.round == self.rounds
 
     def select(self, rng: np.random.Generator) -> Look:
-        """Return the candidates that are left and their next prompts; none once `done`."""
+        """Return the remaining candidates and their next prompts; no prompts once `done`."""
         if self.done:
             return self.active, np.arange(0)
-        share = (self.budget - self.cells) / (self.rounds - self.round)  # what earlier rounds left over counts, too
-        more = min(max(int(share // self.active.shape[1]), 1), self.prompts - self.seen)
-        return self.active, np.arange(self.seen, self.seen + more)
+        share = (self.budget - self.cells) / (self.rounds - self.round)  # includes the unused rest of earlier rounds
+        count = min(max(int(share // self.active.shape[1]), 1), self.prompts - self.evaluated)
+        return self.active, np.arange(self.evaluated, self.evaluated + count)
 
     def update(self, action: Look, feedback: np.ndarray) -> None:
-        """Take the scores and keep the better half."""
+        """Store the scores and drop the worse half."""
         arms, prompts = action
         if self.done:
             return
         self.values[self._rows[:, :, None], arms[:, :, None], prompts[None, None, :]] = feedback
-        self.seen += len(prompts)
+        self.evaluated += len(prompts)
         self.cells += arms.shape[1] * len(prompts)
         better = self._scores(arms).argsort(1, kind="stable")
         self.order[:, : arms.shape[1]] = np.take_along_axis(arms, better, axis=1)
         self.round += 1
 
     def _scores(self, arms: np.ndarray) -> np.ndarray:
-        """Return what candidates are ordered by, ``(replications, k)``; less is better."""
-        values = self.values[self._rows[:, :, None], arms[:, :, None], np.arange(self.seen)]
+        """Return the criterion that orders candidates, ``(replications, k)``; lower is better."""
+        values = self.values[self._rows[:, :, None], arms[:, :, None], np.arange(self.evaluated)]
         if self.judge == "values":
             return values.mean(2)
         losses = np.zeros(values.shape[:2])
-        for arm in range(values.shape[1]):  # against all others at once: (replications, k, prompts)
+        for arm in range(values.shape[1]):  # against all others: (replications, k, prompts)
             difference = values[:, arm : arm + 1] - values
             losses[:, arm] = np.sign(difference).sum((1, 2))
         return losses
@@ -103,18 +104,18 @@ class PairedHalving(Stateful):
 
 
 class RoundRobinHalving(Stateful):
-    """Successive halving on votes; an action is the duels of a round, each pair that is left equally often.
+    """Sequential halving on votes; an action is the duels of a round, equally many of each remaining pair.
 
-    Actions are ``(left, right)``, each ``(replications, duels)``; feedback is whether the right one won.
+    Actions are ``(left, right)``, each ``(replications, duels)``; feedback is True where ``right`` wins.
 
     Args:
-        replications: independent copies.
-        arms: candidates.
-        budget: duels.
-        rounds: of halving; with 1 all pairs duel equally often: the uniform allocation.
+        replications: number of independent replications.
+        arms: number of candidates.
+        budget: number of duels.
+        rounds: number of halvings; one round is the uniform allocation.
 
     Raises:
-        ValueError: the budget does not buy one duel of each pair.
+        ValueError: the budget does not suffice for one duel of each pair.
     """
 
     STATE: ClassVar[Names] = ("order", "wins", "duels", "round")
@@ -122,7 +123,9 @@ class RoundRobinHalving(Stateful):
     def __init__(self, replications: int, arms: int, budget: int, rounds: int | None = None):
         self.rounds = max(1, math.ceil(math.log2(arms))) if rounds is None else rounds
         if budget < arms * (arms - 1) // 2:
-            raise ValueError(f"a budget of {budget} duels does not buy one of each pair of {arms} candidates")
+            raise ValueError(
+                f"a budget of {budget} duels does not suffice for each pair of {arms} candidates; raise it"
+            )
         self.replications, self.arms, self.budget = replications, arms, budget
         self._rows = np.arange(replications)[:, None]
         self.order = np.tile(np.arange(arms), (replications, 1))  # best first
@@ -131,7 +134,7 @@ class RoundRobinHalving(Stateful):
 
     @property
     def active(self) -> np.ndarray:
-        """The candidates that are left, ``(replications, k)``, best first."""
+        """The remaining candidates, ``(replications, k)``, best first."""
         return self.order[:, : math.ceil(self.arms / 2**self.round)].copy()
 
     @property
@@ -147,7 +150,7 @@ class RoundRobinHalving(Stateful):
         return np.tile(self.active[:, left], repeats), np.tile(self.active[:, right], repeats)
 
     def update(self, action: Look, feedback: np.ndarray) -> None:
-        """Count the votes and keep the better half."""
+        """Count the votes and drop the worse half."""
         if self.done:
             return
         left, right = action

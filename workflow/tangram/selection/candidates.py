@@ -1,8 +1,7 @@
-"""Scores of many children on many prompts, computed when they are first asked for and kept.
+"""Scores of many children on many prompts, computed on demand and cached.
 
-Children of one parent have layers in common. Those that agree on all layers up to some depth have the same hidden
-states there, so a batch of prompts runs through the tree of their layers, the parent's own path among them, and what
-several children share from the bottom up is run once.
+Children that agree on all layers up to some depth have the same hidden states there. Therefore a batch of prompts runs
+through the tree of the children's and the parent's layers, and each shared prefix of layers runs once.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-CHUNK = 256  # positions whose logits exist at a time
-METRICS = {"kl": "kl", "lm_loss": "loss"}  # names here and in `metrics.compare`
+CHUNK = 256  # positions per chunk of logits
+METRICS = {"kl": "kl", "lm_loss": "loss"}  # config's name: name in `metrics.compare`
 
 
 def cut_prompts(input_ids: torch.Tensor, length: int) -> torch.Tensor:
-    """Cut sequences ``(sequences, tokens)`` into prompts ``(prompts, length)``; what does not fill one is dropped.
+    """Cut sequences ``(sequences, tokens)`` into prompts ``(prompts, length)`` and drop the remainders.
 
     Raises:
         TangramError: sequences are shorter than a prompt.
@@ -50,12 +49,12 @@ def cut_prompts(input_ids: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def not_finite(arm: int) -> TangramError:
-    """Return the error of a candidate that computes nonsense."""
+    """Return the error of a candidate with outputs that are not finite."""
     return TangramError(f"candidate {arm}: its outputs are not finite; delete its pieces and run again")
 
 
 def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library: Library) -> nn.Module:
-    """Return the parent's layer ``index`` with both subblocks as chosen; the very same where nothing changes."""
+    """Return layer ``index`` with the chosen subblocks; the parent's layer itself if both are the parent's."""
     parent_layer = decoder_layers(model)[index]
     if choice == LayerChoice():
         return parent_layer
@@ -65,22 +64,22 @@ def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library
 
 
 class CandidateScores:
-    """A table of candidates and prompts, filled where it is looked at; `selection.choose.Scores` says how it is used.
+    """A lazily filled table of candidates and prompts; implements `selection.choose.Scores`.
 
     Args:
         model: the parent.
-        prompts: their tokens, ``(prompts, length)``.
-        architectures: the candidates.
-        library: where their pieces come from.
-        metric: one of `METRICS`; the mean over a prompt's tokens.
+        prompts: token ids, ``(prompts, length)``.
+        architectures: the candidates' architectures.
+        library: source of the candidates' pieces.
+        metric: one of `METRICS`, averaged over a prompt's tokens.
         batch_size: prompts per forward pass.
-        cache: file to keep scores in, beyond a kill; none without.
-        identity: what the scores are a function of; a cache of another identity is not read.
-        checkpoint_seconds: time between two saves.
+        cache: file of the scores, from which a killed job resumes; None disables it.
+        identity: fingerprint of all that determines the scores; a cache with another identity is ignored.
+        checkpoint_seconds: seconds between two saves.
     """
 
-    ordinal: bool = False  # values mean more than which of two is less
-    KEPT: ClassVar[tuple[str, ...]] = ("values",)  # arrays that outlive a kill
+    ordinal: bool = False  # see `selection.choose.Scores.ordinal`
+    CACHED: ClassVar[tuple[str, ...]] = ("values",)  # names of the arrays in the cache
 
     def __init__(
         self,
@@ -96,7 +95,7 @@ class CandidateScores:
     ):
         self.arms, self.prompts = len(architectures), len(prompts)
         self.values = np.full((self.arms, self.prompts), np.nan)
-        self.layers_run = self.layers_asked = 0  # layer passes made, and those that children one by one would have made
+        self.layers_run = self.layers_asked = 0  # layer passes with and without sharing
         self._model, self._tokens, self._metric, self._batch_size = model, prompts, metric, batch_size
         self._architectures = dict(enumerate(architectures))
         self._library, self._layers = library, dict[tuple[int, LayerChoice], "nn.Module"]()
@@ -109,20 +108,20 @@ class CandidateScores:
 
     @property
     def cells(self) -> int:
-        """Scores known so far."""
+        """Number of scores computed so far."""
         return int(np.isfinite(self.values).sum())
 
     def look(self, arms: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-        """Return the scores of ``arms`` ``(k,)`` on ``prompts`` ``(m,)``, ``(k, m)``, computing those not known.
+        """Return the scores of ``arms`` ``(k,)`` on ``prompts`` ``(m,)``, ``(k, m)``; compute missing ones.
 
         Raises:
             TangramError: a candidate's outputs are not finite.
         """
         for start in range(0, len(prompts), self._batch_size):
             batch = prompts[start : start + self._batch_size]
-            unknown = np.isnan(self.values[np.ix_(arms, batch)])
-            if unknown.any():
-                self._fill(arms[unknown.any(1)], batch[unknown.any(0)])
+            missing = np.isnan(self.values[np.ix_(arms, batch)])
+            if missing.any():
+                self._fill(arms[missing.any(1)], batch[missing.any(0)])
             if self._cache is not None and time.monotonic() - self._saved > self._seconds:
                 self.save()
         return self.values[np.ix_(arms, prompts)]
@@ -130,10 +129,10 @@ class CandidateScores:
     @torch.inference_mode()
     def _fill(self, arms: np.ndarray, prompts: np.ndarray) -> None:
         for arm, values in self._measure(arms, prompts).items():
-            found = values.cpu().numpy()
-            if not np.isfinite(found).all():
+            scores = values.cpu().numpy()
+            if not np.isfinite(scores).all():
                 raise not_finite(arm)
-            self.values[arm, prompts] = found
+            self.values[arm, prompts] = scores
 
     def _measure(self, arms: np.ndarray, prompts: np.ndarray) -> dict[int, torch.Tensor]:
         """Return the scores of each arm, ``(prompts,)``."""
@@ -143,17 +142,17 @@ class CandidateScores:
         finals = self._final_states(self._model.model.embed_tokens(ids), 0, paths)
         norm, head = self._model.model.norm, self._model.lm_head
         hidden = {arm: norm(final[:, :-1]).flatten(0, 1).split(CHUNK) for arm, final in finals.items()}
-        found: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
+        scores: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
         for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
             parent_logits = head(hidden[-1][index])
-            for arm, parts in found.items():
+            for arm, parts in scores.items():
                 parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[METRICS[self._metric]])
-        return {arm: torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1) for arm, parts in found.items()}
+        return {arm: torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1) for arm, parts in scores.items()}
 
     def _final_states(
         self, hidden: torch.Tensor, depth: int, paths: Mapping[int, Architecture]
     ) -> dict[int, torch.Tensor]:
-        """Return the last hidden states of all paths, which share all layers below ``depth``."""
+        """Return the final hidden states of all paths, which share the layers below ``depth``."""
         if depth == len(decoder_layers(self._model)):
             return dict.fromkeys(paths, hidden)
         groups: dict[LayerChoice, dict[int, Architecture]] = {}
@@ -174,21 +173,22 @@ class CandidateScores:
         """Write the scores to the cache."""
         if self._cache is not None:
             with atomic_path(self._cache) as temporary, open(temporary, "wb") as stream:
-                np.savez(stream, identity=np.array(self._identity), **{name: getattr(self, name) for name in self.KEPT})
+                arrays = {name: getattr(self, name) for name in self.CACHED}
+                np.savez(stream, identity=np.array(self._identity), **arrays)
             self._saved = time.monotonic()
 
     def _restore(self, cache: Path) -> None:
         try:
-            with np.load(cache) as kept:
-                if str(kept["identity"]) == self._identity and kept["values"].shape == self.values.shape:
-                    for name in self.KEPT:
-                        setattr(self, name, kept[name])
+            with np.load(cache) as arrays:
+                if str(arrays["identity"]) == self._identity and arrays["values"].shape == self.values.shape:
+                    for name in self.CACHED:
+                        setattr(self, name, arrays[name])
         except (OSError, ValueError, KeyError) as error:
-            raise TangramError(f"{cache} is damaged ({error}); delete it to select from the beginning") from error
+            raise TangramError(f"{cache} is damaged ({error}); delete it to start the selection again") from error
 
 
 def shared_layers(architectures: Sequence[Architecture]) -> float:
-    """Return the share of layer passes that the tree of candidates and their parent saves, if all see every prompt."""
+    """Return the share of layer passes that shared prefixes save if all candidates see every prompt."""
     paths = [(LayerChoice(),) * len(architectures[0]), *architectures]
     run = {path[: depth + 1] for path in paths for depth in range(len(path))}
     return 1 - len(run) / sum(map(len, paths))
@@ -197,15 +197,15 @@ def shared_layers(architectures: Sequence[Architecture]) -> float:
 def layer_importance(
     model: PreTrainedModel, prompts: torch.Tensor, batch_size: int, cache: Path | None = None, identity: str = ""
 ) -> np.ndarray:
-    """Return the KL of the parent to itself without each layer, on each prompt, ``(prompts, layers)``.
+    """Return KL(parent || parent without the layer) of each layer on each prompt, ``(prompts, layers)``.
 
-    Replace-1-block scores (Puzzle, section 4.2) with nothing in a layer's place, prompt by prompt: the parent is run
-    once up to every layer, and from there on without it. Arguments are those of `CandidateScores`.
+    Replace-1-block scores (Puzzle, section 4.2) of dropped layers, per prompt; the layers before the dropped one run
+    once for all. Arguments are those of `CandidateScores`.
     """
     parent = (LayerChoice(),) * len(decoder_layers(model))
-    nothing = (LayerChoice(NO_OP, NO_OP),)
-    without = [parent[:layer] + nothing + parent[layer + 1 :] for layer in range(len(parent))]
+    dropped = (LayerChoice(NO_OP, NO_OP),)
+    without = [parent[:layer] + dropped + parent[layer + 1 :] for layer in range(len(parent))]
     scores = CandidateScores(model, prompts, without, lambda *_: {}, "kl", batch_size, cache, identity)
-    found = scores.look(np.arange(scores.arms), np.arange(scores.prompts))
+    values = scores.look(np.arange(scores.arms), np.arange(scores.prompts))
     scores.save()
-    return found.T
+    return values.T

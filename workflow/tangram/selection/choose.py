@@ -1,4 +1,4 @@
-"""Choose the best candidate under a budget, by any policy: what the pipeline's `select_child` runs."""
+"""Choose the best candidate within a budget, by any policy; the command `select_child` runs this."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ HALVING: dict[str, dict[str, Any]] = {
     "sign-halving": {"judge": "signs"},
     "uniform": {"rounds": 1},
 }
-PATIENCE = 4  # duels per cell of the table, after which a policy that has settled is stopped
+PATIENCE = 4  # duels per cell of the table, after which a converged policy stops
 
 
 class Scores(Protocol):
-    """A table of candidates and prompts whose entries cost something when they are first looked at; less is better."""
+    """A table of candidates and prompts whose entries are computed on first access; lower is better."""
 
     arms: int
     prompts: int
 
     @property
     def ordinal(self) -> bool:
-        """Whether only the order of two candidates' entries on one prompt means something: a judge's vote."""
+        """Whether only the order of two candidates' entries on one prompt is meaningful, as for a judge's votes."""
         ...
 
     @property
     def cells(self) -> int:
-        """Entries looked at so far."""
+        """Number of entries computed so far."""
         ...
 
     def look(self, arms: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -41,12 +41,11 @@ class Scores(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and what it took besides the cells that the table counts.
+    """The chosen candidate, and its cost beyond the cells of the table.
 
     Attributes:
-        candidate: the one recommended.
-        duels: pairs of candidates compared on a prompt, each once: votes, where a judge gives them. None where means
-            of values decided.
+        candidate: index of the recommended candidate.
+        duels: number of distinct comparisons of two candidates on a prompt (votes, for a judge); 0 if means decided.
     """
 
     candidate: int
@@ -54,44 +53,44 @@ class Choice:
 
 
 def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> Choice:
-    """Return the candidate that a policy recommends once it has spent ``budget`` cells.
+    """Return the candidate that a policy recommends after it has spent ``budget`` cells.
 
-    All is a function of the scores and ``rng``: after a kill, the same call on a table that remembers its entries
-    decides as before in no time, and goes on.
+    The decisions are a function of the scores and ``rng``: after a kill, the same call on a table with cached entries
+    replays them and continues.
 
     Args:
         name: ``'paired-halving'``, ``'sign-halving'``, ``'uniform'``, or a dueling policy registered as
-            `tangram.policies`, whose duels are won by the lower score on the pair's next prompt.
+            `tangram.policies`; the lower score on the pair's next prompt wins a duel.
         scores: the table.
         budget: cells, at least one per candidate.
-        rng: shuffles prompts, and is the policy's.
+        rng: random generator of the order of prompts and of the policy.
 
     Raises:
-        TangramError: an unknown policy.
-        ValueError: a policy that needs values where there are only votes, or a budget that buys nothing.
+        TangramError: no such policy is registered.
+        ValueError: the policy needs values but the scores are votes, or the budget is too small.
     """
     if name == "paired-halving" and scores.ordinal:
-        raise ValueError("paired-halving compares values, and votes have none; sign-halving counts votes")
+        raise ValueError("paired-halving compares values, and votes have none; use sign-halving, which counts votes")
     order = rng.permutation(scores.prompts)
     if name in HALVING:
         options = HALVING[name] | ({"judge": "signs"} if scores.ordinal else {})
         return _halve(PairedHalving(1, scores.arms, scores.prompts, budget, **options), scores, order, rng)
     duels = np.zeros((scores.arms, scores.arms), dtype=np.int64)
-    most = PATIENCE * scores.arms * scores.prompts
+    max_duels = PATIENCE * scores.arms * scores.prompts
     dueling = extensions.load("tangram.policies", name)(1, scores.arms)
-    for _ in range(most):
+    for _ in range(max_duels):
         if scores.cells >= budget:
             break
         left, right = dueling.select(rng)
         pair = (int(min(left[0], right[0])), int(max(left[0], right[0])))
         prompt = order[duels[pair] % scores.prompts]
         duels[pair] += 1
-        one, other = (float(scores.look(arm, np.array([prompt]))[0, 0]) for arm in (left, right))
-        won = rng.random() < 0.5 if one == other else one > other
-        dueling.update((left, right), np.array([won]))
-    # A vote that is asked for again is known; nobody is asked about a candidate and itself.
-    asked = np.minimum(np.triu(duels, 1), scores.prompts).sum()
-    return Choice(int(dueling.recommend()[0]), int(asked))
+        left_score, right_score = (float(scores.look(arm, np.array([prompt]))[0, 0]) for arm in (left, right))
+        right_wins = rng.random() < 0.5 if left_score == right_score else left_score > right_score
+        dueling.update((left, right), np.array([right_wins]))
+    # Repeated votes are cached, and a candidate's duel with itself needs no vote.
+    distinct = np.minimum(np.triu(duels, 1), scores.prompts).sum()
+    return Choice(int(dueling.recommend()[0]), int(distinct))
 
 
 def _halve(policy: PairedHalving, scores: Scores, order: np.ndarray, rng: np.random.Generator) -> Choice:

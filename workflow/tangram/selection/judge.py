@@ -1,7 +1,8 @@
-"""The parent as a judge: each child continues a prompt, and the parent votes for what it finds likelier.
+"""The parent as a judge: each child continues a prompt, and the parent votes for the likelier continuation.
 
-A vote asks for no reference and no instructions: greedy continuations of equal length are read by the parent, and less
-negative log-likelihood per token wins. Readings of one prompt may be compared; how far apart they are means nothing.
+A vote needs no reference and no instructions: children continue greedily, to equal length, and the continuation with
+the lower negative log-likelihood per token under the parent wins. Only the order of two scores of one prompt is
+meaningful.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
 
 class JudgedScores(CandidateScores):
-    """A table of readings: the parent's mean negative log-likelihood of a child's greedy continuation of a prompt.
+    """A table of the parent's mean negative log-likelihood of each child's greedy continuation of each prompt.
 
-    A continuation and its reading are kept, so that a second vote on either is free.
+    Continuations and their scores are cached, so that further votes on them are free.
 
     Args:
-        model: the parent, who judges.
-        prompts: their tokens, ``(prompts, length)``, at least two each.
-        architectures: the candidates.
-        library: where their pieces come from.
-        continuation_tokens: written after every prompt; nothing ends earlier, so that all are equally long.
+        model: the parent, which judges.
+        prompts: token ids, ``(prompts, length)``, with a length of at least 2.
+        architectures: the candidates' architectures.
+        library: source of the candidates' pieces.
+        continuation_tokens: length of every continuation; end-of-sequence tokens do not end one.
         batch_size: prompts per forward pass.
         cache: see `CandidateScores`.
         identity: see `CandidateScores`.
@@ -45,7 +46,7 @@ class JudgedScores(CandidateScores):
     """
 
     ordinal: bool = True
-    KEPT: ClassVar[tuple[str, ...]] = ("values", "continuations")
+    CACHED: ClassVar[tuple[str, ...]] = ("values", "continuations")
 
     def __init__(
         self,
@@ -64,49 +65,49 @@ class JudgedScores(CandidateScores):
             model, prompts, architectures, library, "judge", batch_size, cache, identity, checkpoint_seconds
         )
         with torch.inference_mode():
-            whole = prompts.new_zeros(1, prompts.shape[1] + continuation_tokens).to(model.device)
-            self._whole = layer_context(model, model.model.embed_tokens(whole))
-            if self._whole["attention_mask"] is None:  # plain causal: SDPA says so itself, but not after a cache
-                causal = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool, device=model.device).tril()
-                self._whole["attention_mask"] = causal[None, None]
+            ids = prompts.new_zeros(1, prompts.shape[1] + continuation_tokens).to(model.device)
+            self._full_context = layer_context(model, model.model.embed_tokens(ids))
+            if self._full_context["attention_mask"] is None:  # SDPA's implicit causal mask is wrong after a cache
+                causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=model.device).tril()
+                self._full_context["attention_mask"] = causal[None, None]
 
     def _measure(self, arms: np.ndarray, prompts: np.ndarray) -> dict[int, torch.Tensor]:
-        """Return the parent's readings of each arm's continuations, ``(prompts,)``."""
+        """Return the parent's scores of each arm's continuations, ``(prompts,)``."""
         ids = self._tokens[torch.from_numpy(prompts)].to(self._model.device)
-        judge, read = decoder_layers(self._model), DynamicCache()
-        self._advance(judge, ids[:, :-1], read, 0)  # the prompt is read once for all
-        found = {}
+        judge, prompt_cache = decoder_layers(self._model), DynamicCache()
+        self._advance(judge, ids[:, :-1], prompt_cache, 0)  # once for all arms
+        scores = {}
         for arm in map(int, arms):
-            written = self._continue(arm, ids)
-            self.continuations[arm, prompts] = written.cpu().numpy()
-            before = torch.cat([ids[:, -1:], written[:, :-1]], dim=1)
-            hidden = self._advance(judge, before, copy.deepcopy(read), ids.shape[1] - 1)
-            parts = zip(hidden.flatten(0, 1).split(CHUNK), written.flatten().split(CHUNK), strict=True)
+            continuation = self._continue(arm, ids)
+            self.continuations[arm, prompts] = continuation.cpu().numpy()
+            inputs = torch.cat([ids[:, -1:], continuation[:, :-1]], dim=1)
+            hidden = self._advance(judge, inputs, copy.deepcopy(prompt_cache), ids.shape[1] - 1)
+            parts = zip(hidden.flatten(0, 1).split(CHUNK), continuation.flatten().split(CHUNK), strict=True)
             losses = [functional.cross_entropy(self._model.lm_head(h).float(), t, reduction="none") for h, t in parts]
-            found[arm] = torch.cat(losses).unflatten(0, written.shape).double().mean(1)
-        return found
+            scores[arm] = torch.cat(losses).unflatten(0, continuation.shape).double().mean(1)
+        return scores
 
     def _continue(self, arm: int, ids: torch.Tensor) -> torch.Tensor:
-        """Return the likeliest tokens one after another, ``(prompts, continuation_tokens)``."""
+        """Return the greedy continuations of a candidate, ``(prompts, continuation_tokens)``."""
         layers = [self._layer(depth, choice) for depth, choice in enumerate(self._architectures[arm])]
-        cache, seen, following, written = DynamicCache(), 0, ids, []
+        cache, past, next_ids, steps = DynamicCache(), 0, ids, []
         for _ in range(self.continuations.shape[2]):
-            hidden = self._advance(layers, following, cache, seen)
+            hidden = self._advance(layers, next_ids, cache, past)
             if not hidden.isfinite().all():
                 raise not_finite(arm)
-            seen += following.shape[1]
-            following = self._model.lm_head(hidden[:, -1:]).argmax(-1)
-            written.append(following)
-        return torch.cat(written, dim=1)
+            past += next_ids.shape[1]
+            next_ids = self._model.lm_head(hidden[:, -1:]).argmax(-1)
+            steps.append(next_ids)
+        return torch.cat(steps, dim=1)
 
-    def _advance(self, layers: Iterable[nn.Module], ids: torch.Tensor, cache: DynamicCache, seen: int) -> torch.Tensor:
-        """Run tokens ``(prompts, n)`` that follow ``seen`` cached ones; return their final states, normed."""
-        hidden, now = self._model.model.embed_tokens(ids), slice(seen, seen + ids.shape[1])
-        mask, (cos, sin) = self._whole["attention_mask"], self._whole["position_embeddings"]
+    def _advance(self, layers: Iterable[nn.Module], ids: torch.Tensor, cache: DynamicCache, past: int) -> torch.Tensor:
+        """Run tokens ``(prompts, n)`` that follow ``past`` cached ones; return their final states, normed."""
+        hidden, span = self._model.model.embed_tokens(ids), slice(past, past + ids.shape[1])
+        mask, (cos, sin) = self._full_context["attention_mask"], self._full_context["position_embeddings"]
         context = {
-            "attention_mask": mask[..., now, : now.stop],
-            "position_ids": self._whole["position_ids"][:, now],
-            "position_embeddings": (cos[:, now], sin[:, now]),
+            "attention_mask": mask[..., span, : span.stop],
+            "position_ids": self._full_context["position_ids"][:, span],
+            "position_embeddings": (cos[:, span], sin[:, span]),
         }
         for layer in layers:
             hidden = layer(hidden, past_key_values=cache, **context)

@@ -1,6 +1,6 @@
-"""What every policy has in common: it selects, is told what came of it, recommends, and can be put away and resumed.
+"""Policy interface: `select`, `update`, `recommend`, `state_dict`.
 
-A policy never sees the truth: environments (`environments.py`) own means, preferences and regret.
+A policy sees feedback only; means, preferences and regret belong to the environment.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ Names: TypeAlias = tuple[str, ...]
 
 
 class Policy(Protocol[Action, Feedback]):
-    """The protocol. What actions and feedback are is up to the family: see `dueling`, `best_arm`, `ranking`."""
+    """The interface of a policy; each family defines its types of action and feedback."""
 
     def select(self, rng: np.random.Generator) -> Action:
-        """Return the next action of every replication; all randomness comes from ``rng``."""
+        """Return the next action of every replication, with all randomness from ``rng``."""
         ...
 
     def update(self, action: Action, feedback: Feedback) -> None:
-        """Learn from what came of an action that `select` returned."""
+        """Learn from the feedback of an action that `select` returned."""
         ...
 
     def recommend(self) -> np.ndarray:
-        """Return what the policy would choose if it had to stop now, one row or number per replication."""
+        """Return the current best choice, one row or number per replication."""
         ...
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return all that the policy has learnt, as arrays by name; with the generator's state it is all there is."""
+        """Return the policy's state as arrays by name; with the generator's state, it determines all later actions."""
         ...
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from a state that `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         ...
 
 
 class Stateful:
-    """State as named arrays, numbers, or parts that are `Stateful` themselves; subclasses list their names."""
+    """State of named arrays, numbers, or nested `Stateful` objects; subclasses list the names in `STATE`."""
 
     STATE: ClassVar[Names] = ()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Return copies of the state by name, parts' names after a dot."""
+        """Return copies of the state by name; nested names follow a dot."""
         state: dict[str, np.ndarray] = {}
         for name in self.STATE:
             value = getattr(self, name)
@@ -57,14 +57,14 @@ class Stateful:
         return state
 
     def load_state_dict(self, state: State) -> None:
-        """Take over a state.
+        """Restore a state.
 
         Raises:
-            ValueError: names or shapes are not this policy's.
+            ValueError: names or shapes differ from this policy's.
         """
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ValueError(f"a state of {sorted(state)} is not one of {type(self).__name__}: {sorted(own)}")
+        current = self.state_dict()
+        if current.keys() != state.keys():
+            raise ValueError(f"a state of {sorted(state)} is not one of {type(self).__name__}: {sorted(current)}")
         for name in self.STATE:
             value = getattr(self, name)
             if isinstance(value, Stateful):
@@ -72,8 +72,8 @@ class Stateful:
                 value.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
                 continue
             array = np.array(state[name])
-            if array.shape != own[name].shape:
-                raise ValueError(f"{type(self).__name__}: '{name}' has shape {array.shape}, not {own[name].shape}")
+            if array.shape != current[name].shape:
+                raise ValueError(f"{type(self).__name__}: '{name}' has shape {array.shape}, not {current[name].shape}")
             setattr(self, name, array if isinstance(value, np.ndarray) else array.item())
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a run will need, counted from its config: operations and bytes, divided by a device's rates."""
+"""Estimates of each stage's time, memory and disk: operations and bytes from the config, over a device's rates."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tangram.config import SPLITS, Config, Split
 from tangram.config.limits import shape_from
 from tangram.errors import TangramError
 
-FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward; forward, and backward to inputs and weights
-MASTER_BYTES = 4 * 4  # of a trained parameter: weight, gradient and two moments, float32 whatever the run's dtype
+FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
+MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
 def trained_bytes(parameters: float, element: int) -> float:
-    """Return the memory of parameters in training where nothing is sharded, ``element`` bytes being one of the run's.
+    """Return the bytes of unsharded parameters in training, for a dtype of ``element`` bytes.
 
-    A pass computes with weights that are rounded to the run's dtype, and keeps them until its gradients are there.
+    A pass computes with weights rounded to the run's dtype, and holds them until their gradients are computed.
     """
     return parameters * (MASTER_BYTES + (element if element < 4 else 0))
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one device does in a second.
+    """Rates of one device.
 
     Attributes:
-        flops: useful operations of large matrix products, a fraction of the peak.
-        decode_bytes: bytes of weights read while generating.
-        disk_bytes: bytes read or written on the shared file system.
-        startup: seconds until a job computes: interpreter, imports, CUDA.
+        flops: effective operations per second in large matrix products.
+        decode_bytes: bytes of weights read per second in generation.
+        disk_bytes: bytes read or written per second on the shared file system.
+        startup: seconds of a job's startup: interpreter, imports, CUDA.
     """
 
     flops: float
@@ -53,7 +53,7 @@ RATES = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a parent, by part; embedding and head are one matrix if they are ``tied``."""
+    """Numbers of a parent's parameters by part; embedding and head are one matrix if they are ``tied``."""
 
     layers: int
     hidden: int
@@ -70,8 +70,8 @@ class Sizes:
         return self.ffn // (3 * self.hidden)
 
     @property
-    def kept(self) -> int:
-        """Numbers of the run's dtype that a layer keeps of each token for its backward pass, counted on a Llama's."""
+    def activations(self) -> int:
+        """Activations per token that a layer stores for its backward pass, counted on Llama."""
         return 11 * self.hidden + 4 * self.inner
 
     @property
@@ -86,7 +86,7 @@ class Sizes:
 
     @property
     def total(self) -> int:
-        """Parameters that are stored."""
+        """Stored parameters."""
         return self.body + self.ends
 
     @property
@@ -100,13 +100,13 @@ class Stage:
     """One rule's jobs.
 
     Attributes:
-        rule: its name.
-        jobs: how many.
-        devices: GPUs (or CPU cores) that one job takes.
-        seconds: of one job.
-        device_bytes: memory that one job needs on each of its devices.
-        disk_bytes: what all its outputs take.
-        measured: median seconds of one job of a finished run, where there is one.
+        rule: name of the rule.
+        jobs: number of jobs.
+        devices: GPUs (or CPU cores) per job.
+        seconds: seconds per job.
+        device_bytes: memory of one job on each of its devices.
+        disk_bytes: size of all outputs.
+        measured: mean seconds per job in a finished run, or None.
     """
 
     rule: str
@@ -119,27 +119,27 @@ class Stage:
 
     @property
     def device_hours(self) -> float:
-        """Hours that all jobs take together, times their devices."""
+        """Sum of hours times devices over all jobs."""
         return self.jobs * self.devices * self.seconds / 3600
 
 
-def _known_sizes(config: Config) -> dict[str, Any]:
-    """Return what the parent's fetched checkpoint or `parent.sizes` says of its widths; see `sizes_of` for errors."""
+def _parent_sizes(config: Config) -> dict[str, Any]:
+    """Return `parent.sizes` or the fetched checkpoint's `config.json`; see `sizes_of` for errors."""
     path = Path("results", config.run, "parent", "config.json")
     if config.parent.sizes is not None:
         return config.parent.sizes.model_dump()
     if path.is_file():
         return dict(json.loads(path.read_text()))
-    raise TangramError(f"the parent's sizes are not known: fetch it ({path}), or give config.parent.sizes")
+    raise TangramError(f"the parent's sizes are not known: fetch it ({path}), or set config.parent.sizes")
 
 
 def sizes_of(config: Config) -> Sizes:
     """Return the parent's sizes, from its fetched checkpoint or from `parent.sizes`.
 
     Raises:
-        TangramError: neither is there.
+        TangramError: neither exists.
     """
-    shape = shape_from(config, _known_sizes(config))
+    shape = shape_from(config, _parent_sizes(config))
     return Sizes(
         layers=shape.num_layers,
         hidden=shape.hidden,
@@ -154,12 +154,12 @@ def sizes_of(config: Config) -> Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a run, stage by stage; each method yields the jobs of one part of the data flow.
+    """The work of a run; each method that returns stages covers one part of the data flow.
 
     Attributes:
-        config: the run.
-        rates: of one device.
-        sizes: of the parent.
+        config: the run's config.
+        rates: rates of one device.
+        sizes: sizes of the parent.
     """
 
     config: Config
@@ -168,28 +168,30 @@ class Work:
 
     @property
     def element(self) -> int:
-        """Bytes of a number of the run's dtype."""
+        """Bytes of one number in the run's dtype."""
         return 2 if self.config.dtype == "bfloat16" else 4
 
     @property
-    def whole(self) -> int:
+    def model_bytes(self) -> int:
         """Bytes of a whole model."""
         return self.element * self.sizes.total
 
     @property
-    def held(self) -> int:
-        """Bytes of the parent in a job of the library: the whole of it, or two layers and the ends."""
+    def loaded_bytes(self) -> int:
+        """Bytes of the loaded parent in a job of the library: all of it, or two layers, embedding and head."""
         sizes = self.sizes
-        return self.element * (2 * sizes.layer + 2 * sizes.embedding) if self.config.parent.by_layer else self.whole
+        return (
+            self.element * (2 * sizes.layer + 2 * sizes.embedding) if self.config.parent.by_layer else self.model_bytes
+        )
 
     @property
     def loading(self) -> float:
-        """Seconds until a whole model is loaded."""
-        return self.rates.startup + self.whole / self.rates.disk_bytes
+        """Seconds to start a job and load a whole model."""
+        return self.rates.startup + self.model_bytes / self.rates.disk_bytes
 
     @property
     def stream(self) -> bool:
-        """Whether activations are computed where they are needed."""
+        """Whether jobs recompute activations instead of reading a cache."""
         return self.config.activations.mode == "stream"
 
     @property
@@ -204,33 +206,33 @@ class Work:
 
     @property
     def shards(self) -> int:
-        """Jobs that share the layers of one variant."""
+        """Number of jobs per variant."""
         return -(-self.sizes.layers // self.config.library.layers_per_shard)
 
     @property
     def layers_per_shard(self) -> float:
-        """Layers of the mean shard."""
+        """Mean number of layers per shard."""
         return self.sizes.layers / self.shards
 
     @property
     def pieces(self) -> list[Block]:
         """The blocks of the search space."""
         library = self.config.library
-        shape = shape_from(self.config, _known_sizes(self.config))
+        shape = shape_from(self.config, _parent_sizes(self.config))
         return [get_block(kind, name, shape) for kind in KINDS for name in getattr(library, kind)]
 
     @property
     def children(self) -> int:
-        """Children of all targets, baselines included."""
+        """Number of children of all targets, baselines included."""
         return sum(target.solutions + target.compare_layers_dropped for target in self.config.targets.values())
 
     def forward(self, tokens: float, layers: float, head: bool = False) -> float:
-        """Return the seconds of a forward pass through some layers, and the LM head."""
+        """Return the seconds of a forward pass through some layers, optionally with the LM head."""
         sizes = self.sizes
         return FORWARD * tokens * (layers * sizes.layer + (sizes.head if head else 0)) / self.rates.flops
 
     def timing(self, parameters: float, repeats: float, steps: bool = False) -> float:
-        """Return the seconds to time something of so many parameters: prefills, and decode steps or generations."""
+        """Return the seconds of timing ``parameters``: prefills, and one decode step or (``steps``) all of them."""
         rates = self.rates
         workloads = [(s, batch) for s in self.config.scenarios.values() for batch in s.batch_sizes]
         prefill = sum(FORWARD * batch * s.prefill * parameters / rates.flops for s, batch in workloads)
@@ -240,36 +242,43 @@ class Work:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the largest KV cache that is timed."""
+        """Bytes of the largest KV cache in timing."""
         scenarios = self.config.scenarios.values()
         longest = max(batch * (s.prefill + s.generate) for s in scenarios for batch in s.batch_sizes)
         return longest * self.sizes.kv_per_token * self.element
 
     def parent(self) -> Iterator[Stage]:
-        """Yield the fetching of the parent.
+        """Yield the download and conversion of the parent.
 
-        The fidelity gate computes on a CPU, in float32: its budget of operations, or 64 tokens in each of its six ways.
+        The fidelity check computes on a CPU, in float32: its budget of operations, or 64 tokens in each of six passes.
         """
         gate = max(1e12, FORWARD * 6 * 64 * self.sizes.total) / RATES["cpu"].flops
-        seconds = self.rates.startup + 5 * self.whole / self.rates.disk_bytes + gate
-        yield Stage("fetch_parent", 1, 1, seconds, max(2 * self.whole, self.whole + 4 * self.sizes.total), self.whole)
+        seconds = self.rates.startup + 5 * self.model_bytes / self.rates.disk_bytes + gate
+        yield Stage(
+            "fetch_parent",
+            1,
+            1,
+            seconds,
+            max(2 * self.model_bytes, self.model_bytes + 4 * self.sizes.total),
+            self.model_bytes,
+        )
 
-    def _writing(self, split: Split) -> float:
-        """Return the seconds in which the parent writes its share of a split."""
+    def _sampling(self, split: Split) -> float:
+        """Return the seconds in which the parent samples its share of a split."""
         sizes, rates = self.sizes, self.rates
-        written = sum(s.weight for s in split.sources if s.type == "parent-samples")
-        share = written / sum(s.weight for s in split.sources)
+        weight = sum(s.weight for s in split.sources if s.type == "parent-samples")
+        share = weight / sum(s.weight for s in split.sources)
         batch = next((s.batch_size for s in split.sources if s.type == "parent-samples"), 1)
-        # One step reads all weights, or computes them for the batch, whichever takes longer.
-        step = max(self.whole / rates.decode_bytes, FORWARD * batch * (sizes.body + sizes.head) / rates.flops)
+        # One step reads all weights and computes with them; the longer of the two counts.
+        step = max(self.model_bytes / rates.decode_bytes, FORWARD * batch * (sizes.body + sizes.head) / rates.flops)
         return share * split.tokens / batch * step
 
     def corpus(self) -> Iterator[Stage]:
         """Yield the corpus' splits."""
         for split in self.splits.values():
-            written = self._writing(split)
-            seconds = self.loading + written if written else self.rates.startup
-            yield Stage("build_corpus", 1, 1, seconds, self.whole if written else 1e9, 4 * split.tokens)
+            sampling = self._sampling(split)
+            seconds = self.loading + sampling if sampling else self.rates.startup
+            yield Stage("build_corpus", 1, 1, seconds, self.model_bytes if sampling else 1e9, 4 * split.tokens)
 
     def activations(self) -> Iterator[Stage]:
         """Yield the capture of hidden states, unless they are streamed."""
@@ -277,29 +286,29 @@ class Work:
         for count in () if self.stream else self.tokens.values():
             hidden_bytes = 4 * (layers + 1) * count * self.sizes.hidden
             seconds = self.loading + self.forward(count, layers) + hidden_bytes / self.rates.disk_bytes
-            yield Stage("capture_activations", 1, 1, seconds, self.held, hidden_bytes)
+            yield Stage("capture_activations", 1, 1, seconds, self.loaded_bytes, hidden_bytes)
 
     def library(self) -> Iterator[Stage]:
         """Yield block distillation."""
         bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
         trained = (1 - bld.holdout_fraction) * tokens
-        stream_bytes = tokens * sizes.hidden  # of one byte a number
-        given = 3 * element * stream_bytes  # inputs, middle and outputs
-        # What pieces are fitted to, normed inputs and float32 differences, and some tokens' intermediate values: in
-        # float64, or every channel's in float32.
-        fitting = (element + 4) * stream_bytes
+        stream_numbers = tokens * sizes.hidden
+        states = 3 * element * stream_numbers  # inputs, middle and outputs
+        # Targets of the fit (normed inputs, and differences in float32), and the intermediate values of some tokens: in
+        # float64, or those of every channel in float32.
+        fitting = (element + 4) * stream_numbers
         fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
-        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.kept * element
-        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # the mean shard is half-way up
+        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
         for piece in self.pieces:
             weights = getattr(sizes, piece.kind) * piece.relative_size()
-            behind = sizes.ffn if piece.kind == "attention" else 0  # the parent's frozen FFN, forward and back
+            frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
-            local = passes * (TRAINING * weights + 2 * FORWARD * behind)
+            local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
             local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
-            # Trained in a copy of the layer; the piece's initial weights are kept.
+            # Training needs a copy of the layer and of the piece's initial weights.
             training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
-            memory = self.held + given + max(fitting, training)
+            memory = self.loaded_bytes + states + max(fitting, training)
             seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
             yield Stage("distill_blocks", self.shards, 1, seconds, memory, element * weights * sizes.layers)
 
@@ -310,12 +319,12 @@ class Work:
         above = self.forward(count, self.layers_per_shard * sizes.layers / 2)
         above += self.layers_per_shard * self.forward(positions, 0, head=True)
         before = self.forward(count, sizes.layers) if self.stream else 0
-        memory = self.held + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
+        memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
         for _ in self.pieces:
             yield Stage("score_blocks", self.shards, 1, self.loading + before + above, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
-        """Yield the timing of pieces and of whole models, and the search, which takes seconds."""
+        """Yield the timing of pieces and of whole models, and the search."""
         costs, sizes, startup = self.config.costs, self.sizes, self.rates.startup
         stack = costs.stack_megabytes * 1e6
         for kind in KINDS:
@@ -324,56 +333,63 @@ class Work:
             jobs = 1 + len(getattr(self.config.library, kind))
             yield Stage("measure_costs", jobs, 1, seconds, 2 * stack + self.cache_bytes / sizes.layers, 0)
         seconds = startup + 4 * self.timing(sizes.total, 3)
-        yield Stage("calibrate_costs", 1, 1, seconds, 2 * self.whole + self.cache_bytes, 0)
+        yield Stage("calibrate_costs", 1, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
         yield Stage("solve_mip", len(self.config.targets), 1, 5, 1e9, 0)
 
     def child(self) -> Iterator[Stage]:
         """Yield the assembly of children."""
-        seconds = self.loading + self.whole / self.rates.disk_bytes
-        yield Stage("assemble_child", self.children, 1, seconds, self.whole, self.children * self.whole)
+        seconds = self.loading + self.model_bytes / self.rates.disk_bytes
+        yield Stage("assemble_child", self.children, 1, seconds, self.model_bytes, self.children * self.model_bytes)
 
     def finetune(self) -> Iterator[Stage]:
-        """Yield distillation end to end."""
+        """Yield end-to-end distillation."""
         sizes, finetune = self.sizes, self.config.finetune
         devices = finetune.parallel.nodes * finetune.parallel.processes_per_node
         parts = devices if finetune.parallel.strategy == "fsdp" else 1
         step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if self.stream else 0))
-        step += FORWARD * sizes.body if parts > 1 else 0  # layers are recomputed
+        step += FORWARD * sizes.body if parts > 1 else 0  # recomputation of layers
         count = self.tokens["finetune"] * finetune.epochs
-        seconds = self.loading + count * step / self.rates.flops / devices + 2 * self.whole / self.rates.disk_bytes
+        seconds = (
+            self.loading + count * step / self.rates.flops / devices + 2 * self.model_bytes / self.rates.disk_bytes
+        )
         yield Stage(
-            "finetune_child", self.children, devices, seconds, self._finetune_bytes(parts), self.children * self.whole
+            "finetune_child",
+            self.children,
+            devices,
+            seconds,
+            self._finetune_bytes(parts),
+            self.children * self.model_bytes,
         )
 
     def _finetune_bytes(self, parts: int) -> float:
-        """Return the memory of one process, where each holds one of so many parts of weights, gradients and moments."""
+        """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
         sizes, element = self.sizes, self.element
         batch = self.config.finetune.micro_batch_size * self.config.corpus.sequence_length
-        kept, logits = batch * sizes.kept * element, batch * 4 * 4 * sizes.head / sizes.hidden
-        ends = 2 * element * sizes.head  # the teacher's embedding and head, whole in every process
+        layer, logits = batch * sizes.activations * element, batch * 4 * 4 * sizes.head / sizes.hidden
+        ends = 2 * element * sizes.head  # the teacher's embedding and head, unsharded
         body = element * sizes.body if self.stream else 0
         if parts == 1:
-            return trained_bytes(sizes.total, element) + body + ends + sizes.layers * kept + logits
-        # Gathered: weights and gradients of the ends, and either what is exchanged of them, in float32, or two layers'
-        # weights, gradients and exchanges. Layers are recomputed, so that only their inputs are kept.
+            return trained_bytes(sizes.total, element) + body + ends + sizes.layers * layer + logits
+        # Gathered: weights and gradients of embedding and head, and the larger of their communication buffers, in
+        # float32, or two layers' weights, gradients and buffers. Layers are recomputed from their stored inputs.
         gathered = 2 * element * sizes.ends + max(4 * sizes.ends, (4 * element + 2 * 4) * sizes.layer)
         inputs = sizes.layers * batch * sizes.hidden * element
-        return (MASTER_BYTES * sizes.total + body) / parts + ends + gathered + inputs + kept + logits
+        return (MASTER_BYTES * sizes.total + body) / parts + ends + gathered + inputs + layer + logits
 
     def evaluation(self) -> Iterator[Stage]:
-        """Yield the evaluation on text and of throughput, beside the parent."""
+        """Yield the evaluation of children and parent: held-out text and throughput."""
         heldout = self.forward(self.tokens["heldout"], self.sizes.layers, head=True)
         timing = self.timing(self.sizes.total, self.config.evaluation.throughput_repeats, steps=True)
         seconds = 2 * self.loading + 2 * heldout + 2 * timing
-        yield Stage("evaluate_model", self.children, 1, seconds, 2 * self.whole + self.cache_bytes, 0)
+        yield Stage("evaluate_model", self.children, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
 
 
 def stages(config: Config, rates: Rates) -> Iterator[Stage]:
-    """Yield every rule that does work, in the order of the data flow.
+    """Yield every stage of a run, in the order of the data flow.
 
     Args:
-        config: the run.
-        rates: of one device.
+        config: the run's config.
+        rates: rates of one device.
     """
     work = Work(config, rates, sizes_of(config))
     parts = (

@@ -1,9 +1,9 @@
-"""Make a folder usable again after its Snakemake was killed: `tangram recover`, then the same command.
+"""Recover a folder after its Snakemake was killed: `tangram recover`, then the same command.
 
-A killed Snakemake leaves a lock, and jobs that live on: its own children on this machine, or SLURM's on others. Started
-anew beside them it would run the same jobs twice, so they end first. An output that no Snakemake was left to record is
-removed, as nobody knows its settings and code any more: its job may have ended in between, or was under way. All others
-stay; killed jobs go on from their checkpoints.
+A killed Snakemake leaves a lock and running jobs: processes on this machine or SLURM jobs. A new Snakemake would run
+the same jobs twice, so `recover` ends them first. It removes outputs that Snakemake did not record, because their
+settings and code are unknown and they may be incomplete. All other outputs stay; killed jobs resume from their
+checkpoints.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ if TYPE_CHECKING:
 
 
 def _processes_in(folder: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
-    """Yield the processes that work in a folder, with their command lines."""
+    """Yield the processes whose working directory is a folder, with their command lines."""
     import psutil
 
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and Path(process.cwd()) == folder:
                 yield process, process.cmdline()
-        except (psutil.Error, OSError):  # it is gone, or another user's
+        except (psutil.Error, OSError):  # the process ended, or belongs to another user
             continue
 
 
 def _runs_snakemake(command: list[str]) -> bool:
-    """Say whether a command line is a main Snakemake's, and not that of one of its jobs."""
-    program = [Path(word).name for word in command[:3]]  # `python -m snakemake`, too
+    """Return whether a command line is a main Snakemake's, and not that of one of its jobs."""
+    program = [Path(word).name for word in command[:3]]  # includes `python -m snakemake`
     return "snakemake" in program and "--mode" not in command
 
 
-def _wait(what: str, seconds: float, gone: Callable[[], bool]) -> None:
+def _wait(jobs: str, seconds: float, ended: Callable[[], bool]) -> None:
     deadline = time.monotonic() + seconds
-    while not gone():
+    while not ended():
         if time.monotonic() > deadline:
-            raise TangramError(f"{what} did not end within {seconds:g} s; end them by hand, then run this again")
+            raise TangramError(f"{jobs} did not end within {seconds:g} s; end them by hand, then run this again")
         time.sleep(0.2)
 
 
 def end_local_jobs(folder: Path) -> list[str]:
-    """End the jobs of a killed Snakemake on this machine, and return what they ran.
+    """End the jobs of a killed Snakemake on this machine, and return their commands.
 
     Raises:
-        TangramError: a Snakemake is at work in the folder, or a job does not end.
+        TangramError: a Snakemake runs in the folder, or a job does not end.
     """
     import psutil
 
-    found = list(_processes_in(folder))
-    for process, command in found:
+    processes = list(_processes_in(folder))
+    for process, command in processes:
         if _runs_snakemake(command):
             raise TangramError(
                 f"Snakemake is at work in {folder} (process {process.pid}); wait for it, or stop it first"
             )
     jobs = [
         (process, command)
-        for process, command in found
-        if any("tangram.commands." in word for word in command)  # the job, and the shell around it
+        for process, command in processes
+        if any("tangram.commands." in word for word in command)  # the job and its shell
     ]
     for process, _ in jobs:
         process.terminate()
@@ -86,12 +86,12 @@ def end_local_jobs(folder: Path) -> list[str]:
 
 
 def end_slurm_jobs(folder: Path) -> list[str]:
-    """Cancel the SLURM jobs that were submitted from a folder, wait for their end, and return their numbers.
+    """Cancel the SLURM jobs that were submitted from a folder, wait for their end, and return their IDs.
 
     Raises:
         TangramError: SLURM does not answer, or the jobs do not end within two minutes.
     """
-    if not (folder / ".snakemake" / "slurm_logs").exists():  # nothing was ever submitted from here
+    if not (folder / ".snakemake" / "slurm_logs").exists():  # no job was ever submitted from here
         return []
 
     def jobs() -> list[str]:
@@ -101,57 +101,57 @@ def end_slurm_jobs(folder: Path) -> list[str]:
         except OSError as error:
             raise TangramError(
                 f"jobs were submitted to SLURM from {folder}, and squeue cannot be run here ({error.strerror}); run "
-                f"this on a login node, or delete {folder / '.snakemake' / 'slurm_logs'} if none of them can be left"
+                f"this on a login node, or delete {folder / '.snakemake' / 'slurm_logs'} if no job can be running"
             ) from error
         if done.returncode:
             raise TangramError(f"squeue failed ({done.stderr.strip()}); run this again when SLURM answers")
         rows = [line.split("|", 1) for line in done.stdout.splitlines()]
-        return sorted({number for number, where in rows if Path(where).resolve() == folder})
+        return sorted({job_id for job_id, directory in rows if Path(directory).resolve() == folder})
 
-    found = jobs()
-    if found:
-        subprocess.run(["scancel", *found], check=False)
-        _wait(f"SLURM jobs {', '.join(found)}", 120, lambda: not jobs())
-    return found
+    running = jobs()
+    if running:
+        subprocess.run(["scancel", *running], check=False)
+        _wait(f"SLURM jobs {', '.join(running)}", 120, lambda: not jobs())
+    return running
 
 
 def _records(folder: Path) -> dict[str, Path]:
-    """Return the files that Snakemake keeps in a folder, one for each output, by the output's name.
+    """Return Snakemake's record files in a folder, one for each output, by the output's name.
 
-    Their own name is that one in URL-safe base64, in parts that begin with ``@`` (but for the last) if it is long.
+    The path of a record is the output's name in URL-safe base64; a long one is split into parts, all but the last of
+    which begin with ``@``.
     """
-    found = {}
+    records = {}
     for path in folder.rglob("*"):
         words = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
         try:
             name = base64.urlsafe_b64decode(words).decode()
-        except ValueError:  # no record
+        except ValueError:  # not a record
             continue
         if path.is_file():
-            found[name] = path
-    return found
+            records[name] = path
+    return records
 
 
 def _modified(output: Path) -> float:
-    """Return the time of an output, as Snakemake takes it."""
+    """Return the modification time of an output, as Snakemake defines it."""
     stamp = output / ".snakemake_timestamp"
     return (stamp if stamp.exists() else output).lstat().st_mtime
 
 
 def _describes(record: Path | None, output: Path) -> bool:
-    """Say whether Snakemake's record of an output is of what is there now, and not of what was there before."""
+    """Return whether Snakemake's record of an output describes its current content."""
     try:
         return record is not None and json.loads(record.read_text())["endtime"] == _modified(output)
-    except (ValueError, KeyError, TypeError):  # cut short by the kill
+    except (ValueError, KeyError, TypeError):  # truncated by the kill
         return False
 
 
 def unrecorded_outputs(folder: Path) -> list[str]:
-    """Return the names of outputs that jobs of a killed Snakemake wrote, and that it did not live to record.
+    """Return the names of outputs that jobs of a killed Snakemake wrote and that it did not record.
 
-    Snakemake marks an output as incomplete from its job's start until its settings, code and inputs are recorded. But a
-    job on SLURM takes the mark away itself when it ends. So whatever the killed Snakemake had locked, and is newer than
-    the lock, needs a record, too.
+    Snakemake marks an output as incomplete from its job's start until its settings, code and inputs are recorded, but a
+    job on SLURM removes the mark when it ends. So locked outputs that are newer than the lock need a record, too.
     """
     state = folder / ".snakemake"
     names, records = set(_records(state / "incomplete")), _records(state / "metadata")
@@ -164,9 +164,9 @@ def unrecorded_outputs(folder: Path) -> list[str]:
 
 
 def recover(
-    directory: Annotated[Path, typer.Option(help="where Snakemake ran")] = Path("."),
+    directory: Annotated[Path, typer.Option(help="folder that Snakemake ran in")] = Path("."),
 ) -> None:
-    """End what a killed Snakemake left running, here and on SLURM, remove what nobody recorded, unlock its folder."""
+    """End the running jobs of a killed Snakemake, here and on SLURM, remove unrecorded outputs, unlock its folder."""
     folder = directory.resolve()
     state = folder / ".snakemake"
     if not state.exists():
@@ -177,7 +177,7 @@ def recover(
     removed = unrecorded_outputs(folder)
     try:
         for name in removed:
-            print(f"removed {name}: it was not recorded, and is made again")
+            print(f"removed {name}: it was not recorded, and the next run makes it again")
             output = folder / name
             shutil.rmtree(output) if output.is_dir() and not output.is_symlink() else output.unlink()
         for path in (*_records(state / "incomplete").values(), *(state / "locks").glob("*")):

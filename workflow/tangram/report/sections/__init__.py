@@ -1,1 +1,1 @@
-"""The parts of the page, one function per section."""
+"""The sections of the page, one function each."""

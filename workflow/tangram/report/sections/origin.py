@@ -1,6 +1,6 @@
-"""Sections on where everything comes from: time and provenance."""
+"""Sections on time and provenance."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tangram.report.timing import stage_order, stage_seconds
 
 def time_section(results: Results) -> Section:
     """Return the section `time`."""
-    section = Section("time", "Where the time went", "Wall-clock seconds of every job, added up by stage.")
+    section = Section("time", "Time by stage", "Sums of the jobs’ wall-clock times.")
     stages = stage_seconds(results)
     if not stages:
-        section.parts.append(Note("This run left no benchmarks."))
+        section.parts.append(Note("This run has no benchmarks."))
         return section
     longest, total = max(spent for _, _, spent in stages), sum(spent for _, _, spent in stages)
     rows: list[list[Cell | str]] = [
@@ -28,7 +28,7 @@ def time_section(results: Results) -> Section:
     ]
     rows.append([Cell("total", "total"), str(sum(jobs for _, jobs, _ in stages)), Cell(seconds(total), "total"), ""])
     section.parts.append(
-        Table(["stage", "jobs", "time", "share"], rows, caption="Jobs that ran at once each count in full.")
+        Table(["stage", "jobs", "time", "share"], rows, caption="Jobs that ran in parallel count in full.")
     )
     return section
 
@@ -49,9 +49,11 @@ def _flat(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
 def origin_section(results: Results) -> Section:
     """Return the section `provenance`."""
     settings = results.settings
-    section = Section("provenance", "Provenance", "What made these numbers: enough to make them again.")
+    section = Section(
+        "provenance", "Provenance", "Parent, run, code and settings: all that is needed to reproduce these numbers."
+    )
     about = {name.removeprefix("tangram."): value for name, value in results.parent.items()}
-    hidden = {"command", "code", "settings", "versions", "device"}  # they stand among the tables' below
+    hidden = {"command", "code", "settings", "versions", "device"}  # the last table shows them
     rows = [[name, value] for name, value in _flat("", {k: v for k, v in about.items() if k not in hidden})]
     if rows:
         section.parts.append(Table(["parent", ""], rows, labels=2, title="The parent"))
@@ -64,10 +66,10 @@ def origin_section(results: Results) -> Section:
         ["primary target", settings.primary_target],
         ["targets", ", ".join(settings.targets)],
     ]
-    rows += [[package, ", ".join(sorted(found))] for package, found in sorted(versions.items())]
+    rows += [[package, ", ".join(sorted(numbers))] for package, numbers in sorted(versions.items())]
     section.parts.append(Table(["run", settings.run], rows, labels=2, title="The run"))
-    made = [(record["command"].removeprefix("tangram.commands."), record) for record in results.provenance]
-    made.sort(key=lambda pair: stage_order(pair[0]))
+    by_command = [(record["command"].removeprefix("tangram.commands."), record) for record in results.provenance]
+    by_command.sort(key=lambda pair: stage_order(pair[0]))
     records: list[list[Cell | str]] = [
         [
             Cell(command, "name"),
@@ -75,9 +77,9 @@ def origin_section(results: Results) -> Section:
             record.get("device", "–"),
             record.get("settings", "–"),
         ]
-        for command, record in made
+        for command, record in by_command
     ]
     if records:
         heads = ["command", "code", "device", "settings"]
-        section.parts.append(Table(heads, records, labels=4, title="Code and settings behind every table", folded=True))
+        section.parts.append(Table(heads, records, labels=4, title="Code and settings of every table", folded=True))
     return section

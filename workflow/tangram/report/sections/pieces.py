@@ -1,6 +1,6 @@
-"""Sections on the pieces: scores, costs, and how they were trained."""
+"""Sections on the pieces: scores, costs and training."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def scores_section(results: Results) -> Section:
     """Return the section `scores`."""
     section = Section(
         "scores",
-        "What each piece costs in quality",
-        "The parent with one subblock replaced: KL from the intact parent. Dots mark the pieces of the chosen child.",
+        "Loss of quality by piece",
+        "KL of the parent with one replaced subblock from the parent. Dots mark the pieces of the chosen child.",
     )
     frame = results.scores[results.scores["metric"] == "kl"]
     if len(frame):
@@ -30,7 +30,9 @@ def scores_section(results: Results) -> Section:
         chosen = results.architectures.get((results.settings.primary_target, BEST), ())
         layers = max(results.settings.num_layers, int(frame["layer"].max()) + 1)
         drawn = tiles.score_map(frame, variants, layers, chosen)
-        section.parts.append(Figure(drawn, "Columns are layers; dark is expensive. Point at a tile for its numbers."))
+        section.parts.append(
+            Figure(drawn, "Columns are layers; dark is a large loss. Point at a tile for its numbers.")
+        )
     return section
 
 
@@ -38,8 +40,8 @@ def costs_section(results: Results) -> Section:
     """Return the section `costs`."""
     section = Section(
         "costs",
-        "What each piece costs in time",
-        "Seconds relative to the parent’s own subblock, timed in turns with it; memory as it is.",
+        "Time and memory by piece",
+        "Time relative to the parent’s subblock, timed round-robin with it; memory in absolute units.",
     )
     frame = results.costs
     if not len(frame):
@@ -72,7 +74,7 @@ def costs_section(results: Results) -> Section:
         Table(
             ["piece", *heads, "weights, MB", "KV, bytes/token"],
             rows,
-            caption="Relative time, then milliseconds of the median. Prefill is the whole prompt, decode one step.",
+            caption="Relative time, and the median in milliseconds. Prefill is the whole prompt, decode one step.",
         )
     )
     return section
@@ -92,24 +94,24 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
     section = Section(
         "training",
         "Training",
-        "Blocks first learn alone to imitate the parent’s (BLD); the assembled child then learns as a whole (GKD).",
+        "Block distillation (BLD) trains each piece separately; global distillation (GKD) finetunes the whole child.",
     )
     drawn = [
         (
             figures.bld_losses(results, colors),
             "Blocks: held-out loss by layer",
-            "Ring: initial weights; dot: after training, kept; cross: training made it worse, so the initial weights "
-            "were kept.",
+            "Ring: initial weights; dot: trained weights, kept; cross: trained weights with a larger loss, so the "
+            "initial weights were kept.",
         ),
         (
             figures.bld_curves(results, colors),
             "Blocks: training curves",
-            "Running medians of the training losses: their median over layers, and a band with the middle 80 %.",
+            "Running medians of the training losses: the median over layers, with a band of the middle 80 %.",
         ),
         (
             figures.gkd_curves(results),
             "Children: finetuning curves",
-            "Running mean of the training losses; bold is the chosen child, dashed are layers dropped.",
+            "Running means of the training losses; bold: the chosen child; dashed: layers dropped.",
         ),
     ]
     section.parts.extend(Figure(svg, caption, title) for svg, title, caption in drawn if svg)

@@ -1,6 +1,6 @@
 """Sections on quality: the frontier, tasks, readouts, and every measurement."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tangram.report.style import estimate
 
 
 def _comparison_cells(comparison: Comparison, exponential: bool) -> list[Cell | str]:
-    def shown(found: Estimate | None) -> str:
-        if found is None:
+    def shown(loss: Estimate | None) -> str:
+        if loss is None:
             return "–"
         if not exponential:
-            return estimate(found)
-        value = math.exp(found.value)
-        return estimate(Estimate(value, value * (found.standard_error or 0)))
+            return estimate(loss)
+        value = math.exp(loss.value)
+        return estimate(Estimate(value, value * (loss.standard_error or 0)))
 
     slower = f", at {comparison.slower.value:.3f} ×" if comparison.slower else ""
     verdict = Cell(VERDICTS[comparison.verdict], f"verdict {comparison.verdict}")
@@ -34,8 +34,8 @@ def frontier_section(results: Results) -> Section:
     section = Section(
         "frontier",
         "The frontier: quality against measured speed",
-        "Every target’s best child beside the plain alternative: as many whole layers dropped as the same speed takes, "
-        "finetuned on the same tokens. Lower is better; speeds are measured end to end, in turns with the parent.",
+        "The best child of every target and the baseline: the parent with whole layers dropped for the same speed, "
+        "finetuned on the same tokens. Lower is better; speeds are measured end to end, round-robin with the parent.",
     )
     drawn = figures.frontier(results)
     if not drawn:
@@ -45,7 +45,7 @@ def frontier_section(results: Results) -> Section:
     section.parts.append(
         Figure(drawn, f"Held-out text; scenario “{scenario}”. Bars: one standard error. Rings: before finetuning.")
     )
-    for model, said in (("finetuned", "after finetuning"), ("child", "before finetuning")):
+    for model, stage in (("finetuned", "after finetuning"), ("child", "before finetuning")):
         rows = []
         losses = {c.key: c for c in compare(results, "lm_loss", model)}
         for comparison in compare(results, "kl", model):
@@ -72,11 +72,11 @@ def frontier_section(results: Results) -> Section:
                         "lower",
                     ],
                     rows,
-                    title=f"At the child’s own speed, {said}",
-                    caption="Layers dropped: interpolated linearly (KL; log perplexity) at the child’s measured speed, "
-                    "the parent being the first point. Beyond the fastest baseline nothing is extrapolated: that one "
-                    "stands there with its own, lower speed, and only the child can win. Less than 1.96 standard "
-                    "errors apart is a tie.",
+                    title=f"At the child’s speed, {stage}",
+                    caption="Layers dropped: linear interpolation (KL; log perplexity) at the child’s measured speed, "
+                    "with the parent as first point. Nothing is extrapolated: a child faster than every baseline is "
+                    "compared with the fastest one at its lower speed, and only the child can win. Less than 1.96 "
+                    "standard errors apart is a tie.",
                 )
             )
     if not any(solution == LAYERS_DROPPED for _, solution in results.children):
@@ -89,8 +89,8 @@ def tasks_section(results: Results) -> Section:
     section = Section(
         "tasks",
         "Tasks",
-        "Zero-shot multiple choice through lm-eval. Parent and child answer the same questions, so their difference is "
-        "paired, with its own standard error: that is the number to look at.",
+        "Zero-shot multiple choice with lm-eval. Parent and child answer the same questions, so the relevant number is "
+        "their paired difference, which has a smaller standard error.",
     )
     chosen = results.chosen
     names = [name for name in dict.fromkeys(results.tasks["task"]) if name != "mean"]
@@ -103,11 +103,11 @@ def tasks_section(results: Results) -> Section:
         *((name, "acc", name) for name in names),
         ("mean", "acc_above_chance", "mean above chance"),
     ]:
-        found = {model: results.estimate(key, task, metric) for model, key in keys.items()}
-        drawn.append((label, {model: value for model, value in found.items() if value}))
+        accuracies = {model: results.estimate(key, task, metric) for model, key in keys.items()}
+        drawn.append((label, {model: value for model, value in accuracies.items() if value}))
     figure = figures.task_accuracies([row for row in drawn if row[1]])
     if figure:
-        section.parts.append(Figure(figure, "Accuracies of parent and child; below, their mean above chance."))
+        section.parts.append(Figure(figure, "Accuracies of parent and child; the last row is their mean above chance."))
     rows: list[list[Cell | str]] = []
     for task in [*names, "mean"]:
         metric, paired = ("acc", "acc_difference")
@@ -115,10 +115,10 @@ def tasks_section(results: Results) -> Section:
             metric, paired = ("acc_above_chance", "acc_above_chance_difference")
         parent = results.estimate(PARENT_KEY, task, metric)
         chance = results.estimate(PARENT_KEY, task, "chance") or results.estimate(chosen, task, "chance")
-        some = parent or results.estimate(chosen, task, metric)
+        measured = parent or results.estimate(chosen, task, metric)
         row: list[Cell | str] = [
             "mean of (acc − chance) / (1 − chance)" if task == "mean" else task,
-            str(some.n) if some else "–",
+            str(measured.n) if measured else "–",
             f"{chance.value:.1%}".replace("%", " %") if chance else "–",
             _points(parent),
         ]
@@ -135,17 +135,17 @@ def tasks_section(results: Results) -> Section:
     return section
 
 
-def _points(found: Estimate | None, signed: bool = False) -> str:
-    return estimate(found.times(100), signed, least=1) if found else "–"
+def _points(share: Estimate | None, signed: bool = False) -> str:
+    return estimate(share.times(100), signed, least=1) if share else "–"
 
 
 def readout_section(results: Results) -> Section:
     """Return the section `readout`."""
     section = Section(
         "readout",
-        "What is left of the parent’s representation",
-        "Classes of texts, read from the mean of their hidden states with a few labels per class. All models have the "
-        "same texts and draws of labels, so the differences are paired.",
+        "Few-label readout",
+        "Classification of texts from the mean of their hidden states with a few labels per class, a measure of the "
+        "preserved representation. All models have the same texts and draws of labels, so the differences are paired.",
     )
     chosen = results.chosen
     if chosen is None or results.readouts.empty:
@@ -168,14 +168,16 @@ def readout_section(results: Results) -> Section:
             rows.append(row)
     heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
     columns = ["text", "measure", "parent", *(c for m in models for c in heads[m])]
-    caption = "Accuracies in %, ± one standard error over draws of labels, under perplexity and KL of the same models."
+    caption = "Accuracies in %, ± one standard error over draws of labels; above, KL and perplexity of the same models."
     section.parts.append(Table(columns, rows, labels=2, caption=caption))
     return section
 
 
 def measurements_section(results: Results) -> Section:
     """Return the section `measurements`."""
-    section = Section("measurements", "Every measurement", "Value ± standard error; n is tokens, turns or questions.")
+    section = Section(
+        "measurements", "Every measurement", "Value ± standard error; n is the number of tokens, rounds or questions."
+    )
     keys = [PARENT_KEY, *(key for target, solution in results.children for key in results.models(target, solution))]
     quality = [
         ("kl", "KL, nats/token"),
@@ -185,10 +187,10 @@ def measurements_section(results: Results) -> Section:
     ]
     rows: list[list[Cell | str]] = []
     for key in keys:
-        found = [results.heldout(key, metric) for metric, _ in quality]
-        counts = [value.n for value in found if value and value.n]
+        measured = [results.heldout(key, metric) for metric, _ in quality]
+        counts = [value.n for value in measured if value and value.n]
         if any(results.estimate(key, HELDOUT, metric) for metric, _ in quality):
-            rows.append([name_of(key), *(estimate(value) for value in found), f"{counts[0]:,}" if counts else "–"])
+            rows.append([name_of(key), *(estimate(value) for value in measured), f"{counts[0]:,}" if counts else "–"])
     if rows:
         section.parts.append(Table(["model", *(label for _, label in quality), "tokens"], rows, title="Held-out text"))
     rows = []
@@ -206,15 +208,15 @@ def measurements_section(results: Results) -> Section:
             if counts:
                 rows.append([name_of(key), scenario, *(estimate(value) for value in timed), str(counts[0])])
     if rows:
-        heads = ["model", "scenario", *(label for _, label in metrics), "turns"]
+        heads = ["model", "scenario", *(label for _, label in metrics), "rounds"]
         section.parts.append(
             Table(
                 heads,
                 rows,
                 labels=2,
                 title="Speed",
-                caption="The speed-up is over the parent timed in the same turns, not over the parent’s row above. "
-                "Finetuning changes no shape, so a finetuned child is not timed again.",
+                caption="The speed-up is relative to the parent timed in the same rounds, not to the parent’s row. "
+                "Finetuning does not change a child’s shape, so a finetuned child is not timed again.",
             )
         )
     return section

@@ -1,6 +1,6 @@
-"""Sections on the search: what was chosen, and what the solver says."""
+"""Sections on the search: architectures and solver."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
+# ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def architectures_section(results: Results, colors: dict[str, str]) -> Section:
             )
         )
     return Section(
-        "architectures", "Every architecture, side by side", "What the solver gave up first, and last.", parts
+        "architectures", "Architectures of all targets", "Variants of every solution, by layer and kind.", parts
     )
 
 
@@ -42,8 +42,8 @@ def solver_section(results: Results) -> Section:
     """Return the section `solver`."""
     section = Section(
         "solver",
-        "What the solver says",
-        "A mixed-integer program picks one variant per subblock; solution 0 is proven optimal for the sum of scores.",
+        "Solver",
+        "A mixed-integer program chooses one variant per subblock; solution 0 has the proven minimal sum of scores.",
     )
     rows = constraint_facts(results)
     if rows:
@@ -52,40 +52,44 @@ def solver_section(results: Results) -> Section:
                 ["solution", "constraint", "limit", "value", "slack", "price of 1 %", "Σ score", "bound", "gap"],
                 rows,
                 labels=2,
-                caption="Slack is relative to the limit. The price is by how much Σ score, in the LP relaxation, falls "
-                "when the limit is loosened by one per cent; no Σ score below the bound is possible, and the gap is "
-                "what is left between the two.",
+                caption="Slack is relative to the limit. The price is the decrease of the LP relaxation’s Σ score when "
+                "the limit is loosened by 1 %. The bound is a proven lower bound of Σ score, and the gap is their "
+                "relative distance.",
             )
         )
     selected = [
         [
             target,
-            found["policy"],
-            str(found["candidates"]),
-            str(found["selected"]),
-            number(found["mean"][found["selected"]]),
-            f"{found['evaluated']:,} of {found['candidates'] * found['prompts']:,}",
-            f"{found['tokens']:,}",
-            f"{found['duels']:,}",
+            selection["policy"],
+            str(selection["candidates"]),
+            str(selection["selected"]),
+            number(selection["mean"][selection["selected"]]),
+            f"{selection['evaluated']:,} of {selection['candidates'] * selection['prompts']:,}",
+            f"{selection['tokens']:,}",
+            f"{selection['duels']:,}",
         ]
-        for target, found in results.selections.items()
+        for target, selection in results.selections.items()
     ]
     if selected:
         columns = ["target", "policy", "candidates", "selected", "its score", "evaluations", "tokens", "duels"]
         caption = (
-            "One of the solver’s solutions was selected on prompts of the score split before anything was finetuned. "
-            "A duel compares two candidates on a prompt: a vote, where the parent is the judge."
+            "One of the solver’s solutions was selected on prompts of the score split before finetuning. A duel "
+            "compares two candidates on a prompt; with the parent as judge, it is a vote."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
     children = scored_children(results)
     drawn = figures.score_against_truth(children)
     if drawn:
-        everything = rank_correlation([c.score for c in children], [c.kl.value for c in children])
-        own = [c for c in children if c.solution != LAYERS_DROPPED]
-        alone = rank_correlation([c.score for c in own], [c.kl.value for c in own])
-        said = "Σ score is a ranking signal, not a prediction."
-        if everything is not None:
-            said += f" Spearman’s ρ over all {len(children)} models {everything:.2f}"
-            said += f", over the solver’s {len(own)} children {alone:.2f}." if alone is not None else "."
-        section.parts.append(Figure(drawn, said, title="Σ score against the true KL"))
+        correlation = rank_correlation([c.score for c in children], [c.kl.value for c in children])
+        solved = [c for c in children if c.solution != LAYERS_DROPPED]
+        solved_correlation = rank_correlation([c.score for c in solved], [c.kl.value for c in solved])
+        caption = "Σ score ranks architectures; it does not predict their KL."
+        if correlation is not None:
+            caption += f" Spearman’s ρ over all {len(children)} models is {correlation:.2f}"
+            caption += (
+                f", over the solver’s {len(solved)} children {solved_correlation:.2f}."
+                if solved_correlation is not None
+                else "."
+            )
+        section.parts.append(Figure(drawn, caption, title="Σ score against the true KL"))
     return section
