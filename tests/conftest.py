@@ -1,4 +1,4 @@
-"""Fixtures for all tests: tiny random parents of every supported family, each with a real tokenizer, on disk."""
+"""Fixtures for all tests: tiny random parents on disk, of every supported family, with a real tokenizer."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ pytest_plugins = ["tiny_pipeline"]
 
 @pytest.fixture(scope="session")
 def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a factory of checkpoint folders: ``tiny_parent(model_type, **settings)``, each made once."""
+    """Return a factory of checkpoint folders: ``tiny_parent(model_type, **settings)``; each folder is made once."""
     built: dict[str, Path] = {}
 
     def factory(model_type: str = "llama", **overrides: object) -> Path:

@@ -1,4 +1,4 @@
-"""Every stage's command on a device that is not the CPU: nothing is left behind, and results are the CPU's."""
+"""Every stage's command on a device: all tensors are moved there, and results equal those of the CPU."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ from tangram_studies.blocks import butterfly as butterfly_block
 
 
 def by_field(command):
-    """Let a command take the fields of its runtime one by one."""
+    """Let a command take the fields of its runtime as arguments."""
 
     @functools.wraps(command)
     def call(*arguments, **options):
@@ -77,7 +77,7 @@ every_piece = pytest.mark.parametrize(("kind", "variant"), VARIANTS, ids=map(" "
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    """Threads, seeds and modes as a test found them; nothing is timed for long."""
+    """Restore threads, seeds and modes after each test; shorten timing."""
     torch.set_num_threads(1)
     monkeypatch.setattr(torch_engine, "COPIES", (1, 1))
     monkeypatch.setattr(timing, "MINIMUM_SECONDS", 1e-9)
@@ -89,7 +89,7 @@ def quiet(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def few_steps():
-    """Learn the angles of butterflies for as few steps as show that they can be learned."""
+    """Learn the angles of butterflies for a few steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(butterfly_block, "LEARNING_STEPS", 2)
         yield
@@ -102,7 +102,7 @@ def parent(tiny_parent):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder for what all tests read."""
+    """A folder for the shared inputs of all tests."""
     return tmp_path_factory.mktemp("made")
 
 
@@ -118,7 +118,7 @@ def tokens(made):
 
 @pytest.fixture(scope="module")
 def cache(made, parent, tokens):
-    """The parent's activations, of the CPU."""
+    """The parent's activations, computed on the CPU."""
     capture_activations('{"batch_size": 4}', parent, tokens, str(made / "cache.npy"))
     return str(made / "cache.npy")
 
@@ -165,7 +165,7 @@ def child(made, parent, pieces):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A package of two tasks, where downloads are kept; what names it in a config."""
+    """Write a package of two tasks into the folder of downloads; return its config entry."""
     monkeypatch.chdir(tmp_path)
     examples = [
         {"input": f"Is {i} odd or even, given that {i} is {i}?", "target_scores": {"odd": i % 2, "even": 1 - i % 2}}
@@ -183,7 +183,7 @@ def archive(tmp_path, monkeypatch):
 
 
 def on_device(run, *arguments, **options):
-    """Call a function with `device="cuda"`; all of its matrix products must be there, at least one of them."""
+    """Call a function with `device="cuda"`; check that it has matrix products, all on the device."""
     with pretend() as products:
         found = run(*arguments, **options, device="cuda")
     assert products["cuda"]
@@ -192,12 +192,12 @@ def on_device(run, *arguments, **options):
 
 
 def on_both(run):
-    """Call a function of a device twice; return both results."""
+    """Call a function on the CPU and on the device; return both results."""
     return run(device="cpu"), on_device(run)
 
 
 def assert_alike(here: Path, there: Path, rtol: float = 1e-3, atol: float = 1e-4):
-    """Compare two files that a command wrote on two devices; seconds are of their own."""
+    """Compare two files that a command wrote on two devices, except measured seconds."""
     if here.suffix == ".safetensors":
         one, other = load_file(here), load_file(there)
         assert one.keys() == other.keys()
@@ -270,12 +270,12 @@ def test_a_piece_is_distilled_with_spans(projection, parent, tokens, cache, tmp_
 
 
 class KilledError(Exception):
-    """Stands for the end of a process."""
+    """Simulates the kill of a process."""
 
 
 @pytest.fixture
 def killed_after(monkeypatch):
-    """Return a function that runs something whose training ends after so many of its steps."""
+    """Return a function that runs a training and kills it after some steps."""
 
     def run(steps, something, *arguments, **options):
         clip, left = torch.nn.utils.clip_grad_norm_, [steps]
@@ -297,7 +297,7 @@ def killed_after(monkeypatch):
 def test_a_killed_distillation_goes_on(parent, tokens, cache, pieces, killed_after, tmp_path, capsys):
     expected = pieces("ffn", "width-0.5")
     run = functools.partial(distilled, tmp_path, "ffn", "width-0.5", parent, tokens, activations=cache)
-    killed_after(6, run)  # of 4 steps a layer: within the second
+    killed_after(6, run)  # within the second layer, at 4 steps per layer
     found = on_device(run)
     printed = capsys.readouterr().err
     assert "layer 0 was finished before a kill" in printed
@@ -368,7 +368,7 @@ def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after,
 
 
 def test_a_model_without_weights_is_filled(child):
-    """Each process of a sharded training does so; here, with one that is given everything."""
+    """Each process of a sharded training fills a model without weights; here, one process gets all weights."""
     ids = torch.randint(3, 300, (2, 8), generator=torch.Generator().manual_seed(1))
 
     @torch.no_grad()
@@ -412,7 +412,7 @@ def test_classes_are_read_out(child, parent, archive, tmp_path):
     settings = json.dumps({"readout": {"task": "parity", "labels": [1], "draws": 2}, "archive": archive})
     models = (parent, str(child), str(child))
     evaluate_readout(settings, *models, str(tmp_path / "cpu"))
-    with pretend() as products:  # embeddings are read out on the CPU
+    with pretend() as products:  # readouts run on the CPU
         evaluate_readout(settings, *models, str(tmp_path / "cuda"), device="cuda")
     assert products["cuda"] > products["cpu"]
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
@@ -427,7 +427,7 @@ CANDIDATES = [
 
 @pytest.fixture
 def selecting(parent, tokens, made, pieces, tmp_path):
-    """Return a function of metric and device that selects one of the candidates, in a folder named as the device."""
+    """Return a function of metric and device that selects a candidate, in a folder with the device's name."""
     for layer in (layer for candidate in CANDIDATES for layer in candidate):
         for kind, variant in vars(layer).items():
             if variant != "parent":
@@ -471,7 +471,7 @@ def test_a_killed_selection_goes_on(selecting, tmp_path, monkeypatch):
         on_device(selecting, "judge")
     kills = False
     on_device(selecting, "judge")
-    assert sum(measured) == whole  # nothing twice
+    assert sum(measured) == whole  # no cell twice
     assert_alike(tmp_path / "cpu" / "table.parquet", tmp_path / "cuda" / "table.parquet")
 
 

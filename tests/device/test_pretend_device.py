@@ -1,4 +1,4 @@
-"""The pretended device refuses what a GPU refuses, and computes what the CPU computes."""
+"""The pretended device raises the errors of a GPU, and computes the results of the CPU."""
 
 import copy
 

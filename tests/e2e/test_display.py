@@ -1,4 +1,4 @@
-"""What `make` shows, through the real `snakemake` command and into a pipe."""
+"""The output of `make`, from the real `snakemake` command into a pipe."""
 
 import re
 from pathlib import Path

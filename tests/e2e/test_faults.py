@@ -1,4 +1,4 @@
-"""Nothing is lost: kills, full disks and flipped bits, on real processes, end in the outputs of an undisturbed run."""
+"""Faults in real processes (kills, full disks, flipped bits): recovered outputs equal those of an undisturbed run."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_after_a_kill_and_recovery_no_layer_is_trained_twice(
     main = start(folder, slow_config, "--cores", "2", PIECE)
     wait_for(lambda: (store / "0.safetensors").exists())
     (job,) = jobs_in(folder, "distill_blocks")
-    job.suspend()  # so that it is not done before the rest is
+    job.suspend()  # so that it does not finish before the kill
 
     second = snakemake(folder, slow_config, "--cores", "2", PIECE)
     assert second.returncode == 1, "two at once in one folder"
@@ -81,9 +81,9 @@ def test_a_job_that_outlives_its_snakemake_is_made_again(
     slow_config: dict,
     undisturbed: Path,
 ) -> None:
-    """No Snakemake recorded what it was made from. A job on SLURM even takes the mark away that says so."""
+    """No Snakemake recorded the output's provenance. A job on SLURM even removes the mark of incomplete output."""
     folder = copy_of_run()
-    if command == "finetune_child":  # its pieces are those of the slow config, too
+    if command == "finetune_child":  # its pieces also need the slow config
         shutil.rmtree(folder)
         shutil.copytree(undisturbed, folder, symlinks=True)
         (folder / target).unlink()
@@ -120,7 +120,7 @@ def test_a_killed_job_goes_on_from_its_checkpoint(
     undisturbed: Path,
 ) -> None:
     folder = copy_of_run()
-    if command == "finetune_child":  # its pieces are those of the slow config, too
+    if command == "finetune_child":  # its pieces also need the slow config
         shutil.rmtree(folder)
         shutil.copytree(undisturbed, folder, symlinks=True)
         (folder / target).unlink()
@@ -181,7 +181,7 @@ def test_altered_files_are_named_with_a_remedy_and_never_used(
     for position in range(len(altered) // 3, len(altered) // 3 + 200, 7):
         altered[position] ^= 1
     path.write_bytes(altered)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk does it: nothing shows
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a failing disk does not change it either
     wanted = f"results/tiny/{reader}"
     (folder / wanted).unlink()
     done = snakemake(folder, run.config, "--cores", "2", wanted)

@@ -94,7 +94,7 @@ def test_a_missing_device_ends_a_run_before_its_first_job(tiny_config: dict, tmp
 
 @pytest.mark.slow
 def test_make_takes_a_config_whose_name_has_spaces_and_quotes(tiny_config: dict, tmp_path: Path) -> None:
-    """`make run` gives Snakemake one config file, whatever its name; a mistake in it shows that it was read."""
+    """`make run` passes one config file of any name to Snakemake; the error shows that it was read."""
     path = tmp_path / "it's my config (v2) & $HOME.yaml"
     path.write_text(yaml.safe_dump(tiny_config | {"sede": 1}))
     ready = tmp_path / "ready"

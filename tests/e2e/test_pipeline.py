@@ -38,7 +38,7 @@ CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for st
 
 
 def expanded(pattern: str) -> list[str]:
-    """Return the paths that a pattern of `TABLES` stands for."""
+    """Return the paths that match a pattern of `TABLES`."""
     values = {
         "{split}": ["distill", "score", "finetune", "heldout"],
         "{piece}": [f"{kind}/{variant}" for kind, variant in PIECES],
@@ -51,7 +51,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def untrained(path: str) -> bool:
-    """Say whether a table is the curves of a piece that has nothing to train, and so has no rows."""
+    """Return whether a table holds the curves of a piece without trained weights, and so has no rows."""
     return path.endswith(".curves.parquet") and ("/no-op/" in path or "/linear/" in path)
 
 
@@ -94,7 +94,7 @@ def test_the_child_keeps_its_target(run: Run) -> None:
 
 @pytest.fixture(scope="module")
 def generated(run: Run) -> dict[str, int]:
-    """How many tokens each child generates in a process that cannot import this package."""
+    """Return the number of tokens that each child generates in a process that cannot import this package."""
     script = (
         "import sys; sys.modules['tangram'] = None  # as if it were not installed\n"
         "import torch\n"

@@ -1,4 +1,4 @@
-"""Partial reruns of a finished run: for every key and every module, Snakemake's plan is the table's, job by job."""
+"""Partial reruns of a finished run: for every key and every module, Snakemake plans exactly the jobs of the table."""
 
 import copy
 import os
@@ -34,19 +34,19 @@ def ran(printed: str) -> set[str]:
 
 
 def node(job: Job) -> str:
-    """Return what a job is called in the table: its rule, and the split if it is that of one."""
+    """Return a job's name in the table: its rule, and its split if it has one."""
     rule, wildcards = job
     split = re.search(r"\bsplit=(\w+)", wildcards)
     return f"{rule} {split[1]}" if split else rule
 
 
 def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
-    """Return the jobs that the table says run again, if some rules do first."""
-    first = tuple(rule for rule in first if any(node(job) == rule for job in jobs))  # those that this run has
+    """Return the jobs that rerun, by the table, after the rules ``first``."""
+    first = tuple(rule for rule in first if any(node(job) == rule for job in jobs))  # rules of this run
     searches = {"solve_mip": "solution=0", "drop_layers": "solution=layers-dropped"}
     anyway = reruns.onward(rule for rule in first if rule not in searches)
     searched = reruns.onward(rule for rule in first if rule in searches)
-    # What only a search reaches is what it found: the solver's children have nothing to do with the baseline's.
+    # A search reaches only its own solutions: the solver's children do not depend on the baseline's.
     solutions = {solution for rule, solution in searches.items() if rule in first}
     return {
         job
@@ -57,7 +57,7 @@ def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
 
 
 def expected_of_module(jobs: set[Job], module: str, variants: list[str]) -> set[Job]:
-    """Return the jobs that the table says run again, if a module changes; of some rules, those of some variants."""
+    """Return the jobs that rerun, by the table, if a module changes; for some rules, those of some variants."""
     first = reruns.first_of_module(module, variants)
     anyway = reruns.onward(rule for rule in first if rule not in reruns.OF_A_VARIANT)
 
@@ -72,7 +72,7 @@ def expected_of_module(jobs: set[Job], module: str, variants: list[str]) -> set[
 
 
 class Planner:
-    """A finished run, a copy of the repository, and what Snakemake would do there now."""
+    """A finished run, a copy of the repository, and Snakemake's plan for both."""
 
     def __init__(self, run: Run, folder: Path, repository: Path):
         self.run, self.folder, self.repository = run, folder, repository
@@ -88,7 +88,7 @@ class Planner:
 
 @pytest.fixture(scope="module")
 def planners(run: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Planner]:
-    """Two of them, to work side by side: each has the run and the repository for itself."""
+    """Two planners for parallel work, each with a copy of the run and of the repository."""
     found = []
     for name in ("one", "other"):
         folder = tmp_path_factory.mktemp(name)
@@ -113,7 +113,7 @@ def all_jobs(run: Run) -> set[Job]:
 
 
 def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every key of the config that is no section, with its annotation; names of a mapping are `<name>`."""
+    """Yield every key of the config that is not a section, with its annotation; names of a mapping are `<name>`."""
     for name, field in section.model_fields.items():
         where = f"{path}{name}"
         inner = [field.annotation, *typing.get_args(field.annotation)]
@@ -126,16 +126,16 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]
             yield where, field.annotation
 
 
-# Another valid value for every key whose type does not give one away; None: what no set of rules says (see below).
+# Another valid value for every key whose type does not imply one; None for keys that other tests cover (see below).
 OTHERS: dict[str, Any] = {
     "run": None,
     "device": "cuda",
     "parent.source": {"type": "hub", "repo": "some/parent", "revision": "main"},
-    # Checked against the checkpoint as soon as that is there, so no other value is right.
+    # A fetched checkpoint determines these, so no other value is valid.
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
     **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distill", "score", "finetune", "heldout")},
-    "activations.mode": None,  # the cache's own jobs go
+    "activations.mode": None,  # it removes the cache's jobs
     "library.attention": None,
     "library.ffn": None,
     "library.layers_per_shard": None,
@@ -147,7 +147,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,
-    "costs.engine": None,  # there is only one
+    "costs.engine": None,  # it has only one value
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
@@ -195,7 +195,7 @@ CHECKED = [key for key in LEAVES if key not in OTHERS or OTHERS[key] is not None
 
 
 def side_by_side(planners: list[Planner], tasks: list[Callable[[Planner], set[Job]]]) -> list[set[Job]]:
-    """Do tasks on whichever planner is free."""
+    """Run tasks on the planners in parallel."""
     free = list(planners)
 
     def work(task: Callable[[Planner], set[Job]]) -> set[Job]:
@@ -210,7 +210,7 @@ def side_by_side(planners: list[Planner], tasks: list[Callable[[Planner], set[Jo
 
 
 def without_effect_together(names: list[str], first: Callable[[str], tuple[str, ...]]) -> list[list[str]]:
-    """Return the names one by one, but for those that the table says rerun nothing: one plan shows it of all."""
+    """Return the names one by one, except those that rerun nothing by the table, which share one plan."""
     together = [name for name in names if not first(name)]
     return [together, *([name] for name in names if name not in together)]
 
@@ -308,7 +308,7 @@ def ran_rules(jobs: set[Job]) -> set[str]:
 
 
 def onward(jobs: set[Job], *first: str) -> set[str]:
-    """Return the rules of a run that follow, split or not."""
+    """Return ``first`` and the rules that depend on them, by the table, as far as the run has them."""
     return {rule.split()[0] for rule in reruns.onward(first)} & ran_rules(jobs)
 
 
@@ -371,7 +371,7 @@ def test_a_deleted_file_reruns_its_own_job_and_what_reads_it(
 
 
 def test_activations_may_be_deleted_to_make_space(planner: Planner) -> None:
-    """What was made from them is there; whatever needs them makes them again."""
+    """Outputs of deleted activations stay valid; only a job that reads activations makes them again."""
     path = planner.folder / "results" / "tiny" / "activations" / "finetune.npy"
     path.rename(kept := path.with_name("kept"))
     try:
@@ -381,7 +381,7 @@ def test_activations_may_be_deleted_to_make_space(planner: Planner) -> None:
 
 
 def test_a_fresh_checkout_reruns_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
-    shutil.copytree(planner.repository, tmp_path / "fresh", copy_function=shutil.copyfile)  # new times, as git gives
+    shutil.copytree(planner.repository, tmp_path / "fresh", copy_function=shutil.copyfile)  # new times, as in git
     assert Planner(run, planner.folder, tmp_path / "fresh")() == set()
 
 
@@ -394,7 +394,7 @@ def test_results_moved_or_restored_from_a_backup_rerun_nothing(planner: Planner,
 
 
 def test_a_copy_with_new_times_reruns_nothing(planner: Planner, run: Run, tmp_path: Path) -> None:
-    """As `cp -r` makes it: in the order of names, not of the data flow."""
+    """Copy as `cp -r` does: modification times in the order of names, not of the data flow."""
     shutil.copytree(planner.folder, tmp_path / "copy", copy_function=shutil.copyfile)
     assert Planner(run, tmp_path / "copy", planner.repository)() == set()
 
@@ -409,14 +409,14 @@ def test_a_deleted_file_of_solutions_is_made_again(planner: Planner, file: str, 
         moved.rename(path)
 
 
-SPLITS_OF_SOURCES = ("score", "heldout")  # one without local text, and one with
+SPLITS_OF_SOURCES = ("score", "heldout")  # one without local text, one with it
 
 
 @pytest.fixture(scope="module")
 def sources(
     run: Run, planner: Planner, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Callable[[], subprocess.CompletedProcess[str]]]:
-    """A local parent and a text of their own, and a function that plans what is made from them, and is made."""
+    """Return a local parent and text, and a function that plans and makes the outputs that depend on them."""
     folder = tmp_path_factory.mktemp("sources")
     config = copy.deepcopy(run.config)
     parent = Path(shutil.copytree(config["parent"]["source"]["path"], folder / "parent"))
@@ -448,7 +448,7 @@ def test_a_parent_that_changed_in_place_is_fetched_again(name: str, sources: tup
     parent, _, plan = sources
     before = (parent / name).read_bytes()
     times = (parent / name).stat()
-    weights = before[:-1] + bytes([before[-1] ^ 1])  # of the same size
+    weights = before[:-1] + bytes([before[-1] ^ 1])  # file of the same size
     (parent / name).write_bytes(weights if name == "model.safetensors" else before + b"\n")
     os.utime(parent / name, ns=(times.st_atime_ns, times.st_mtime_ns))
     try:
@@ -488,7 +488,7 @@ def test_sources_may_go_once_what_is_made_from_them_is_there(sources: tuple) -> 
 
 
 def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_run: Callable[[], Path]) -> None:
-    """A solver's setting changes, and the answer does not."""
+    """A setting of the solver changes, but not its solution."""
     folder, config = copy_of_run(), run.config | {"search": {"time_limit": 59}}
     done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stderr
@@ -498,7 +498,7 @@ def test_a_search_with_the_same_answer_trains_nothing_again(run: Run, copy_of_ru
 
 
 def test_a_deleted_piece_is_made_again_and_its_child_is_not(run: Run, copy_of_run: Callable[[], Path]) -> None:
-    """Distillation is deterministic: the piece comes out the same, so nothing is assembled or trained."""
+    """Distillation is deterministic: the piece is the same, so nothing is assembled or trained."""
     folder = copy_of_run()
     (folder / "results" / "tiny" / "library" / "ffn" / "linear" / "00-02.safetensors").unlink()
     done = snakemake(folder, run.config, "--cores", "2")

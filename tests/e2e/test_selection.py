@@ -1,4 +1,4 @@
-"""A run that selects one of three candidates: on a tiny Llama, through the real command."""
+"""A run that selects one of three candidates, on a tiny Llama with the real `snakemake` command."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def selected(run: Run, copy_of_run: Callable[[], Path]) -> Run:
-    """The finished run with another target: only what comes before the search is there."""
+    """The finished run with another target, for which only the outputs before the search exist."""
     folder = copy_of_run()
     shutil.rmtree(folder / "results" / "tiny" / "targets")
     small = {"constraints": [{"quantity": "parameters", "max": 0.95}], "solutions": 3, "max_shared": 0.7}

@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, and paths, modules, keys of the config and commands that it names exist."""
+"""The documentation: targets of links, paths, modules, keys of the config and commands exist."""
 
 import ast
 import json
@@ -23,14 +23,14 @@ PAGES = [
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what is gone, too
-ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # what a reader makes, and what a run writes
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it also names removed files
+ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # files of readers and of runs
 OF_A_RUN = ("config.json", "provenance.json", "architecture.json", "child/", "selection/", "parent/")
 PROGRAMS = {"cd", "eval", "git", "pre-commit", "."}
 
 
 def each(pages: list[Path]) -> pytest.MarkDecorator:
-    """Run a test once for every page."""
+    """Return a parametrization of a test over pages."""
     return pytest.mark.parametrize("page", pages, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -45,18 +45,18 @@ def prose(page: Path) -> str:
 
 
 def quoted(page: Path) -> list[str]:
-    """Return what stands in backticks outside fenced code."""
+    """Return the code spans outside fenced code."""
     return re.findall(r"`([^`\n]+)`", prose(page))
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the names that GitHub gives to a page's headings."""
+    """Return the anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.*)", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def is_there(name: str, page: Path) -> bool:
-    """Say whether a path or pattern exists in the repository, a package or the page's own folder."""
+    """Return whether a path or pattern exists in the repository, a package or the page's folder."""
     bases = (ROOT, PACKAGES, PACKAGES / "tangram", PACKAGES / "tangram_studies", page.parent)
     name = name.rstrip("/")
     return any(next(base.glob(name), None) for base in bases)
@@ -101,7 +101,7 @@ def test_modules_in_backticks_exist(page: Path) -> None:
             assert any(path.is_file() for path in candidates) or attribute in defined, name
 
 
-@each([page for page in PRESENT if page.name != "reruns.md"])  # whose modules look like keys
+@each([page for page in PRESENT if page.name != "reruns.md"])  # its modules look like keys
 def test_keys_of_the_config_exist(page: Path) -> None:
     schema = json.loads((ROOT / "config" / "config.schema.json").read_text())
     sections = set(schema["properties"]) - {"run"}
@@ -115,14 +115,14 @@ def test_keys_of_the_config_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rules() -> set[str]:
-    """Return the names of all rules, as Snakemake lists them."""
+    """Return the names of all rules from Snakemake's list."""
     command = [str(Path(sys.executable).with_name("snakemake")), "--list-rules"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return set(re.findall(r"^(\w+)", done.stdout, re.MULTILINE))
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Yield the command lines of a page, fenced or in backticks."""
+    """Yield the command lines of a page, in fenced code and code spans."""
     for block in blocks(page, "(?:ba)?sh"):
         yield from (line for line in block.replace("\\\n", "").splitlines() if line.split("#")[0].strip())
     yield from (text for text in quoted(page) if re.match(r"(make|snakemake|tangram|python) [^…]+$", text))
@@ -161,5 +161,5 @@ def test_commands_name_what_exists(page: Path, rules: set[str]) -> None:
 def test_the_table_of_stages_names_every_command() -> None:
     rows = re.findall(r"^\| \w+ \| (`.*?`) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     modules = {path.stem for path in (PACKAGES / "tangram" / "commands").glob("[!_]*.py")}
-    elsewhere = {name for name in modules if re.match(r"study_|fetch_\w+_|print_", name)}  # studies; run by no rule
+    elsewhere = {name for name in modules if re.match(r"study_|fetch_\w+_|print_", name)}  # studies, or run by no rule
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == modules - elsewhere

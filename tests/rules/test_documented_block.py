@@ -1,4 +1,4 @@
-"""The block of docs/adding-a-block.md, as it stands there: registered, built and exact."""
+"""The code of docs/adding-a-block.md: it registers, builds and is exact."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_the_documented_block_works_as_it_stands() -> None:
     model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=50)).eval().requires_grad_(False)
     parent = decoder_layers(model)[0]
     registry()
-    with patch.dict(REGISTRY):  # the block is gone again afterwards
+    with patch.dict(REGISTRY):  # removes the block afterwards
         exec(code, {"__name__": "documented"})
         block = get_block("ffn", "first-0.5", Shape.of(model.config))
     weights = block.initialize(parent.mlp, None)

@@ -1,4 +1,4 @@
-"""What stands at the door: files that people and tools look for, and the one entry point."""
+"""Files at the root that users and tools expect, and the one entry point."""
 
 import subprocess
 import sys

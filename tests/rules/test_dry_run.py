@@ -1,4 +1,4 @@
-"""What Snakemake makes of the rules, without running any: plans, lint, profile, and which rule a key reaches."""
+"""Dry runs of Snakemake: plans, lint, the profile, and the rules that depend on a key."""
 
 import copy
 import re
@@ -26,7 +26,7 @@ def snakemake(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict], dict[str, list[str]]]:
-    """Return a function from a config to its plan on an empty folder: every rule's shell commands."""
+    """Return a function from a config to its plan in an empty folder: every rule's shell commands."""
 
     def plan(config: dict) -> dict[str, list[str]]:
         folder = tmp_path_factory.mktemp("plan")
@@ -60,7 +60,7 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
         target.get("solutions", 1) + target.get("compare_layers_dropped", True) for target in config["targets"].values()
     )
     assert jobs["distill_blocks"] == jobs["score_blocks"] == pieces * shards
-    assert jobs["measure_costs"] == pieces + 3  # the parent's attention and FFN, and all that is neither
+    assert jobs["measure_costs"] == pieces + 3  # the parent's attention, its FFN, and the other parts
     assert jobs["capture_activations"] == (0 if config.get("activations", {}).get("mode") == "stream" else 4)
     assert jobs["solve_mip"] == len(config["targets"])
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")

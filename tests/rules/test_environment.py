@@ -1,4 +1,4 @@
-"""One environment, written down three times: what a user installs, what is locked, and what conda makes."""
+"""The three definitions of the environment agree: the package's dependencies, the lock file, and conda's file."""
 
 import ast
 import os
@@ -18,12 +18,12 @@ LOCK = (ROOT / "envs" / "requirements.lock").read_text()
 
 
 def normalized(name: str) -> str:
-    """Return a package's name as the index compares it."""
+    """Return a package's normalized name."""
     return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ ]", name)[0]).lower()
 
 
 def pinned(lines: str) -> dict[str, str]:
-    """Return the exact versions that requirement lines name, by normalized package name."""
+    """Return the exact versions in requirement lines, by normalized package name."""
     found = re.findall(r"^([\w.-]+)==(\S+)$", lines, re.MULTILINE)
     return {normalized(name): version for name, version in found}
 

@@ -1,4 +1,4 @@
-"""The grammar that every rule follows, and the agreement between each rule and its command."""
+"""The form of every rule, and its agreement with its command."""
 
 import copy
 import importlib
@@ -34,7 +34,7 @@ RULES = {
 COMMANDS = sorted(path.stem for path in (ROOT / "workflow" / "tangram" / "commands").glob("[!_]*.py"))
 ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 
-# Inputs that a command is not given: they order jobs, or a param names their folder.
+# Inputs that are not passed to a command: they order jobs, or a param names their folder.
 _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
@@ -45,12 +45,12 @@ NOT_GIVEN = {
         *("children", "parent_evaluation", "primary_target"),
     },
 }
-WATCHED = {"code", "environment", "template"}  # params that rerun a rule and that no command is given
+WATCHED = {"code", "environment", "template"}  # params that rerun a rule and are not passed to its command
 
-# Rules that compute with blocks, whose modules are imported by name and added to the code hash.
+# Rules that compute with blocks; the modules of blocks are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child"}
 OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
-# Rules that import the registry with other things: they read names of variants, or children that are built already.
+# Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {"solve_mip", "drop_layers", "pin_architecture", "pin_candidates", "finetune_child"}
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *_CONFIG.library.attention, *_CONFIG.library.ffn]
@@ -62,13 +62,13 @@ def module_of(rule: Rule) -> str:
 
 
 def command_of(rule: Rule) -> str:
-    """Return the function that a rule runs: of the core one named like its module, else one named like the rule."""
+    """Return the function that a rule runs, with the name of its module in the core, else with that of the rule."""
     module = module_of(rule)
     return module.rpartition(".")[2] if module.startswith("tangram.commands.") else rule.name
 
 
 def pinned(workflow: Workflow) -> SimpleNamespace:
-    """Write what a target's checkpoints write, as if they had run; return the wildcards of jobs that read it."""
+    """Write the outputs of a target's checkpoints; return the wildcards of jobs that read them."""
     wildcards = SimpleNamespace(target=next(iter(_CONFIG.targets)), solution="0")
     folder = f"results/{_CONFIG.run}/targets/{wildcards.target}"
     for path in (f"{folder}/{wildcards.solution}/architecture.json", f"{folder}/candidates.json"):
@@ -79,7 +79,7 @@ def pinned(workflow: Workflow) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def parsed() -> dict[str, Rule]:
-    """The rules as Snakemake understands them."""
+    """The rules as parsed by Snakemake."""
     output = OutputSettings(quiet={Quietness.ALL})
     with SnakemakeApi(output) as api:
         workflow = api.workflow(ResourceSettings(cores=2), snakefile=ROOT / "Snakefile")._workflow
@@ -87,7 +87,7 @@ def parsed() -> dict[str, Rule]:
 
 
 def disagreements(rule: Rule) -> set[str]:
-    """Return what a rule has and its shell line does not give, and what that gives and the rule does not have."""
+    """Return the names that only the rule has, and the names that only its shell command passes."""
     given: dict[str, set[str]] = {"input": set(), "output": set(), "params": set(), "wildcards": set()}
     for directive, name in re.findall(r"\{(\w+)\.(\w+):q\}", rule.shellcmd):
         given[directive].add(name)
@@ -176,7 +176,7 @@ def test_rules_that_compute_with_blocks_add_their_modules(parsed: dict[str, Rule
     assert reach == {*reruns.OF_A_VARIANT, *OF_ARCHITECTURES, *OF_THE_LIBRARY, *OF_NAMES}
 
 
-# Params that Snakemake does not record, as it makes them from a job's files or threads; no number depends on them.
+# Params that Snakemake does not record, since they depend on a job's files or threads; no number depends on them.
 UNRECORDED = {"unrecorded", "checkpoint_seconds", "folder", "library", "results"}
 
 
@@ -204,7 +204,7 @@ def test_the_shell_gives_a_command_what_it_takes(name: str, parsed: dict[str, Ru
     command, line = command_of(parsed[name]), parsed[name].shellcmd
     parameters = inspect.signature(getattr(importlib.import_module(module_of(parsed[name])), command)).parameters
     given = set(re.findall(r" --([a-z-]+)[ =]", line))
-    given |= {option.replace("_", "-") for option in parameters if f" {{params.{option}:q}}" in line}  # if there is one
+    given |= {option.replace("_", "-") for option in parameters if f" {{params.{option}:q}}" in line}  # optional
     options = {
         option.replace("_", "-"): parameter.default is inspect.Parameter.empty
         for option, parameter in parameters.items()

@@ -1,4 +1,4 @@
-"""Which package imports which: no cycles, and models and training know of no stage."""
+"""Imports between packages: no cycles, and models and training import no stage."""
 
 import ast
 import graphlib
@@ -18,7 +18,7 @@ STAGES = {
 
 
 def imported(path: Path, package: str) -> set[str]:
-    """Return the dotted names that a module imports anywhere: in functions and for type checkers, too.
+    """Return the dotted names that a module imports anywhere, including functions and type checking.
 
     Args:
         path: the module's file.
@@ -36,7 +36,7 @@ def imported(path: Path, package: str) -> set[str]:
 
 
 def arrows_of(root: Path) -> dict[str, dict[str, set[str]]]:
-    """Return which parts of a package import which others; a part is a subpackage or a module of its first level.
+    """Return the imports between parts of a package: its subpackages and the modules of its first level.
 
     Returns:
         Importing modules' names, by the part that they are in and by the part that they import.
@@ -58,11 +58,11 @@ def _is_part(root: Path, name: str) -> bool:
 
 
 def check_no_cycle(arrows: Mapping[str, Mapping[str, set[str]]]) -> None:
-    """Fail with a cycle's arrows, and the modules that make them."""
+    """Fail with the edges of a cycle, and the modules that cause them."""
     try:
         graphlib.TopologicalSorter(arrows).prepare()
     except graphlib.CycleError as error:
-        cycle = error.args[1][::-1]  # each imports the next one
+        cycle = error.args[1][::-1]  # each part imports the next
         steps = [f"{a} -> {b} ({', '.join(sorted(arrows[a][b]))})" for a, b in itertools.pairwise(cycle)]
         pytest.fail("import cycle: " + "; ".join(steps), pytrace=False)
 

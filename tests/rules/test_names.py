@@ -1,4 +1,4 @@
-"""Names of tests: short enough to be read in a list of failures, in files that stand where what they test stands."""
+"""Names of tests are short, and unit tests mirror the packages."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_no_name_of_a_test_is_long() -> None:
 
 
 def has_its_module(path: Path) -> bool:
-    """Say whether a unit test's module is where the test is; that of a command may stand with the stage's."""
+    """Return whether the module of a unit test exists at the same path; a command's test may be beside its stage's."""
     folder, name = path.parent.relative_to(TESTS / "unit"), path.stem.removeprefix("test_")
     modules = [root / folder / name for root in (PACKAGE, WORKFLOW)] + [PACKAGE / "commands" / name]
     packages = [PACKAGE / folder] if name == folder.name else []

@@ -1,4 +1,4 @@
-"""The documented recovery on a real Snakemake that was killed, with jobs that do as they are told."""
+"""The documented recovery after a kill of a real Snakemake, with jobs that tests control."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ from tangram.tools.recover import unrecorded_outputs
 
 pytestmark = pytest.mark.slow
 
-DEEP = f"{'deep' * 40}/{'name' * 40}"  # its record is in a folder of folders
+DEEP = f"{'deep' * 40}/{'name' * 40}"  # a long path, so that its record is in nested folders
 SNAKEFILE = f"""
 rule all:
     input: "RUN/a.txt", "RUN/b.txt", "RUN/folder"
@@ -37,7 +37,7 @@ OUTPUTS = ["a.txt", "b.txt", "folder/c.txt", DEEP]
 
 
 class Folder:
-    """A folder in which Snakemake works; jobs wait for `go`."""
+    """A working directory of Snakemake, whose jobs wait for the file `go`."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,7 +53,7 @@ class Folder:
         return subprocess.run(command, cwd=self.path, capture_output=True, text=True, timeout=120)
 
     def start(self, run: str = "one", value: str = "A") -> subprocess.Popen[bytes]:
-        """Start it and wait until its jobs are under way."""
+        """Start Snakemake and wait until its jobs run."""
         before = len(self.jobs())
         command = self.command(run=run, value=value)
         with open(self.path / "printed", "a") as printed:
@@ -85,20 +85,20 @@ class Folder:
         return [path.read_text().strip() if path.exists() else None for path in paths]
 
     def state(self, kind: str, output: str) -> Path:
-        """Return the file that Snakemake keeps of an output."""
+        """Return the file of Snakemake's metadata on an output."""
         return self.path / ".snakemake" / kind / base64.urlsafe_b64encode(output.encode()).decode()
 
     def marked(self, output: str) -> bool:
         return self.state("incomplete", output).exists()
 
     def mark(self, output: str) -> None:
-        """Mark an output as incomplete, as Snakemake does it at a job's start."""
+        """Mark an output as incomplete, as Snakemake does at the start of a job."""
         path = self.state("incomplete", output)
         path.parent.mkdir(exist_ok=True)
         path.write_text('{"external_jobid": null}')
 
     def take_marks_away(self) -> None:
-        """Do what a job on SLURM does when it ends; nobody was left to wait for it, so nothing is recorded."""
+        """Act like a SLURM job that ends after Snakemake was killed, so that no metadata is recorded."""
         for path in (self.path / ".snakemake" / "incomplete").rglob("*"):
             if path.is_file():
                 path.unlink()
@@ -120,7 +120,7 @@ def kill(main: subprocess.Popen[bytes]) -> None:
 
 
 def assert_recovers(folder: Folder, value: str = "A") -> str:
-    """Recover, give the command again, and return what the recovery printed."""
+    """Recover, run Snakemake again, and return the output of the recovery."""
     recovered = recover(folder.path)
     assert recovered.returncode == 0, recovered.stderr
     assert not folder.jobs()
@@ -148,12 +148,12 @@ def assert_recovers(folder: Folder, value: str = "A") -> str:
 def test_the_same_command_goes_on_after_a_kill(
     folder: Folder, finished: tuple[str, ...], marks: str, earlier: str | None
 ) -> None:
-    """Whatever the orphan still wrote, and whichever settings an earlier run had recorded: its outputs are A's."""
+    """The outputs are A's, regardless of the orphan's writes and of metadata of an earlier run."""
     if earlier:
         folder.go("a", "b")
         assert folder.snakemake(value=earlier).returncode == 0
         folder.stop()
-        (folder.path / "one" / "a.txt").unlink()  # so that there is something to do
+        (folder.path / "one" / "a.txt").unlink()  # so that a job must run
     main = folder.start()
     wait_for(lambda: folder.values()[2:] == ["A", "A"], 60)
     kill(main)
@@ -173,7 +173,7 @@ def test_an_orphans_output_is_never_taken_for_other_settings(folder: Folder, whe
     assert folder.snakemake(value="A").returncode == 0
     folder.stop()
     kill(folder.start(value="B"))
-    if where == "on SLURM":  # a Snakemake of its own around each job, with the arguments that SLURM's executor gives
+    if where == "on SLURM":  # a Snakemake process runs each job, with the arguments of the SLURM executor
         for job in folder.jobs():
             job.kill()
         folder.go("a", "b")
@@ -189,7 +189,7 @@ def test_an_orphans_output_is_never_taken_for_other_settings(folder: Folder, whe
 
 @pytest.mark.parametrize("recorded", [0, 1, 2])
 def test_a_kill_amid_the_recording_loses_only_the_unrecorded(folder: Folder, recorded: int) -> None:
-    """Snakemake records a job's outputs one by one, then takes the marks away one by one."""
+    """Snakemake records a job's outputs one by one, then removes the marks one by one."""
     folder.go("a", "b")
     assert folder.snakemake().returncode == 0
     names = ["one/a.txt", "one/b.txt"]
@@ -228,7 +228,7 @@ def test_where_no_snakemake_ran_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_runs_that_share_a_folder_are_not_disturbed(folder: Folder) -> None:
-    """Nothing is ended or removed while a Snakemake lives; and its end takes the killed one's lock away, too."""
+    """Nothing is ended or removed while a Snakemake runs; its end also removes the lock of the killed one."""
     kill(folder.start("one"))
     other = folder.start("other")
     refused = recover(folder.path)
@@ -250,7 +250,7 @@ def test_an_interrupted_snakemake_is_recovered_likewise(folder: Folder, number: 
     main = folder.start()
     folder.go("a")
     wait_for(lambda: folder.values()[0] == "A", 60)
-    os.killpg(main.pid, number)  # as a terminal does it
+    os.killpg(main.pid, number)  # as a terminal does
     main.wait(timeout=60)
     assert_recovers(folder)
 

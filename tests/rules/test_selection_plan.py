@@ -1,4 +1,4 @@
-"""What selection makes of the plan: candidates are pinned and compared, and one child is assembled and finetuned."""
+"""The plan with selection: candidates are pinned and compared, and one child is assembled and finetuned."""
 
 import copy
 from collections import Counter
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def plan(config: dict, folder: Path) -> Counter[str]:
-    """Return the number of jobs by rule, on an empty folder."""
+    """Return the number of jobs by rule in an empty folder."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     options = ["--directory", folder, "--configfile", folder / "config.yaml"]
     done = warm_snakemake("--snakefile", ROOT / "Snakefile", "-n", *options, folder=folder)

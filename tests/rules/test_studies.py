@@ -1,4 +1,4 @@
-"""The rules of the studies: one for each paper, which gives the study what it reads and reruns with its code alone."""
+"""The rules of the studies: one per paper, with all inputs of its study; it reruns with the study's code only."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def rules() -> dict[str, Rule]:
-    """The rules as Snakemake understands them."""
+    """The rules as parsed by Snakemake."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(ResourceSettings(cores=2), snakefile=ROOT / "Snakefile")._workflow
         return {rule.name: rule for rule in workflow.rules}
@@ -43,7 +43,7 @@ def test_a_rule_runs_its_study_and_reruns_with_its_code(name: str, rules: dict[s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_is_given_what_it_reads(name: str, rules: dict[str, Rule]) -> None:
-    """The names of a rule's inputs are those that the study's module asks its job for."""
+    """A rule's inputs have the names that the study's module reads from its job."""
     folder = ROOT / "workflow" / "tangram_studies" / "papers"
     paths = sorted((folder / name).glob("*.py")) or [folder / f"{name}.py"]
     text = "".join(path.read_text() for path in paths)

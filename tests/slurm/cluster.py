@@ -22,7 +22,7 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "squeue")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
-# One machine without cgroups; memory is polled, not fenced; short timeouts, and finished jobs stay known for long.
+# One machine without cgroups; memory use is polled, not limited; short timeouts; a long record of finished jobs.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -70,9 +70,9 @@ NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
 )
 
-# The executor plugin drops SLURM_CONF from its own calls: these wrappers, first in PATH, put it back.
+# The executor plugin removes SLURM_CONF from its calls; these wrappers, first in PATH, restore it.
 WRAPPER = '#!/bin/sh\nSLURM_CONF={conf} exec {program} "$@"\n'
-# Without slurmdbd there is no sacct; the plugin asks it when slurmctld does not answer. This one asks squeue again.
+# The plugin calls sacct when slurmctld does not answer. Without slurmdbd there is no sacct; this one calls squeue.
 SACCT = """\
 #!/bin/sh
 while [ $# -gt 0 ]; do
@@ -84,7 +84,7 @@ exec squeue --noheader --array --states=all --format='%i|%T' --name "$name"
 
 
 def missing() -> str:
-    """Return why no cluster can be brought up here; nothing if it can."""
+    """Return the reason why no cluster can start here, empty if one can."""
     if os.geteuid() != 0:
         return "a private SLURM needs root"
     lacking = [program for program in PROGRAMS if shutil.which(program, path=SBIN) is None]
@@ -92,7 +92,7 @@ def missing() -> str:
 
 
 def wait_for(what: Callable[[], object], seconds: float, message: str) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not what():
         if time.monotonic() > deadline:
@@ -110,30 +110,30 @@ def _free_ports(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster below a folder."""
+    """A running cluster with all files in a folder."""
 
     folder: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its users have in their environment."""
+        """The environment variables of the cluster's users."""
         path = os.pathsep.join([str(self.folder / "bin"), SBIN])
         return os.environ | {"PATH": path, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def call(self, *command: str) -> str:
-        """Run a command of SLURM's and return what it prints."""
+        """Run a SLURM command and return its output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
     def jobs(self, states: str = "running") -> list[list[str]]:
-        """Return number, name, node and comment of the jobs in some states."""
+        """Return id, name, node and comment of the jobs in some states."""
         lines = self.call("squeue", "-h", "-r", "-t", states, "-o", "%i|%j|%N|%k").splitlines()
         return [line.split("|") for line in lines]
 
     def finished(self) -> list[dict[str, str]]:
-        """Return SLURM's own record of every finished job."""
+        """Return SLURM's record of every finished job."""
         log = self.folder / "log" / "jobcomp.log"
         lines = log.read_text().splitlines() if log.exists() else []
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
@@ -143,7 +143,7 @@ class Cluster:
         return int((self.folder / "run" / f"{daemon}.pid").read_text())
 
     def start_controller(self) -> None:
-        """Start slurmctld; a second time it takes up the state that the first one saved."""
+        """Start slurmctld; a restarted one loads the saved state."""
         self.call("slurmctld", "-f", str(self.folder / "slurm.conf"))
 
     def start_node(self, name: str) -> None:
@@ -158,7 +158,7 @@ class Cluster:
         return {}
 
     def down(self) -> None:
-        """End all jobs, stop all daemons by their process numbers, and remove the folder."""
+        """End all jobs, stop all daemons by their process ids, and remove the folder."""
         with contextlib.suppress(RuntimeError, TimeoutError, subprocess.TimeoutExpired):
             if numbers := self.call("squeue", "-h", "-o", "%A").split():
                 self.call("scancel", "-f", *numbers)
@@ -172,7 +172,7 @@ class Cluster:
 
 
 def _stop(pid_file: Path) -> None:
-    """End a process that this module started: politely, then at once."""
+    """Terminate a process that this module started; kill it after a timeout."""
     with contextlib.suppress(OSError, ValueError):
         pid = int(pid_file.read_text())
         os.kill(pid, signal.SIGTERM)
@@ -183,7 +183,7 @@ def _stop(pid_file: Path) -> None:
 
 
 def up(folder: Path, nodes: int = 3, cpus: int = 8, memory: int = 256_000) -> Cluster:
-    """Bring a cluster up and return it once all nodes are idle.
+    """Start a cluster and return it once all nodes are idle.
 
     Args:
         folder: must not exist.
@@ -229,7 +229,7 @@ def up(folder: Path, nodes: int = 3, cpus: int = 8, memory: int = 256_000) -> Cl
 
 
 def main() -> None:
-    """Bring a cluster up or down from the command line."""
+    """Start or stop a cluster from the command line."""
     if len(sys.argv) != 3 or sys.argv[1] not in ("up", "down"):
         sys.exit(f"usage: {sys.argv[0]} up|down DIR")
     if sys.argv[1] == "down":

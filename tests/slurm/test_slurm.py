@@ -1,4 +1,4 @@
-"""The pipeline through `--profile slurm` on a real SLURM of several nodes: the local run's bytes, whatever happens."""
+"""The pipeline with `--profile slurm` on a real SLURM of several nodes: outputs equal those of the local run."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from tiny_run import CURVES, PIECE, PIECE_FILES, Run, content, jobs_in, recover,
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason=f"no SLURM: {slurm.missing()}")]
 
-# The profile as it is, but with the threads of the local run (equal threads, equal results), and polled often. No
-# number for `fetch_parent`: a rule whose threads follow the number of cores must not need one.
+# The profile, with the threads of the local run (for equal results) and frequent polling. `fetch_parent` has no entry:
+# a rule whose threads follow the number of cores must not need one.
 TIMED = ("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model", "evaluate_tasks")
 PROFILE = [
     *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), "finetune_child=1"),
@@ -35,7 +35,7 @@ DETERMINISTIC = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
-    """Three nodes; every test leaves them as it found them."""
+    """Three nodes; every test restores their state."""
     try:
         cluster = slurm.up(tmp_path_factory.mktemp("slurm") / "cluster")
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
@@ -45,25 +45,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
 
 
 def on_slurm(cluster: slurm.Cluster, folder: Path, config: dict, *arguments: str) -> str:
-    """Run through the profile and return what was printed."""
+    """Run with the profile and return the output."""
     done = snakemake(folder, config, *PROFILE, *arguments, environment=cluster.environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def running(cluster: slurm.Cluster, folder: Path) -> list[str]:
-    """Return the numbers of SLURM's running jobs that were submitted from a folder."""
+    """Return the ids of running SLURM jobs that were submitted from a folder."""
     lines = cluster.call("squeue", "-h", "-r", "-t", "running", "-o", "%i|%Z").splitlines()
     return [number for number, where in (line.split("|") for line in lines) if Path(where) == folder]
 
 
 def begun(folder: Path) -> Path:
-    """Return the file that says that the piece's training has left a state."""
+    """Return the file that exists once the piece's training has written a state."""
     return folder / "results/tiny/checkpoints/attention/gqa-1/00-02/0-training/latest"
 
 
 def the_job(cluster: slurm.Cluster, folder: Path) -> str:
-    """Wait until the job that trains the piece has left a state, and return its number."""
+    """Wait until the job that trains the piece has written a state, and return its id."""
     wait_for(begun(folder).exists, 600)
     (number,) = running(cluster, folder)
     return number
@@ -99,7 +99,7 @@ def test_after_a_kill_and_recovery_no_two_copies_run(
     main = start(folder, slow_config, *PROFILE, PIECE, environment=cluster.environment)
     job = the_job(cluster, folder)
     (process,) = jobs_in(folder, "distill_blocks")
-    process.suspend()  # so that it is not done before the rest is
+    process.suspend()  # so that it does not finish before the kill
     main.send_signal(signal.SIGKILL)
     main.wait()
     assert running(cluster, folder) == [job], "the job outlives its Snakemake"
@@ -122,7 +122,7 @@ def cancel(cluster: slurm.Cluster, folder: Path, job: str) -> None:
 
 
 def end_its_time(cluster: slurm.Cluster, folder: Path, job: str) -> None:
-    # SLURM looks at its clock once a minute: until then the job is made to wait.
+    # SLURM checks time limits once a minute, so the job must wait that long.
     (process,) = jobs_in(folder, "distill_blocks")
     process.suspend()
     cluster.call("scontrol", "update", f"jobid={job}", "endtime=now")
@@ -172,7 +172,7 @@ def test_a_dead_node_costs_a_retry_and_survivors_harm_nothing(
     try:
         assert main.wait(timeout=1200) == 0, (folder / "printed").read_text()
         with contextlib.suppress(psutil.NoSuchProcess):
-            survivor.wait(timeout=600)  # it wrote the same output, after or before the retry did
+            survivor.wait(timeout=600)  # it writes the same output as the retry, before or after it
         assert_undisturbed(folder, undisturbed)
         assert not list((folder / "results").rglob("*.partial"))
     finally:

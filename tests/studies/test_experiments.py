@@ -1,4 +1,4 @@
-"""What the image studies share: splits, grids, tuning on one split and judging on another, workers."""
+"""Shared steps of the image studies: splits, grids, tuning and evaluation on separate splits, workers."""
 
 import shlex
 import time
@@ -25,7 +25,7 @@ from tangram_studies.experiments import (
 
 @pytest.fixture
 def images(tmp_path):
-    """Every image is of one gray of its own, so that it can be told where it went."""
+    """Write images of distinct uniform grays, which identify them in the splits."""
     path = tmp_path / "images.npz"
     shades = np.arange(60, dtype=np.uint8)
     pictures = np.broadcast_to(shades[:, None, None], (60, 4, 4))
@@ -57,7 +57,7 @@ def test_grids_are_all_combinations():
 
 
 def perform(run):
-    """A made-up arm: best at rate 2 on the validation split, whatever the test split would say."""
+    """An artificial arm: rate 2 is best on the validation split, not on the test split."""
     quality = -((run.setting["rate"] - 2) ** 2) if run.tuning else run.setting["rate"] + run.seed
     return Outcome({"accuracy": quality})
 
@@ -69,10 +69,10 @@ def threads(_):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_tuning_sees_the_validation_split_and_a_seed_of_its_own(processes):
     arms = {"one": grid(rate=(1.0, 2.0, 3.0)), "fixed": grid(rate=(7.0,))}
-    with workers(processes) as mapped:
-        found = tune_and_repeat(perform, arms, 3, "accuracy", mapped, "test")
+    with workers(processes) as parallel_map:
+        found = tune_and_repeat(perform, arms, 3, "accuracy", parallel_map, "test")
         if processes > 1:
-            assert mapped(threads, [0] * 3, "test") == [1, 1, 1]
+            assert parallel_map(threads, [0] * 3, "test") == [1, 1, 1]
     assert found.chosen == {"one": {"rate": 2.0}, "fixed": {"rate": 7.0}}
     assert {run.seed for run, _ in found.tuning} == {3}
     assert [run.setting["rate"] for run, _ in found.tuning] == [1.0, 2.0, 3.0]
@@ -91,11 +91,11 @@ def test_a_followed_training_is_not_timed_while_it_is_judged():
         return next(judged)
 
     seen = []
-    loss = follow(lambda tickets, _: (seen.append(tickets), {}), judge, outcome, every=2)
+    loss = follow(lambda indices, _: (seen.append(indices), {}), judge, outcome, every=2)
     with stopwatch(outcome):
         for step in range(3):
             loss(torch.tensor([step]), torch.Generator())
-    assert [int(tickets) for tickets in seen] == [0, 1, 2]
+    assert [int(indices) for indices in seen] == [0, 1, 2]
     assert outcome.curve == [(0, 0.5), (2, 0.75)]
     assert outcome.seconds < 0.05
     curves = curves_of({"one": outcome, "never followed": Outcome({})})

@@ -1,4 +1,4 @@
-"""The studies are one way on the core: nothing of the core imports them."""
+"""The core does not import the studies."""
 
 import ast
 from pathlib import Path

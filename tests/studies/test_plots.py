@@ -1,4 +1,4 @@
-"""Lines with bands: what is drawn, and what it is computed from."""
+"""Figures: bands are intervals, arms are named, output is deterministic."""
 
 import pandas as pd
 import pytest

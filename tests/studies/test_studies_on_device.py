@@ -1,4 +1,4 @@
-"""What studies run on a device: operators without activations, sketches, networks of images, the span study."""
+"""Studies on a device: operators without activations, sketches, networks on images, the span study."""
 
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from tangram.models.operators import LowRankLinear, structured_linear
 from tangram.tables import CORPUS, write_table
 from tangram_studies.blocks import butterfly as butterfly_block
 from tangram_studies.blocks.fitting import from_dense
-from tangram_studies.blocks.operators import ButterflyLinear, LowRankPlusButterfly, MonarchLinear, NTKFactorLinear
+from tangram_studies.blocks.hybrid import LowRankPlusButterfly
+from tangram_studies.blocks.operators import ButterflyLinear, MonarchLinear, NTKFactorLinear
 from tangram_studies.blocks.sketching import EncoderDecoderButterfly, LearnedSketch, two_phase_fit
 from tangram_studies.experiments import Run
 from tangram_studies.papers import metric_embedding, span_contrast, spatial_contrast, triplet
@@ -24,7 +25,7 @@ from tangram_studies.study import Study
 
 
 def on_both(run, computes=True):
-    """Call a function of a device twice; return both results."""
+    """Call a function on the CPU and on the device; return both results."""
     here = run(device="cpu")
     with pretend() as products:
         there = run(device="cuda")
@@ -96,7 +97,7 @@ def test_a_sketch_is_learned(pattern):
 
 
 def images(path: Path, side: int, *channels: int) -> str:
-    """Write images of three classes, each a bright band at a height of its own over noise; return their file."""
+    """Write images of three classes, each a bright band at its class's height over noise; return their file."""
     draws, arrays = np.random.default_rng(0), {}
     for split, count in (("train", 90), ("test", 45)):
         labels = np.arange(count, dtype=np.uint8) % 3
@@ -109,7 +110,7 @@ def images(path: Path, side: int, *channels: int) -> str:
 
 
 def assert_alike(here, there):
-    """Compare outcomes: accuracies may differ by an image or two, where rounding decides."""
+    """Compare outcomes: rounding may change accuracies by one or two images."""
     assert there.scores == pytest.approx(here.scores, abs=0.05)
     assert [value for _, value in there.curve] == pytest.approx([value for _, value in here.curve], abs=0.05)
 
@@ -144,7 +145,7 @@ def test_spatial_contrasts(arm, tmp_path):
 
 @pytest.fixture
 def tokens(tmp_path):
-    """A split's table."""
+    """Write a split's table."""
     ids = torch.randint(3, 300, (4, 24), generator=torch.Generator().manual_seed(1))
     facts = {"source": "made", "documents": ["d"], "document_starts": [0]}
     rows = [{"sequence_id": i, "input_ids": row, **facts} for i, row in enumerate(ids.tolist())]

@@ -1,4 +1,4 @@
-"""What studies share: intervals against SciPy's own, verdicts, pairing, and the three files."""
+"""Studies: intervals compared with SciPy's, verdicts, pairing, and the three files."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_pairs_are_by_seed():
     assert example().claims[0].estimate == pytest.approx(0.5)
     lacking = example()
     lacking.measurements.pop()
-    with pytest.raises(TangramError, match="same seeds"):
+    with pytest.raises(TangramError, match="differ in their seeds"):
         lacking.paired("main", "loss", "one", "other")
 
 

@@ -1,4 +1,4 @@
-"""The papers' systems in a run of the pipeline, named in a config as any other: on a tiny Llama, through Snakemake."""
+"""The papers' methods in a run of the pipeline, named in its config: on a tiny Llama, through Snakemake."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ VARIANTS = {"attention": ["butterfly-8"], "ffn": ["ntk-8", "monarch"]}
 
 
 def archive(folder: Path) -> dict:
-    """Put an archive with a classification of texts where downloads are kept; return what names it in a config."""
+    """Write an archive with a text classification into the folder of downloads; return its config entry."""
     answers = ("warm", "cold")
     examples = [
         {
@@ -41,7 +41,7 @@ def archive(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A finished run that uses all of them."""
+    """A finished run that uses all of these methods."""
     folder = tmp_path_factory.mktemp("systems")
     spans = {"weight": 0.1, "spans": 2, "shortest": 2, "longest": 6}
     small = {"constraints": [{"quantity": "parameters", "max": 0.9}], "solutions": 2, "max_shared": 0.7}
@@ -86,8 +86,9 @@ def test_the_contrast_of_spans_is_trained(run: Run) -> None:
     finetuned = read_table(run.results / "targets" / "small" / "0" / "curves.parquet", CURVES)
     distilled = read_table(next((run.results / "library" / "ffn" / "ntk-8").glob("*.curves.parquet")), CURVES)
     for curves in (finetuned, distilled):
-        assert (curves[curves["metric"] == "span_contrast"]["value"] > 0).all()
-        assert (curves["metric"] == "span_contrast").any()
+        losses = curves[curves["metric"] == "span_contrast"]["value"]
+        assert losses.min() >= 0  # 0 where all spans of a step overlap: none is contrasted
+        assert losses.max() > 0
 
 
 def test_the_metric_embedding_reads_classes(run: Run) -> None:

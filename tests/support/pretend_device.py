@@ -1,20 +1,20 @@
-"""A device that is not the CPU, on a machine that has none: `device="cuda"` runs, and a tensor left behind is an error.
+"""A pretended device for machines without a GPU: `device="cuda"` runs, and mixing devices is an error, as on a GPU.
 
-PyTorch reserves one device (`PrivateUse1`) for backends that are registered from outside. Here it is a backend without
-hardware: its tensors hold values in main memory, every operator runs on these with the CPU's own kernels, and what
-comes out is on the device again. So results must equal those of the CPU, up to the rounding of another decomposition.
-What a GPU would refuse is refused:
+PyTorch reserves one device (`PrivateUse1`) for external backends. Here it is a backend without hardware: its tensors
+hold values in main memory, the CPU's kernels compute every operator on them, and the results are on the device again.
+Results must therefore equal those of the CPU, up to rounding where PyTorch decomposes an operator differently. It
+refuses operations that a GPU refuses:
 
 - tensors on two devices in one operator; as on a GPU, elementwise operators read a CPU tensor without dimensions, CPU
   indices may index a device's tensor, and copies cross;
-- a generator of another device than what it fills;
-- NumPy on a device's tensor;
+- a generator on another device than the tensor that it fills;
+- conversion of a device's tensor to NumPy;
 - an optimizer's state on the CPU in a fused step (`_fused_adamw_` is not elementwise).
 
-All of PyTorch sees the reserved device, autograd with its own checks included. To Python code it is called `cuda`: a
-function mode translates the name on its way in, and `Tensor.device` on its way out.
+All of PyTorch, including autograd and its checks, sees the reserved device. Python code sees `cuda`: a function mode
+translates the name in arguments, and `Tensor.device` translates it back.
 
-Not modelled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise (but
+Not modeled: streams (`torch.cuda.synchronize` does nothing), memory, kernels that a GPU lacks or rounds otherwise (but
 for least squares, of which it has one), a generator's own numbers, and processes (NCCL).
 """
 
@@ -32,18 +32,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-NAME = "npu"  # one of the names by which safetensors knows a reserved device
+NAME = "npu"  # a name for the reserved device that safetensors supports
 
 
 class _NoHardware:
-    """What PyTorch's own code asks a backend's module: to other tests of this process, there is nothing there."""
+    """The backend module that PyTorch queries; it reports no device, so that other tests in this process see none."""
 
     is_initialized = is_available = _is_in_bad_fork = staticmethod(lambda: False)
     current_device = device_count = staticmethod(lambda: 0)
     manual_seed_all = staticmethod(lambda seed: None)
 
 
-_setup_privateuseone_for_python_backend(NAME, _NoHardware())  # once for a process, for good
+_setup_privateuseone_for_python_backend(NAME, _NoHardware())  # once per process, irreversibly
 BODY, FACE, CPU = torch.device(NAME, 0), torch.device("cuda", 0), torch.device("cpu")
 
 aten = torch.ops.aten
@@ -51,12 +51,12 @@ COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
 PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, ATTENTION}
-ONLY = {aten.linalg_lstsq: {"driver": "gels"}}  # what a GPU has of what the CPU can choose from
+ONLY = {aten.linalg_lstsq: {"driver": "gels"}}  # drivers that a GPU supports
 FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
 
 
 class DeviceTensor(torch.Tensor):
-    """A tensor on the pretended device; ``inner`` is its value, a CPU tensor of the same storage."""
+    """A tensor on the pretended device; ``inner`` is a CPU tensor with its value."""
 
     inner: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -73,7 +73,7 @@ class DeviceTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:
-        """The name that the code under test knows; PyTorch's own Python code gets the true one."""
+        """The device `cuda` for the code under test; the reserved device for PyTorch's Python code."""
         return BODY if _Renaming.depth else FACE
 
     @property
@@ -89,7 +89,7 @@ class DeviceTensor(torch.Tensor):
         torch.Tensor.data.__set__(self, value)
         self.inner = value.inner  # type: ignore[attr-defined]
 
-    # What PyTorch refuses for subclasses, or does by way of their type, as it is on a GPU:
+    # Methods that PyTorch refuses for subclasses or dispatches on their type, with the behavior of a GPU:
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -118,7 +118,7 @@ class DeviceTensor(torch.Tensor):
 
 
 def _mapped(change: Callable, value: Any) -> Any:
-    """Change what an operator's arguments or results consist of."""
+    """Apply ``change`` to every leaf of an operator's arguments or results."""
     if isinstance(value, (list, tuple)):
         return type(value)(_mapped(change, part) for part in value)
     return change(value)
@@ -132,7 +132,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
-    """Raise what a GPU raises, if it would."""
+    """Raise the error that a GPU raises for these arguments, if any."""
     generator = kwargs.get("generator")
     if generator is not None and generator.device.type != target.type:
         raise RuntimeError(f"Expected a '{target}' device type for generator but found '{generator.device}' ({func})")
@@ -142,13 +142,13 @@ def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
     if packet in INDEXING and isinstance(args[0], DeviceTensor):
         together = [(args[0], *args[2:])]  # the indices may be on the CPU
     elif packet.__name__.startswith("_foreach_") and packet.__name__.endswith("_"):
-        # Of lists that are changed in place, such as an optimizer's counts of steps, each place stands for itself.
+        # Lists that change in place, such as an optimizer's counts of steps, are checked element by element.
         lists = [arg for arg in args if isinstance(arg, list)]
         others = [arg for arg in args if not isinstance(arg, list)]
         together = [(*parts, *others) for parts in zip(*lists, strict=True)]
     in_place = args[:1] if packet.__name__.endswith("_") else (kwargs.get("out"),)
     into_cpu = any(not isinstance(tensor, DeviceTensor) for tensor in _tensors(in_place))
-    scalars = (packet in FILLING or torch.Tag.pointwise in func.tags) and not into_cpu  # read, never written
+    scalars = (packet in FILLING or torch.Tag.pointwise in func.tags) and not into_cpu  # they are read only
     for values in together:
         tensors = _tensors(values)
         left = [tensor for tensor in tensors if not isinstance(tensor, DeviceTensor)]
@@ -168,10 +168,10 @@ _products: Counter[str] = Counter()
 
 
 def _run(func: Any, args: tuple, kwargs: dict) -> Any:
-    """Run an operator on the values, and put what comes out where it belongs."""
+    """Run an operator on the CPU values, and return the results on the target device."""
     if func is torch.ops.prim.device.default:
         return BODY
-    if _is_made_of_others(func):  # only inference mode leaves it whole until here
+    if _is_made_of_others(func):  # only in inference mode is it not decomposed before
         with _Values():
             return func.decompose(*args, **kwargs)
     inputs = [tensor for tensor in _tensors((*args, *kwargs.values())) if isinstance(tensor, DeviceTensor)]
@@ -183,19 +183,19 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
         return func(*args, **kwargs)
     _refuse(func, args, kwargs, target)
     values = {name: CPU if name == "device" else _mapped(_inner, value) for name, value in kwargs.items()}
-    found = func(*_mapped(_inner, args), **values, **ONLY.get(func.overloadpacket, {}))
-    written = {id(tensor.inner): tensor for tensor in inputs}  # what an operator in place, or with `out`, returns
+    results = func(*_mapped(_inner, args), **values, **ONLY.get(func.overloadpacket, {}))
+    written = {id(tensor.inner): tensor for tensor in inputs}  # an operator in place, or with `out`, returns these
 
     def put(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if (known := written.get(id(value))) is not None:
-            if known.shape != value.shape:
+        if (argument := written.get(id(value))) is not None:
+            if argument.shape != value.shape:
                 raise NotImplementedError(f"{func} changes a shape in place")
-            return known
+            return argument
         return DeviceTensor(value) if target.type == NAME else value
 
-    return _mapped(put, found)
+    return _mapped(put, results)
 
 
 def _inner(value: Any) -> Any:
@@ -203,19 +203,19 @@ def _inner(value: Any) -> Any:
 
 
 class _Values(TorchDispatchMode):
-    """Catches what makes tensors from none."""
+    """Intercepts operators without tensor arguments, such as `torch.zeros`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(func, args, dict(kwargs or {}))
 
 
 class _Renaming(TorchFunctionMode):
-    """Lets callers say `cuda`; ``depth`` tells callers from PyTorch's own code."""
+    """Translates `cuda` in arguments; ``depth`` is positive inside PyTorch's Python code."""
 
     depth = 0
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is torch.device:  # a name, such as one that is copied
+        if func is torch.device:  # constructs a name only, for example when one is copied
             return func(*args, **(kwargs or {}))
         _Renaming.depth += 1
         try:
@@ -230,13 +230,13 @@ def _renamed(value: Any) -> Any:
 
 @contextmanager
 def pretend() -> Iterator[Counter[str]]:
-    """Let `cuda` be a device in this thread; gives the numbers of matrix products on `cuda` and on `cpu` meanwhile."""
+    """Make `cuda` a device in this thread; yield the counts of matrix products on `cuda` and on `cpu` meanwhile."""
     _products.clear()
     lifts, swaps = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
-    torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(…, device=…)` is then a copy that can be seen
-    torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps parameters, and so tied ones
+    torch._C._set_only_lift_cpu_tensors(True)  # makes `torch.tensor(..., device=...)` a copy that is dispatched
+    torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps objects, so ties stay
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
-    # Gradients in this thread: the engine's threads for devices were counted when the process made its first gradient.
+    # Gradients run in this thread: autograd fixed its number of device threads at the first gradient of the process.
     one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
         with one_thread, mock.patch.multiple(torch.cuda, **cuda), _Renaming(), _Values():

@@ -1,4 +1,4 @@
-"""A parent's layer with one of its subblocks replaced, as scoring and distillation build it."""
+"""A parent's layer with one subblock replaced, as in scoring and distillation."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Configs of tiny parents of every family, architectures of them, and a library of pieces made by hand."""
+"""Configs of tiny parents of every family, architectures for them, and a hand-made library of pieces."""
 
 import copy
 
@@ -51,7 +51,7 @@ NO_ATTENTION = (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"
 
 
 def pieces(parent: PreTrainedModel):
-    """A library: GQA keeps the first KV head, a narrow FFN the first channels; linear maps and operators are random."""
+    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random."""
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
         stock = parent.model.layers[layer]
@@ -84,6 +84,6 @@ def pieces(parent: PreTrainedModel):
 
 
 def child_of(parent: PreTrainedModel, architecture: Architecture) -> PreTrainedModel:
-    """The child, assembled in memory."""
+    """Return the child, assembled in memory."""
     config = build_config(parent.config, architecture)
     return build_child(config, assemble_state(parent.state_dict(), architecture, pieces(parent)))

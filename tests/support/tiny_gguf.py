@@ -21,7 +21,7 @@ def write_gguf(
     more: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> None:
-    """Write a checkpoint as a GGUF; ``more`` adds keys and tensors of its own."""
+    """Write a checkpoint as a GGUF; ``more`` adds keys and tensors."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
     family = "llama" if config["model_type"] == "mistral" else config["model_type"]
@@ -55,7 +55,7 @@ def write_gguf(
     rename = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.upper()), config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
         stored = tensor.float().numpy()
-        if family == "llama" and ("q_proj" in name or "k_proj" in name):  # llama.cpp keeps rotary pairs side by side
+        if family == "llama" and ("q_proj" in name or "k_proj" in name):  # llama.cpp stores rotary pairs interleaved
             heads = config["num_attention_heads"] if "q_proj" in name else config["num_key_value_heads"]
             pairs = stored.reshape(heads, 2, stored.shape[0] // heads // 2, *stored.shape[1:]).swapaxes(1, 2)
             stored = pairs.reshape(stored.shape)

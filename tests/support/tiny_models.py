@@ -13,9 +13,9 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-# Of a parent on disk.
+# Further settings of parents on disk.
 ON_DISK = {
-    "vocab_size": 328,  # a few embeddings without a token, as many real models have
+    "vocab_size": 328,  # more embeddings than tokens, as in many real models
     "head_dim": 16,  # not hidden / heads
     "max_position_embeddings": 128,
     "initializer_range": 0.2,  # wide enough that the model prefers some tokens
@@ -24,7 +24,7 @@ ON_DISK = {
     "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
-# Words of several lengths, digits, accents and code, so that the byte-level BPE below learns merges of its own.
+# Words of several lengths, digits, accents and code, so that the byte-level BPE below learns merges.
 TEXT = [
     "The parent is a trained decoder; the child is a faster one that was made from its pieces.",
     "Attention with 9 heads and 3 KV heads, 576 wide: 30 layers of it, measured in seconds and bytes.",
@@ -50,12 +50,12 @@ def random_model(config: PreTrainedConfig, std: float = 0.2) -> PreTrainedModel:
 
 
 def write_parent(folder: Path, model_type: str = "llama", **settings: object) -> None:
-    """Write a parent of initial weights, with norms and biases moved off one and zero, and a tokenizer."""
+    """Write a parent with initial weights, with noise on norms and biases, and a tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(tiny_config(model_type, **ON_DISK | settings))
         for parameter in model.parameters():
-            if parameter.dim() == 1:  # nothing could be told apart
+            if parameter.dim() == 1:  # norms of 1 and biases of 0 would hide mistakes
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)

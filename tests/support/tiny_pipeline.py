@@ -16,7 +16,7 @@ from tiny_run import CURVES, PIECE, Run, snakemake
 
 
 def _bigbench(folder: Path) -> dict:
-    """Put an archive with one task of BIG-bench's form where downloads are kept; return what names it in a config."""
+    """Write an archive with one task in BIG-bench's format into the folder of downloads; return its config entry."""
     examples = [
         {"input": f"Which of these is the number {i}?", "target_scores": {str(i): 1, str(i + 1): 0, "none": 0}}
         for i in range(6)
@@ -37,15 +37,15 @@ def _bigbench(folder: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is the same for all workers."""
+    """A folder shared by all workers."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """A config for a three-layer Llama, with seconds of training, and no downloads."""
-    own_text = [{"type": "parent-samples", "batch_size": 8}]
+    """A config for a three-layer Llama that trains for seconds and downloads nothing."""
+    sampled = [{"type": "parent-samples", "batch_size": 8}]
     documents = [{"text": f"Document {i} tells of the number {i}, of {i + 1} and of {i * i}."} for i in range(64)]
     text_file = tmp_path_factory.mktemp("text") / "documents.jsonl"
     text_file.write_text("".join(json.dumps(document) + "\n" for document in documents))
@@ -60,10 +60,10 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
         },
         "corpus": {
             "sequence_length": 32,
-            "distill": {"tokens": 512, "sources": own_text},
-            "score": {"tokens": 128, "sources": own_text},
-            "finetune": {"tokens": 256, "sources": own_text},
-            "heldout": {"tokens": 128, "sources": [*own_text, {"type": "local", "paths": [str(text_file)]}]},
+            "distill": {"tokens": 512, "sources": sampled},
+            "score": {"tokens": 128, "sources": sampled},
+            "finetune": {"tokens": 256, "sources": sampled},
+            "heldout": {"tokens": 128, "sources": [*sampled, {"type": "local", "paths": [str(text_file)]}]},
         },
         "library": {"attention": ["gqa-1", "no-op"], "ffn": ["linear", "no-op"]},
         "scenarios": {"chat": {"prefill": 16, "generate": 4, "batch_sizes": [1]}},
@@ -78,7 +78,7 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def run(shared: Path, request: pytest.FixtureRequest) -> Run:
-    """The whole pipeline, finished."""
+    """The finished run of the whole pipeline."""
     folder, finished = shared / "run", shared / "run.json"
     with FileLock(shared / "run.lock"):
         if not finished.exists():
@@ -86,17 +86,17 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
             folder.mkdir()
             evaluation = {"tasks": ["numbers"], "task_archive": _bigbench(folder)}
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
-            done = snakemake(folder, config, "--cores", "2")
-            assert done.returncode == 0, done.stdout + done.stderr
-            made = Run(folder, config, done.stdout + done.stderr)
-            finished.write_text(json.dumps(asdict(made), default=str))
-        found = json.loads(finished.read_text())
-    return Run(Path(found["folder"]), found["config"], found["printed"])
+            process = snakemake(folder, config, "--cores", "2")
+            assert process.returncode == 0, process.stdout + process.stderr
+            run = Run(folder, config, process.stdout + process.stderr)
+            finished.write_text(json.dumps(asdict(run), default=str))
+        fields = json.loads(finished.read_text())
+    return Run(Path(fields["folder"]), fields["config"], fields["printed"])
 
 
 @pytest.fixture(scope="session")
 def slow_config(run: Run) -> dict:
-    """The finished run's config with trainings that last some seconds, so that there is something to kill."""
+    """The finished run's config with trainings of some seconds, so that tests can kill them."""
     library = run.config["library"] | {"bld": {"epochs": 200, "checkpoint_seconds": 1}}
     finetune = {"epochs": 100, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
     return run.config | {"library": library, "finetune": finetune}
@@ -104,7 +104,7 @@ def slow_config(run: Run) -> dict:
 
 @pytest.fixture(scope="session")
 def copy_of_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Return a function that copies the finished run, so that each test has a folder of its own."""
+    """Return a function that copies the finished run into a new folder."""
 
     def copy() -> Path:
         folder = tmp_path_factory.mktemp("copy") / "run"
@@ -116,13 +116,13 @@ def copy_of_run(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 @pytest.fixture(scope="session")
 def undisturbed(shared: Path, copy_of_run: Callable[[], Path], slow_config: dict) -> Path:
-    """A run with the slow config that nothing happened to."""
+    """A run with the slow config and without interruptions, the reference of fault tests."""
     folder = shared / "undisturbed"
     with FileLock(shared / "undisturbed.lock"):
         if not folder.exists():
             copy = copy_of_run()
             for target in (PIECE, CURVES):
-                done = snakemake(copy, slow_config, "--cores", "2", target)
-                assert done.returncode == 0, done.stderr
+                process = snakemake(copy, slow_config, "--cores", "2", target)
+                assert process.returncode == 0, process.stderr
             copy.rename(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The real `snakemake` command in a folder of its own."""
+"""The real `snakemake` command in a run's folder."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from warm_snakemake import PROGRAM, warm_snakemake
 
 ROOT = Path(__file__).parents[2]
 
-# What fault tests make again: one trained piece, and one finetuned child.
+# Outputs that fault tests make again: one trained piece, and one finetuned child.
 PIECE = "results/tiny/library/attention/gqa-1/00-02.safetensors"
 PIECE_FILES = [PIECE, PIECE.replace(".safetensors", ".parquet"), PIECE.replace(".safetensors", ".curves.parquet")]
 CURVES = "results/tiny/targets/small/0/curves.parquet"
@@ -24,18 +24,18 @@ CHILD_FILES = [CURVES, "results/tiny/targets/small/0/finetuned/model.safetensors
 
 
 def shown_jobs(printed: str) -> list[tuple[str, str]]:
-    """Return the jobs that Snakemake ran or planned: each one's rule, and its message, which ends with its wildcards.
+    """Return the jobs that Snakemake ran or planned, as (rule, message); the message ends with the wildcards.
 
-    Snakemake shows a rule's message or, if it has none, its name and files.
+    For a rule without a message, Snakemake prints its name and files.
     """
-    shown = r"^Job \d+: (\w+): (.*)$|^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)"
-    found = re.findall(shown, printed, re.MULTILINE)
-    return [(rule or named, message or body) for rule, message, named, body in found if "all" not in (rule, named)]
+    pattern = r"^Job \d+: (\w+): (.*)$|^(?:local)?(?:rule|checkpoint) (\w+):\n((?:    .*\n)*)"
+    jobs = re.findall(pattern, printed, re.MULTILINE)
+    return [(rule or named, message or body) for rule, message, named, body in jobs if "all" not in (rule, named)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it is, what configured it, and what the first command printed."""
+    """A finished run: its folder, its config, and the output of the first command."""
 
     folder: Path
     config: dict
@@ -59,7 +59,7 @@ def _arguments(folder: Path, config: dict, root: Path, arguments: tuple[str, ...
 def snakemake(
     folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Run the repository's Snakefile in ``folder``, as a user would; ``root`` may be a copy of the repository."""
+    """Run the repository's Snakefile in ``folder``, as users do; ``root`` may be a copy of the repository."""
     complete = _arguments(folder, config, root, arguments)
     environment = (environment or os.environ) | {"HF_HUB_OFFLINE": "1"}
     if "-n" in arguments:
@@ -70,7 +70,7 @@ def snakemake(
 def start(
     folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start the same command in a session of its own, with what it prints in ``folder/printed``."""
+    """Start the same command in a new session, with its output appended to ``folder/printed``."""
     with open(folder / "printed", "a") as printed:
         return subprocess.Popen(
             [PROGRAM, *_arguments(folder, config, ROOT, arguments)],
@@ -90,32 +90,36 @@ def recover(folder: Path, environment: dict[str, str] | None = None) -> subproce
 
 
 def resumed(printed: str) -> bool:
-    """Say whether a job went on from what a killed one had left: a training's state, or a finished layer."""
+    """Return whether a job resumed from a killed one's training state or finished layers."""
     return "resuming from step" in printed or "was finished before a kill" in printed
 
 
 def jobs_in(folder: Path, command: str) -> list[psutil.Process]:
-    """Return the processes in a folder that run a command of the package (not the shells around it)."""
-    found = []
+    """Return the processes in a folder that run a command of the package, without their shells."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == folder and f"tangram.commands.{command}" in process.cmdline():
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return processes
 
 
-def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
-    """Wait until something holds."""
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until ``condition`` holds.
+
+    Raises:
+        AssertionError: it does not hold after ``seconds``.
+    """
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come to pass"
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {seconds} s"
         time.sleep(0.05)
 
 
 def content(path: Path) -> object:
-    """Return what a deterministic output holds: its bytes, or a table's columns without measured seconds."""
+    """Return the deterministic content of an output: its bytes, or a table's columns except measured seconds."""
     if path.suffix != ".parquet":
         return path.read_bytes()
     table = pq.read_table(path)

@@ -1,6 +1,6 @@
-"""The real `snakemake` command in a process of its own that was forked when Snakemake had been imported.
+"""The real `snakemake` command in a process that is forked after the import of Snakemake.
 
-Half of a plan's time is imports. Nothing of this repository is among them: a plan reads its Snakefile and package anew.
+Imports take half of a plan's time. Nothing of this repository is preloaded: every plan reads its Snakefile and package.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from pathlib import Path
 PROGRAM = str(Path(sys.executable).with_name("snakemake"))
 
 _forking = multiprocessing.get_context("forkserver")
-# What a plan imports of other packages, and pytest: the main program, which every process looks at.
+# The other packages that a plan imports, and pytest, which is the main module that every process imports.
 _forking.set_forkserver_preload(
     [
         *("snakemake.cli", "snakemake.report.html_reporter", "snakemake_executor_plugin_slurm"),

@@ -1,4 +1,4 @@
-"""Reproductions of papers, and the systems of theirs that the pipeline can use: blocks, policies, a loss, a readout.
+"""Reproductions of papers, and their methods that the pipeline can use: blocks, policies, a loss, a readout.
 
-One way on `tangram`, which finds these systems by the entry points of this distribution and imports nothing from here.
+This package imports `tangram`. `tangram` finds the methods through entry points and imports nothing from here.
 """

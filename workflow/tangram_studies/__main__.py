@@ -12,14 +12,14 @@ NAMES = sorted(path.stem for path in (Path(__file__).parent / "papers").glob("[!
 
 def study(
     name: Annotated[str, typer.Argument(help=f"one of {', '.join(NAMES)}", metavar="NAME")],
-    settings: Annotated[str, typer.Option(help="config section `studies` as JSON, or what the study needs of others")],
+    settings: Annotated[
+        str, typer.Option(help="config section `studies` as JSON, or all sections that the study depends on")
+    ],
     output: Annotated[str, typer.Option(help="folder for claims.parquet, measurements.parquet and report.html")],
-    inputs: Annotated[
-        list[str] | None, typer.Argument(help="NAME=PATH for all that it reads", show_default=False)
-    ] = None,
+    inputs: Annotated[list[str] | None, typer.Argument(help="NAME=PATH of each input file", show_default=False)] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write a paper's claims with verdicts, the measurements behind them, and a page with figures."""
+    """Write a paper's claims with verdicts, the measurements that support them, and a page with figures."""
     import importlib
 
     from tangram.errors import TangramError, nearest
@@ -31,8 +31,8 @@ def study(
         raise TangramError(f"no study is called '{name}'{nearest(name, NAMES)}")
     module, *others = modules_of_study(name)
     job = Job(settings, dict(text.split("=", 1) for text in inputs or ()), Path(output), runtime)
-    done = importlib.import_module(module).run_study(job)
-    write_study(done, output, provenance(module, settings, runtime.device, others))
+    finished = importlib.import_module(module).run_study(job)
+    write_study(finished, output, provenance(module, settings, runtime.device, others))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What code a study computes with, for its code hash. Light: the Snakefile imports it in every job."""
+"""The modules that enter a study's code hash. The Snakefile imports this file in every job, so it stays light."""
 
 from tangram.blocks.registry import modules_of_variants
 
@@ -6,5 +6,5 @@ WITH_BLOCKS = frozenset({"butterfly", "selection"})
 
 
 def modules_of_study(name: str) -> list[str]:
-    """Return a study's own module and, if it computes with blocks, which are imported by name, those of all blocks."""
+    """Return a study's module and, if it computes with blocks (which are imported by name), those of all blocks."""
     return [f"tangram_studies.papers.{name}", *(modules_of_variants() if name in WITH_BLOCKS else ())]

@@ -1,4 +1,4 @@
-"""How the image studies run: data, many small trainings side by side, and a learning-rate grid for every arm."""
+"""Shared steps of the image studies: data, parallel small trainings, and a learning-rate grid for every arm."""
 
 from __future__ import annotations
 
@@ -47,34 +47,36 @@ class Split:
 def load_splits(path: str, device: str, validation: int, test: int) -> tuple[Split, Split, Split]:
     """Return (training, validation, test) splits of an npz that `images.load_images` reads.
 
-    The validation images are some of the file's training images, always the same ones, and in no training split.
+    The validation images are a fixed subset of the file's training images, and are not in the training split.
 
     Args:
-        path: the file.
-        device: where images are put; labels stay on the CPU.
-        validation: how many validation images.
-        test: how many of the test images, from the first on; all at most.
+        path: the npz file.
+        device: device of the images; labels stay on the CPU.
+        validation: number of validation images.
+        test: number of test images, from the first on; at most all.
 
     Raises:
         TangramError: the file is damaged or too small.
     """
     from tangram_studies.data.fashion_mnist import load_images
 
-    found = load_images(path)
-    if validation >= len(found.train_images):
-        raise TangramError(f"{path} has {len(found.train_images)} training images, too few for {validation} to tune on")
-    order = np.random.default_rng(0).permutation(len(found.train_images))
-    used = found.train_images[order[validation:]].astype(np.float32)
-    mean, deviation = float(used.mean()), float(used.std())
+    images = load_images(path)
+    if validation >= len(images.train_images):
+        raise TangramError(
+            f"{path} has {len(images.train_images)} training images, too few for {validation} to tune on"
+        )
+    order = np.random.default_rng(0).permutation(len(images.train_images))
+    training_pixels = images.train_images[order[validation:]].astype(np.float32)
+    mean, deviation = float(training_pixels.mean()), float(training_pixels.std())
 
-    def split(images: np.ndarray, labels: np.ndarray) -> Split:
-        channels_last = images[..., None] if images.ndim == 3 else images
+    def split(pixels: np.ndarray, labels: np.ndarray) -> Split:
+        channels_last = pixels[..., None] if pixels.ndim == 3 else pixels
         tensor = (torch.from_numpy(channels_last.astype(np.float32)) - mean) / deviation
         return Split(tensor.permute(0, 3, 1, 2).contiguous().to(device), torch.from_numpy(labels.astype(np.int64)))
 
-    training = split(found.train_images[order[validation:]], found.train_labels[order[validation:]])
-    tuning = split(found.train_images[order[:validation]], found.train_labels[order[:validation]])
-    return training, tuning, split(found.test_images[:test], found.test_labels[:test])
+    training = split(images.train_images[order[validation:]], images.train_labels[order[validation:]])
+    tuning = split(images.train_images[order[:validation]], images.train_labels[order[:validation]])
+    return training, tuning, split(images.test_images[:test], images.test_labels[:test])
 
 
 # --- many trainings -------------------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def load_splits(path: str, device: str, validation: int, test: int) -> tuple[Spl
 
 @dataclass(frozen=True)
 class Run:
-    """One training: an arm, its setting, and a seed; judged on the validation split while it is tuned."""
+    """One training: an arm, its setting and a seed; tuning runs are evaluated on the validation split."""
 
     arm: str
     setting: Setting
@@ -92,13 +94,13 @@ class Run:
 
 @dataclass
 class Outcome:
-    """What a run found.
+    """The measurements of a run.
 
     Attributes:
-        scores: by metric.
-        curve: (step, value) of the metric that is followed, where it is.
-        arrays: for figures.
-        seconds: of training alone.
+        scores: values by metric.
+        curve: (step, value) of a metric evaluated during training; empty where none is.
+        arrays: data for figures, by name.
+        seconds: training time, without evaluation.
     """
 
     scores: dict[str, float]
@@ -115,22 +117,22 @@ def stopwatch(outcome: Outcome) -> Iterator[None]:
     outcome.seconds += time.monotonic() - begin
 
 
-def follow(loss: StepLoss, judge: Callable[[], float], outcome: Outcome, every: int) -> StepLoss:
-    """Return the loss of a step that also adds what ``judge`` finds, every so many steps, to an outcome's curve.
+def follow(loss: StepLoss, evaluate: Callable[[], float], outcome: Outcome, every: int) -> StepLoss:
+    """Return a step's loss that also adds the value of ``evaluate`` to an outcome's curve every ``every`` steps.
 
-    The judge's seconds are no part of the outcome's.
+    The outcome's seconds exclude evaluation.
     """
     steps = itertools.count()
 
-    def watched(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def followed(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         step = next(steps)
         if step % every == 0:
             begin = time.monotonic()
-            outcome.curve.append((step, judge()))
+            outcome.curve.append((step, evaluate()))
             outcome.seconds -= time.monotonic() - begin
-        return loss(tickets, generator)
+        return loss(indices, generator)
 
-    return watched
+    return followed
 
 
 def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, list[tuple[float, Interval]]]:
@@ -152,9 +154,9 @@ def _start_worker() -> None:
 
 @contextmanager
 def workers(count: int) -> Iterator[Map]:
-    """Yield a function that maps jobs in ``count`` processes of one thread each, in order; 1 runs them right here.
+    """Yield a function that maps jobs in ``count`` processes of one thread each, in order; 1 uses this process.
 
-    Every job seeds itself, so what comes out does not depend on ``count``.
+    Every job seeds itself, so the results do not depend on ``count``.
     """
     from threadpoolctl import threadpool_limits
 
@@ -179,14 +181,14 @@ def command(study: str, file: str) -> str:
     return f"snakemake -c1 {study} --config device=cuda 'studies={{scale: full, image_file: {file}}}'"
 
 
-def words(setting: Setting) -> str:
-    """Return a setting as it is told to people."""
+def describe(setting: Setting) -> str:
+    """Return a setting as text for reports."""
     return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 @dataclass
 class Results:
-    """Every arm's chosen setting, its outcome on every seed, and what the grid found on the validation split."""
+    """Every arm's chosen setting, its outcome on every seed, and the scores of the grid on the validation split."""
 
     chosen: dict[str, Setting]
     outcomes: dict[tuple[str, int], Outcome]
@@ -198,32 +200,32 @@ def tune_and_repeat(
     arms: Mapping[str, Sequence[Setting]],
     seeds: int,
     objective: str,
-    mapped: Map,
+    parallel_map: Map,
     label: str,
 ) -> Results:
-    """Tune every arm on its own grid, on a seed of its own and the validation split; then repeat each at its best.
+    """Tune every arm on its grid, with a separate seed and the validation split; then repeat each at its best setting.
 
     Args:
-        perform: trains and judges one run; picklable.
+        perform: trains and evaluates one run; picklable.
         arms: each arm's settings; an arm of one setting is not tuned.
-        seeds: repetitions, from 0 on; the seed that tunes is the next one.
-        objective: the score that chooses, larger is better.
-        mapped: see `workers`.
-        label: for the progress bar.
+        seeds: number of repetitions, with seeds from 0 on; tuning uses the next seed.
+        objective: name of the score to maximize.
+        parallel_map: see `workers`.
+        label: label of the progress bar.
     """
     tuned = [Run(arm, setting, seeds, True) for arm, grid in arms.items() if len(grid) > 1 for setting in grid]
-    values = [outcome.scores[objective] for outcome in mapped(perform, tuned, f"{label}: tuning")]
+    values = [outcome.scores[objective] for outcome in parallel_map(perform, tuned, f"{label}: tuning")]
     tuning = list(zip(tuned, values, strict=True))
     chosen = {}
     for arm, settings in arms.items():
-        found = [(value, run.setting) for run, value in tuning if run.arm == arm]
-        chosen[arm] = max(found, key=lambda pair: pair[0])[1] if found else settings[0]
+        scores = [(value, run.setting) for run, value in tuning if run.arm == arm]
+        chosen[arm] = max(scores, key=lambda pair: pair[0])[1] if scores else settings[0]
     runs = [Run(arm, chosen[arm], seed) for seed in range(seeds) for arm in arms]
-    outcomes = mapped(perform, runs, f"{label}: {seeds} seeds")
+    outcomes = parallel_map(perform, runs, f"{label}: {seeds} seeds")
     return Results(chosen, {(run.arm, run.seed): o for run, o in zip(runs, outcomes, strict=True)}, tuning)
 
 
 def mean_seconds(study: Study, experiment: str, results: Results) -> str:
-    """Return every trained arm's mean seconds of training, as told to people."""
+    """Return every trained arm's mean seconds of training, as text for reports."""
     arms = dict.fromkeys(arm for (arm, _), outcome in results.outcomes.items() if outcome.seconds)
     return "; ".join(f"{arm} {study.over_seeds(experiment, 'training (s)', arm).estimate:.1f}" for arm in arms)

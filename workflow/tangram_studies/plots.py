@@ -1,4 +1,4 @@
-"""How the studies draw: lines with bands, points, arms with intervals, maps of embeddings, filters; one palette."""
+"""Figures of the studies: lines with bands, points, arms with intervals, maps of embeddings, filters; one palette."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawn
 
-# Neighbors are apart for every common color blindness; the first is the paper's own method.
+# Adjacent colors differ under every common color blindness. The first color is that of the paper's method.
 PALETTE = (CHILD, BASELINE, "#1d5ea8", "#e69f00", "#7b48a3", "#7fb8a4", "#c8553d", MUTED, "#b9b43a", INK)
 CLASS_PALETTE = (
     *("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2"),
     *("#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e"),
 )
-MOST_TICKS = 8  # of a logarithmic axis, one at each point
+MOST_TICKS = 8  # a logarithmic axis of more points has ticks at powers only
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
@@ -53,7 +53,7 @@ def spread_line(x: Sequence[float] | np.ndarray, values: np.ndarray, color: str,
 
 def interval_line(points: Sequence[tuple[float, Interval]], color: str) -> Line:
     """Return intervals over x as a marked line with a band."""
-    columns = zip(*((x, found.estimate, found.low, found.high) for x, found in points), strict=True)
+    columns = zip(*((x, value.estimate, value.low, value.high) for x, value in points), strict=True)
     x, y, low, high = (np.array(column, dtype=float) for column in columns)
     return Line(x, y, color, low=low, high=high, marked=True)
 
@@ -74,17 +74,17 @@ def draw_lines(
     """Draw lines in panels, each named at its end.
 
     Args:
-        name: salts the figure's ids.
-        alt: the text for a reader who cannot see it.
-        panels: lines by their labels, by the panels' titles.
-        x_label: under the lowest panels.
-        y_label: beside the first ones.
-        columns: panels side by side.
+        name: salt of the figure's ids.
+        alt: alternative text.
+        panels: lines by label, by the panel's title.
+        x_label: label of the lowest panels' x axes.
+        y_label: label of the first column's y axes.
+        columns: number of panels in a row.
         log: ``'x'``, ``'y'`` or ``'xy'``: logarithmic axes.
         size: width of the figure and height of a row, in inches.
         labeled: titles of the panels that name their lines; all by default.
         legend: name the lines in a legend instead.
-        zero: draw the line of zero.
+        zero: draw a horizontal line at 0.
     """
 
     def draw() -> Drawn:
@@ -127,27 +127,27 @@ def _draw_line(axis: Axes, label: str, line: Line, log_y: bool) -> None:
         axis.fill_between(x, low, np.asarray(line.high), color=line.color, alpha=0.15, lw=0)
 
 
-def _log_x(axis: Axes, places: Sequence[float]) -> None:
-    """Make the axis of x logarithmic: a tick at each place if they are few, else at powers of 2 or of 10."""
-    if len(places) > MOST_TICKS and places[-1] <= 1024:
+def _log_x(axis: Axes, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with a tick at each value if there are few, else at powers of 2 or of 10."""
+    if len(values) > MOST_TICKS and values[-1] <= 1024:
         log_axis(axis, "x")
         return
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.xaxis.set_minor_formatter(lambda value, _: "")
-    if len(places) <= MOST_TICKS:
-        axis.set_xticks(places)
+    if len(values) <= MOST_TICKS:
+        axis.set_xticks(values)
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
     """Return x, mean, low and high over seeds of one arm's values; without a spread, all three are the mean."""
-    found = []
+    intervals = []
     for x, group in rows.groupby("x", sort=True):
         values = group["value"].to_numpy()
         band = interval(values) if len(values) > 1 else None
         mean = float(np.mean(values))
-        found.append({"x": x, "mean": mean, "low": band.low if band else mean, "high": band.high if band else mean})
-    return pd.DataFrame(found)
+        intervals.append({"x": x, "mean": mean, "low": band.low if band else mean, "high": band.high if band else mean})
+    return pd.DataFrame(intervals)
 
 
 def lines_figure(
@@ -164,15 +164,15 @@ def lines_figure(
     """Draw measurements (`arm`, `x`, `seed`, `value`) as lines with 95 % bands, one panel per frame.
 
     Args:
-        name: of the figure, unique on its page.
-        title: its heading.
-        caption: what one should see.
+        name: name of the figure, unique on its page.
+        title: heading of the figure.
+        caption: caption of the figure.
         panels: rows to draw, by panel title.
-        x_label: of the axes.
-        y_label: of the first axis.
-        arms: what to draw and in which order; everything by default.
+        x_label: label of the x axes.
+        y_label: label of the first y axis.
+        arms: arms to draw, in this order; all by default.
         log: ``'x'``, ``'y'`` or ``'xy'``: logarithmic axes.
-        height: inches.
+        height: height in inches.
     """
     colors = colors_of(list(arms or dict.fromkeys(arm for rows in panels.values() for arm in rows["arm"])))
 
@@ -228,9 +228,9 @@ def draw_arms(name: str, alt: str, panels: Mapping[str, Mapping[str, Interval]],
         colors = colors_of(list(next(iter(panels.values()))))
         arms = list(colors)
         figure, axes = new_figure(len(panels), 1, 9.2, 0.9 + 0.27 * len(arms), sharey=True)
-        for axis, (title, found) in zip(axes, panels.items(), strict=True):
+        for axis, (title, accuracies) in zip(axes, panels.items(), strict=True):
             for row, arm in enumerate(arms):
-                point = found[arm]
+                point = accuracies[arm]
                 axis.plot([point.low, point.high], [row, row], color=colors[arm], linewidth=2.2)
                 axis.plot(point.estimate, row, "o", color=colors[arm], markersize=5.5)
             axis.set(title=title, xlabel=unit, yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
@@ -252,13 +252,13 @@ def draw_series(
     """Return intervals over x per arm, named in a legend; a point interval draws no band.
 
     Args:
-        name: salts the figure's ids.
-        alt: the text for a reader who cannot see it.
+        name: salt of the figure's ids.
+        alt: alternative text.
         series: (x, interval) by arm.
-        x: label.
-        y: label.
+        x: label of the x axis.
+        y: label of the y axis.
         log: see `draw_lines`.
-        zero: draw the line of zero.
+        zero: draw a horizontal line at 0.
     """
     colors = colors_of(list(series))
     lines = {arm: interval_line(points, colors[arm]) for arm, points in series.items()}
@@ -266,24 +266,24 @@ def draw_series(
 
 
 def flat(embeddings: np.ndarray) -> np.ndarray:
-    """Return embeddings ``(n, d)`` on their two principal axes, each pair scaled to unit spread, ``(n, 2)``."""
-    centerd = embeddings - embeddings.mean(0)
-    left, strengths, _ = np.linalg.svd(centerd, full_matrices=False)
-    places = left[:, :2] * strengths[:2]
-    signs = np.sign(places[np.abs(places).argmax(0), [0, 1]])  # the SVD leaves them open
-    return places * signs / max(float(places.std()), 1e-12)
+    """Return embeddings ``(n, d)`` projected on their two principal axes, scaled to unit deviation, ``(n, 2)``."""
+    centered = embeddings - embeddings.mean(0)
+    left, strengths, _ = np.linalg.svd(centered, full_matrices=False)
+    points = left[:, :2] * strengths[:2]
+    signs = np.sign(points[np.abs(points).argmax(0), [0, 1]])  # the SVD does not determine them
+    return points * signs / max(float(points.std()), 1e-12)
 
 
 def draw_maps(name: str, alt: str, maps: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str]) -> str:
-    """Return a map per arm: places ``(n, 2)`` and labels ``(n,)``, colored by class, the classes' names below."""
+    """Return a scatter plot per arm: points ``(n, 2)``, colored by their labels ``(n,)``, with a legend of classes."""
 
     def draw() -> Drawn:
         from matplotlib.lines import Line2D
 
         figure, axes = new_figure(len(maps), 1, 9.2, 9.2 / len(maps) + 0.55)
-        for axis, (arm, (places, labels)) in zip(axes, maps.items(), strict=True):
+        for axis, (arm, (points, labels)) in zip(axes, maps.items(), strict=True):
             for label in np.unique(labels):
-                chosen = places[labels == label]
+                chosen = points[labels == label]
                 axis.plot(
                     chosen[:, 0],
                     chosen[:, 1],

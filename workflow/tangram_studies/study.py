@@ -1,4 +1,4 @@
-"""What every study hands over: claims with verdicts, the measurements behind them, and a page with figures."""
+"""The result of a study: claims with verdicts, the measurements that support them, and a page with figures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Return the mean of independent values with its t-interval; for paired arms, pass their differences.
 
     Raises:
-        ValueError: fewer than two values: nothing is known of their spread.
+        ValueError: there are fewer than two values, which have no spread.
     """
     from scipy.stats import t
 
@@ -49,19 +49,19 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def verdict_of(found: Interval, above: float = 0.0) -> Verdict:
-    """Return what an interval says of the claim that a quantity exceeds ``above``; an interval across it says nothing.
+def verdict_of(quantity: Interval, above: float = 0.0) -> Verdict:
+    """Return the verdict on the claim that a quantity exceeds ``above``: inconclusive if its interval contains that.
 
     For a claim that a quantity is smaller, pass the negated difference.
     """
-    if found.low > above:
+    if quantity.low > above:
         return "supported"
-    return "refuted" if found.high < above else "inconclusive"
+    return "refuted" if quantity.high < above else "inconclusive"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of `tables.CLAIMS`: one statement of the paper, and what became of it here."""
+    """A row of `tables.CLAIMS`: one statement of the paper, its measurement here and the verdict."""
 
     claim: str
     statement: str
@@ -77,29 +77,30 @@ class Claim:
     note: str = ""
 
     @classmethod
-    def from_interval(cls, found: Interval, *, above: float = 0.0, **fields: Any) -> Claim:
+    def from_interval(cls, quantity: Interval, *, above: float = 0.0, **fields: Any) -> Claim:
         """Return a claim that an interval decides; see `verdict_of`."""
-        fields.setdefault("measured", f"{found} {fields.get('unit', '')}".strip())
-        return cls(estimate=found.estimate, low=found.low, high=found.high, verdict=verdict_of(found, above), **fields)
+        fields.setdefault("measured", f"{quantity} {fields.get('unit', '')}".strip())
+        verdict = verdict_of(quantity, above)
+        return cls(estimate=quantity.estimate, low=quantity.low, high=quantity.high, verdict=verdict, **fields)
 
 
 @dataclass(frozen=True)
 class NotReproduced:
-    """What of a paper is not tried here, why, and how a user with the means would run it."""
+    """A result of the paper that is not reproduced here, the reason, and the way to run it with more resources."""
 
-    what: str
-    why: str
+    result: str
+    reason: str
     how: str
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a study is run with.
+    """The inputs of a study.
 
     Attributes:
-        settings: the slice of config that it depends on, as JSON.
-        inputs: paths of what it reads, and other text, by name.
-        folder: where its files go.
+        settings: the slice of config that the study depends on, as JSON.
+        inputs: paths of input files, and other text, by name.
+        folder: folder for the study's files.
         runtime: device, dtype, seed and threads.
     """
 
@@ -110,12 +111,12 @@ class Job:
 
     @property
     def studies(self) -> Studies:
-        """Config section `studies`, for those that need no other."""
+        """Config section `studies`, for studies whose settings are that section alone."""
         return Studies.model_validate_json(self.settings)
 
 
-def tell(text: str) -> None:
-    """Say what a study does on standard error."""
+def print_progress(text: str) -> None:
+    """Print a line about a study's progress to standard error."""
     print(f"study: {text}", file=sys.stderr, flush=True)
 
 
@@ -129,11 +130,11 @@ class Study:
         paper: its arXiv number.
         claims: the paper's statements with verdicts.
         measurements: rows of `tables.MEASUREMENTS`.
-        figures: what the page shows, tables among them.
-        not_reproduced: what is not tried here.
-        notes: what a reader must know: scale, deviations, surprises.
-        about: what it ran with, for the top of its page.
-        unfinished: files from which a killed run goes on; of no use once the study is written.
+        figures: figures and tables of the page.
+        not_reproduced: results of the paper that are not reproduced here.
+        notes: scale, deviations from the paper and surprises.
+        about: scale and seeds, for the top of the page.
+        unfinished: files from which a killed run resumes; `write_study` removes them.
     """
 
     name: str
@@ -163,22 +164,22 @@ class Study:
         rows = rows[(rows["metric"] == metric) & (rows["arm"] == arm)]
         return interval(rows[rows["x"].isna() if x is None else rows["x"] == x]["value"].to_numpy())
 
-    def paired(self, experiment: str, metric: str, one: str, other: str, x: float | None = None) -> Interval:
-        """Return the interval of ``one - other`` over the seeds that both arms have.
+    def paired(self, experiment: str, metric: str, arm: str, baseline: str, x: float | None = None) -> Interval:
+        """Return the interval of ``arm - baseline``, paired by seed.
 
         Raises:
             TangramError: an arm lacks a seed, or has one twice.
         """
         rows = self.frame(experiment)
         rows = rows[(rows["metric"] == metric) & (rows["x"].isna() if x is None else rows["x"] == x)]
-        values = [rows[rows["arm"] == arm].set_index("seed")["value"].sort_index() for arm in (one, other)]
+        values = [rows[rows["arm"] == name].set_index("seed")["value"].sort_index() for name in (arm, baseline)]
         if not values[0].index.equals(values[1].index) or not values[0].index.is_unique:
-            raise TangramError(f"study {self.name}: '{one}' and '{other}' of {experiment} do not have the same seeds")
+            raise TangramError(f"study {self.name}: '{arm}' and '{baseline}' of {experiment} differ in their seeds")
         return interval((values[0] - values[1]).to_numpy())
 
 
 def _claims_table(claims: Sequence[Claim]) -> Table:
-    looks = {"supported": "verdict child", "refuted": "verdict baseline", "inconclusive": "verdict"}
+    styles = {"supported": "verdict child", "refuted": "verdict baseline", "inconclusive": "verdict"}
     rows: list[list[Cell | str]] = [
         [
             claim.claim,
@@ -186,7 +187,7 @@ def _claims_table(claims: Sequence[Claim]) -> Table:
             claim.paper_value,
             claim.measured + (f" — {claim.note}" if claim.note else ""),
             str(claim.seeds),
-            Cell(claim.verdict, looks[claim.verdict]),
+            Cell(claim.verdict, styles[claim.verdict]),
         ]
         for claim in claims
     ]
@@ -199,13 +200,15 @@ def render_study(study: Study) -> str:
     counts = {verdict: sum(c.verdict == verdict for c in study.claims) for verdict in Verdict.__args__}  # type: ignore[attr-defined]
     facts = [Fact(str(count), "", verdict, f"of {len(study.claims)} claims") for verdict, count in counts.items()]
     sections = [
-        Section("claims", "Claims", "What the paper says, and what was found.", [_claims_table(study.claims)]),
+        Section(
+            "claims", "Claims", "The paper's statements beside the measurements here.", [_claims_table(study.claims)]
+        ),
         Section("figures", "Figures", "", [*study.figures]),
         Section("notes", "Notes", "", [Note(text) for text in study.notes]),
     ]
     if study.not_reproduced:
-        rows = [[entry.what, entry.why, entry.how] for entry in study.not_reproduced]
-        table = Table(["what", "why not here", "how to run it"], rows, labels=3)
+        rows = [[entry.result, entry.reason, entry.how] for entry in study.not_reproduced]
+        table = Table(["result", "why not here", "how to run it"], rows, labels=3)
         sections.append(Section("not-reproduced", "Not reproduced here", "", [table]))
     return render_document(
         run=f"study {study.name} · {study.about}",
@@ -217,10 +220,10 @@ def render_study(study: Study) -> str:
 
 
 def write_study(study: Study, folder: str | Path, provenance: dict[str, str]) -> None:
-    """Write `claims.parquet`, `measurements.parquet` and `report.html` into ``folder``, and remove what is unfinished.
+    """Write `claims.parquet`, `measurements.parquet` and `report.html` into ``folder``; remove `Study.unfinished`.
 
     Raises:
-        TangramError: a claim's name is there twice, or the folder cannot be written.
+        TangramError: two claims have the same name, or the folder cannot be written.
     """
     from tangram.files import write_text
     from tangram.tables import CLAIMS, MEASUREMENTS, write_table

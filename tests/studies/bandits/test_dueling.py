@@ -1,4 +1,4 @@
-"""Dueling policies: the exact invariants of the reductions, resuming, and the two engines' equal laws."""
+"""Dueling policies: invariants of the reductions, resuming, and equal distributions of both engines."""
 
 import itertools
 from functools import partial
@@ -10,7 +10,7 @@ from scipy import stats
 from tangram_studies.bandits.dueling import DUELING, Doubler, MultiSBM, Sparring, make_dueling
 from tangram_studies.bandits.environments import ARXIV, UTILITIES, Duels, preferences_of
 from tangram_studies.bandits.machines import MACHINES, UCB, TsallisINF, draw, tsallis_weights
-from tangram_studies.bandits.simulation import numba_is_there, run_duels, simulate_duels
+from tangram_studies.bandits.simulation import has_numba, run_duels, simulate_duels
 
 
 def arms(replications: int = 20, name: str = "arith", link: str = "linear") -> Duels:
@@ -94,7 +94,7 @@ def test_sparring_rewards_the_winner_alone():
 
 
 def test_a_machines_clock_is_its_own():
-    """MultiSBM's machines must not see the global time: one that is hardly played explores little."""
+    """MultiSBM's machines must count their own rounds: a rarely played one explores little."""
     machine = UCB(1, 2, slots=2)
     rng = np.random.default_rng(0)
     for _ in range(1000):
@@ -195,7 +195,7 @@ def test_the_arxiv_matrix_has_an_arm_that_beats_all():
         Duels(cyclic + 0.1, cyclic[0], 3, np.random.default_rng(0))
 
 
-@pytest.mark.skipif(not numba_is_there(), reason="numba is an optional extra")
+@pytest.mark.skipif(not has_numba(), reason="numba is an optional extra")
 @pytest.mark.parametrize("name", ["sparring", "multisbm", "doubler", "rucb", "double-thompson", "versatile-db"])
 def test_both_engines_draw_from_the_same_law(name):
     """Two-sample Kolmogorov-Smirnov on final regret, 300 replications each; arm sets with close arms and a cycle."""

@@ -61,7 +61,7 @@ def test_both_samplers_order_pairs_by_the_odds_of_their_weights(sampler):
 
 
 def test_choix_finds_the_weights_that_orders_were_drawn_from():
-    """An oracle of our sampler: the offline Plackett-Luce fit of 3,000 rankings, in a library of its own."""
+    """Oracle of our sampler: choix' offline Plackett-Luce fit of 3,000 rankings."""
     choix = pytest.importorskip("choix")
     orders = plackett_luce.sample_positions(np.tile(LOGITS, (3000, 1)), np.random.default_rng(1)).argsort(1)
     fitted = choix.ilsr_rankings(5, orders.tolist(), alpha=1e-6)
@@ -73,7 +73,7 @@ def test_choix_finds_the_weights_that_orders_were_drawn_from():
 def test_projection_is_the_nearest_point_of_the_permutahedron(point):
     found = ranking.project_on_permutahedron(point)
     corners = np.array(list(itertools.permutations(range(len(point)))))
-    assert ((corners - found) @ (point - found)).max() <= 1e-7  # no corner lies on the point's side
+    assert ((corners - found) @ (point - found)).max() <= 1e-7  # the optimality condition of a projection
     assert found.sum() == pytest.approx(corners[0].sum())
     sums = np.sort(found).cumsum()
     assert (sums >= np.arange(len(point)).cumsum() - 1e-9).all()  # inside
@@ -140,7 +140,7 @@ def test_online_rank_keeps_its_bound(sequence, chosen):
 def test_follow_the_leader_fails_where_online_rank_does_not():
     items, rounds = 10, 400
     follower = run_ranking(ranking.FollowTheLeader(1, items), "round-robin", 1, rounds, np.random.default_rng(0))
-    assert follower[0] == (items - 1) * rounds  # every chosen item stood last
+    assert follower[0] == (items - 1) * rounds  # every chosen item was last
     policy = ranking.OnlineRank(1, items, ranking.optimal_eta(items, 1, rounds))
     loss, best = run_ranking(policy, "round-robin", 1, rounds, np.random.default_rng(0))
     assert loss - best < ranking.upper_bound(items, 1, rounds)
@@ -165,7 +165,7 @@ def test_a_sequence_has_as_many_ones_as_were_asked_for():
 
 
 def test_sinkhorn_of_the_product_is_the_rounds_one_by_one():
-    """PermELearn scales once what the paper scales every round."""
+    """PermELearn scales the product of all rounds once; the paper scales every round."""
     policy = ranking.PermELearn(1, 4, 0.7, 3)
     rng = np.random.default_rng(0)
     matrix = np.full((4, 4), 0.25)
@@ -185,7 +185,7 @@ RANKINGS = bandit_ranking.all_rankings(5)
 
 
 def law_of(policy) -> np.ndarray:
-    """The probability of each of `RANKINGS`."""
+    """Return the probability of each of `RANKINGS`."""
     if isinstance(policy, bandit_ranking.CombBand):
         return policy.probabilities()[0]
     items = RANKINGS.argsort(1)

@@ -1,9 +1,10 @@
-"""Structured operators beside dense: ratios within one run, and the table that `StructuredLinear.lower` reads.
+"""Times of structured operators relative to dense ones, and the table of `StructuredLinear.lower`.
 
-Run: ``python tests/benchmarks/bench_butterfly.py [--sizes 576 1536] [--device cuda --dtype bfloat16] [--table]``.
-Every operator is timed in turns with the dense layer of its size; torch-structured's butterfly too, where it is there
-(``pip install torch-structured einops triton``). ``--table`` prints the rows of
-`tangram.models.operators.MEASURED` for this device, and how much slower the form picked by it is than the best one.
+Run: ``python tests/studies/benchmarks/bench_butterfly.py [--sizes 576 1536] [--device cuda] [--dtype bfloat16]
+[--table]``.
+Operators are timed round-robin with the dense layer of their size, including torch-structured's butterfly if installed
+(``pip install torch-structured einops triton``). ``--table`` prints the rows of `tangram.models.operators.MEASURED` for
+this device, and the slowdown of the form that they select relative to the fastest form.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def public_butterfly(n: int, device: str) -> nn.Module | None:
 
 
 def call(module: nn.Module, form: str, x: torch.Tensor, backward: bool) -> Callable[[], object]:
-    """Return the work that is timed."""
+    """Return the function to time."""
 
     def training() -> object:
         module.zero_grad()
@@ -47,7 +48,7 @@ def call(module: nn.Module, form: str, x: torch.Tensor, backward: bool) -> Calla
 
 
 def stage_by_stage(operator: ButterflyLinear, x: torch.Tensor) -> Callable[[], object]:
-    """Return a forward pass through unfused stages, token by token: what fusing is compared with."""
+    """Return a token-major forward pass through unfused stages, the baseline of fusing."""
 
     @torch.inference_mode()
     def run() -> object:
@@ -84,7 +85,7 @@ def measure(n: int, device: str, dtype: torch.dtype, repeats: int, rows: list[di
         for name, module in operators.items():
             forms = [""] if backward or not isinstance(module, StructuredLinear) else list(module.kernels)
             for form in forms:
-                if form != "dense":  # the dense layer itself stands for it
+                if form != "dense":  # it equals the dense layer
                     work[f"{name}|{form}"] = call(module, form, x, backward)
         if not backward and device == "cpu" and dtype == torch.float32:
             work["J of the gadget|stage by stage"] = stage_by_stage(whole, x)

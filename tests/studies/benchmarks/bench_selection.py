@@ -1,8 +1,8 @@
-"""How fast duels and rankings are, all in one run: against duelpy where it has the same algorithm, and over sizes.
+"""Speed of duels and rankings: compared with duelpy for algorithms that both have, and over sizes.
 
-Run: ``python tests/benchmarks/bench_selection.py``; it prints tables in Markdown and takes two minutes. duelpy 1.0.0
-predates NumPy 1.24, so three of NumPy's old aliases are put back for it; its RUCB ignores feedback as shipped (it waits
-for a negative number and is given a bool), so it is given signs.
+Run: ``python tests/studies/benchmarks/bench_selection.py``; it prints tables in Markdown and takes two minutes. duelpy
+1.0.0 predates NumPy 1.24, so three removed aliases of NumPy are restored for it. Its RUCB ignores the bools that it
+gets, since it expects a negative number for a loss, so this benchmark passes signs.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from tangram_studies.bandits.bandit_ranking import BanditRank, CombBand
 from tangram_studies.bandits.dueling import DUELING
 from tangram_studies.bandits.environments import Duels
 from tangram_studies.bandits.ranking import OnlineRank
-from tangram_studies.bandits.simulation import numba_is_there, simulate_duels
+from tangram_studies.bandits.simulation import has_numba, simulate_duels
 from tangram_studies.papers.bandit_ranking import seconds_per_step
 from tangram_studies.papers.online_ranking import seconds_per_round
 
 ARMS, ROUNDS, REPEATS, SIDE_BY_SIDE = 16, 2000, 3, 400
 DUELPY = "1.0.0"
-THEIRS = {"rucb": "RelativeUCB", "double-thompson": "DoubleThompsonSampling"}  # both with alpha = 0.51, as ours
-SLOW = ("double-thompson", "versatile-db", "beat-the-mean")  # fewer rounds tell their rate
+THEIRS = {"rucb": "RelativeUCB", "double-thompson": "DoubleThompsonSampling"}  # alpha is 0.51 in both and in ours
+SLOW = ("double-thompson", "versatile-db", "beat-the-mean")  # measured on fewer rounds
 
 
 def environment(replications: int) -> Duels:
-    """Return duels of 16 arms whose utilities fall evenly."""
+    """Return duels of 16 arms with equally spaced utilities."""
     return Duels.of_utilities(np.linspace(0.9, 0.1, ARMS), "linear", replications, np.random.default_rng(0))
 
 
 def rate(play: Callable[[], object], duels: int) -> float:
-    """Return duels per second of process time, the median of some repeats after one to warm up."""
+    """Return duels per second of process time, the median of `REPEATS` after one warm-up."""
     play()
     seconds = []
     for _ in range(REPEATS):
@@ -53,10 +53,10 @@ def ours(name: str, engine: Any, replications: int, rounds: int) -> float:
 
 
 def load_duelpy() -> Any:
-    """Return duelpy.
+    """Return the module duelpy.
 
     Raises:
-        SystemExit: it is not there.
+        SystemExit: it is not installed, or of another version.
     """
     for alias, kind in (("float", float), ("int", int), ("infty", np.inf)):
         if not hasattr(np, alias):
@@ -70,11 +70,11 @@ def load_duelpy() -> Any:
 
 
 def duelpys(duelpy: Any, name: str) -> float:
-    """Return duelpy's duels per second, one replication as there is no other way, on the same duels."""
+    """Return duelpy's duels per second on the same duels; it plays one replication at a time."""
     preferences = environment(1).preferences[0]
 
     class Signed(duelpy.feedback.MatrixFeedback):  # type: ignore[misc]
-        """Feedback that RUCB reads: negative where the second arm wins."""
+        """Feedback for duelpy's RUCB: negative if the second arm wins."""
 
         def duel(self, *arms: int) -> object:
             won = super().duel(*arms)
@@ -115,7 +115,7 @@ def duels_per_second(duelpy: Any) -> None:
 
 
 def rankings() -> None:
-    """Print the time of a round over the number of items, and by what power it grows at the end."""
+    """Print the time of a round over the number of items, and the exponent of its growth at the largest sizes."""
     rows = []
     measured: dict[str, tuple[list[int], Callable[[int], float]]] = {
         "OnlineRank": (
@@ -143,7 +143,7 @@ def rankings() -> None:
 def main() -> None:
     """Print both tables."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    if not numba_is_there():
+    if not has_numba():
         raise SystemExit("numba is missing: pip install 'tangram[fast]'")
     duels_per_second(load_duelpy())
     rankings()

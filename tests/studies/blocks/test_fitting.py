@@ -1,4 +1,4 @@
-"""From dense to structured: optimality against NumPy and exhaustive alternatives, and planted structure found again."""
+"""Approximation of dense by structured matrices: optimality, and recovery of planted structure."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tangram.models.operators import LowRankLinear
-from tangram_studies.blocks.fitting import Turning, from_dense, learn_factors, relative_error, unfuse
+from tangram_studies.blocks.fitting import RotatedFactor, from_dense, learn_factors, relative_error, unfuse
+from tangram_studies.blocks.hybrid import LowRankPlusButterfly
 from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,
     fuse,
@@ -46,7 +46,7 @@ def test_low_rank_is_the_svd_in_the_metric_of_the_activations(aware):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), name=st.sampled_from(["ntk-v", "ntk-u", "butterfly", "butterfly-random"]))
 def test_moving_a_trained_weight_does_not_improve_least_squares(seed, name):
-    """The gradient of the activations' error by the weights that a closed form solves for is zero."""
+    """The gradient of the activations' error is zero for the weights that a closed form solves for."""
     weight, moment = problem(seed)
     operator = {
         "ntk-v": lambda: NTKFactorLinear(N, M, 6, fixed="V", seed=seed),
@@ -114,7 +114,7 @@ def test_a_planted_butterfly_is_found_again(n, free):
     assert relative_error(true.matrix(), found.matrix()) < 1e-5
     other = torch.randn(n, n)
     from_dense(found, other)
-    assert relative_error(other, found.matrix()) > 0.3  # what is no butterfly is not found
+    assert relative_error(other, found.matrix()) > 0.3  # a random matrix is not a butterfly
 
 
 def test_a_truncated_factor_has_no_closed_form():
@@ -132,15 +132,15 @@ def test_splitting_a_stage_undoes_fusing():
 
 def test_a_turned_factor_begins_equal_and_stays_orthonormal():
     factor = ButterflyFactor(30, 6)
-    turning = Turning(factor)
-    torch.testing.assert_close(turning.matrix(), factor.matrix())
+    rotated = RotatedFactor(factor)
+    torch.testing.assert_close(rotated.matrix(), factor.matrix())
     with torch.no_grad():
-        for angles in turning.angles:
+        for angles in rotated.angles:
             angles.normal_()
-    turned = turning.matrix().detach()
+    turned = rotated.matrix().detach()
     assert (turned - factor.matrix()).norm() > 0.5
     torch.testing.assert_close(turned @ turned.T, torch.eye(6), atol=1e-5, rtol=0)
-    turning.write()
+    rotated.write()
     torch.testing.assert_close(factor.matrix(), turned)
 
 
@@ -154,18 +154,18 @@ def test_a_gadget_for_the_residual_of_low_rank_only_helps():
 
 @pytest.mark.parametrize("aware", [False, True])
 def test_learned_angles_find_a_planted_gadget_from_nearby(aware):
-    """The positive control of the learner: the truth has no error, and a start 0.15 away from it comes back."""
+    """Positive control: from angles perturbed by 0.15, learning recovers a gadget without error."""
     true = ButterflyLinear(32, 32, 8, 8, init="ortho", seed=1)
     weight = true.matrix().detach()
     moment = torch.diag(torch.logspace(0, -1, 32)).double() if aware else None
     start = ButterflyLinear(32, 32, 8, 8, init="ortho", seed=1)
     generator = torch.Generator().manual_seed(2)
     for factor in (start.j1, start.j2):
-        turning = Turning(factor)
+        rotated = RotatedFactor(factor)
         with torch.no_grad():
-            for angles in turning.angles:
+            for angles in rotated.angles:
                 angles.copy_(0.15 * torch.randn(angles.shape, generator=generator))
-        turning.write()
+        rotated.write()
     before = relative_error(weight, fitted(start, weight, moment), moment)
     errors = learn_factors(start, weight, moment, 80)
     after = relative_error(weight, fitted(start, weight, moment), moment)

@@ -13,10 +13,10 @@ from scipy.linalg import hadamard
 from torch.utils.flop_counter import FlopCounterMode
 
 from tangram.models.operators import LowRankLinear, StructuredLinear, structured_linear
+from tangram_studies.blocks.hybrid import LowRankPlusButterfly
 from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,
     fuse,
@@ -37,7 +37,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def explicit(factor: ButterflyFactor) -> np.ndarray:
-    """J by nested loops over the definition: stage after stage, weight by weight."""
+    """Return J by nested loops over its definition."""
     product = np.eye(factor.size)
     lower = 1
     for stage, radix in zip(factor.stages, factor.radices, strict=True):
@@ -148,7 +148,7 @@ def test_fusing_is_the_product():
 )
 @pytest.mark.parametrize("truncation", ["random", "stratified"])
 def test_effective_weights_are_those_that_move_the_matrix(n, keep, padding, truncation):
-    """By enumeration: a weight counts when the gradient of a random function of J by it is not zero."""
+    """By enumeration: a weight counts if the gradient of a random function of J is not zero there."""
     factor = randomize(ButterflyFactor(n, keep, padding=padding, truncation=truncation))
     (factor.matrix() * torch.rand(keep, n)).sum().backward()
     assert factor.effective_weights() == sum(int((stage.grad != 0).sum()) for stage in factor.stages)

@@ -31,7 +31,7 @@ def problem(seed=0, dtype=torch.float64):
 
 
 def brute_force(sketch, x, k):
-    """B_k(X) by its definition: project onto the row space of BX, then truncate the SVD."""
+    """Return B_k(X) by its definition: project onto the row space of BX, then truncate the SVD."""
     basis = np.linalg.qr((sketch @ x).numpy().T)[0]
     u, s, v = np.linalg.svd(x.numpy() @ basis, full_matrices=False)
     return np.square(x.numpy() - u[:, :k] * s[:k] @ v[:k] @ basis.T).sum()
@@ -72,7 +72,7 @@ def test_optimal_loss_is_pca_and_compression_keeps_it():
 
 
 def critical_point(x, y, sketch, chosen):
-    """D and E whose outputs are the projection of the regression onto the chosen eigenvectors of Σ(B)."""
+    """Return D and E whose outputs project the regression onto the chosen eigenvectors of Σ(B)."""
     sketched = sketch @ x
     vectors = torch.linalg.eigh(sigma(sketched, y))[1].flip(1)[:, list(chosen)]
     encoder = vectors.T @ y @ sketched.T @ torch.linalg.inv(sketched @ sketched.T)

@@ -1,4 +1,4 @@
-"""Structured variants as pieces of the library: their initial weights, their training, and what they refuse."""
+"""Structured variants as pieces: their initial weights, their training, and refused sizes."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_trained_pieces_are_no_worse_than_their_initial_weights(model, kind, mon
         assert sum(t.numel() for t in piece.weights.values()) < sum(
             p.numel() for p in subblock(decoder_layers(model)[1], kind).parameters()
         )
-    assert max(losses.values()) < 1.5  # a missing block costs about one
+    assert max(losses.values()) < 1.5  # a missing block has a loss of about 1
 
 
 def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
@@ -59,7 +59,7 @@ def test_equal_seeds_give_equal_bytes(tiny_parent, monkeypatch):
 
 
 def test_a_rank_that_loses_nothing_changes_nothing(tiny_parent):
-    """Where the parent's matrices are of low rank, so are their copies, exactly; attention included."""
+    """If the parent's matrices are of low rank, low-rank pieces equal them, attention included."""
     model = load_model(tiny_parent("qwen2"), "float32", "cpu").requires_grad_(False)
     layer = decoder_layers(model)[1]
     for linear in (m for m in layer.modules() if isinstance(m, torch.nn.Linear)):
@@ -87,7 +87,7 @@ def test_what_a_projection_reads_is_recovered_from_the_outputs(model):
         found = projection_inputs(module, kind, problem.calibration(kind))
         for name, inputs in found.items():
             weight = getattr(module, name).weight.double()
-            expected = seen[name].double() @ weight.T  # what reaches the outputs
+            expected = seen[name].double() @ weight.T  # the inputs' contribution to the outputs
             torch.testing.assert_close(inputs.double() @ weight.T, expected, atol=1e-4, rtol=1e-3)
 
 

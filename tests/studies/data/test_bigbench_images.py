@@ -1,4 +1,4 @@
-"""Images out of BIG-bench's sdist, from a synthetic one: decoding, division, duplicates, damage."""
+"""Images from a synthetic sdist of BIG-bench: decoding, splits, duplicates, damage."""
 
 import base64
 import io

@@ -46,7 +46,7 @@ def test_extreme_embeddings_give_finite_losses_and_gradients(name, scale, equal)
 
 def test_triplet_ratio_of_distances_known_by_hand():
     anchor = torch.zeros(1, 2)
-    positive, negative = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 6.0]])  # 5 and 6 away
+    positive, negative = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 6.0]])  # distances 5 and 6
     share = math.exp(5) / (math.exp(5) + math.exp(6))
     assert losses.triplet_ratio_loss(anchor, positive, negative).item() == pytest.approx(2 * share**2, rel=1e-5)
     log = losses.triplet_ratio_loss(anchor, positive, negative, "log")
@@ -100,7 +100,7 @@ def test_metric_embedding_known_by_hand():
 
 
 def test_an_unlabeled_example_is_drawn_to_the_nearest_reference():
-    """A sign error (a softmax over plus the distance) would send it to the farthest one."""
+    """With a sign error (a softmax over plus the distance) it would be drawn to the farthest one."""
     references = torch.tensor([[0.0], [10.0]])
     probabilities = losses.metric_log_probabilities(torch.tensor([[1.0]]), references).exp()
     assert probabilities[0, 0] > 0.99
@@ -132,7 +132,7 @@ def test_distances_survive_a_large_common_mean():
         (lambda: losses.spatial_contrasting_loss(embeddings(1, 0), embeddings(1, 1)), "at least two images"),
         (lambda: losses.metric_log_probabilities(embeddings(3, 0), embeddings(1, 1)), "at least two classes"),
         (lambda: losses.triplet_ratio_loss(embeddings(3, 0), embeddings(3, 1), embeddings(2, 2)), "row by row"),
-        (lambda: losses.paired_distances(embeddings(3, 0, 4), embeddings(3, 1, 5)), "alike in d"),
+        (lambda: losses.paired_distances(embeddings(3, 0, 4), embeddings(3, 1, 5)), "with equal d"),
         (lambda: losses.paired_distances(embeddings(0, 0), embeddings(0, 1)), "no embeddings"),
         (lambda: losses.siamese_contrastive_loss(embeddings(2, 0), embeddings(2, 1), torch.ones(2), 0), "margin"),
     ],
@@ -143,7 +143,7 @@ def test_what_cannot_be_compared_is_refused(call, message):
 
 
 class TestAgainstPytorchMetricLearning:
-    """The same numbers from the library's objects, once its own normalization and symmetry are turned off."""
+    """The library's losses give the same numbers without its default normalization and symmetry."""
 
     pytest.importorskip("pytorch_metric_learning")
 

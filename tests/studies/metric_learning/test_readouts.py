@@ -1,4 +1,4 @@
-"""Readouts, networks and the training that they share with the pipeline."""
+"""Readouts, networks, and their training with the pipeline's loop."""
 
 import pytest
 import torch
@@ -50,9 +50,9 @@ def test_linear_readout_reads_what_is_linear():
 
 @pytest.mark.parametrize(("per_class", "gain"), [(1, -0.15), (10, 0.2)])
 def test_a_metric_embedding_finds_the_dimensions_that_matter(per_class, gain):
-    """Classes in three dimensions, and louder noise in thirty others that nearest neighbors drown in.
+    """Three dimensions separate the classes; thirty dimensions of larger noise mislead nearest neighbors.
 
-    With one label a class nothing can be learned, and nothing must collapse: chance is a third.
+    With one label per class nothing can be learned, but accuracy must not fall to chance, a third.
     """
 
     def drowned(count, seed):
@@ -86,7 +86,7 @@ def test_embedding_is_always_in_evaluation_mode():
     images = torch.randn(6, 1, 28, 28)
     net.train()
     before = net.features[1].running_mean.clone()
-    found = embed(net.pooled, images)  # a bound method has no mode of its own
+    found = embed(net.pooled, images)  # a bound method has no training mode; its module has
     assert net.training
     assert torch.equal(net.features[1].running_mean, before)
     net.eval()
@@ -99,15 +99,15 @@ def test_fit_visits_every_example_evenly_and_repeats_itself():
         torch.manual_seed(0)
         module, seen = nn.Linear(3, 1), []
 
-        def loss(tickets, generator):
-            seen.append(tickets)
-            return (module(torch.randn(len(tickets), 3, generator=generator)) - 1).square().mean(), {}
+        def loss(indices, generator):
+            seen.append(indices)
+            return (module(torch.randn(len(indices), 3, generator=generator)) - 1).square().mean(), {}
 
         rows = fit(module, loss, steps=6, batch_size=4, learning_rate=1e-2, seed=seed)
         return torch.cat(seen), rows
 
-    tickets, rows = train(1)
-    assert sorted(tickets.tolist()) == list(range(24))
+    indices, rows = train(1)
+    assert sorted(indices.tolist()) == list(range(24))
     assert [row["value"] for row in rows] == [row["value"] for row in train(1)[1]]
     assert [row["value"] for row in rows] != [row["value"] for row in train(2)[1]]
 

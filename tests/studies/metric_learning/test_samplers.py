@@ -1,4 +1,4 @@
-"""Samplers: what is promised of every draw, and that draws cover what they should, evenly."""
+"""Samplers: invariants of every draw, and uniform coverage."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_labels_that_allow_no_comparison_are_refused(labels, message):
 
 
 def test_a_lone_example_has_no_pair():
-    with pytest.raises(TangramError, match="class 1 has one labeled example only"):
+    with pytest.raises(TangramError, match="class 1 has only one labeled example"):
         LabeledPool(torch.tensor([0, 0, 1])).another(torch.tensor([0, 2]), generator())
 
 

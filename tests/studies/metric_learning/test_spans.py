@@ -1,4 +1,4 @@
-"""The span-contrastive term: pooling, exclusions, the loss against a loop, and its place in both distillations."""
+"""The span-contrastive loss: pooling, exclusions, comparison with a loop, and its use in both distillations."""
 
 import copy
 import math
@@ -52,12 +52,12 @@ def test_extreme_spans_are_finite():
     child = torch.zeros(4, 8, requires_grad=True)
     loss = span_contrastive_loss(child, torch.zeros(4, 8), torch.ones(4, 4, dtype=torch.bool), 0.1)
     loss.backward()
-    assert loss.item() == 0  # nothing is left to contrast with
+    assert loss.item() == 0  # all negatives are excluded
     assert child.grad.isfinite().all()
 
 
 def test_one_massive_dimension_does_not_hide_the_others():
-    """Raw hidden states with such a dimension all point the same way; standardized, each span finds itself."""
+    """Raw hidden states with such a dimension are almost parallel; standardized ones are not."""
     parent, tokens = random(4, 32, 16), torch.arange(4 * 32).reshape(4, 32)
     parent[..., 0] += 1_000
     term = SpanTerm(SpanContrast(weight=1, spans=8), parent, tokens, seed=0)

@@ -1,4 +1,4 @@
-"""The butterfly study: its controls have the sizes that they claim, and every experiment runs at a tiny size."""
+"""The butterfly study: sizes of its controls, and every experiment at a tiny size."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def test_controls_have_nearly_as_many_weights_as_the_gadget():
             gadget = network(task(512), f"{where}: {gadget_arm}", 0)[index]
             assert isinstance(gadget, ButterflyLinear)
             low_rank = network(task(512), f"{where}: {control}", 0)[index]
-            step = 512 + (512 if where == "hidden" else 10)  # weights of one more rank
+            step = 512 + (512 if where == "hidden" else 10)  # weights of one rank
             assert 0 <= gadget.effective_weights() - weights_of(low_rank) < step
     budget = network(task(512), "hidden: k=n/16", 0)[2].effective_weights()
     narrow = network(task(512), "hidden: narrow dense", 0)

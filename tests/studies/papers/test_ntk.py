@@ -1,4 +1,4 @@
-"""Tangent kernels and descents of the NTK study against automatic differentiation; what theory says of their rate."""
+"""The NTK study: kernels and descents compared with automatic differentiation, and predicted rates."""
 
 import math
 
@@ -29,7 +29,7 @@ def net_of(arm, d=6, m=40, k=4, seed=0):
 
 
 def function_of(net):
-    """f as a function of the trained factor, written out."""
+    """Return f as an explicit function of the trained factor."""
 
     def f(trained, x):
         factorized = {V_FIXED: lambda: trained @ net.down, U_FIXED: lambda: net.up @ trained}
@@ -81,7 +81,7 @@ def test_wide_kernels_come_near_to_the_limit():
 
 @pytest.mark.parametrize(("arm", "k"), [(DENSE, 0), (V_FIXED, 30), (U_FIXED, 30)])
 def test_descent_is_linear_at_the_kernels_rate(arm, k):
-    """The slowest mode falls by ``2 log(1 − η λ_min)`` a step; with U fixed it is the final kernel that tells."""
+    """The slowest mode falls by ``2 log(1 − η λ_min)`` per step; with U fixed the final kernel predicts it."""
     x = unit_points(20, 20, 0)
     y = torch.randint(0, 2, (20,), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     found, losses = descend(TwoLayer(20, 2048, k or None, arm, 0), x, y, 150)

@@ -1,4 +1,4 @@
-"""The studies of representations from end to end, on made-up images and a tiny parent; nobody believes their claims."""
+"""The studies of representations from end to end, on artificial images and a tiny parent."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ SETTINGS = Studies(seeds=3)
 
 
 def write_images(path, side, channels, seed=0):
-    """Write images of three classes, each a bright band at a height of its own over noise."""
+    """Write images of three classes, each a bright band at its class's height over noise."""
     random = np.random.default_rng(seed)
     arrays = {}
     for split, count in (("train", 150), ("test", 45)):
@@ -41,7 +41,7 @@ def write_images(path, side, channels, seed=0):
 
 
 def check(study, folder, claims):
-    """Write the study, and read back that every claim rests on all seeds and measurements name all arms."""
+    """Write the study, and check that claims count all seeds and measurements name all arms."""
     write_study(study, folder, {"tangram.command": "test"})
     table = read_table(folder / "claims.parquet", CLAIMS)
     assert len(table) == claims
@@ -66,7 +66,7 @@ def test_triplet(tmp_path, monkeypatch):
     assert set(main["arm"]) == set(triplet.ARMS)
     assert (main.groupby(["arm", "metric"]).size() == SETTINGS.seeds).all()
     pixels = main[(main["arm"] == triplet.PIXELS) & (main["metric"] == "linear accuracy (%)")]["value"]
-    assert (pixels > 90).all()  # the bands can be seen: what is judged are the right labels
+    assert (pixels > 90).all()  # the bands separate the classes, so labels and images match
     again = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, scale, "cpu")
     once = triplet.perform(Run(triplet.TRIPLET, {"rate": 1e-3}, 1), images, scale, "cpu")
     assert again.scores == once.scores
@@ -111,7 +111,7 @@ def test_frozen_features_of_scratch_are_the_untrained_nets(tmp_path):
 
 
 def more_of(study):
-    """Return how many sequences the longest arm had, from what the study tells of it."""
+    """Return the number of sequences of the longest arm, from the study's notes."""
     return int(re.search(r"between 4 and (\d+) of them", " ".join(study.notes))[1])
 
 
@@ -143,13 +143,13 @@ def test_span_contrast(tmp_path, tiny_parent):
     plain, more, longer = span_contrast.PLAIN, span_contrast.MORE, span_contrast.LONGER
     assert set(main["arm"]) == {plain, more, longer, *span_contrast.WEIGHTS}
     kl = main[main["metric"] == "kl (nats/token)"].pivot(index="seed", columns="arm", values="value")
-    assert kl.nunique(axis=1).min() >= 4  # every arm trains on something of its own
+    assert kl.nunique(axis=1).min() >= 4  # every arm has a different loss
     assert (kl[longer] >= kl[[plain, more]].min(axis=1) - 1e-9).all()
     assert (kl[longer] <= kl[[plain, more]].max(axis=1) + 1e-9).all()
     seconds = main[main["metric"] == "training (s)"].groupby("arm")["value"].median()
     share = (max(seconds[[plain, *span_contrast.WEIGHTS]]) / seconds[plain] - 1) * 4 / (more_of(study) - 4)
     assert (kl[longer] - kl[plain]).sum() == pytest.approx(share * (kl[more] - kl[plain]).sum(), rel=1e-6)
-    # The states that the pipeline has on disk are those that the study would compute.
+    # The pipeline's cached states equal those that the study computes.
     tokens = read_tokens(tmp_path / "finetune.parquet")
     capture(parent, tokens, 2, tmp_path / "finetune.npy", "test")
     run = Run(span_contrast.FREE, {"rate": 1e-4, "weight": 0.1, "sequences": 0}, 0)
@@ -162,7 +162,7 @@ def test_span_contrast(tmp_path, tiny_parent):
 
 
 def test_the_control_pulls_the_spans_that_are_contrasted(monkeypatch):
-    """What it pools is what `SpanTerm` contrasts; its loss is one minus their cosine, in a loop."""
+    """It pools the spans of `SpanTerm`; its loss equals one minus their cosine in a loop."""
     parent, child = torch.randn(2, 3, 40, 8, generator=torch.Generator().manual_seed(0))
     tokens, chosen = torch.arange(3 * 40).reshape(3, 40), torch.tensor([2, 0])
     settings = SpanContrast(weight=1.0, spans=3, shortest=2, longest=4)

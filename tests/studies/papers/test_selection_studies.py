@@ -1,4 +1,4 @@
-"""The studies of selection at a size that only shows that they run, agree with themselves, and judge as they say."""
+"""The studies of bandits, ranking and selection at a tiny size: they run, are consistent, and reach their verdicts."""
 
 import itertools
 from dataclasses import replace
@@ -22,9 +22,9 @@ TINY = {
 
 @pytest.fixture
 def without_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled, which takes seconds, and nothing is timed, which differs from run to run."""
+    """Disable compilation, which takes seconds, and timing, which differs between runs."""
     for module in (simulation, dueling):
-        monkeypatch.setattr(module, "numba_is_there", lambda: False)
+        monkeypatch.setattr(module, "has_numba", lambda: False)
     monkeypatch.setattr(
         online_ranking, "seconds_per_round", lambda policy, repeats: np.full(repeats, 1e-6) * policy.items
     )
@@ -78,7 +78,7 @@ def test_epsilon_is_the_paired_standard_error_of_the_best_two():
 
 def test_switching_domains_take_turns():
     found = evidence()
-    low = np.where(np.arange(6) < 2, 0, 9)  # one domain can do without the first two layers, the other without the last
+    low = np.where(np.arange(6) < 2, 0, 9)  # one domain does not need the first two layers, the other not the last
     found = replace(found, importance=np.where((found.domains == "one")[:, None], low, low[::-1]))
     named = layers.calibration_batches(found, True, 16, 2, np.random.default_rng(0))
     first, last = np.array([1, 1, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1])

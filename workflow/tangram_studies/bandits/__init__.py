@@ -1,6 +1,6 @@
-"""Choosing under noise: dueling bandits and online ranking, with the environments that they are played in.
+"""Dueling bandits and online ranking, with their environments.
 
-Everything here is batched over independent replications (the first axis of every array), works on NumPy alone, and
-knows nothing of language models; `tangram.selection.protocol` says what all policies have in common. `kernels.py` holds
-the dueling policies compiled by numba, an optional extra.
+Everything here is batched over independent replications (the first axis of every array), needs only NumPy, and is
+independent of language models. `tangram.selection.protocol` defines the interface of policies. `kernels.py` compiles
+the dueling policies with numba, an optional extra.
 """

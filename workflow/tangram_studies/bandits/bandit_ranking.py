@@ -1,10 +1,10 @@
-"""Online ranking with bandit feedback: only the loss of the ranking that was shown is seen.
+"""Online ranking with bandit feedback: only the loss of the drawn ranking is observed.
 
 Positions count from 1 here, as in the paper (Ailon, Hatano and Takimoto 2014, arXiv 1312.1530), and the loss is
-``position · s`` with ``|position · s| <= 1`` for every ranking. Both policies estimate s without bias,
-``loss * E[pi pi^T]^-1 pi``; they differ in the law of rankings. BanditRank's has moments in closed form, O(n^3);
-CombBand's (Cesa-Bianchi and Lugosi 2012) is exponential in the estimated loss of a whole ranking, and its normalizer is
-a permanent.
+``position · s`` with ``|position · s| <= 1`` for every ranking. Both policies use the unbiased
+estimate ``loss * E[pi pi^T]^-1 pi`` of s; they differ in the distribution of rankings. BanditRank's has moments in
+closed form, O(n^3). CombBand's (Cesa-Bianchi and Lugosi 2012) is exponential in a ranking's estimated loss, and its
+normalizer is a permanent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def random_positions(replications: int, items: int, rng: np.random.Generator) ->
 
 
 class BanditPolicy(Stateful):
-    """What both share: unbiased estimates from the second moment of what they draw.
+    """Base class: unbiased estimates from the second moment of the drawn rankings.
 
     An action is positions from 1, ``(replications, items)``; feedback is the loss, ``(replications,)``.
 
@@ -42,7 +42,7 @@ class BanditPolicy(Stateful):
         replications: independent copies.
         items: number of items.
         eta: learning rate.
-        gamma: share of uniform rankings.
+        gamma: probability of a uniform ranking.
     """
 
     STATE: ClassVar[Names] = ("losses",)
@@ -65,11 +65,11 @@ class BanditPolicy(Stateful):
         return feedback[:, None] * solved
 
     def update(self, action: np.ndarray, feedback: np.ndarray) -> None:
-        """Add the estimate."""
+        """Add the round's estimate."""
         self.losses += self.estimate(action, feedback)
 
     def recommend(self) -> np.ndarray:
-        """Return the positions from 1 of least estimated loss."""
+        """Return the positions from 1 with the least estimated loss."""
         return plackett_luce.positions_of((-self.losses).argsort(-1, kind="stable")) + 1
 
 
@@ -77,7 +77,7 @@ class BanditRank(BanditPolicy):
     """BanditRank: Plackett-Luce rankings by estimated loss, mixed with uniform ones; see `bandit_rank_rates`."""
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
-        """Return drawn positions: the larger an item's estimated loss, the earlier."""
+        """Return drawn positions; items of larger estimated loss tend to come earlier."""
         drawn = plackett_luce.sample_positions(self.eta * self.losses, rng) + 1
         explore = rng.random(self.replications) < self.gamma
         if explore.any():
@@ -104,17 +104,19 @@ class CombBand(BanditPolicy):
     See `comb_band_rates`.
 
     Raises:
-        ValueError: more than 7 items: 8! rankings a round are out of reach.
+        ValueError: there are more than 7 items, whose rankings are too many to enumerate.
     """
 
     def __init__(self, replications: int, items: int, eta: float, gamma: float):
         if items > 7:
-            raise ValueError(f"{items} items have {math.factorial(items)} rankings; exact CombBand ends at 7")
+            raise ValueError(
+                f"{items} items have {math.factorial(items)} rankings; exact CombBand allows at most 7 items"
+            )
         super().__init__(replications, items, eta, gamma)
         self._rankings = all_rankings(items)
 
     def probabilities(self) -> np.ndarray:
-        """Return the law over `all_rankings`, ``(replications, n!)``; its normalizer is a `permanent`."""
+        """Return the probabilities of `all_rankings`, ``(replications, n!)``; their normalizer is a `permanent`."""
         logits = -self.eta * self.losses @ self._rankings.T
         weights = np.exp(logits - logits.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
@@ -143,33 +145,33 @@ def permanent(matrix: np.ndarray) -> float:
 
 
 def sample_by_permanents(losses: np.ndarray, eta: float, rng: np.random.Generator) -> np.ndarray:
-    """Return positions from 1 ``(items,)`` drawn as `CombBand` does without exploration, item by item.
+    """Return positions from 1 ``(items,)`` with the distribution of `CombBand` without exploration, item by item.
 
-    Each item's position follows from the permanents of what is left: why every step of CombBand needs permanents.
+    The distribution of an item's position depends on permanents of the remaining matrix.
     """
     n = len(losses)
     weights = np.exp(-eta * np.outer(losses - losses.min(), np.arange(1, n + 1)))
     left, positions = list(range(n)), np.zeros(n, dtype=np.int64)
     for item in range(n):
-        rest = weights[item + 1 :]
-        mass = np.array([weights[item, j] * permanent(rest[:, [c for c in left if c != j]]) for j in left])
+        remaining = weights[item + 1 :]
+        mass = np.array([weights[item, j] * permanent(remaining[:, [c for c in left if c != j]]) for j in left])
         chosen = left[int(rng.choice(len(left), p=np.maximum(mass, 0) / np.maximum(mass, 0).sum()))]
         positions[item] = chosen + 1
         left.remove(chosen)
     return positions
 
 
-# --- rates and bounds: constants of our own derivation ----------------------------------------------------------------
+# --- rates and bounds, with constants that we derived -----------------------------------------------------------------
 
 
 def bandit_rank_rates(items: int, rounds: int) -> tuple[float, float]:
-    """Return eta and gamma of BanditRank that minimize `bandit_rank_bound`; the paper's own were not at hand."""
+    """Return eta and gamma of BanditRank that minimize `bandit_rank_bound`; we could not read the paper's."""
     eta = math.sqrt(items * math.log(2) / (2 * (math.e - 2) * rounds))
     return eta, min(1.0, eta * math.sqrt(24 / (items + 1)))
 
 
 def bandit_rank_bound(items: int, rounds: int) -> float:
-    """Return BanditRank's regret at most for losses in [0, 1]: exploration, pairs' Hedge, variance of estimates."""
+    """Return the upper bound of BanditRank's regret, losses in [0, 1]: exploration, Hedge per pair, variance."""
     eta, gamma = bandit_rank_rates(items, rounds)
     pairs = items * (items - 1) * math.log(2) / (2 * eta)
     return gamma * rounds + pairs + (math.e - 2) * eta * items * rounds
@@ -182,5 +184,5 @@ def comb_band_rates(items: int, rounds: int) -> tuple[float, float]:
 
 
 def comb_band_bound(items: int, rounds: int) -> float:
-    """Return CombBand's regret at most on this representation: ``2 sqrt((e - 1) n T ln n!)``."""
+    """Return the upper bound of CombBand's regret in this representation: ``2 sqrt((e - 1) n T ln n!)``."""
     return 2 * math.sqrt((math.e - 1) * items * rounds * math.lgamma(items + 1))

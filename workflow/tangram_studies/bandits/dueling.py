@@ -1,7 +1,7 @@
-"""Dueling bandits: three reductions to plain bandits, two older algorithms, and the modern baselines.
+"""Dueling bandits: three reductions to plain bandits, two older algorithms, and modern baselines.
 
 An action is a pair ``(left, right)`` of arms, each ``(replications,)``; feedback is whether the right one won. The
-reductions are of Ailon, Karnin and Joachims 2014 (arXiv 1405.3396) and drive any machine of `machines.py`.
+reductions are those of Ailon, Karnin and Joachims 2014 (arXiv 1405.3396) and use any machine of `machines.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MakeMachine = Callable[..., Machine]
 
 
 class DuelingPolicy(Stateful):
-    """What all dueling policies share: how often each arm was played, on either side.
+    """Base class: counts of each arm's plays, on either side.
 
     Args:
         replications: independent copies.
@@ -39,7 +39,7 @@ class DuelingPolicy(Stateful):
         raise NotImplementedError
 
     def update(self, action: Pair, feedback: np.ndarray) -> None:
-        """Take whether the right arm won, ``(replications,)`` bool."""
+        """Record whether the right arm won, bool, ``(replications,)``."""
         for arm in action:
             self.plays[self._rows, arm] += 1
 
@@ -73,10 +73,10 @@ class Uniform(DuelingPolicy):
 
 
 class Doubler(DuelingPolicy):
-    """Doubler: the right arm learns against a left one drawn from all that it played in the phase before.
+    """Doubler: a machine selects the right arm; the left arm is drawn from the right arms of the previous phase.
 
-    Phase i has 2^i rounds and a fresh machine, which therefore sees rewards of fixed means. The left arm is drawn from
-    a multiset: how often each arm was played counts.
+    Phase i has 2^i rounds and a new machine, whose rewards therefore have fixed means. The left arm is drawn with
+    probability proportional to its plays.
     """
 
     STATE: ClassVar[Names] = ("plays", "machine", "reference", "phase", "left_in_phase", "phase_plays")
@@ -90,7 +90,7 @@ class Doubler(DuelingPolicy):
         self.phase, self.left_in_phase = 1, 2
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return a left arm of the phase before, and the machine's."""
+        """Return a left arm of the previous phase, and the machine's arm."""
         if self.left_in_phase == 0:
             self.reference, self.phase_plays = self.phase_plays, np.zeros_like(self.phase_plays)
             self.phase += 1
@@ -111,7 +111,7 @@ class Doubler(DuelingPolicy):
 
 
 class MultiSBM(DuelingPolicy):
-    """MultiSBM: one machine per left arm; the left arm is what was right the round before."""
+    """MultiSBM: one machine per left arm; the left arm is the right arm of the previous round."""
 
     STATE: ClassVar[Names] = ("plays", "machine", "last")
 
@@ -132,7 +132,7 @@ class MultiSBM(DuelingPolicy):
 
 
 class Sparring(DuelingPolicy):
-    """Sparring (DoubleSBM in the arXiv version): two machines, each rewarded for winning. Regret only conjectured."""
+    """Sparring (DoubleSBM on arXiv): two machines, each rewarded for winning. Its regret bound is a conjecture."""
 
     STATE: ClassVar[Names] = ("plays", "left", "right")
 
@@ -141,7 +141,7 @@ class Sparring(DuelingPolicy):
         self.left, self.right = machine(replications, arms), machine(replications, arms)
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return either machine's choice."""
+        """Return both machines' arms."""
         return self.left.advance(rng), self.right.advance(rng)
 
     def update(self, action: Pair, feedback: np.ndarray) -> None:
@@ -159,12 +159,12 @@ class VersatileDB(Sparring):
 
 
 class InterleavedFilter(DuelingPolicy):
-    """Interleaved filter (Yue, Broder, Kleinberg and Joachims 2012), then the winner against itself.
+    """Interleaved filter (Yue, Broder, Kleinberg and Joachims 2012); at the end the winner plays itself.
 
     Args:
         replications: independent copies.
         arms: number of arms.
-        horizon: rounds that it is meant for.
+        horizon: number of rounds.
         scale: intervals are ``± sqrt(scale * ln(T K^2) / n)``; 4 in the proof of lemma 4, 1 in practice.
     """
 
@@ -175,17 +175,17 @@ class InterleavedFilter(DuelingPolicy):
         self._log = scale * math.log(horizon * arms**2)
         self.incumbent = np.zeros(replications, dtype=np.int64)  # any arm: environments shuffle labels
         self.alive = np.ones((replications, arms), dtype=bool)
-        self.alive[:, 0] = False  # challengers that are left
+        self.alive[:, 0] = False  # challengers that are not eliminated
         self.wins = np.zeros((replications, arms))  # of the incumbent, against each
         self.counts = np.zeros((replications, arms))
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return the incumbent and the challenger that it has met least."""
+        """Return the incumbent and the challenger with the fewest duels against it."""
         challenger = np.where(self.alive, self.counts, np.inf).argmin(1)
         return self.incumbent, np.where(self.alive.any(1), challenger, self.incumbent)
 
     def update(self, action: Pair, feedback: np.ndarray) -> None:
-        """Drop a challenger that is worse beyond doubt; crown one that is better, and drop whom it drags along."""
+        """Eliminate a challenger that is significantly worse; a significantly better one becomes the incumbent."""
         super().update(action, feedback)
         rows, (_, challenger) = self._rows, action
         self.counts[rows, challenger] += 1
@@ -196,7 +196,7 @@ class InterleavedFilter(DuelingPolicy):
         playing = self.alive[rows, challenger]
         self.alive[rows, challenger] &= ~(playing & (lead > radius))
         for row in np.flatnonzero(playing & (lead < -radius)):
-            behind = self.wins[row] > self.counts[row] / 2  # pruning: whom the old incumbent led goes with it
+            behind = self.wins[row] > self.counts[row] / 2  # pruning: arms that lost to the old incumbent
             self.alive[row] &= ~behind
             self.alive[row, challenger[row]] = False
             self.incumbent[row] = challenger[row]
@@ -208,12 +208,12 @@ class InterleavedFilter(DuelingPolicy):
 
 
 class BeatTheMean(DuelingPolicy):
-    """Beat the mean (Yue and Joachims 2011), then the winner against itself.
+    """Beat the mean (Yue and Joachims 2011); at the end the winner plays itself.
 
     Args:
         replications: independent copies.
         arms: number of arms.
-        horizon: rounds that it is meant for.
+        horizon: number of rounds.
         scale: the intervals' constant, 3 gamma^2 in the paper (gamma = 1 under strong transitivity).
     """
 
@@ -227,12 +227,12 @@ class BeatTheMean(DuelingPolicy):
         self.counts = np.zeros((replications, arms, arms))
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return the arm compared least, and a random one that is left (itself, too)."""
+        """Return the arm with the fewest duels, and a random remaining one, possibly the same."""
         left = np.where(self.alive, self.counts.sum(2), np.inf).argmin(1)
         return left, draw(self.alive.astype(float), rng)
 
     def update(self, action: Pair, feedback: np.ndarray) -> None:
-        """Drop the worst arm once it is below the best beyond doubt, and all comparisons with it."""
+        """Eliminate the worst arm, and all duels with it, once it is significantly below the best."""
         super().update(action, feedback)
         left, right = action
         self.counts[self._rows, left, right] += 1
@@ -250,7 +250,7 @@ class BeatTheMean(DuelingPolicy):
                 table[row, worst, :] = table[row, :, worst] = 0
 
     def recommend(self) -> np.ndarray:
-        """Return the arm that is left with the largest mean."""
+        """Return the remaining arm with the largest mean."""
         means = self.wins.sum(2) / np.maximum(self.counts.sum(2), 1)
         return np.where(self.alive, means, -1.0).argmax(1)
 
@@ -277,14 +277,14 @@ class _Confident(DuelingPolicy):
         return upper, lower
 
     def update(self, action: Pair, feedback: np.ndarray) -> None:
-        """Count the win; an arm against itself teaches nothing."""
+        """Count the win; duels of an arm with itself are ignored."""
         super().update(action, feedback)
         winner, loser = np.where(feedback, action[::-1], action)
         self.wins[self._rows, winner, loser] += winner != loser
         self.clock += 1
 
     def recommend(self) -> np.ndarray:
-        """Return the arm that beats most others on the counts (Copeland), then the one played most."""
+        """Return the Copeland winner of the counts; ties go to the arm played most."""
         better = (self.wins > self.wins.transpose(0, 2, 1)).sum(2)
         return (better + self.plays / (1 + self.plays.sum(1, keepdims=True))).argmax(1)
 
@@ -299,17 +299,17 @@ class RUCB(_Confident):
         self.favorite = np.full(replications, -1)  # none
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return an arm that may beat all, and the one that most likely beats it."""
+        """Return a potential winner, and the arm with the largest upper bound against it."""
         upper, _ = self._bounds()
         may_win = np.all(upper >= 0.5, axis=2)
         number = may_win.sum(1)
-        kept = (self.favorite >= 0) & may_win[self._rows, self.favorite]
-        self.favorite = np.where(kept, self.favorite, -1)
+        has_favorite = (self.favorite >= 0) & may_win[self._rows, self.favorite]
+        self.favorite = np.where(has_favorite, self.favorite, -1)
         others = may_win.copy()
-        others[self._rows[kept], self.favorite[kept]] = False
-        keep = kept & ((rng.random(self.replications) < 0.5) | (number == 1))
+        others[self._rows[has_favorite], self.favorite[has_favorite]] = False
+        play_favorite = has_favorite & ((rng.random(self.replications) < 0.5) | (number == 1))
         pool = np.where(number[:, None] == 0, True, np.where(others.any(1)[:, None], others, may_win))
-        left = np.where(keep, self.favorite, draw(pool.astype(float), rng))
+        left = np.where(play_favorite, self.favorite, draw(pool.astype(float), rng))
         self.favorite = np.where(number == 1, may_win.argmax(1), self.favorite)
         right = random_argmax(upper[self._rows, :, left], rng)
         return left, right
@@ -323,7 +323,7 @@ class DoubleThompson(_Confident):
         self._upper_half = np.triu_indices(arms, 1)
 
     def select(self, rng: np.random.Generator) -> Pair:
-        """Return the Copeland winner of one draw from the posterior, and of a second draw its strongest opponent."""
+        """Return the Copeland winner of one posterior draw, and its strongest opponent in a second draw."""
         upper, lower = self._bounds()
         rows = self._rows
         optimistic = (upper > 0.5).sum(2)
@@ -346,8 +346,8 @@ def make_dueling(name: str, replications: int, arms: int, horizon: int, **option
         name: one of `DUELING`.
         replications: independent copies.
         arms: number of arms.
-        horizon: rounds, for those that must know.
-        options: such as ``alpha`` or ``machine``.
+        horizon: number of rounds, for policies that need it.
+        options: options of the policy, such as ``alpha`` or ``machine``.
 
     Raises:
         ValueError: the name is unknown.

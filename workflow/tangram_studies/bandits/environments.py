@@ -1,8 +1,8 @@
-"""Where feedback comes from: preference matrices, utilities behind a link, a table of scores, sequences of choices.
+"""Environments: preference matrices, utilities with a link function, a table of scores, sequences of choices.
 
 Dueling (Ailon, Karnin and Joachims 2014, arXiv 1405.3396): every round two arms are played, with hidden utilities
-``u`` and ``v``; the left one wins with probability ``link(u, v)``. Regret per round is the best arm's utility less the
-mean of the two played. Where only a preference matrix is given, an arm's gap is ``P(best beats it) - 1/2``.
+``u`` and ``v``; the left one wins with probability ``link(u, v)``. Regret per round is the best arm's utility minus the
+mean of the two played. For a preference matrix without utilities, an arm's gap is ``P(best beats it) - 1/2``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UTILITIES = {  # the five arm sets of arXiv 1405.3396, section 6
     "arith": (0.8, 0.7, 0.575, 0.45, 0.325, 0.2),
     "geom": (0.8, 0.7, 0.512, 0.374, 0.274, 0.2),
 }
-# Six retrieval functions of arXiv.org (Yue and Joachims 2011), as duelingbanditlib has them; the row beats the column.
+# P(row beats column) of six retrieval functions of arXiv.org (Yue and Joachims 2011), from duelingbanditlib.
 ARXIV = np.array(
     [
         [0.50, 0.55, 0.55, 0.54, 0.61, 0.61],
@@ -37,21 +37,21 @@ ARXIV = np.array(
 
 
 def preferences_of(utilities: tuple[float, ...] | np.ndarray, link: str) -> np.ndarray:
-    """Return ``(arms, arms)``: how likely the row's arm is to win against the column's."""
+    """Return the probability that the row's arm beats the column's, ``(arms, arms)``."""
     values = np.asarray(utilities, dtype=float)
     return LINKS[link](values[:, None], values[None, :])
 
 
 class Duels:
-    """Duels with fixed win probabilities, arms under other labels in every replication.
+    """Duels with fixed win probabilities; labels of arms are shuffled in every replication.
 
-    Shuffled labels matter: a policy that breaks ties by index would otherwise find a best arm of index 0 for free.
+    Without shuffling, a policy that breaks ties by index would have an advantage if arm 0 is the best.
 
     Args:
-        preferences: ``(arms, arms)`` or ``(replications, arms, arms)``; entry ``[x, y]``: x wins against y.
+        preferences: ``(arms, arms)`` or ``(replications, arms, arms)``; entry ``[x, y]`` is P(x beats y).
         gaps: regret of playing an arm on both sides, ``(arms,)`` or ``(replications, arms)``; 0 for the best.
         replications: independent copies.
-        rng: shuffles the labels.
+        rng: generator that shuffles the labels.
 
     Raises:
         ValueError: the matrix is not one of complementary probabilities.
@@ -73,16 +73,16 @@ class Duels:
     def of_utilities(
         cls, utilities: tuple[float, ...] | np.ndarray, link: str, replications: int, rng: np.random.Generator
     ) -> Duels:
-        """Return duels of arms with given utilities, behind a link of `LINKS`."""
+        """Return duels of arms with these utilities and a link of `LINKS`."""
         values = np.asarray(utilities, dtype=float)
         return cls(preferences_of(values, link), values.max() - values, replications, rng)
 
     @classmethod
     def of_matrix(cls, preferences: np.ndarray, replications: int, rng: np.random.Generator) -> Duels:
-        """Return duels by a preference matrix that has an arm which beats all others.
+        """Return duels with a preference matrix in which one arm beats all others.
 
         Raises:
-            ValueError: it has none.
+            ValueError: no arm beats all others.
         """
         beats_all = np.flatnonzero((preferences + np.eye(len(preferences)) > 0.5).all(1))
         if len(beats_all) != 1:
@@ -99,42 +99,42 @@ class Duels:
 
 
 class Ledger:
-    """What a choice has cost, by two cost models that are never mixed.
+    """The costs of a choice in two separate units.
 
     Attributes:
-        cells: distinct (candidate, prompt) pairs looked at, ``(replications,)``: what a cached score costs. A second
-            look is free.
-        duels: judgements asked for, ``(replications,)``: what a judge costs.
+        cells: distinct (candidate, prompt) pairs that were scored, ``(replications,)``. Scores are cached, so that
+            repeated reads are free.
+        duels: votes of a judge, ``(replications,)``.
     """
 
     def __init__(self, replications: int, arms: int, prompts: int):
-        self._seen = np.zeros((replications, arms, prompts), dtype=bool)
+        self._is_charged = np.zeros((replications, arms, prompts), dtype=bool)
         self._rows = np.arange(replications)
         self.cells = np.zeros(replications, dtype=np.int64)
         self.duels = np.zeros(replications, dtype=np.int64)
 
     def look(self, arms: np.ndarray, prompts: np.ndarray) -> None:
-        """Charge one cell per replication, if it is new."""
-        self.cells += ~self._seen[self._rows, arms, prompts]
-        self._seen[self._rows, arms, prompts] = True
+        """Count one cell per replication, if it is new."""
+        self.cells += ~self._is_charged[self._rows, arms, prompts]
+        self._is_charged[self._rows, arms, prompts] = True
 
     def look_all(self, arms: np.ndarray, prompts: np.ndarray) -> None:
-        """Charge the new ones of all pairs of ``arms`` ``(replications, k)`` and ``prompts`` ``(replications, m)``."""
+        """Count the new pairs of ``arms`` ``(replications, k)`` and ``prompts`` ``(replications, m)``."""
         index = (self._rows[:, None, None], arms[:, :, None], prompts[:, None, :])
-        self.cells += (~self._seen[index]).sum((1, 2))
-        self._seen[index] = True
+        self.cells += (~self._is_charged[index]).sum((1, 2))
+        self._is_charged[index] = True
 
 
 class ScoreTable:
-    """Candidates judged on prompts, replayed from a full table in another order of prompts per replication.
+    """Replay of a full table of scores of candidates on prompts, with a random order of prompts per replication.
 
-    Arms are the candidates under other labels in every replication, as in `Duels`: `candidates` says who they are.
+    Arms are candidates with shuffled labels in every replication, as in `Duels`; `candidates` maps them back.
 
     Args:
-        values: ``(candidates, prompts)``; less is better.
-        replications: orders of prompts.
-        rng: draws orders and labels.
-        flip: how often a judge errs.
+        values: scores, lower is better, ``(candidates, prompts)``.
+        replications: number of orders of prompts.
+        rng: generator of orders and labels.
+        flip: probability that a judge errs.
     """
 
     def __init__(self, values: np.ndarray, replications: int, rng: np.random.Generator, flip: float = 0.0):
@@ -148,7 +148,7 @@ class ScoreTable:
         self.ledger = Ledger(replications, self.arms, self.prompts)
 
     def candidates(self, arms: np.ndarray) -> np.ndarray:
-        """Return which candidates some arms are, ``(..., replications)``."""
+        """Return the candidates of arms, both ``(..., replications)``."""
         return self._labels[self._rows, arms]
 
     def look(self, arms: np.ndarray, prompts: np.ndarray) -> np.ndarray:
@@ -158,9 +158,9 @@ class ScoreTable:
         return self._values[self._rows[:, None, None], arms[:, :, None], chosen[:, None, :]]
 
     def play(self, left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return whether the right candidate won on the pair's next prompt; an equal value is a coin's throw.
+        """Return whether the right candidate won on the pair's next prompt; ties are broken at random.
 
-        A pair's k-th duel is on the k-th prompt, whoever the pair is, so that cells are shared between pairs.
+        The k-th duel of every pair is on the k-th prompt, so that pairs share cells.
         """
         low, high = np.minimum(left, right), np.maximum(left, right)
         prompt = self._duels[self._rows, low, high] % self.prompts
@@ -179,32 +179,34 @@ class ScoreTable:
 def choice_sequence(
     kind: str, items: int, chosen: int, rounds: int, replications: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Yield, round by round, which items were chosen: ``(replications, items)`` of 0 and 1 with ``chosen`` ones.
+    """Yield the chosen items of each round: ``(replications, items)`` of 0 and 1 with ``chosen`` ones.
 
     Args:
-        kind: ``'iid'``: uniform subsets, on which no policy does better than any other; ``'zipf'``: popularity
-            1/rank; ``'drift'``: the same, with the popularities handed round every 1/8 of the rounds;
-            ``'round-robin'``: items in turn, the one that a follower of the leader puts last.
+        kind: ``'iid'``: uniform subsets, on which all policies have equal expected loss; ``'zipf'``: popularity
+            1/rank; ``'drift'``: popularity 1/rank, rotated among the items every 1/8 of the rounds;
+            ``'round-robin'``: items in turn, the adversary of follow-the-leader.
         items: number of items.
         chosen: items chosen per round.
         rounds: number of rounds.
         replications: independent sequences (equal ones for ``'round-robin'``).
-        rng: draws them.
+        rng: generator of the sequences.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: ``kind`` is unknown.
     """
     if kind not in ("iid", "zipf", "drift", "round-robin"):
         raise ValueError(f"no sequence is called '{kind}'")
     rows = np.arange(replications)[:, None]
     popularity = np.log(1 / np.arange(1, items + 1))
     for round_ in range(rounds):
-        found = np.zeros((replications, items))
+        scores = np.zeros((replications, items))
         if kind == "round-robin":
-            found[:, -(round_ * chosen + np.arange(chosen)) % items - 1] = 1
+            scores[:, -(round_ * chosen + np.arange(chosen)) % items - 1] = 1
         else:
-            keys = rng.gumbel(size=(replications, items))  # the largest: a draw without replacement
+            keys = rng.gumbel(
+                size=(replications, items)
+            )  # the items with the largest keys are drawn without replacement
             if kind != "iid":
                 keys += np.roll(popularity, (8 * round_ // rounds) * (items // 3) if kind == "drift" else 0)
-            found[rows, np.argpartition(-keys, chosen - 1, axis=1)[:, :chosen]] = 1
-        yield found
+            scores[rows, np.argpartition(-keys, chosen - 1, axis=1)[:, :chosen]] = 1
+        yield scores

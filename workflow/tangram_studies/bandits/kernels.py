@@ -1,7 +1,7 @@
-"""The dueling policies compiled by numba, one replication at a time: the same laws as `dueling.py`, many times faster.
+"""The dueling policies compiled by numba: the same distributions as `dueling.py`, many times faster.
 
-Each kernel plays one replication with its own generator and returns cumulative regret at the checkpoints. They are no
-bit-for-bit copies (they draw in another order); tests hold both to the same distribution.
+Each kernel plays one replication with its own generator and returns cumulative regret at the checkpoints. Kernels draw
+random numbers in another order than `dueling.py`, so that results differ; tests compare the distributions.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
@@ -48,12 +48,12 @@ def _ucb(counts, sums, alpha, rng):
         return fresh
     clock = counts.sum()
     width = (alpha + 2) * np.log(clock) / 2
-    best, found = -np.inf, 0
+    best, largest = -np.inf, 0
     for arm in range(len(counts)):
         bound = sums[arm] / counts[arm] + np.sqrt(width / counts[arm])
         if bound > best:
-            best, found = bound, arm
-    return found
+            best, largest = bound, arm
+    return largest
 
 
 @_compiled
@@ -111,7 +111,7 @@ def _doubler(preferences, gaps, rounds, checkpoints, alpha, rng):
     regret, curve, point, length, remaining = 0.0, np.zeros(len(checkpoints)), 0, 2, 2
     for played in range(1, rounds + 1):
         if remaining == 0:
-            reference = counts.copy()  # the machine is fresh in every phase: its counts are the phase's plays
+            reference = counts.copy()  # the machine is new in every phase, so its counts are the phase's plays
             counts[:] = 0
             sums[:] = 0
             length *= 2
@@ -140,15 +140,15 @@ def _bound(wins, x, y, log_clock, alpha, sign):
 
 @_compiled
 def _random_largest(values, rng):
-    best, ties, found = -np.inf, 0, 0
+    best, ties, largest = -np.inf, 0, 0
     for arm in range(len(values)):
         if values[arm] > best:
-            best, ties, found = values[arm], 1, arm
+            best, ties, largest = values[arm], 1, arm
         elif values[arm] == best:
             ties += 1
-            if rng.random() * ties < 1:  # each of so many ties is kept with equal probability
-                found = arm
-    return found
+            if rng.random() * ties < 1:  # reservoir sampling: each tie has equal probability
+                largest = arm
+    return largest
 
 
 @_compiled
@@ -216,7 +216,7 @@ def _double_thompson(preferences, gaps, rounds, checkpoints, alpha, rng):
             if is_candidate[x]:
                 number += 1
                 left = x
-        if number > 1:  # only rows of candidates need a draw
+        if number > 1:  # only candidates need a draw
             for x in range(arms):
                 for y in range(x + 1, arms):
                     if is_candidate[x] or is_candidate[y]:
@@ -308,16 +308,16 @@ def run_kernel(
     threads: int = 1,
     alpha: float | None = None,
 ) -> np.ndarray:
-    """Play the compiled policy, replications side by side.
+    """Play the compiled policy, replications in parallel.
 
     Args:
         name: one of `KERNELS`.
-        environment: what it plays.
+        environment: the duels to play.
         rounds: number of rounds.
-        checkpoints: rising numbers of rounds.
-        seed: each replication gets a generator of its own from it, so ``threads`` changes nothing.
-        threads: replications at once.
-        alpha: of the confidence bounds; 3 for UCB machines and 0.51 for RUCB and D-TS without.
+        checkpoints: increasing numbers of rounds.
+        seed: seed of each replication's generator; results do not depend on ``threads``.
+        threads: parallel replications.
+        alpha: width of the confidence bounds; by default 3 for UCB machines, 0.51 for RUCB and D-TS.
 
     Returns:
         Cumulative regret, ``(checkpoints, replications)``.

@@ -1,8 +1,7 @@
-"""Singleton bandit machines: the black boxes that the dueling reductions drive.
+"""Singleton bandit machines: policies for plain bandits, which the dueling reductions use as black boxes.
 
-A machine plays a plain bandit: `advance` gives an arm, `feedback` takes its reward in [0, 1]. One object holds
-``slots`` machines for each replication (MultiSBM needs one per arm), and each has a clock of its own: how often *it*
-was played. That is what makes it a black box.
+`advance` returns an arm, `feedback` takes its reward in [0, 1]. One object contains ``slots`` machines for each
+replication (MultiSBM needs one per arm). A machine counts only its own rounds, so that it is a black box.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from tangram.selection.protocol import Names, Stateful
 
 
 class Machine(Stateful):
-    """What all machines share: plays and rewards by slot and arm.
+    """Base class: counts of plays and sums of rewards by slot and arm.
 
     Args:
         replications: independent copies.
@@ -31,7 +30,7 @@ class Machine(Stateful):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all counts and sums."""
         self.counts = np.zeros((self.replications, self.slots, self.arms))
         self.sums = np.zeros((self.replications, self.slots, self.arms))
 
@@ -40,7 +39,7 @@ class Machine(Stateful):
         raise NotImplementedError
 
     def feedback(self, arm: np.ndarray, reward: np.ndarray, slot: np.ndarray | int = 0) -> None:
-        """Take the reward of an arm that `advance` gave."""
+        """Record the reward of an arm that `advance` returned."""
         self.counts[self._rows, slot, arm] += 1
         self.sums[self._rows, slot, arm] += reward
 
@@ -57,7 +56,7 @@ class UCB(Machine):
         super().__init__(replications, arms, slots)
 
     def advance(self, rng: np.random.Generator, slot: np.ndarray | int = 0) -> np.ndarray:
-        """Return the arm with the largest bound."""
+        """Return the arm with the largest upper bound."""
         counts, sums = self.counts[self._rows, slot], self.sums[self._rows, slot]
         played = np.maximum(counts, 1)
         clock = np.maximum(counts.sum(1, keepdims=True), 1)
@@ -86,7 +85,7 @@ class TsallisINF(Machine):
     STATE: ClassVar[Names] = ("counts", "sums", "losses", "roots", "probabilities")
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset the state."""
         super().reset()
         shape = (self.replications, self.slots, self.arms)
         self.losses = np.zeros(shape)
@@ -102,7 +101,7 @@ class TsallisINF(Machine):
         return draw(weights, rng)
 
     def feedback(self, arm: np.ndarray, reward: np.ndarray, slot: np.ndarray | int = 0) -> None:
-        """Take the reward; the loss is divided by how likely the arm was."""
+        """Record the reward; the loss estimate is divided by the arm's probability."""
         super().feedback(arm, reward, slot)
         self.losses[self._rows, slot, arm] += (1 - reward) / self.probabilities[self._rows, slot, arm]
 
@@ -113,11 +112,11 @@ def tsallis_weights(losses: np.ndarray, eta: np.ndarray, start: np.ndarray) -> t
     Args:
         losses: cumulative estimated losses, ``(replications, arms)``.
         eta: learning rates, ``(replications,)``.
-        start: where to begin.
+        start: initial roots, ``(replications,)``.
     """
     least = losses.min(1)
-    # At `least - 2 / eta` the smallest loss alone weighs 1, so the root is there or below, and Newton falls towards it;
-    # at the lower end no arm weighs more than 1 / arms.
+    # At `least - 2 / eta` the smallest loss alone has weight 1, so the root is at most that, and Newton decreases
+    # monotonically towards it; at the lower end no arm has a weight above 1 / arms.
     root = np.clip(start, least - 2 * np.sqrt(losses.shape[1]) / eta, least - 2 / eta)
     for _ in range(60):
         distance = losses - root[:, None]

@@ -1,8 +1,7 @@
-"""The Plackett-Luce law over orders: sampling, and its moments in closed form.
+"""The Plackett-Luce distribution of orders: sampling, and its moments in closed form.
 
-Items carry log-weights. The law is the order of independent exponential clocks whose rates are the weights, so
-``k`` comes before ``i`` with probability ``w_k / (w_k + w_i)``, and disjoint pairs are independent. Positions count
-from 0.
+Items have log-weights. The order is that of independent exponential variables with the weights as rates, so ``k``
+precedes ``i`` with probability ``w_k / (w_k + w_i)``, and disjoint pairs are independent. Positions count from 0.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit
 
-LARGEST = 700.0  # exp of more overflows
+LARGEST = 700.0  # exp of larger numbers overflows
 
 
 def positions_of(order: np.ndarray) -> np.ndarray:
@@ -24,10 +23,10 @@ def sample_positions(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def quicksort_positions(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return positions from a noisy QuickSort, ``(items,)`` (arXiv 1308.6797): the same pair marginals, another law.
+    """Return positions from a noisy QuickSort, ``(items,)`` (arXiv 1308.6797): other law, same pair marginals.
 
-    Each comparison with a random pivot errs as the pair's odds say, so that given that a pivot separates two items, or
-    is one of them, they are ordered with the odds of their weights.
+    Each comparison with the random pivot is drawn with the odds of the two weights. Given that a pivot separates two
+    items, or is one of them, their order therefore has the odds of their weights.
     """
     order: list[int] = []
     stack = [np.arange(len(logits))]
@@ -37,14 +36,14 @@ def quicksort_positions(logits: np.ndarray, rng: np.random.Generator) -> np.ndar
             order.extend(items.tolist())
             continue
         pivot = items[rng.integers(len(items))]
-        rest = items[items != pivot]
-        before = rng.random(len(rest)) < expit(logits[rest] - logits[pivot])
-        stack += [rest[~before], np.array([pivot]), rest[before]]
+        others = items[items != pivot]
+        before = rng.random(len(others)) < expit(logits[others] - logits[pivot])
+        stack += [others[~before], np.array([pivot]), others[before]]
     return positions_of(np.array(order))
 
 
 def pair_marginals(logits: np.ndarray) -> np.ndarray:
-    """Return how likely the row's item comes before the column's, ``(..., items, items)``; 0 on the diagonal."""
+    """Return the probability that the row's item precedes the column's, ``(..., items, items)``; 0 on the diagonal."""
     before = expit(logits[..., :, None] - logits[..., None, :])
     before[..., range(logits.shape[-1]), range(logits.shape[-1])] = 0
     return before
@@ -56,10 +55,10 @@ def mean_positions(logits: np.ndarray) -> np.ndarray:
 
 
 def position_covariance(logits: np.ndarray) -> np.ndarray:
-    """Return the covariance of positions, ``(..., items, items)``, in O(n^3): our own derivation.
+    """Return the covariance of positions, ``(..., items, items)``, in O(n^3); derived by us.
 
-    With ``q_ki = P(k before i)``, ``c_i = sum_k q_ki`` and ``F_ij = sum_{k not i, j} w_k / (w_k + w_i + w_j)``, how
-    often third items come before both of a pair:
+    With ``q_ki = P(k before i)``, ``c_i = sum_k q_ki`` and ``F_ij = sum_{k not i, j} w_k / (w_k + w_i + w_j)``, the
+    expected number of items before both i and j:
 
         Cov_ij = 2 F_ij - sum_k q_ki q_kj - q_ji c_j - q_ij c_i + q_ij q_ji,    Var_i = c_i + 2 sum_l q_li F_il - c_i^2.
     """

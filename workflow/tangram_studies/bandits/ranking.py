@@ -1,11 +1,11 @@
-"""Online ranking with full feedback: every round a ranking is shown, then every item's score of the round is seen.
+"""Online ranking with full feedback: after each drawn ranking, the scores of all items are observed.
 
-The loss of a round is ``sum_v score(v) * position(v)``, positions from 0; regret is against the best fixed ranking, the
-items by their summed scores. The pair decomposition behind everything (Ailon 2014, arXiv 1308.6797): a position counts
-the items before it, so the loss is a sum over unordered pairs, the score of whichever item comes second.
+The loss of a round is ``sum_v score(v) * position(v)``, positions from 0; regret is against the best fixed ranking,
+which orders the items by their summed scores. The bounds use the pair decomposition (Ailon 2014, arXiv 1308.6797): a
+position is the number of items before it, so the loss is a sum over unordered pairs of the second item's score.
 
-An action is positions ``(replications, items)``, feedback is scores of the same shape. Each policy also tells its
-expected positions, so that expected losses can be had without the noise of its draws.
+An action is positions ``(replications, items)``, feedback is scores of the same shape. Each policy also returns its
+expected positions, for expected losses without sampling noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tangram_studies.bandits import plackett_luce
 
 
 class RankingPolicy(Stateful):
-    """What all ranking policies share: summed scores.
+    """Base class: summed scores.
 
     Args:
         replications: independent copies.
@@ -35,7 +35,7 @@ class RankingPolicy(Stateful):
         self.scores = np.zeros((replications, items))
 
     def expected_positions(self) -> np.ndarray:
-        """Return the mean of what `select` would draw, ``(replications, items)``."""
+        """Return the mean of the positions that `select` draws, ``(replications, items)``."""
         raise NotImplementedError
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
@@ -43,19 +43,19 @@ class RankingPolicy(Stateful):
         raise NotImplementedError
 
     def update(self, action: np.ndarray, feedback: np.ndarray) -> None:
-        """Take the round's scores, ``(replications, items)``."""
+        """Add the round's scores, ``(replications, items)``."""
         self.scores += feedback
 
     def recommend(self) -> np.ndarray:
-        """Return the positions that summed scores ask for: the best fixed ranking so far."""
+        """Return the positions by summed scores: the best fixed ranking so far."""
         return plackett_luce.positions_of((-self.scores).argsort(-1, kind="stable"))
 
 
 class FollowTheLeader(RankingPolicy):
-    """The best fixed ranking so far, ties by index: fails against an adversary."""
+    """The best fixed ranking so far, ties by index; its regret against an adversary is linear."""
 
     def expected_positions(self) -> np.ndarray:
-        """Return the positions themselves: nothing is drawn."""
+        """Return the positions of `select`, which are deterministic."""
         return self.recommend().astype(float)
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
@@ -70,7 +70,7 @@ class OnlineRank(RankingPolicy):
         replications: independent copies.
         items: number of items.
         eta: learning rate; see `optimal_eta`.
-        sampler: ``'gumbel'``: a Plackett-Luce order, O(n log n) and vectorized; ``'quicksort'``: the paper's.
+        sampler: ``'gumbel'``: Plackett-Luce, O(n log n) and vectorized; ``'quicksort'``: the paper's sampler.
     """
 
     def __init__(self, replications: int, items: int, eta: float, sampler: Literal["gumbel", "quicksort"] = "gumbel"):
@@ -78,7 +78,7 @@ class OnlineRank(RankingPolicy):
         self.eta, self.sampler = eta, sampler
 
     def expected_positions(self) -> np.ndarray:
-        """Return expected positions: both samplers have the same pair marginals."""
+        """Return expected positions, which depend on pair marginals only, and so not on the sampler."""
         return plackett_luce.mean_positions(self.eta * self.scores)
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
@@ -90,7 +90,7 @@ class OnlineRank(RankingPolicy):
 
 
 class ProjectedGradient(RankingPolicy):
-    """Lazy projected gradient descent on the permutahedron, and a permutation with that mean: a stronger baseline.
+    """Lazy projected gradient descent on the permutahedron, rounded to a permutation with that mean: a baseline.
 
     Args:
         replications: independent copies.
@@ -103,9 +103,9 @@ class ProjectedGradient(RankingPolicy):
         self.eta = eta
 
     def expected_positions(self) -> np.ndarray:
-        """Return the point of the permutahedron."""
-        centerd = self.scores - self.scores.mean(1, keepdims=True)
-        return np.stack([project_on_permutahedron((self.items - 1) / 2 - self.eta * row) for row in centerd])
+        """Return the current point of the permutahedron."""
+        centered = self.scores - self.scores.mean(1, keepdims=True)
+        return np.stack([project_on_permutahedron((self.items - 1) / 2 - self.eta * row) for row in centered])
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
         """Return positions drawn with that mean."""
@@ -120,7 +120,7 @@ class PerturbedLeader(RankingPolicy):
         self.width = width
 
     def expected_positions(self) -> np.ndarray:
-        """Return expected positions: the difference of two uniform numbers is triangular."""
+        """Return expected positions; the difference of two uniform numbers has a triangular distribution."""
         gap = np.clip((self.scores[:, :, None] - self.scores[:, None, :]) / self.width, -1, 1)
         before = np.where(gap >= 0, 1 - (1 - gap) ** 2 / 2, (1 + gap) ** 2 / 2)
         before[:, range(self.items), range(self.items)] = 0
@@ -139,7 +139,7 @@ class PermELearn(RankingPolicy):
         replications: independent copies.
         items: number of items.
         eta: learning rate, for losses in [0, 1] per round.
-        scale: what a round's loss is divided by.
+        scale: divisor of a round's loss.
     """
 
     STATE: ClassVar[Names] = ("scores", "rows", "columns")
@@ -147,14 +147,14 @@ class PermELearn(RankingPolicy):
     def __init__(self, replications: int, items: int, eta: float, scale: float):
         super().__init__(replications, items)
         self.eta, self.scale = eta, scale
-        self.rows = np.zeros((replications, items))  # log scalings, kept: the next ones are close
+        self.rows = np.zeros((replications, items))  # log scalings; the next round starts from them
         self.columns = np.zeros((replications, items))
 
     def matrix(self) -> np.ndarray:
         """Return the doubly stochastic matrices, ``(replications, item, position)``.
 
-        Only scaling and loss of a round enter the weights, so scaling their product once gives what scaling every
-        round would.
+        A round multiplies weights by its loss factors and rescales them, so one scaling of the product of all rounds
+        equals a scaling in every round.
         """
         log = -self.eta / self.scale * self.scores[:, :, None] * np.arange(self.items)
         for _ in range(2000):
@@ -170,28 +170,28 @@ class PermELearn(RankingPolicy):
         return self.matrix() @ np.arange(self.items)
 
     def select(self, rng: np.random.Generator) -> np.ndarray:
-        """Return positions drawn from a Birkhoff decomposition, greedily peeled: O(n^4) at worst."""
+        """Return positions drawn from a greedy Birkhoff decomposition, O(n^4) at worst."""
         return np.stack([_draw_birkhoff(matrix, rng) for matrix in self.matrix()])
 
 
 def _draw_birkhoff(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return positions ``(items,)`` with the doubly stochastic ``matrix`` as their mean.
 
-    Permutations are peeled off, each with the smallest entry that it meets as its weight, until their weights pass a
-    uniform number.
+    The greedy decomposition subtracts permutations, weighted by their smallest entry, until the cumulative weight
+    exceeds a uniform number.
     """
     from scipy.optimize import linear_sum_assignment
 
-    rest, items = matrix.copy(), np.arange(len(matrix))
-    left = rng.random() * rest.sum() / len(rest)
+    remainder, items = matrix.copy(), np.arange(len(matrix))
+    left = rng.random() * remainder.sum() / len(remainder)
     while True:
-        _, positions = linear_sum_assignment(-np.log(np.maximum(rest, 1e-300)))
-        weight = rest[items, positions].min()
+        _, positions = linear_sum_assignment(-np.log(np.maximum(remainder, 1e-300)))
+        weight = remainder[items, positions].min()
         left -= weight
         if left < 0 or weight <= 1e-12:
             return positions
-        rest[items, positions] -= weight
-        rest[rest < 1e-15] = 0
+        remainder[items, positions] -= weight
+        remainder[remainder < 1e-15] = 0
 
 
 # --- the permutahedron ------------------------------------------------------------------------------------------------
@@ -212,19 +212,19 @@ def project_on_permutahedron(point: np.ndarray) -> np.ndarray:
 def round_to_permutation(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return random positions whose expectation is ``mean``, a point of the permutahedron, in O(n^2).
 
-    By Hardy, Littlewood and Pólya a point is reached from (0 … n-1) by at most n-1 averagings of two entries; swapping
-    them with the averaging's probability instead keeps every mean.
+    By Hardy, Littlewood and Pólya, at most n-1 averagings of two entries lead from (0 … n-1) to the point. Swapping the
+    two entries with the averaging's probability preserves every mean.
     """
     n = len(mean)
     order = mean.argsort(kind="stable")
     target = mean[order]
-    current = np.arange(n, dtype=float)  # means so far, sorted; majorises the target
+    current = np.arange(n, dtype=float)  # sorted means so far; they majorize the target
     drawn = np.arange(n)
     for _ in range(n):
         low = np.flatnonzero(target - current > 1e-9)
         if not len(low):
             break
-        # The last that must rise and the first after it that must fall: all between are settled.
+        # The last entry that must rise and the first after it that must fall; those between have reached the target.
         i = low[-1]
         falling = np.flatnonzero(current[i:] - target[i:] > 1e-9)
         if not len(falling):
@@ -240,7 +240,7 @@ def round_to_permutation(mean: np.ndarray, rng: np.random.Generator) -> np.ndarr
     return positions
 
 
-# --- bounds, of our own derivation where said -------------------------------------------------------------------------
+# --- rates and bounds -------------------------------------------------------------------------------------------------
 
 
 def pair_sum(items: int, chosen: int) -> float:
@@ -249,38 +249,38 @@ def pair_sum(items: int, chosen: int) -> float:
 
 
 def optimal_eta(items: int, chosen: int, rounds: int) -> float:
-    """Return the learning rate of OnlineRank that minimizes `upper_bound`; our derivation."""
+    """Return the learning rate of OnlineRank that minimizes `upper_bound`; derived by us."""
     return math.sqrt(4 * items * (items - 1) * math.log(2) / (rounds * pair_sum(items, chosen)))
 
 
 def upper_bound(items: int, chosen: int, rounds: int) -> float:
-    """Return OnlineRank's regret at most, ``sqrt(n (n-1) k (n-k) T ln 2) / 2``: Hedge on every pair; our constants."""
+    """Return OnlineRank's upper bound, ``sqrt(n (n-1) k (n-k) T ln 2) / 2``: Hedge on every pair; our constants."""
     return 0.5 * math.sqrt(items * (items - 1) * pair_sum(items, chosen) * rounds * math.log(2))
 
 
 def lower_bound(items: int, chosen: int, rounds: int) -> float:
-    """Return any policy's regret on iid uniform subsets for many rounds, ``sqrt(n (n-1) k (n-k) T / pi) / 2``; ours."""
+    """Return any policy's asymptotic regret on iid subsets, ``sqrt(n (n-1) k (n-k) T / pi) / 2``; derived by us."""
     return 0.5 * math.sqrt(items * (items - 1) * pair_sum(items, chosen) * rounds / math.pi)
 
 
 def gradient_eta(items: int, chosen: int, rounds: int) -> float:
-    """Return the step size of `ProjectedGradient` that minimizes `gradient_bound`; our derivation."""
+    """Return the step size of `ProjectedGradient` that minimizes `gradient_bound`; derived by us."""
     squared_radius = items * (items**2 - 1) / 12
     return math.sqrt(squared_radius / (rounds * pair_sum(items, chosen) / items))
 
 
 def gradient_bound(items: int, chosen: int, rounds: int) -> float:
-    """Return projected gradient's regret at most, ``sqrt((n^2 - 1) k (n-k) T / 12)``; our derivation."""
+    """Return the upper bound of projected gradient's regret, ``sqrt((n^2 - 1) k (n-k) T / 12)``; derived by us."""
     return math.sqrt((items**2 - 1) * pair_sum(items, chosen) * rounds / 12)
 
 
 def small_loss_eta(items: int, best_loss: float) -> float:
-    """Return the learning rate of OnlineRank where the best ranking's loss is known; our derivation."""
+    """Return the learning rate of OnlineRank for a known loss of the best ranking; derived by us."""
     return items * math.sqrt(math.log(2) / (2 * best_loss))
 
 
 def small_loss_bound(items: int, best_loss: float) -> float:
-    """Return OnlineRank's regret at most by the small-loss form, exactly: O(n sqrt(OPT) + n^2); our constants."""
+    """Return the small-loss upper bound of OnlineRank's regret, O(n sqrt(OPT) + n^2); our constants."""
     eta = small_loss_eta(items, best_loss)
     pairs = items * (items - 1) / 2
     return (eta * best_loss + pairs * math.log(2)) / -math.expm1(-eta) - best_loss

@@ -1,4 +1,4 @@
-"""Policies against environments: curves of regret, and replays of a full table of scores under a budget."""
+"""Simulation of policies: curves of regret, and replays of a full table of scores under a budget."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tangram_studies.bandits.ranking import RankingPolicy
 Engine = Literal["auto", "numpy", "numba"]
 
 
-def numba_is_there() -> bool:
-    """Return whether the optional kernels can be compiled."""
+def has_numba() -> bool:
+    """Return whether numba is installed, which compiles the kernels."""
     return importlib.util.find_spec("numba") is not None
 
 
 def run_duels(
     policy: DuelingPolicy, environment: Duels, rounds: int, checkpoints: Sequence[int], rng: np.random.Generator
 ) -> np.ndarray:
-    """Play a policy; return cumulative regret after each checkpoint, ``(checkpoints, replications)``."""
-    regret, found = np.zeros(environment.replications), []
-    wanted = set(checkpoints)
+    """Play a policy; return cumulative regret at each checkpoint, ``(checkpoints, replications)``."""
+    regret, curve = np.zeros(environment.replications), []
+    recorded_rounds = set(checkpoints)
     for played in range(1, rounds + 1):
         pair = policy.select(rng)
         policy.update(pair, environment.play(*pair, rng))
         regret += environment.regret(*pair)
-        if played in wanted:
-            found.append(regret.copy())
-    return np.array(found)
+        if played in recorded_rounds:
+            curve.append(regret.copy())
+    return np.array(curve)
 
 
 def simulate_duels(
@@ -45,25 +45,25 @@ def simulate_duels(
     threads: int = 1,
     **options: Any,
 ) -> np.ndarray:
-    """Play the dueling policy of that name, compiled if it can be.
+    """Play the dueling policy of that name, compiled if possible.
 
     Args:
         name: one of `dueling.DUELING`.
-        environment: what it plays.
+        environment: the duels to play.
         rounds: number of rounds.
-        checkpoints: rising numbers of rounds, at most ``rounds``.
-        seed: every random number follows from it; the two engines draw different ones from the same law.
+        checkpoints: increasing numbers of rounds, at most ``rounds``.
+        seed: seed of all random numbers; the two engines draw different ones from the same distribution.
         engine: ``'auto'`` takes numba where it is installed and has a kernel for the policy.
-        threads: replications at once, where they are compiled.
-        options: of the policy, such as ``alpha``.
+        threads: parallel replications of a compiled policy.
+        options: options of the policy, such as ``alpha``.
 
     Returns:
         Cumulative regret, ``(checkpoints, replications)``.
 
     Raises:
-        ValueError: there is no such policy, or no kernel for it although one is asked for.
+        ValueError: the policy does not exist, or ``engine`` is ``'numba'`` and it has no kernel.
     """
-    if engine != "numpy" and numba_is_there():
+    if engine != "numpy" and has_numba():
         from tangram_studies.bandits.kernels import KERNELS, run_kernel
 
         if name in KERNELS:
@@ -96,12 +96,12 @@ def run_ranking(
     """Rank a sequence of choices.
 
     Args:
-        policy: what ranks.
+        policy: a new policy.
         sequence: a kind of `environments.choice_sequence`.
         chosen: items chosen per round.
         rounds: number of rounds.
-        rng: draws the sequence, and then, if ``sampled``, the rankings.
-        sampled: sum the losses of drawn rankings, not the expected ones.
+        rng: generator of the sequence and, if ``sampled``, of the rankings.
+        sampled: sum the losses of drawn rankings in place of expected losses.
 
     Returns:
         The policy's loss and the best fixed ranking's, each ``(replications,)``.
@@ -138,28 +138,28 @@ def replay_duels(
     unit: Literal["cells", "duels"],
     most_duels: int,
 ) -> np.ndarray:
-    """Let a dueling policy play a table; return what it recommends when each budget is spent.
+    """Let a dueling policy play a table; return its recommendation when each budget is spent.
 
     Args:
-        policy: plays the table's candidates.
+        policy: policy whose arms are the table's candidates.
         table: the scores.
-        budgets: rising, in ``unit``.
-        rng: of the policy.
-        unit: what is paid for: distinct cells, or duels.
-        most_duels: where to stop although budgets are left, which then keep the last recommendation: a policy that
-            has settled looks at nothing new.
+        budgets: increasing budgets, in ``unit``.
+        rng: generator of the policy's draws.
+        unit: unit of the budgets: distinct cells, or duels.
+        most_duels: maximum number of duels, since a policy that has converged reads no new cells. Budgets that are
+            then unspent get the last recommendation.
 
     Returns:
         Candidates, ``(budgets, replications)``.
     """
-    found = np.full((len(budgets), table.replications), -1)
+    recommended = np.full((len(budgets), table.replications), -1)
     for played in range(most_duels):
         pair = policy.select(rng)
         policy.update(pair, table.play(*pair, rng))
         spent = table.ledger.cells if unit == "cells" else table.ledger.duels
-        reached = (found < 0) & (spent[None, :] >= np.asarray(budgets)[:, None])
+        reached = (recommended < 0) & (spent[None, :] >= np.asarray(budgets)[:, None])
         if reached.any():
-            found = np.where(reached, policy.recommend()[None, :], found)
-        if (found[-1] >= 0).all() or played == most_duels - 1:
+            recommended = np.where(reached, policy.recommend()[None, :], recommended)
+        if (recommended[-1] >= 0).all() or played == most_duels - 1:
             break
-    return table.candidates(np.where(found < 0, policy.recommend()[None, :], found))
+    return table.candidates(np.where(recommended < 0, policy.recommend()[None, :], recommended))

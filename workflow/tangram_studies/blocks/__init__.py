@@ -1,1 +1,1 @@
-"""Structured matrices that the studies measure."""
+"""Structured matrices: butterflies, Monarch, fixed random factors."""

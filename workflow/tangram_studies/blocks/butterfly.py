@@ -10,7 +10,7 @@ from tangram.blocks.projections import Projections
 if TYPE_CHECKING:
     import torch
 
-LEARNING_STEPS = 40  # of a butterfly's angles, before it is trained like any other piece
+LEARNING_STEPS = 40  # steps that initialize a butterfly's angles, before block-wise distillation
 
 
 @register
@@ -21,11 +21,11 @@ class Butterfly(Projections):
     label, hue = "b{size}", ("#d9b3a0", "#a8502f")
 
     def weights_of(self, columns: int, rows: int) -> float:
-        """Return those of the core; the factors add a little."""
+        """Return the number of weights of the core; the factors add few."""
         return min(self.size, columns) * min(self.size, rows)
 
     def fit(self, operator: Any, weight: torch.Tensor, moment: torch.Tensor) -> None:
-        """Set the operator's weights; the angles are learned for some steps."""
+        """Initialize the operator's weights; the angles are learned for `LEARNING_STEPS` steps."""
         from tangram_studies.blocks.fitting import from_dense
 
         from_dense(operator, weight, moment, LEARNING_STEPS)

@@ -1,7 +1,7 @@
-"""From a dense matrix to a structured one: closed forms, activation-aware, and butterflies whose angles are learned.
+"""Approximation of a dense matrix by a structured one: activation-aware closed forms, and learned butterfly angles.
 
-The error to be small is that of the outputs, ``E‖(W − Ŵ) x‖² = tr((W − Ŵ) C (W − Ŵ)ᵀ)`` with ``C = E[x xᵀ]``; without
-activations C is the identity and the error is Frobenius'.
+The error to minimize is that of the outputs, ``E‖(W − Ŵ) x‖² = tr((W − Ŵ) C (W − Ŵ)ᵀ)`` with ``C = E[x xᵀ]``. Without
+activations C is the identity, and the error is the squared Frobenius norm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tangram.models.operators import LowRankLinear
 from tangram_studies.blocks.operators import (
     ButterflyFactor,
     ButterflyLinear,
-    LowRankPlusButterfly,
     MonarchLinear,
     NTKFactorLinear,
 )
@@ -37,22 +36,21 @@ def relative_error(weight: torch.Tensor, approximation: torch.Tensor, moment: to
         return float(((matrix if moment is None else matrix @ moment.double()) * matrix).sum())
 
     weight, approximation = weight.detach(), approximation.detach()
-
     return (max(energy(weight - approximation), 0.0) / energy(weight)) ** 0.5
 
 
 @functools.singledispatch
 def from_dense(operator: nn.Module, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0) -> None:
-    """Set an operator's weights so that it comes as near to a dense matrix as its closed form does; in place.
+    """Set an operator's weights to its closed-form approximation of a dense matrix; in place.
 
     Args:
         operator: a `StructuredLinear`.
         weight: ``(out, in)``.
         moment: ``E[x xᵀ]`` of the inputs, ``(in, in)``, positive definite; the identity by default.
-        steps: butterflies only: steps of learning the factors; none keeps the random ones.
+        steps: steps of learning a butterfly's factors; 0 keeps the random ones. Other operators ignore it.
 
     Raises:
-        TypeError: there is no closed form for this operator.
+        TypeError: this operator has no closed form.
     """
     raise TypeError(f"no closed form for {type(operator).__name__}")
 
@@ -61,7 +59,7 @@ def from_dense(operator: nn.Module, weight: torch.Tensor, moment: torch.Tensor |
 def _low_rank(
     operator: LowRankLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
 ) -> None:
-    """Truncated SVD, in the metric of C."""
+    """Compute the truncated SVD in the metric of C."""
     fit_low_rank(operator, weight, moment)
 
 
@@ -70,7 +68,7 @@ def _low_rank(
 def _half_random(
     operator: NTKFactorLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
 ) -> None:
-    """Least squares for the factor that is trained."""
+    """Solve least squares for the trained factor."""
     weight = weight.double()
     if operator.fixed == "V":
         down = operator.down.double()
@@ -83,7 +81,7 @@ def _half_random(
 @from_dense.register
 @torch.no_grad()
 def _monarch(operator: MonarchLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0) -> None:
-    """The best rank-1 matrix per pair of blocks (2204.00595, section 3.3), for inputs weighed by their own size."""
+    """Compute the best rank-1 matrix per pair of blocks (2204.00595, section 3.3), inputs weighted by their RMS."""
     inner, outer, width = operator.left.shape
     scale = weight.new_ones(weight.shape[1]) if moment is None else moment.diagonal()
     scale = scale.double().clamp_min(1e-30).sqrt()
@@ -98,7 +96,7 @@ def _monarch(operator: MonarchLinear, weight: torch.Tensor, moment: torch.Tensor
 def _butterfly(
     operator: ButterflyLinear, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
 ) -> None:
-    """The best core for the factors; before it, optionally, the factors for the best core (variable projection)."""
+    """Optionally learn the factors by variable projection; then solve for the best core."""
     if steps:
         learn_factors(operator, weight, moment, steps)
     with torch.no_grad():
@@ -109,14 +107,14 @@ def _butterfly(
 
 
 def unfuse(fused: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the two consecutive stages whose product is nearest to a fused one, the inverse of `operators.fuse`.
+    """Return the two consecutive stages whose product is nearest to a fused one: the inverse of `operators.fuse`.
 
-    Each pair of a lower output and a higher input owns one rank-1 matrix: its SVD is the answer, exact for a butterfly
-    (Zheng, Riccietti and Gribonval, arXiv 2110.01230).
+    Each pair of a lower output and a higher input has its own rank-1 matrix, which an SVD yields; exact for a
+    butterfly (Zheng, Riccietti and Gribonval, arXiv 2110.01230).
 
     Args:
         fused: ``(H, L, r · R, r · R)``.
-        size: R, of the lower stage.
+        size: R, the matrix size of the lower stage.
 
     Returns:
         ``(H · r, L, R, R)`` and ``(H, L · R, r, r)``.
@@ -136,7 +134,7 @@ def unfuse(fused: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _butterfly_factor(
     operator: ButterflyFactor, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
 ) -> None:
-    """Split a square matrix stage by stage, from the middle (arXiv 2110.01230): exact for a butterfly."""
+    """Split a square matrix into stages by recursive bisection (arXiv 2110.01230); exact for a butterfly."""
     if operator.keep != operator.size:
         raise TypeError("only a butterfly that keeps all of its rows has a closed form")
 
@@ -151,38 +149,29 @@ def _butterfly_factor(
         stage.copy_(value)
 
 
-@from_dense.register
-def _hybrid(
-    operator: LowRankPlusButterfly, weight: torch.Tensor, moment: torch.Tensor | None = None, steps: int = 0
-) -> None:
-    """The best matrix of low rank, then the gadget for the residual."""
-    from_dense(operator.low_rank, weight, moment)
-    from_dense(operator.gadget, weight - operator.low_rank.matrix().detach(), moment, steps)
+class RotatedFactor:
+    """A butterfly factor parametrized by Cayley rotations: each small matrix is its initial value times a rotation.
 
-
-class Turning:
-    """A butterfly factor whose stages turn: each small matrix is its first value times a rotation (Cayley's map).
-
-    Rotations are free parameters, so a descent needs no projection, and the rows of J stay orthonormal.
+    The angles are unconstrained, so that gradient descent needs no projection, and the rows of J stay orthonormal.
     """
 
     def __init__(self, factor: ButterflyFactor):
         self.factor = factor
-        self.begin = [stage.detach().clone() for stage in factor.stages]
-        self.angles = [torch.zeros_like(stage, requires_grad=True) for stage in self.begin]
+        self.initial = [stage.detach().clone() for stage in factor.stages]
+        self.angles = [torch.zeros_like(stage, requires_grad=True) for stage in self.initial]
 
     def stages(self) -> list[torch.Tensor]:
-        """Return the turned stages."""
-        turned = []
-        for begin, angles in zip(self.begin, self.angles, strict=True):
+        """Return the rotated stages."""
+        rotated = []
+        for initial, angles in zip(self.initial, self.angles, strict=True):
             skew = angles - angles.mT
             eye = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
             if len(eye) == 2:  # the inverse of I + A is (I - A) / (1 + a²)
                 rotation = (eye - skew) @ (eye - skew) / (1 + skew[..., :1, 1:] ** 2)
             else:
                 rotation = torch.linalg.solve(eye + skew, eye - skew)
-            turned.append(begin @ rotation)
-        return turned
+            rotated.append(initial @ rotation)
+        return rotated
 
     def matrix(self) -> torch.Tensor:
         """Return J, ``(keep, features)``."""
@@ -190,7 +179,7 @@ class Turning:
 
     @torch.no_grad()
     def write(self) -> None:
-        """Put the turned stages into the factor."""
+        """Copy the rotated stages into the factor."""
         for stage, value in zip(self.factor.stages, self.stages(), strict=True):
             stage.copy_(value)
 
@@ -198,9 +187,9 @@ class Turning:
 def learn_factors(
     operator: ButterflyLinear, weight: torch.Tensor, moment: torch.Tensor | None, steps: int, rate: float = 0.06
 ) -> list[float]:
-    """Turn the stages of both factors towards the smallest error of the best core; in place.
+    """Rotate the stages of both factors to minimize the error of the best core; in place.
 
-    Variable projection: the core is eliminated, so only angles are learned, with Adam. What remains of the error is
+    Variable projection eliminates the core, so that Adam learns only angles. The remaining error is
     ``1 − tr(A (J1 C J1ᵀ)⁻¹ Aᵀ) / tr(W C Wᵀ)`` with ``A = J2 W C J1ᵀ``, for factors with orthonormal rows.
 
     Returns:
@@ -209,7 +198,7 @@ def learn_factors(
     weight = weight.detach().float()
     target = weight if moment is None else weight @ moment.float()
     energy = (target * weight).sum()
-    factors = [Turning(operator.j1), Turning(operator.j2)]
+    factors = [RotatedFactor(operator.j1), RotatedFactor(operator.j2)]
     optimizer = torch.optim.Adam([angles for factor in factors for angles in factor.angles], lr=rate)
     errors = []
     for step in range(steps):

@@ -20,15 +20,15 @@ class Monarch(Projections):
     label, hue = "mon", ("#c8553d", "#c8553d")
 
     def weights_of(self, columns: int, rows: int) -> float:
-        """Return those of factors with square blocks."""
+        """Return the number of weights of factors with square blocks."""
         return columns * math.sqrt(rows) + rows * math.sqrt(columns)
 
     def too_large(self) -> str | None:
-        """Return None: blocks may be smaller than square ones, which `overrides` counts."""
+        """Return None: non-square blocks may have fewer weights; `overrides` compares the exact number."""
         return None
 
     def fit(self, operator: Any, weight: torch.Tensor, moment: torch.Tensor) -> None:
-        """Set the operator's weights in closed form."""
+        """Initialize the operator's weights in closed form."""
         from tangram_studies.blocks.fitting import from_dense
 
         from_dense(operator, weight, moment)

@@ -1,10 +1,10 @@
-"""Structured linear operators in plain torch: butterfly gadgets, Monarch, and factors that stay random.
+"""Structured linear operators in plain torch: butterfly gadgets, Monarch, and low rank with a fixed random factor.
 
-This file travels with the children that need it, so it imports nothing but torch and the file of the core's operators.
+Child checkpoints that need this file contain a copy of it, so it imports only torch and `tangram.models.operators`.
 
-Three sources: the fixed butterfly structure of Ailon, Leibovitch and Nair (arXiv 2007.08864, sections 4 and 5), Monarch
+Sources: the fixed butterfly structure of Ailon, Leibovitch and Nair (arXiv 2007.08864, sections 4 and 5), Monarch
 matrices (Dao et al., arXiv 2204.00595), and layers factorized into a random and a trained matrix (Ailon and Shit, arXiv
-2210.04807; which of the two is trained is not in its abstract, so both are here).
+2210.04807; its abstract does not say which of the two is trained, so both choices are implemented).
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tangram.models.operators import LowRankLinear, StructuredLinear, Tensors, pair
+from tangram.models.operators import LowRankLinear, StructuredLinear, Tensors
 
 
 def primes_of(n: int) -> list[int]:
@@ -37,7 +37,7 @@ def smooth(n: int) -> int:
 
 
 def split(n: int, keep: int | None = None) -> tuple[int, int]:
-    """Return two factors of ``n`` as near to each other as possible; the first divides ``keep`` where one can."""
+    """Return the two most similar factors of ``n`` of which the first divides ``keep``."""
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     fitting = [d for d in divisors if keep is None or keep % d == 0]
     first = min(fitting, key=lambda d: (abs(math.log(d * d / n)), d))
@@ -48,8 +48,8 @@ def fuse(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Return the stage that equals two consecutive ones.
 
     Args:
-        low: ``(H, L, R, R)``: one R × R matrix per place of the higher and of the lower digits.
-        high: ``(H / r, L · R, r, r)``: the next digit's.
+        low: ``(H, L, R, R)``: one R × R matrix per value of the higher and of the lower digits.
+        high: ``(H / r, L · R, r, r)``: the stage of the next digit.
 
     Returns:
         ``(H / r, L, r · R, r · R)``.
@@ -62,7 +62,7 @@ def fuse(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def _orthonormal(radix: int) -> torch.Tensor:
-    """Return the Hadamard matrix for radix 2 and the DCT-II for others, orthonormal, ``(radix, radix)``."""
+    """Return the orthonormal Hadamard matrix for radix 2, the orthonormal DCT-II for others, ``(radix, radix)``."""
     if radix == 2:
         return torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
     places = torch.arange(radix, dtype=torch.float64)
@@ -72,25 +72,26 @@ def _orthonormal(radix: int) -> torch.Tensor:
 
 
 class ButterflyFactor(nn.Module):
-    """A truncated butterfly network, ``(keep, features)``: a sparse product and rows of it (2007.08864, section 4.1).
+    """A truncated butterfly network J, ``(keep, features)``: rows of a sparse product (2007.08864, section 4.1).
 
-    The index of a feature is a number in mixed radix; stage i mixes the values of digit i, from the fastest digit to
-    the slowest, with one small matrix per place of the other digits. Radices of 2 are the paper's network; two large
-    ones ("free" blocks) are a Monarch matrix. Computed as two fused stages, whatever the radices.
+    The index of a feature is a number in mixed radix. Stage i mixes features that differ in digit i only, from the
+    fastest digit to the slowest, with one small matrix per value of the other digits. Radices of 2 make the paper's
+    network; two large ones ("free" blocks) make a Monarch matrix. It is computed as two fused stages for any radices.
 
     Args:
         features: columns of J.
         keep: rows of J, a random subset of the last stage's outputs; all of them by default.
-        radices: sizes of the digits, from the fastest; by default the prime factors (``'tied'``).
-        free: two large digits instead, whose matrices are free.
+        radices: sizes of the digits, from the fastest; by default the prime factors.
+        free: use two large digits in place of the prime factors.
         truncation: ``'random'``, as in the paper, or ``'stratified'``: equally many rows from each of the last fused
-            stage's matrices, so that nothing is computed in vain; needs a suitable ``keep``, else random.
+            stage's matrices, so that no output is computed and dropped; random if ``keep`` does not allow it.
         padding: ``'smooth'``: zeros up to the next number without prime factors above 7, mostly none; ``'power-of-2'``:
-            the paper's (footnote 3).
-        init: ``'fjlt'``: Hadamard (DCT for other radices) with random signs; ``'ortho'``: each matrix a random
-            orthogonal one; ``'identity'``.
-        scale: of the initial rows: 1 makes them orthonormal, ``sqrt(features / keep)`` is Johnson and Lindenstrauss'.
-        seed: of rows and initial weights.
+            zeros up to the next power of 2, as in the paper (footnote 3).
+        init: ``'fjlt'``: Hadamard (DCT for other radices) with random signs; ``'ortho'``: random orthogonal matrices;
+            ``'identity'``.
+        scale: norm of the initial rows: 1 makes them orthonormal, ``sqrt(features / keep)`` makes J a
+            Johnson-Lindenstrauss transform.
+        seed: seed of rows and initial weights.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class ButterflyFactor(nn.Module):
         prefixes = [math.prod(self.radices[:i]) for i in range(len(self.radices) + 1)]
         self.first = min(prefixes, key=lambda size: abs(size - first))  # outputs of the two fused stages' matrices
         self.last = self.size // self.first
-        whole = self.keep % self.first == 0 and stratified and self.keep < features
-        self.per_block = self.keep // self.first if whole else None
+        divisible = self.keep % self.first == 0 and stratified and self.keep < features
+        self.per_block = self.keep // self.first if divisible else None
         self.stages = nn.ParameterList()
         with torch.device("cpu"):
             generator = torch.Generator().manual_seed(seed)
@@ -138,7 +139,7 @@ class ButterflyFactor(nn.Module):
             self.stages.append(parameter)
 
     def _draw_rows(self, generator: torch.Generator) -> list[list[int]]:
-        """Choose the kept rows: per matrix of the last fused stage, or all in one list."""
+        """Draw the rows of J: a list per matrix of the last fused stage, or one list of all."""
         if self.per_block is not None:
             orders = [torch.randperm(self.last, generator=generator) for _ in range(self.first)]
             return [sorted(order[: self.per_block].tolist()) for order in orders]
@@ -148,7 +149,7 @@ class ButterflyFactor(nn.Module):
 
     @property
     def rows(self) -> list[int]:
-        """The outputs of the last stage that are kept, in the order of J's rows."""
+        """The outputs of the last stage that are rows of J, in their order."""
         if self.per_block is None:
             return self._rows[0]
         return [high * self.first + low for low, highs in enumerate(self._rows) for high in highs]
@@ -179,7 +180,7 @@ class ButterflyFactor(nn.Module):
         """Return the two fused stages: ``(last, first, first)`` and ``(first, last or rows of it, last)``.
 
         Args:
-            stages: other weights than the factor's own.
+            stages: weights to use in place of the factor's.
         """
         low = high = None
         lower = 1
@@ -189,9 +190,9 @@ class ButterflyFactor(nn.Module):
             else:
                 high = stage if high is None else fuse(high, stage)
             lower *= stage.shape[-1]
-        one = self.stages[0].new_ones(())
-        first = one.expand(self.last, 1, 1) if low is None else low[:, 0]
-        last = one.expand(self.first, 1, 1) if high is None else high[0]
+        unit = self.stages[0].new_ones(())
+        first = unit.expand(self.last, 1, 1) if low is None else low[:, 0]
+        last = unit.expand(self.first, 1, 1) if high is None else high[0]
         if self.per_block is not None:
             index = torch.tensor(self._rows, device=last.device)[..., None].expand(-1, -1, self.last)
             last = last.gather(1, index)
@@ -200,22 +201,22 @@ class ButterflyFactor(nn.Module):
     def matrix(self, stages: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return J, ``(keep, features)``; ``stages`` as in `blocks`.
 
-        Each output of the first fused stage meets each output of the last one once: entries are plain products.
+        Exactly one path connects a feature with an output, so each entry is a product of two numbers.
         """
         first, last = self.blocks(stages)
-        product = torch.einsum("loh,hli->lohi", last, first).flatten(2)  # (first, last or kept, size)
+        product = torch.einsum("loh,hli->lohi", last, first).flatten(2)  # (first, last or rows of it, size)
         if self.per_block is not None:
             return product.flatten(0, 1)[:, : self.features]
         return self._select(product.transpose(0, 1).flatten(0, 1), 0)[:, : self.features]
 
     def _select(self, y: torch.Tensor, axis: int) -> torch.Tensor:
-        """Take the kept rows out of all outputs in natural order."""
+        """Select J's rows from all outputs in natural order."""
         if self.keep == self.size:
             return y
         return y.index_select(axis, torch.tensor(self.rows, device=y.device))
 
     def _spread(self, z: torch.Tensor, axis: int) -> torch.Tensor:
-        """Put kept rows back in their places among zeros."""
+        """Scatter J's rows into zeros, the transpose of `_select`."""
         if self.keep == self.size:
             return z
         shape = [*z.shape]
@@ -225,7 +226,7 @@ class ButterflyFactor(nn.Module):
     def apply_feature_major(self, x: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Return ``J x``, ``(keep, batch)``, from ``x`` of any strides, ``(size, batch)``: two `bmm`, no copies."""
         y = torch.bmm(first, x.unflatten(0, (self.last, self.first)))  # (last, first, batch)
-        y = torch.bmm(last, y.transpose(0, 1))  # (first, last or kept, batch)
+        y = torch.bmm(last, y.transpose(0, 1))  # (first, last or rows of it, batch)
         if self.per_block is not None:
             return y.flatten(0, 1)
         return self._select(y.transpose(0, 1).flatten(0, 1), 0)
@@ -240,9 +241,9 @@ class ButterflyFactor(nn.Module):
         return torch.bmm(first.transpose(1, 2), y.transpose(0, 1)).flatten(0, 1)
 
     def apply_token_major(self, x: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Return ``x Jᵀ``, ``(batch, keep)``, from ``(batch, size)``: the form for few tokens."""
+        """Return ``x Jᵀ``, ``(batch, keep)``, from ``(batch, size)``: fastest for few tokens."""
         y = torch.bmm(x.unflatten(1, (self.last, self.first)).transpose(0, 1), first.transpose(1, 2))
-        y = torch.bmm(y.permute(2, 1, 0), last.transpose(1, 2))  # (first, batch, last or kept)
+        y = torch.bmm(y.permute(2, 1, 0), last.transpose(1, 2))  # (first, batch, last or rows of it)
         if self.per_block is not None:
             return y.transpose(0, 1).flatten(1)
         return self._select(y.permute(1, 2, 0).flatten(1), 1)
@@ -266,7 +267,7 @@ class ButterflyFactor(nn.Module):
         return self.apply_feature_major(flat.t(), *self.blocks()).t().reshape(*x.shape[:-1], self.keep)
 
     def effective_weights(self) -> int:
-        """Return how many weights lie on a path from a feature to a kept row (2007.08864, appendix F)."""
+        """Return how many weights lie on a path from a feature to a row of J (2007.08864, appendix F)."""
         edges = [self._edges(i) for i in range(len(self.radices))]
         reached = torch.arange(self.size) < self.features
         alive = []
@@ -274,14 +275,14 @@ class ButterflyFactor(nn.Module):
             alive.append(reached[inputs])
             reached = torch.zeros(self.size, dtype=torch.bool)
             reached[outputs[alive[-1]]] = True
-        wanted = torch.zeros(self.size, dtype=torch.bool)
-        wanted[self.rows] = True
+        needed = torch.zeros(self.size, dtype=torch.bool)
+        needed[self.rows] = True
         count = 0
         for (outputs, inputs), live in zip(reversed(edges), reversed(alive), strict=True):
-            used = live & wanted[outputs]
+            used = live & needed[outputs]
             count += int(used.sum())
-            wanted = torch.zeros(self.size, dtype=torch.bool)
-            wanted[inputs[used]] = True
+            needed = torch.zeros(self.size, dtype=torch.bool)
+            needed[inputs[used]] = True
         return count
 
     def _edges(self, stage: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -301,7 +302,7 @@ class ButterflyLinear(StructuredLinear):
         k_in: rows of J1.
         k_out: rows of J2.
         bias: add a bias.
-        options: of both factors, see `ButterflyFactor`; ``scale`` applies to both.
+        options: options of both factors, see `ButterflyFactor`.
     """
 
     kernels = {"dense": "dense", "pair": "dense", "feature": "feature", "token": "token"}  # noqa: RUF012
@@ -320,7 +321,7 @@ class ButterflyLinear(StructuredLinear):
         return self.j2.matrix().t() @ self.core @ self.j1.matrix()
 
     def tensors(self, form: str) -> Tensors:
-        """Return the fused stages and the core, two thin matrices, or the whole one."""
+        """Return the fused stages and the core, two thin matrices, or the dense matrix."""
         if form == "dense":
             return (self.matrix(),)
         if form == "pair":
@@ -362,7 +363,7 @@ class ButterflyLinear(StructuredLinear):
 
 
 class NTKFactorLinear(LowRankLinear):
-    """``y = U V x`` in which one factor is random and stays so (2210.04807; restated from its abstract).
+    """``y = U V x`` with one fixed random factor (2210.04807; restated from its abstract).
 
     Args:
         in_features: columns.
@@ -372,7 +373,7 @@ class NTKFactorLinear(LowRankLinear):
         sketch: ``'gauss'``: entries N(0, 1/k); ``'fjlt'``: a fast Johnson-Lindenstrauss transform, with
             ``sqrt(n / k)`` times orthonormal rows (for U: columns).
         bias: add a bias.
-        seed: of the fixed factor.
+        seed: seed of the fixed factor.
     """
 
     def __init__(
@@ -402,64 +403,6 @@ class NTKFactorLinear(LowRankLinear):
         self.register_buffer(name, buffer)
 
 
-class LowRankPlusButterfly(StructuredLinear):
-    """A matrix of low rank, and a butterfly gadget for what it leaves over.
-
-    Args:
-        in_features: columns.
-        out_features: rows.
-        rank: of the first part.
-        k_in: rows of the gadget's J1.
-        k_out: rows of its J2.
-        bias: add a bias.
-        options: of the gadget's factors, see `ButterflyFactor`.
-    """
-
-    kernels = {"dense": "dense", "pair": "dense", "feature": "feature"}  # noqa: RUF012
-    trained = "feature"
-
-    def __init__(
-        self, in_features: int, out_features: int, rank: int, k_in: int, k_out: int, bias: bool = False, **options: Any
-    ):
-        super().__init__(in_features, out_features, bias)
-        self.low_rank = LowRankLinear(in_features, out_features, rank)
-        self.gadget = ButterflyLinear(in_features, out_features, k_in, k_out, **options)
-
-    def matrix(self) -> torch.Tensor:
-        """Return the sum of both matrices."""
-        return self.low_rank.matrix() + self.gadget.matrix()
-
-    def tensors(self, form: str) -> Tensors:
-        """Return the parts' tensors, or both as one pair, or the whole matrix."""
-        if form == "dense":
-            return (self.matrix(),)
-        parts = (self.low_rank.tensors("pair"), self.gadget.tensors(form))
-        if form == "pair":
-            (down, up), (more_down, more_up) = parts
-            return torch.cat([down, more_down]), torch.cat([up, more_up], dim=1)
-        return (*parts[0], *parts[1])
-
-    def compute(self, form: str, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """Map ``(tokens, in_features)`` to ``(tokens, out_features)`` in one form."""
-        if form in ("dense", "pair"):
-            return super().compute(form, x, *tensors)
-        return pair(x, *tensors[:2]) + self.gadget.compute(form, x, *tensors[2:])
-
-    def calls(self, form: str) -> int:
-        """Return the kernels of a form."""
-        return super().calls(form) if form in ("dense", "pair") else 2 + self.gadget.calls(form)
-
-    def macs(self, form: str | None = None) -> int:
-        """Return the multiply-adds per token of a form."""
-        if form == "dense":
-            return self.in_features * self.out_features
-        return self.low_rank.macs() + self.gadget.macs(form)
-
-    def effective_weights(self) -> int:
-        """Return the weights on a path from an input to an output."""
-        return self.low_rank.effective_weights() + self.gadget.effective_weights()
-
-
 class MonarchLinear(StructuredLinear):
     """A Monarch matrix: two block-diagonal factors and the transposition between them (arXiv 2204.00595).
 
@@ -478,11 +421,11 @@ class MonarchLinear(StructuredLinear):
             nn.init.normal_(weight, std=1 / math.sqrt(weight.shape[-1]))
 
     def matrix(self) -> torch.Tensor:
-        """Return the whole matrix."""
+        """Return the dense matrix."""
         return torch.einsum("jsi,ijp->jsip", self.right, self.left).reshape(self.out_features, self.in_features)
 
     def tensors(self, form: str) -> Tensors:
-        """Return the two factors, or the whole matrix."""
+        """Return the two factors, or the dense matrix."""
         return (self.matrix(),) if form == "dense" else (self.left, self.right)
 
     def compute(self, form: str, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -518,5 +461,5 @@ def monarch(in_features: int, out_features: int, size: int, bias: bool) -> Struc
 
 
 def ntk(in_features: int, out_features: int, k: int, bias: bool) -> StructuredLinear | None:
-    """Return the operator of `ntk-K`; None for a rank that the matrix cannot have."""
+    """Return the operator of `ntk-K`; None for a rank above that of the matrix."""
     return NTKFactorLinear(in_features, out_features, k, bias=bias) if k <= min(in_features, out_features) else None

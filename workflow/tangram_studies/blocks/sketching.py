@@ -1,7 +1,7 @@
 """Low-rank approximation through a sketch: encoder-decoder butterfly networks and learned sketches.
 
 2007.08864, sections 5 and 7. A sketch B, ``(l, n)``, of a matrix X, ``(n, d)``, is good for rank k if the best matrix
-of rank k whose rows lie in the span of BX is near to X.
+of rank k with rows in the span of BX is near to X.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def sketch_size(k: int, epsilon: float, n: int) -> int:
 
 
 def sketch_loss(sketch: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
-    """Return ``‖X − B_k(X)‖²``: what the best rank-k matrix with rows in the span of BX misses.
+    """Return ``‖X − B_k(X)‖²``, the error of the best rank-k matrix with rows in the span of BX.
 
-    In float64 and from ``X Xᵀ`` alone, with a hint of a ridge: a row of B that is empty or doubled spoils nothing, and
-    gradients need no derivatives of singular vectors.
+    Computed in float64 from ``X Xᵀ``, so that gradients need no derivatives of singular vectors. A tiny ridge allows
+    empty and duplicate rows of B.
 
     Args:
         sketch: B, ``(l, n)``, l ≤ d.
@@ -33,27 +33,29 @@ def sketch_loss(sketch: torch.Tensor, x: torch.Tensor, k: int) -> torch.Tensor:
         k: rank, at most l.
 
     Returns:
-        ``(...)``, in the dtype of ``x``.
+        Errors, ``(...)``, in the dtype of ``x``.
     """
     wide, b = x.double(), sketch.double()
     gram = wide @ wide.mT
     crossed = b @ gram  # BX Xᵀ, (..., l, n)
-    own = crossed @ b.mT
-    ridge = 1e-12 * own.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    root = torch.linalg.cholesky(own + ridge * torch.eye(len(b), dtype=own.dtype, device=own.device))
+    sketch_gram = crossed @ b.mT
+    ridge = 1e-12 * sketch_gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    root = torch.linalg.cholesky(
+        sketch_gram + ridge * torch.eye(len(b), dtype=sketch_gram.dtype, device=sketch_gram.device)
+    )
     inside = torch.linalg.solve_triangular(root, crossed, upper=False)
-    kept = torch.linalg.eigvalsh(inside @ inside.mT)[..., -k:].sum(-1)
+    captured = torch.linalg.eigvalsh(inside @ inside.mT)[..., -k:].sum(-1)
     total: torch.Tensor = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (total - kept).to(x.dtype)
+    return (total - captured).to(x.dtype)
 
 
 def optimal_loss(x: torch.Tensor, k: int) -> torch.Tensor:
-    """Return ``Δ_k``, what the best matrix of rank k misses: PCA's loss, ``(...)``, of ``(..., n, d)``."""
+    """Return ``Δ_k``, the error of the best matrix of rank k (PCA), ``(...)``, of ``(..., n, d)``."""
     return torch.linalg.svdvals(x)[..., k:].square().sum(-1)
 
 
 def compressed(x: torch.Tensor) -> torch.Tensor:
-    """Return a matrix with the same ``X Xᵀ`` and no more columns than rank: every loss here depends on that alone."""
+    """Return a matrix with the same ``X Xᵀ`` and as many columns as its rank; losses here depend only on that."""
     u, s, _ = torch.linalg.svd(x, full_matrices=False)
     rank = int((s > s[0] * 1e-7 * max(x.shape)).sum())
     return u[:, :rank] * s[:rank]
@@ -78,7 +80,7 @@ class EncoderDecoderButterfly(nn.Module):
         l: rows of the butterfly.
         k: rank.
         m: rows of Y.
-        seed: of all initial weights.
+        seed: seed of all initial weights.
     """
 
     def __init__(self, n: int, l: int, k: int, m: int, seed: int = 0):  # noqa: E741 - the paper's letters
@@ -98,9 +100,10 @@ class EncoderDecoderButterfly(nn.Module):
 
     @torch.no_grad()
     def solve(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Set D and E to their joint optimum for the present B: phase one of two-phase learning, in closed form.
+        """Set D and E to their joint optimum for the current B: phase one of two-phase learning, in closed form.
 
-        ``D = U_k``, the first eigenvectors of Σ(B), and ``E = U_kᵀ Y X̃ᵀ (X̃ X̃ᵀ)⁻¹`` (theorem 1). Both share the scale.
+        ``D = U_k``, the first eigenvectors of Σ(B), and ``E = U_kᵀ Y X̃ᵀ (X̃ X̃ᵀ)⁻¹`` (theorem 1). Their norms
+        are balanced.
         """
         sketched, target = self.butterfly(x.t()).t().double(), y.double()
         gram = sketched @ sketched.t()
@@ -115,25 +118,25 @@ class EncoderDecoderButterfly(nn.Module):
 
 
 def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> list[float]:
-    """Minimize with Adam, its rate falling to a tenth as a cosine; the best weights seen are kept.
+    """Minimize with Adam and a cosine schedule down to a tenth of the rate; restore the best weights at the end.
 
     Args:
-        module: what is trained, in place.
-        loss: returns it.
-        steps: of Adam.
-        rate: the first one.
+        module: module to train, in place.
+        loss: returns the loss of the current weights.
+        steps: steps of Adam.
+        rate: initial learning rate.
 
     Returns:
         The loss before each step, and after the last.
     """
     parameters = list(module.parameters())
     optimizer = torch.optim.Adam(parameters, lr=rate)
-    curve, best, kept = [], math.inf, [p.detach().clone() for p in parameters]
+    curve, best, best_weights = [], math.inf, [p.detach().clone() for p in parameters]
     for step in range(steps + 1):
         value = loss()
         curve.append(value.item())
         if curve[-1] < best:
-            best, kept = curve[-1], [p.detach().clone() for p in parameters]
+            best, best_weights = curve[-1], [p.detach().clone() for p in parameters]
         if step == steps:
             break
         optimizer.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / steps)))
@@ -141,7 +144,7 @@ def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rat
         value.backward()
         optimizer.step()
     with torch.no_grad():
-        for parameter, value in zip(parameters, kept, strict=True):
+        for parameter, value in zip(parameters, best_weights, strict=True):
             parameter.copy_(value)
     return curve
 
@@ -149,10 +152,10 @@ def descend(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rat
 def two_phase_fit(
     model: EncoderDecoderButterfly, x: torch.Tensor, y: torch.Tensor, steps: int, rate: float
 ) -> tuple[float, list[float]]:
-    """Train as in 2007.08864, section 5: D and E for the random B, then all three; in place.
+    """Train as in 2007.08864, section 5: first D and E with the random B, then all three; in place.
 
     Returns:
-        The loss after phase one, which is solved exactly, and the curve of phase two.
+        The loss after phase one, which `solve` solves exactly, and the losses of phase two by step.
     """
     model.solve(x, y)
     with torch.no_grad():
@@ -161,14 +164,15 @@ def two_phase_fit(
 
 
 class LearnedSketch(nn.Module):
-    """A sketch B, ``(l, n)``, whose pattern is fixed and whose values are learned (section 7; Indyk et al. 2019).
+    """A sketch B, ``(l, n)``, with learned values in a fixed pattern (section 7; Indyk et al. 2019).
 
     Args:
         n: columns.
         l: rows.
-        pattern: ``'butterfly'``: truncated; ``'sparse'``: ``nonzeros`` per column, at random; ``'dense'``: all.
-        nonzeros: per column, of the sparse pattern; 1 begins as Clarkson and Woodruff's sketch.
-        seed: of pattern and initial values.
+        pattern: ``'butterfly'``: a truncated butterfly; ``'sparse'``: ``nonzeros`` random entries per column;
+            ``'dense'``: all entries.
+        nonzeros: entries per column of the sparse pattern; 1 is initially the sketch of Clarkson and Woodruff.
+        seed: seed of the pattern and of the initial values.
     """
 
     mask: torch.Tensor
@@ -205,7 +209,7 @@ class LearnedSketch(nn.Module):
         return self.matrix() @ x
 
     def fit(self, x: torch.Tensor, k: int, steps: int, rate: float, batch: int, seed: int = 0) -> list[float]:
-        """Minimize the mean of `sketch_loss` over training matrices ``(matrices, n, d)``, some at a time; in place."""
+        """Minimize the mean of `sketch_loss` over ``(matrices, n, d)`` by minibatches; in place."""
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(self.parameters(), lr=rate)
         curve = []

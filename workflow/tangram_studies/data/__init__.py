@@ -1,1 +1,1 @@
-"""The data of the studies: images."""
+"""Image data sets of the studies."""

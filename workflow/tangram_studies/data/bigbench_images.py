@@ -1,8 +1,8 @@
-"""Natural images and digits out of BIG-bench's sdist, for studies only: its canary forbids to train text models on it.
+"""Natural images and digits from BIG-bench's sdist, for studies only: its canary forbids training text models on it.
 
-CIFAR-10's 10,000 test images (task `cifar10_classification`) are divided anew into 8,000 to learn from and 2,000 to
-test on, so no accuracy on them may stand beside a published one. Of `mnist_ascii` the 35,038 digits that are whole and
-binarized are taken, in MNIST's own division.
+CIFAR-10's 10,000 test images (task `cifar10_classification`) are split into 8,000 for training and 2,000 for testing,
+so accuracies on them are not comparable to published ones. Of `mnist_ascii`, the 35,038 digits at full resolution are
+taken, binarized, with MNIST's split into training and test images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _label(example: Mapping[str, Any]) -> int:
 
 
 def read_cifar10(data: bytes) -> dict[str, np.ndarray]:
-    """Return CIFAR-10's test images from the task file, divided anew within every class.
+    """Return CIFAR-10's test images from the task file, split into training and test images within every class.
 
     Returns:
         ``train_images``, ``test_images`` ``(n, 32, 32, 3)`` and ``train_labels``, ``test_labels`` ``(n,)``, uint8.
@@ -70,9 +70,9 @@ def read_cifar10(data: bytes) -> dict[str, np.ndarray]:
 
 
 def read_mnist(data: bytes) -> dict[str, np.ndarray]:
-    """Return the whole digits of the task file: those of 28 × 28 characters, ink 255 and paper 0.
+    """Return the digits of 28 × 28 characters of the task file, with 255 for ink and 0 for background.
 
-    The others are at half resolution. Test images that are among the training images, too, are left out.
+    The other digits are at half resolution. Test images that are also training images are left out.
 
     Returns:
         ``train_images``, ``test_images`` ``(n, 28, 28)`` and ``train_labels``, ``test_labels`` ``(n,)``, uint8.
@@ -82,7 +82,7 @@ def read_mnist(data: bytes) -> dict[str, np.ndarray]:
     """
     images: list[list[np.ndarray]] = [[], []]
     labels: list[list[int]] = [[], []]
-    seen: set[str] = set()
+    training_texts: set[str] = set()
     try:
         for index, example in enumerate(json.loads(data)["examples"]):
             text = example["input"]
@@ -91,8 +91,8 @@ def read_mnist(data: bytes) -> dict[str, np.ndarray]:
                 continue
             test = index >= MNIST_TRAINING
             if not test:
-                seen.add(text)
-            elif text in seen:
+                training_texts.add(text)
+            elif text in training_texts:
                 continue
             ink = np.frombuffer("".join(lines).encode("ascii"), dtype=np.uint8) != ord(" ")
             images[test].append(ink.reshape(28, 28).astype(np.uint8) * 255)
@@ -113,15 +113,15 @@ READERS = {"cifar10": (CIFAR10, read_cifar10), "mnist": (MNIST, read_mnist)}
 
 
 def unpack(archive: str | Path, outputs: Mapping[str, str | Path], made_by: Mapping[str, str]) -> None:
-    """Write image sets out of BIG-bench's sdist as npz files that `images.load_images` reads, atomically.
+    """Write image sets from BIG-bench's sdist as npz files for `fashion_mnist.load_images`, atomically.
 
     Args:
-        archive: the sdist.
-        outputs: file to write by the set's name, of `READERS`.
-        made_by: flat metadata, kept in the files.
+        archive: path of the sdist.
+        outputs: paths of the files to write, by name of the set in `READERS`.
+        made_by: flat metadata for the files.
 
     Raises:
-        TangramError: the archive is damaged, or a task is not in it.
+        TangramError: the archive is damaged, or lacks a task.
     """
     members = dict(read_members(archive, [READERS[name][0] for name in outputs]))
     for name, output in outputs.items():
@@ -137,7 +137,7 @@ def fetch_bigbench_images(
     pictures: Annotated[str, typer.Option(help="natural images to write (npz)")],
     digits: Annotated[str, typer.Option(help="digits to write (npz)")],
 ) -> None:
-    """Write train_images, train_labels, test_images and test_labels of both, unsigned bytes."""
+    """Write train_images, train_labels, test_images and test_labels of both sets as unsigned bytes."""
     for output in (pictures, digits):
         check_writable(output)
     source = fetch_archive(PackageFile.model_validate_json(archive))

@@ -1,6 +1,6 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), from Debian's package `dataset-fashion-mnist`.
 
-Only the four data files are read, from wherever they are; nothing of the package is installed, imported or run.
+Only the four data files are read. Nothing of the package is installed, imported or run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-SHA256 = {  # of the unpacked files, which are the same wherever they come from
+SHA256 = {  # of the uncompressed files
     "train_images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train_labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "test_images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -67,7 +67,7 @@ def read_idx(data: bytes) -> np.ndarray:
     """Return the array of unsigned bytes in an IDX file.
 
     Raises:
-        ValueError: it is not one: magic number, sizes and length disagree.
+        ValueError: the magic number is another, or sizes and length disagree.
     """
     axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else -1
     start = 4 + 4 * axes
@@ -78,10 +78,10 @@ def read_idx(data: bytes) -> np.ndarray:
 
 
 def read_deb(package: str | Path) -> dict[str, bytes]:
-    """Return the data files in a Debian package, still packed, by name; nothing is unpacked to disk.
+    """Return the compressed data files in a Debian package, by name; nothing is written to disk.
 
     Raises:
-        TangramError: it is damaged, or holds no such files.
+        TangramError: the package is damaged, or lacks these files.
     """
     try:
         raw = Path(package).read_bytes()
@@ -104,26 +104,26 @@ def read_deb(package: str | Path) -> dict[str, bytes]:
 
 
 def _in_folder(folder: Path) -> dict[str, bytes] | None:
-    found = {}
+    contents = {}
     for file in FILES.values():
         path = next((p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None)
         if path is None:
             return None
-        found[file] = path.read_bytes()
-    return found
+        contents[file] = path.read_bytes()
+    return contents
 
 
 def _download(downloads: Path) -> Path:
-    """Let apt put the package among the downloads, atomically; it needs no rights beyond those of the folder."""
+    """Download the package with apt into the folder of downloads, atomically; it needs no rights beyond that folder."""
     with tempfile.TemporaryDirectory(dir=downloads, prefix=".partial-") as folder:
         try:
             command = ["apt-get", "download", DEBIAN_PACKAGE]
             print(" ".join(command), file=sys.stderr, flush=True)
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-            lines = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-            reason = lines[0] if lines else f"exit status {done.returncode}"
+            process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            lines = [line for line in process.stderr.splitlines() if line.startswith("E:")]
+            reason = lines[0] if lines else f"exit status {process.returncode}"
         except FileNotFoundError:
-            reason = "there is no apt-get here"
+            reason = "apt-get is not installed"
         packages = list(Path(folder).glob("*.deb"))
         if not packages:
             raise TangramError(
@@ -136,10 +136,10 @@ def _download(downloads: Path) -> Path:
 
 
 def _raw_files(downloads: Path, installed: Path) -> tuple[str, dict[str, bytes]]:
-    """Return where the four files were found, and their bytes by name."""
+    """Return the source of the four files, and their bytes by name."""
     for folder in (downloads, installed):
-        if (found := _in_folder(folder)) is not None:
-            return str(folder), found
+        if (contents := _in_folder(folder)) is not None:
+            return str(folder), contents
     packages = sorted(downloads.glob(f"{DEBIAN_PACKAGE}_*.deb"))
     package = packages[-1] if packages else _download(downloads)
     return str(package), read_deb(package)
@@ -154,18 +154,18 @@ def fetch(
 ) -> None:
     """Write the images and labels to ``output`` (npz), atomically.
 
-    Taken from files put among the downloads, the installed package, a package among the downloads, or apt, whichever
-    is there first.
+    The first of these sources that exists is used: the four files in the folder of downloads, the installed package, a
+    package in the folder of downloads, apt.
 
     Args:
         output: file to write.
-        made_by: flat metadata, kept in the file.
+        made_by: flat metadata for the file.
         downloads: folder for downloads.
-        installed: where Debian installs the files.
-        sha256: expected of each unpacked file.
+        installed: folder into which Debian installs the files.
+        sha256: expected hash of each uncompressed file.
 
     Raises:
-        TangramError: the files cannot be had, or are other ones.
+        TangramError: no source has the files, or their hashes differ.
     """
     check_writable(output)
     check_writable(downloads / "package")
@@ -176,9 +176,9 @@ def fetch(
             data = gzip.decompress(files[file]) if files[file][:2] == b"\x1f\x8b" else files[file]
         except (OSError, EOFError) as error:
             raise TangramError(f"{where}: {file} is damaged ({error}); replace it") from error
-        if (found := hashlib.sha256(data).hexdigest()) != sha256[name]:
+        if (digest := hashlib.sha256(data).hexdigest()) != sha256[name]:
             raise TangramError(
-                f"{where}: {file} has SHA-256 {found} unpacked, expected {sha256[name]}; replace it by Debian's"
+                f"{where}: {file} has SHA-256 {digest} unpacked, expected {sha256[name]}; replace it by Debian's"
             )
         arrays[name] = read_idx(data)
     with atomic_path(output) as temporary, open(temporary, "wb") as stream:
@@ -186,20 +186,20 @@ def fetch(
 
 
 def load_images(path: str | Path) -> Images:
-    """Read the images back.
+    """Return the images in an npz file that `fetch` or `bigbench_images.unpack` wrote.
 
     Raises:
-        TangramError: the file is missing or damaged; it names the remedy.
+        TangramError: the file is missing or damaged.
     """
     try:
         with np.load(path) as archive:
             return Images(**{name: archive[name] for name in FILES})
-    except Exception as error:  # NumPy and zipfile raise of many kinds for damaged files
+    except Exception as error:  # NumPy and zipfile raise many types of errors for damaged files
         raise TangramError(f"{path} cannot be read ({error}); delete it and run again") from error
 
 
 def fetch_fashion_mnist(output: Annotated[str, typer.Option(help="images and labels to write (npz)")]) -> None:
-    """Write train_images, train_labels, test_images and test_labels, unsigned bytes."""
+    """Write train_images, train_labels, test_images and test_labels as unsigned bytes."""
     fetch(output, provenance("tangram_studies.data.fashion_mnist", {}))
 
 

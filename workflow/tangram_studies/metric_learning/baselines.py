@@ -1,4 +1,4 @@
-"""Modern losses to compare with, from `pytorch-metric-learning`, every one with its own normalized embeddings."""
+"""Baselines: modern losses of `pytorch-metric-learning`, which normalize embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _losses() -> Any:
 
 
 def require() -> None:
-    """Find out before anything is trained whether the library is there.
+    """Check that the library is installed, before any training.
 
     Raises:
         TangramError: it is not installed.
@@ -49,8 +49,8 @@ def supervised_contrastive(temperature: float = 0.1) -> nn.Module:
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
     """Return SimCLR's loss (arXiv 2002.05709) of two views of the same images, each ``(n, d)``.
 
-    By the library's SupCon, which with one positive is NT-Xent: its `NTXentLoss` pairs every positive with every
-    negative of the batch, and takes half a second a step.
+    Computed by the library's SupCon, which equals NT-Xent for one positive. Its `NTXentLoss` enumerates all pairs of
+    positives and negatives of the batch, and takes half a second per step.
     """
     losses = _losses()
     return losses.SelfSupervisedLoss(losses.SupConLoss(temperature=temperature))(first, second)

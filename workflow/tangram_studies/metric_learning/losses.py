@@ -1,4 +1,4 @@
-"""The losses of three papers on embeddings, each with the paper's own distance and normalization.
+"""The losses of three papers on embeddings, each with the paper's distance and normalization.
 
 All three use the plain Euclidean distance of embeddings that are not normalized, at temperature 1; most libraries
 normalize by default. Everything is computed in float32. Two embeddings that are equal have distance 0 and gradient 0.
@@ -12,28 +12,28 @@ import torch
 from torch.nn import functional
 
 
-def _check(one: torch.Tensor, other: torch.Tensor, rows: bool = True) -> None:
-    if one.dim() != 2 or other.dim() != 2 or one.shape[1] != other.shape[1]:
-        raise ValueError(f"embeddings must be (n, d) alike in d, not {tuple(one.shape)} and {tuple(other.shape)}")
-    if rows and len(one) != len(other):
-        raise ValueError(f"embeddings must be paired row by row, not {len(one)} with {len(other)}")
-    if len(one) == 0 or len(other) == 0:
-        raise ValueError("there are no embeddings to compare")
+def _check(left: torch.Tensor, right: torch.Tensor, rows: bool = True) -> None:
+    if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
+        raise ValueError(f"embeddings must be (n, d) with equal d, not {tuple(left.shape)} and {tuple(right.shape)}")
+    if rows and len(left) != len(right):
+        raise ValueError(f"embeddings must be paired row by row, not {len(left)} with {len(right)}")
+    if len(left) == 0 or len(right) == 0:
+        raise ValueError("no embeddings to compare")
 
 
-def paired_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean distance of each row of ``one`` ``(n, d)`` to the same row of ``other``, ``(n,)``."""
-    _check(one, other)
-    return (one.float() - other.float()).norm(dim=-1)
+def paired_distances(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the Euclidean distance of each row of ``left`` ``(n, d)`` to the same row of ``right``, ``(n,)``."""
+    _check(left, right)
+    return (left.float() - right.float()).norm(dim=-1)
 
 
-def pairwise_distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Return Euclidean distances of each row of ``one`` ``(n, d)`` to each of ``other`` ``(m, d)``: ``(n, m)``.
+def pairwise_distances(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return Euclidean distances of each row of ``left`` ``(n, d)`` to each of ``right`` ``(m, d)``: ``(n, m)``.
 
-    By differences: the matrix product ``|a|² + |b|² - 2ab`` loses every digit where a common mean is large.
+    Computed from differences: ``|a|² + |b|² - 2ab`` cancels catastrophically where a common mean is large.
     """
-    _check(one, other, rows=False)
-    return torch.cdist(one.float(), other.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    _check(left, right, rows=False)
+    return torch.cdist(left.float(), right.float(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def triplet_ratio_loss(
@@ -45,14 +45,15 @@ def triplet_ratio_loss(
     """Return the triplet network's loss on the ratio of two distances (arXiv 1412.6622, section 2), mean over triplets.
 
     With ``p+ = e^{d+} / (e^{d+} + e^{d-})``, ``squared`` is the paper's ``|(p+, p-) - (0, 1)|² = 2 p+²``, from 0
-    (solved) to 2, and 1/2 where both distances are equal; the authors' code has half of it. ``log`` is ``-log p-``, as
-    later papers and libraries have it. The squared form's gradient vanishes for solved and for very wrong triplets.
+    (solved) to 2, and 1/2 where both distances are equal; the authors' code computes half of it. ``log`` is
+    ``-log p-``, the form of later papers and libraries. The squared form's gradient vanishes for solved and for very
+    wrong triplets.
 
     Args:
-        anchor: ``(n, d)``.
-        positive: of the anchor's class, ``(n, d)``.
-        negative: of another class, ``(n, d)``.
-        form: see above.
+        anchor: embeddings, ``(n, d)``.
+        positive: embeddings of the anchors' classes, ``(n, d)``.
+        negative: embeddings of other classes, ``(n, d)``.
+        form: ``squared`` or ``log``.
 
     Raises:
         ValueError: the shapes differ.
@@ -64,40 +65,40 @@ def triplet_ratio_loss(
 
 
 def siamese_contrastive_loss(
-    one: torch.Tensor, other: torch.Tensor, same: torch.Tensor, margin: float = 1.0
+    left: torch.Tensor, right: torch.Tensor, same: torch.Tensor, margin: float = 1.0
 ) -> torch.Tensor:
     """Return the contrastive loss of a Siamese network, the triplet paper's baseline, mean over pairs.
 
-    Hadsell, Chopra and LeCun (2006), equation 4: half the squared distance of a pair of one class, and half the
-    squared rest to the margin of a pair of two.
+    Hadsell, Chopra and LeCun (2006), equation 4: ``d² / 2`` for a pair of one class, ``max(0, margin - d)² / 2`` for
+    a pair of two classes, where d is the distance.
 
     Args:
-        one: ``(n, d)``.
-        other: ``(n, d)``.
-        same: bool, ``(n,)``.
-        margin: distance beyond which a pair of two classes costs nothing.
+        left: embeddings, ``(n, d)``.
+        right: embeddings, ``(n, d)``.
+        same: whether a pair is of one class, bool, ``(n,)``.
+        margin: distance beyond which a pair of two classes has no loss.
 
     Raises:
         ValueError: the shapes differ, or the margin is not positive.
     """
     if margin <= 0:
         raise ValueError(f"the margin must be positive, not {margin}")
-    distance = paired_distances(one, other)
+    distance = paired_distances(left, right)
     return torch.where(same, distance.square(), functional.relu(margin - distance).square()).mean() / 2
 
 
 def spatial_contrasting_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Return the spatial contrasting loss of a batch (arXiv 1610.00243, equation 4), in nats, mean over images.
 
-    Each image's first region must be nearer its own second region than other images' second regions: the cross-entropy
-    of a softmax over ``-distance``, one-directional, the right one among the alternatives. Chance is ``log n``.
+    Each image's first region must be nearer to that image's second region than to other images' second regions: the
+    cross-entropy of a softmax over ``-distance`` to all second regions, in one direction. Chance is ``log n``.
 
     Args:
         first: embeddings of the images' first regions, ``(n, d)``.
-        second: of their second regions, ``(n, d)``.
+        second: embeddings of the same images' second regions, ``(n, d)``.
 
     Raises:
-        ValueError: the shapes differ, or there is one image only: nothing to tell it from.
+        ValueError: the shapes differ, or there is only one image.
     """
     _check(first, second)
     if len(first) < 2:
@@ -114,12 +115,12 @@ def metric_log_probabilities(
 
     Args:
         embeddings: ``(n, d)``.
-        references: one labeled example's embedding per class, in the classes' order, ``(classes, d)``.
-        squared: square the distances, as the paper writes them; its authors' code does not.
-        scale: multiplies them; 1 in paper and code.
+        references: one labeled example's embedding per class, in the order of classes, ``(classes, d)``.
+        squared: square the distances, as in the paper's text; its authors' code does not.
+        scale: factor of the distances; 1 in the paper and in its code.
 
     Raises:
-        ValueError: the shapes differ, or there is one class only.
+        ValueError: the shapes differ, or there is only one class.
     """
     distance = pairwise_distances(embeddings, references)
     if len(references) < 2:
@@ -128,7 +129,7 @@ def metric_log_probabilities(
 
 
 def entropy(log_probabilities: torch.Tensor) -> torch.Tensor:
-    """Return the entropy of each row of ``(n, classes)`` in nats, ``(n,)``; what underflows adds nothing."""
+    """Return the entropy of each row of ``(n, classes)`` in nats, ``(n,)``; probabilities that underflow count as 0."""
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
@@ -143,19 +144,19 @@ def metric_embedding_loss(
 ) -> torch.Tensor:
     """Return the semi-supervised metric embedding loss (arXiv 1611.01449, section 3), in nats.
 
-    The labeled examples' negative log-likelihood plus the entropy of the unlabeled ones, each a mean over its own.
+    The mean negative log-likelihood of the labeled examples plus the mean entropy of the unlabeled ones.
 
     Args:
-        labeled: ``(n, d)``, none of them among the references: an example's distance to itself teaches nothing.
-        labels: ``(n,)``, indices into the references.
+        labeled: embeddings, ``(n, d)``, none among the references: an example's distance to itself has no gradient.
+        labels: indices into the references, ``(n,)``.
         references: ``(classes, d)``; see `metric_log_probabilities`.
-        unlabeled: ``(m, d)``; left out, only the first term is there.
-        entropy_weight: of the second term.
+        unlabeled: embeddings, ``(m, d)``; None leaves out the entropy term.
+        entropy_weight: weight of the entropy term.
         squared: see `metric_log_probabilities`.
         scale: see `metric_log_probabilities`.
 
     Raises:
-        ValueError: the shapes differ, or there is one class only.
+        ValueError: the shapes differ, or there is only one class.
     """
     loss = functional.nll_loss(metric_log_probabilities(labeled, references, squared, scale), labels)
     if unlabeled is None or entropy_weight == 0:

@@ -1,4 +1,4 @@
-"""The papers' convolutional networks, of a chosen width."""
+"""The papers' convolutional networks, with the width as an argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Convolution(NamedTuple):
-    """One convolution: side of its kernel, output channels, and whether a maximum over 2 × 2 follows."""
+    """One convolution: side of its kernel, output channels, and whether max-pooling over 2 × 2 follows."""
 
     kernel: int
     channels: int
@@ -23,14 +23,15 @@ def triplet_layers(width: int) -> list[Convolution]:
 
 
 def spatial_layers(width: int) -> list[Convolution]:
-    """Return layers for spatial contrasting; those of arXiv 1610.00243 stand in an appendix that we could not read."""
+    """Return layers for spatial contrasting; the appendix of arXiv 1610.00243 with its layers was unreadable."""
     return [Convolution(3, width, True), Convolution(3, 2 * width, True), Convolution(3, 4 * width)]
 
 
 def metric_layers(width: int) -> list[Convolution]:
     """Return layers in the style of the metric embedding's for MNIST (arXiv 1611.01449's authors' code: width 16).
 
-    Theirs pool after the fourth convolution, not after the second, and have one more of four times the width.
+    The authors' network pools after the fourth convolution, not after the second, and has one more convolution of
+    four times the width.
     """
     return [
         Convolution(5, width, True),
@@ -44,11 +45,11 @@ class ConvNet(nn.Module):
     """Convolutions, pooling to a small grid, and a linear layer: images to embeddings.
 
     Args:
-        channels: of the images.
-        layers: the convolutions, each with ReLU.
-        grid: side of the grid that the last map is pooled to, by maxima; 0 takes the mean of the whole map.
-        dimensions: of the embedding.
-        norm: batch normalization before each ReLU.
+        channels: channels of the images.
+        layers: the convolutions, each followed by ReLU.
+        grid: side of the grid to which the last map is max-pooled; 0 averages over the map.
+        dimensions: size of the embedding.
+        norm: add batch normalization before each ReLU.
     """
 
     def __init__(self, channels: int, layers: Sequence[Convolution], grid: int, dimensions: int, norm: bool):
@@ -63,11 +64,11 @@ class ConvNet(nn.Module):
         self.features = nn.Sequential(*stack)
         self.pool = nn.AdaptiveMaxPool2d(grid) if grid else nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels * max(1, grid) ** 2, dimensions)
-        # A third faster on CPUs; torch's stubs do not know the argument.
+        # A third faster on CPUs; torch's stubs lack the argument.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what the linear layer sees, ``(n, channels · grid²)``."""
+        """Return the input of the linear layer, ``(n, channels · grid²)``."""
         return self.pool(self.features(images)).flatten(1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

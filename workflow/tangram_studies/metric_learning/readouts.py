@@ -21,43 +21,43 @@ def metric_embedding_accuracy(
     learning_rate: float = 1e-2,
     seed: int = 0,
 ) -> float:
-    """Return the share of queries whose nearest reference is right in a linear metric embedding (arXiv 1611.01449).
+    """Return the accuracy of nearest references in a learned linear metric embedding (arXiv 1611.01449).
 
-    The embedding begins as the unlabeled examples' principal components, all scaled alike so that distances are about
-    1, and learns from labeled pairs and the entropy of the unlabeled. Where a class has one labeled example there is
-    no pair, and it stays as it began: the entropy alone would send everything to one class.
+    The embedding is initialized to the unlabeled examples' principal components, with one scale that makes distances
+    about 1. It is trained on labeled pairs and on the entropy of the unlabeled examples. It is not trained if a class
+    has only one labeled example, and so no pair: the entropy alone would assign everything to one class.
 
     Args:
         references: labeled, standardized embeddings, ``(n, d)``.
-        labels: theirs, ``(n,)``.
-        queries: ``(m, d)``, not among the others.
-        truth: the queries' labels, ``(m,)``.
-        unlabeled: ``(u, d)``.
-        dimensions: of the embedding; capped by what the unlabeled examples span.
-        steps: of training.
-        learning_rate: its peak.
-        seed: of what is drawn.
+        labels: labels of the references, ``(n,)``.
+        queries: embeddings, ``(m, d)``, none among the references.
+        truth: labels of the queries, ``(m,)``.
+        unlabeled: embeddings, ``(u, d)``.
+        dimensions: size of the embedding; at most the rank of the unlabeled examples.
+        steps: optimizer steps.
+        learning_rate: peak learning rate.
+        seed: seed of all draws.
 
     Raises:
-        TangramError: the labels are of one class.
+        TangramError: all labels are of one class.
     """
     pool = LabeledPool(labels)
-    spread = torch.linalg.svd((unlabeled - unlabeled.mean(0)).float(), full_matrices=False)
-    axes = spread.Vh[:dimensions]
+    decomposition = torch.linalg.svd((unlabeled - unlabeled.mean(0)).float(), full_matrices=False)
+    axes = decomposition.Vh[:dimensions]
     projection = torch.nn.Linear(references.shape[1], len(axes), bias=False)
     with torch.no_grad():
         projection.weight.copy_(axes / ((unlabeled - unlabeled.mean(0)) @ axes.T).norm(dim=1).mean())
 
-    def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         anchors = pool.anchors(generator)
-        others = projection(unlabeled[tickets % len(unlabeled)])
-        asked = pool.another(anchors, generator)
+        others = projection(unlabeled[indices % len(unlabeled)])
+        positives = pool.another(anchors, generator)
         return metric_embedding_loss(
-            projection(references[asked]), labels[asked], projection(references[anchors]), others
+            projection(references[positives]), labels[positives], projection(references[anchors]), others
         ), {}
 
     if (pool.counts > 1).all():
         fit(projection, loss, steps, 64, learning_rate, seed, weight_decay=0.0)
     with torch.inference_mode():
-        known, asked = projection(references), projection(queries)
-    return nearest_neighbor_accuracy(known, labels, asked, truth)
+        embedded, embedded_queries = projection(references), projection(queries)
+    return nearest_neighbor_accuracy(embedded, labels, embedded_queries, truth)

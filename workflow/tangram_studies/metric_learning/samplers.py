@@ -1,6 +1,6 @@
-"""What is compared with what: triplets and pairs, regions of images, spans of token sequences, labeled anchors.
+"""Samplers of examples to compare: triplets, pairs, regions of images, spans of token sequences, labeled anchors.
 
-Every sampler draws from a `torch.Generator` on the CPU that it is given, and from nothing else.
+Every sampler draws only from its argument, a `torch.Generator` on the CPU.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from tangram.errors import TangramError
 
 
 def _uniform(limits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return one whole number from 0 to each limit, exclusive."""
+    """Return one integer from 0 to each limit, exclusive."""
     draws = torch.rand(limits.shape, generator=generator, dtype=torch.float64)
     return (draws * limits).long().minimum(limits - 1)
 
 
 class LabeledPool:
-    """Labeled examples, to draw others of the same class and of other classes from.
+    """A sampler of labeled examples by class.
 
     Args:
-        labels: ``(n,)`` whole numbers from 0 to classes - 1.
+        labels: integers from 0 to classes - 1, ``(n,)``.
 
     Raises:
         TangramError: there are fewer than two classes, or a class between has no example.
@@ -41,11 +41,11 @@ class LabeledPool:
         self._rank[self._order] = torch.arange(len(labels)) - self._starts[labels[self._order]]
 
     def of_class(self, classes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return one example of each of the given classes, uniformly: indices of the shape of ``classes``."""
+        """Return indices of uniformly drawn examples of ``classes``, in its shape."""
         return self._order[self._starts[classes] + _uniform(self.counts[classes], generator)]
 
     def another(self, anchors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return for each anchor another example of its class, never itself.
+        """Return for each anchor a different example of its class.
 
         Raises:
             TangramError: an anchor is the only example of its class.
@@ -53,7 +53,7 @@ class LabeledPool:
         classes = self.labels[anchors]
         counts = self.counts[classes]
         if (counts < 2).any():
-            raise TangramError(f"class {int(classes[counts < 2][0])} has one labeled example only: it has no pair")
+            raise TangramError(f"class {int(classes[counts < 2][0])} has only one labeled example, and so no pair")
         rank = (self._rank[anchors] + 1 + _uniform(counts - 1, generator)) % counts
         return self._order[self._starts[classes] + rank]
 
@@ -63,7 +63,7 @@ class LabeledPool:
         return self.of_class((self.labels[anchors] + step) % self.classes, generator)
 
     def anchors(self, generator: torch.Generator) -> torch.Tensor:
-        """Return one example of every class, in the classes' order, ``(classes,)``."""
+        """Return one example of every class, in the order of classes, ``(classes,)``."""
         return self.of_class(torch.arange(self.classes), generator)
 
 
@@ -81,22 +81,22 @@ def sample_triplets(
 def sample_pairs(
     pool: LabeledPool, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return indices of ones and others and whether they are of one class, each ``(count,)``; half of the pairs are."""
-    ones = pool.of_class(_uniform(torch.full((count,), pool.classes), generator), generator)
+    """Return indices of both sides of pairs, and whether a pair is of one class (half are), each ``(count,)``."""
+    left = pool.of_class(_uniform(torch.full((count,), pool.classes), generator), generator)
     same = torch.arange(count) % 2 == 0
-    return ones, torch.where(same, pool.another(ones, generator), pool.foreign(ones, generator)), same
+    return left, torch.where(same, pool.another(left, generator), pool.foreign(left, generator)), same
 
 
 def sample_regions(maps: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Return one square region of each image or feature map, uniformly placed, ``(n, channels, size, size)``.
 
-    Spatial contrasting (arXiv 1610.00243) describes patches of the image in its text, and windows of the feature map
-    in its algorithm 1; this cuts either.
+    The text of the paper (arXiv 1610.00243) takes patches of the image; its algorithm 1 takes windows of the feature
+    map. This function serves both.
 
     Args:
         maps: ``(n, channels, height, width)``.
         size: side of a region.
-        generator: on the CPU.
+        generator: a generator on the CPU.
 
     Raises:
         ValueError: the region does not fit.
@@ -113,14 +113,14 @@ def sample_regions(maps: torch.Tensor, size: int, generator: torch.Generator) ->
 
 
 def shift_and_mirror(images: torch.Tensor, shift: int, mirror: bool, generator: torch.Generator) -> torch.Tensor:
-    """Return images moved by up to ``shift`` pixels both ways and, half of them, mirrored: the papers' augmentation."""
+    """Return images shifted by up to ``shift`` pixels on both axes, half of them mirrored: the papers' augmentation."""
     padded = torch.nn.functional.pad(images, (shift,) * 4)
     side = images.shape[-1]
-    moved = sample_regions(padded, side, generator) if shift else images
+    shifted = sample_regions(padded, side, generator) if shift else images
     if not mirror:
-        return moved
+        return shifted
     flipped = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(flipped.to(images.device)[:, None, None, None], moved.flip(-1), moved)
+    return torch.where(flipped.to(images.device)[:, None, None, None], shifted.flip(-1), shifted)
 
 
 def sample_spans(
@@ -128,15 +128,15 @@ def sample_spans(
 ) -> torch.Tensor:
     """Return spans of token sequences as rows (sequence, first token, token after the last), ``(spans, 3)``.
 
-    The first token of a sequence is in none: its hidden states are outliers that would own every mean.
+    No span contains the first token of a sequence: its hidden states are outliers that would dominate every mean.
 
     Args:
-        sequences: how many there are.
-        length: of each, in tokens.
-        per_sequence: spans of each.
-        shortest: tokens of a span at least.
-        longest: tokens of a span at most; capped by the sequence.
-        generator: on the CPU.
+        sequences: number of sequences.
+        length: tokens of each sequence.
+        per_sequence: spans of each sequence.
+        shortest: minimum span length in tokens.
+        longest: maximum span length in tokens; at most that of the sequence without its first token.
+        generator: a generator on the CPU.
 
     Raises:
         TangramError: the shortest span does not fit.

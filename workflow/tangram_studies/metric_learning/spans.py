@@ -1,7 +1,7 @@
-"""Span-contrastive distillation: a child's span must be nearer the parent's of the same span than of other spans.
+"""Span-contrastive distillation: a child's span must be nearer to the parent's same span than to its other spans.
 
-Spatial contrasting (arXiv 1610.00243) with spans of tokens for regions and the parent for the second view, as its
-conclusion proposes for sequences; close to CRD (arXiv 1910.10699) with a batch's own negatives.
+This is spatial contrasting (arXiv 1610.00243) with spans of tokens in place of regions and the parent in place of the
+second view, as its conclusion proposes for sequences. It is close to CRD (arXiv 1910.10699) with in-batch negatives.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pool_spans(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
 
 
 def confusable(spans: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return which pairs of spans cannot be told apart fairly: those that overlap, and those of the same tokens.
+    """Return which pairs of spans must not be contrasted: spans that overlap, and spans of the same tokens.
 
     Args:
         spans: ``(spans, 3)``; see `pool_spans`.
@@ -56,32 +56,32 @@ def confusable(spans: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def span_contrastive_loss(
     child: torch.Tensor, parent: torch.Tensor, excluded: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Return the cross-entropy of finding each child's span among the parent's by its angle, in nats, mean over spans.
+    """Return the InfoNCE loss of child spans against parent spans by cosine similarity, in nats, mean over spans.
 
     Args:
-        child: ``(spans, d)``.
-        parent: of the same spans in the same order, ``(spans, d)``.
-        excluded: pairs that are not contrasted, ``(spans, spans)``; the diagonal always is.
-        temperature: divides the cosines.
+        child: pooled states of the child, ``(spans, d)``.
+        parent: pooled states of the parent for the same spans, ``(spans, d)``.
+        excluded: pairs that are not contrasted, bool, ``(spans, spans)``; the diagonal is contrasted regardless.
+        temperature: divisor of the cosines.
     """
     cosines = functional.normalize(child.float(), dim=-1) @ functional.normalize(parent.float(), dim=-1).T
-    own = torch.eye(len(child), dtype=torch.bool, device=child.device)
-    logits = (cosines / temperature).masked_fill(excluded.to(child.device) & ~own, -torch.inf)
+    diagonal = torch.eye(len(child), dtype=torch.bool, device=child.device)
+    logits = (cosines / temperature).masked_fill(excluded.to(child.device) & ~diagonal, -torch.inf)
     return functional.cross_entropy(logits, torch.arange(len(child), device=child.device))
 
 
 class SpanTerm(nn.Module):
-    """The term at one layer.
+    """The span-contrastive loss at one layer.
 
-    Hidden states are standardized per dimension by the parent's own mean and deviation before anything else: without
-    that, a few massive dimensions make all spans look alike. With ``settings.projection``, the child's go through a
-    head that learns, the parent's through a fixed random one; the head starts as that, and nobody keeps it.
+    Hidden states are first standardized per dimension by the parent's mean and standard deviation: otherwise a few
+    massive dimensions make all spans similar. With ``settings.projection``, a fixed random projection maps the
+    parent's spans, and a trainable one maps the child's: it is initialized to the fixed one and dropped after training.
 
     Args:
         settings: config section `span_contrast`.
         parent_hidden: the parent's hidden states of all sequences, ``(sequences, length, hidden)``.
-        tokens: ``(sequences, length)``.
-        seed: of the spans and of the fixed projection.
+        tokens: token ids of all sequences, ``(sequences, length)``.
+        seed: seed of the spans and of the fixed projection.
     """
 
     mean: torch.Tensor
@@ -91,28 +91,28 @@ class SpanTerm(nn.Module):
     def __init__(self, settings: SpanContrast, parent_hidden: torch.Tensor, tokens: torch.Tensor, seed: int):
         super().__init__()
         self.settings, self.tokens, self.seed = settings, tokens.cpu(), seed
-        later = parent_hidden[:, 1:].detach().float().flatten(0, 1)
-        self.register_buffer("mean", later.mean(0))
-        self.register_buffer("deviation", later.std(0).clamp_min(1e-6))
+        states = parent_hidden[:, 1:].detach().float().flatten(0, 1)
+        self.register_buffer("mean", states.mean(0))
+        self.register_buffer("deviation", states.std(0).clamp_min(1e-6))
         self.head: nn.Linear | None = None
         if settings.projection:
-            size = later.shape[1]
+            size = states.shape[1]
             generator = torch.Generator().manual_seed(seed)
             fixed = torch.randn(settings.projection, size, generator=generator) / size**0.5
-            self.register_buffer("fixed", fixed.to(later.device))
-            self.head = nn.Linear(size, settings.projection, bias=False, device=later.device)
+            self.register_buffer("fixed", fixed.to(states.device))
+            self.head = nn.Linear(size, settings.projection, bias=False, device=states.device)
             with torch.no_grad():
                 self.head.weight.copy_(self.fixed)
 
     def forward(self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the loss of some sequences, not yet weighted, in nats.
+        """Return the unweighted loss of some sequences, in nats.
 
-        The spans follow from the seed and the sequences alone, so that a resumed training sees the same.
+        The spans depend on the seed and the sequences only, so that a resumed training draws the same.
 
         Args:
             child: the child's hidden states, ``(batch, length, hidden)``.
-            parent: the parent's, ``(batch, length, hidden)``.
-            sequences: their indices, ``(batch,)``.
+            parent: the parent's hidden states, ``(batch, length, hidden)``.
+            sequences: indices of the sequences, ``(batch,)``.
         """
         spans, pooled_child, pooled_parent = self.pooled(child, parent, sequences)
         excluded = confusable(spans, self.tokens[sequences.cpu()])
@@ -123,7 +123,7 @@ class SpanTerm(nn.Module):
     def pooled(
         self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return spans ``(spans, 3)``, and their standardized means in child and parent, ``(spans, hidden)``."""
+        """Return spans ``(spans, 3)`` and their standardized means in child and parent, each ``(spans, hidden)``."""
         settings = self.settings
         seed = zlib.crc32(repr([self.seed, *sequences.tolist()]).encode())
         generator = torch.Generator().manual_seed(seed)
@@ -136,15 +136,15 @@ class SpanTerm(nn.Module):
 
 
 class PulledSpanContrast(SpanContrast):
-    """Settings that ask for `PulledSpans`."""
+    """Settings of `PulledSpans`."""
 
     loss: ClassVar[str] = "pulled_spans"
 
 
 class PulledSpans(SpanTerm):
-    """The control: the same spans, standardized alike, each drawn to the parent's own, and contrasted with none."""
+    """The control: the same standardized spans, each trained towards the parent's same span, without negatives."""
 
     def forward(self, child: torch.Tensor, parent: torch.Tensor, sequences: torch.Tensor) -> torch.Tensor:
         """Return one minus the cosine of child's and parent's spans, mean over spans; see `SpanTerm.forward`."""
-        _, one, other = self.pooled(child, parent, sequences)
-        return cosine_distance(one, other)
+        _, pooled_child, pooled_parent = self.pooled(child, parent, sequences)
+        return cosine_distance(pooled_child, pooled_parent)

@@ -1,4 +1,4 @@
-"""Training by comparison, through the pipeline's one training loop."""
+"""Training of embeddings with the pipeline's training loop."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def fit(
     seed: int,
     weight_decay: float = 1e-4,
 ) -> list[dict[str, Any]]:
-    """Train ``module`` in place for so many steps; see `distill.trainer.train` for the schedule, the rows and errors.
+    """Train ``module`` in place; see `tangram.training.loop.train` for the schedule, the rows and the errors.
 
     Args:
-        module: what is trained; it is put into training mode, and back into evaluation mode at the end.
-        step_loss: maps a step's tickets and a generator to its loss and metrics. Tickets are ``batch_size`` whole
-            numbers that no other step has: their remainders visit every example of a set evenly.
+        module: the module to train; it is in training mode meanwhile, and in evaluation mode afterwards.
+        step_loss: maps a step's indices and a generator to its loss and metrics. All steps' indices together are a
+            permutation of ``0 .. steps * batch_size - 1``; ``index % len(dataset)`` visits examples equally often.
         steps: optimizer steps.
-        batch_size: tickets per step.
-        learning_rate: its peak.
-        seed: of tickets and generator.
-        weight_decay: AdamW's.
+        batch_size: indices per step.
+        learning_rate: peak learning rate.
+        seed: seed of the permutation and of the generator.
+        weight_decay: weight decay of AdamW.
 
     Raises:
         TangramError: the loss is not finite.
@@ -61,13 +61,13 @@ def embed(module: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, 
 
     Args:
         module: a module, or a bound method of one, such as ``net.pooled``.
-        images: on the module's device.
-        batch_size: images at a time.
+        images: images on the module's device.
+        batch_size: images per forward pass.
     """
     owner = getattr(module, "__self__", module)
     assert isinstance(owner, nn.Module)
     was_training = owner.training
     owner.eval()
-    found = torch.cat([module(part).float().cpu() for part in images.split(batch_size)])
+    embeddings = torch.cat([module(part).float().cpu() for part in images.split(batch_size)])
     owner.train(was_training)
-    return found
+    return embeddings

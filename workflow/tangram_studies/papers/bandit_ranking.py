@@ -1,7 +1,7 @@
 """Bandit online optimization over the permutahedron (Ailon, Hatano and Takimoto 2014, arXiv 1312.1530).
 
-BanditRank's estimates are unbiased, its covariance lemma holds, and its regret is close to CombBand's; what it gains
-is time, O(n^3) a step where CombBand needs permanents. The paper does not claim less regret.
+The claims: BanditRank's estimates are unbiased, its covariance lemma holds, and its regret is close to CombBand's. A
+step takes O(n^3), whereas CombBand needs permanents. The paper does not claim less regret.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[[int, int], tuple[float, flo
     "CombBand": (CombBand, comb_band_rates, comb_band_bound),
 }
 COLORS = dict(zip(KINDS, PALETTE, strict=False))
+Regrets = dict[tuple[str, int], np.ndarray]  # (replications,) by policy and rounds
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study: random laws of the lemma, horizons in rounds, replications of each."""
+    """The size of the study: random distributions for the lemma, horizons in rounds, replications of each."""
 
     laws: int
     horizons: tuple[int, ...]
@@ -56,14 +57,14 @@ SCALES = {
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks."""
+    """Run the study for the rule."""
     study = reproduce(SCALES[job.studies.scale], job.runtime.seed)
     study.about = f"scale {job.studies.scale}"
     return study
 
 
 def reproduce(scale: Scale, seed: int) -> Study:
-    """Return the finished study; every random number follows from the seed."""
+    """Return the finished study; ``seed`` determines all random numbers."""
     study = Study("bandit_ranking", "Bandit online optimization over the permutahedron", "1312.1530")
     rng = np.random.default_rng(seed)
     _identities(study, rng)
@@ -71,10 +72,10 @@ def reproduce(scale: Scale, seed: int) -> Study:
     _regret(study, seed, scale.horizons, scale.replications)
     _speed(study, 5)
     study.notes += [
-        "The paper's own rates and constants were not at hand: those here are our derivation, as are the closed forms "
-        "of the covariance (`bandits/bandit_ranking.py`, `bandits/plackett_luce.py`).",
-        "Its regret O(n^{3/2} sqrt T) is no better than CombBand's O(n sqrt(T log n)); its gain is time.",
-        "For T below n^3 the bound is worse than no bound: a scalar a round teaches little of n items.",
+        "The paper's rates and constants could not be read: we derived those used here, and the closed forms of the "
+        "covariance (`bandits/bandit_ranking.py`, `bandits/plackett_luce.py`).",
+        "Its regret O(n^{3/2} sqrt T) is no better than CombBand's O(n sqrt(T log n)); its advantage is time.",
+        "For T below n^3 the bound exceeds the trivial one: one scalar per round has little information on n items.",
     ]
     study.not_reproduced.append(
         NotReproduced(
@@ -132,8 +133,8 @@ def _identities(study: Study, rng: np.random.Generator) -> None:
         covariance = np.einsum("p,pi,pj->ij", law, positions, positions) - np.outer(mean, mean)
         closed = max(closed, float(np.abs(plackett_luce.position_covariance(losses) - covariance).max()))
         inverse = np.linalg.inv(uniform_second_moment(items))
-        found = np.einsum("pi,ij,pj->p", rankings, inverse, rankings)
-        leverage = max(leverage, float(np.abs(found - items).max()))
+        leverages = np.einsum("pi,ij,pj->p", rankings, inverse, rankings)
+        leverage = max(leverage, float(np.abs(leverages - items).max()))
     statement = "the estimate of the hidden vector is unbiased"
     _identity(study, "unbiased", statement, "lemma", bias["BanditRank"], cases)
     _identity(study, "unbiased-combband", f"{statement} (CombBand)", "Cesa-Bianchi and Lugosi", bias["CombBand"], cases)
@@ -144,7 +145,7 @@ def _identities(study: Study, rng: np.random.Generator) -> None:
 
 
 def _lemma(study: Study, rng: np.random.Generator, laws: int) -> None:
-    """Check the Loewner order on random laws of 3 to 8 items, from almost uniform to almost certain ones."""
+    """Check the Loewner order on random distributions of 3 to 8 items, from almost uniform to almost deterministic."""
     least, checked, ratios = math.inf, 0, []
     sizes = range(3, 9)
     for items in sizes:
@@ -178,20 +179,20 @@ def _lemma(study: Study, rng: np.random.Generator, laws: int) -> None:
 def play(name: str, items: int, rounds: int, replications: int, rng: np.random.Generator) -> np.ndarray:
     """Return regret against the best fixed ranking, ``(replications,)``.
 
-    Each round one item counts, drawn by popularity 1/rank: the loss is its position over n, in (0, 1].
+    In each round one item is drawn with popularity 1/rank; the loss is its position over n, in (0, 1].
     """
     kind, rates, _ = KINDS[name]
     policy = kind(replications, items, *rates(items, rounds))
-    environment, own = rng.spawn(2)
+    environment_rng, policy_rng = rng.spawn(2)
     popularity = 1 / np.arange(1, items + 1)
     popularity /= popularity.sum()
     rows, loss, counts = np.arange(replications), np.zeros(replications), np.zeros((replications, items))
     for _ in range(rounds):
-        item = environment.choice(items, size=replications, p=popularity)
-        positions = policy.select(own)
-        suffered = positions[rows, item] / items
-        policy.update(positions, suffered)
-        loss += suffered
+        item = environment_rng.choice(items, size=replications, p=popularity)
+        positions = policy.select(policy_rng)
+        round_loss = positions[rows, item] / items
+        policy.update(positions, round_loss)
+        loss += round_loss
         counts[rows, item] += 1
     best = (-np.sort(-counts, 1) * np.arange(1, items + 1)).sum(1) / items
     return loss - best
@@ -199,16 +200,33 @@ def play(name: str, items: int, rounds: int, replications: int, rng: np.random.G
 
 def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: int) -> None:
     items = 5
-    found = {
+    regrets = {
         (name, rounds): play(name, items, rounds, replications, np.random.default_rng([seed, rounds]))
         for name in KINDS
         for rounds in horizons
     }
-    for (name, rounds), values in found.items():
+    _record_regret(study, regrets)
+    _claim_bounds(study, items, horizons, regrets)
+    _claim_growth(study, horizons, regrets)
+    _claim_comparable(study, items, horizons[-1], regrets)
+    lines = {}
+    for name, (_, _, bound) in KINDS.items():
+        lines[name] = spread_line(horizons, np.array([regrets[name, rounds] for rounds in horizons]), COLORS[name])
+        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], COLORS[name], True)
+    svg = draw_lines("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
+    study.figures.append(Figure(svg, "Mean regret with one standard deviation, and the bounds that we derived."))
+
+
+def _record_regret(study: Study, regrets: Regrets) -> None:
+    for (name, rounds), values in regrets.items():
         for replication, value in enumerate(values):
             study.record("regret", name, replication, "regret", value, rounds)
+
+
+def _claim_bounds(study: Study, items: int, horizons: tuple[int, ...], regrets: Regrets) -> None:
     for name, (_, _, bound) in KINDS.items():
-        margins = {rounds: interval(bound(items, rounds) - found[name, rounds]) for rounds in horizons}
+        replications = len(regrets[name, horizons[0]])
+        margins = {rounds: interval(bound(items, rounds) - regrets[name, rounds]) for rounds in horizons}
         closest = min(margins.values(), key=lambda margin: margin.estimate)
         study.claims.append(
             Claim.from_interval(
@@ -217,7 +235,7 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
                 statement="regret O(n^{3/2} sqrt T)" if name == "BanditRank" else "regret O(n sqrt(T log n))",
                 where="theorem" if name == "BanditRank" else "Cesa-Bianchi and Lugosi",
                 measured="; ".join(
-                    f"T {rounds:,}: {interval(found[name, rounds])}, bound {number(bound(items, rounds))}"
+                    f"T {rounds:,}: {interval(regrets[name, rounds])}, bound {number(bound(items, rounds))}"
                     for rounds in horizons
                 ),
                 seeds=replications,
@@ -225,8 +243,11 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
                 note="n = 5; rates and constants are ours",
             )
         )
+
+
+def _claim_growth(study: Study, horizons: tuple[int, ...], regrets: Regrets) -> None:
     growth = interval(
-        np.log(found["BanditRank", horizons[-1]] / found["BanditRank", horizons[-2]].mean()) / math.log(4)
+        np.log(regrets["BanditRank", horizons[-1]] / regrets["BanditRank", horizons[-2]].mean()) / math.log(4)
     )
     study.claims.append(
         Claim(
@@ -235,17 +256,19 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
             "theorem",
             f"T to the power {growth} from {horizons[-2]:,} to {horizons[-1]:,} rounds",
             "supported" if growth.low <= 0.5 <= growth.high else "refuted" if growth.low > 0.65 else "inconclusive",
-            replications,
+            len(regrets["BanditRank", horizons[-1]]),
             paper_value="0.5",
             estimate=growth.estimate,
             low=growth.low,
             high=growth.high,
             unit="exponent of T",
-            note="before the limit: exploration is still a large share; refuted only if above 0.65",
+            note="not asymptotic: exploration is still a large share; refuted only if above 0.65",
         )
     )
-    last = horizons[-1]
-    ratio = interval(found["BanditRank", last] / found["CombBand", last].mean())
+
+
+def _claim_comparable(study: Study, items: int, last: int, regrets: Regrets) -> None:
+    ratio = interval(regrets["BanditRank", last] / regrets["CombBand", last].mean())
     study.claims.append(
         Claim(
             "comparable",
@@ -253,26 +276,20 @@ def _regret(study: Study, seed: int, horizons: tuple[int, ...], replications: in
             "abstract",
             f"BanditRank's over CombBand's at T = {last:,}: {ratio}",
             "supported" if ratio.high < math.sqrt(items / math.log(items)) else "inconclusive",
-            replications,
+            len(regrets["BanditRank", last]),
             paper_value=f"at most about {number(math.sqrt(items / math.log(items)))}",
             estimate=ratio.estimate,
             low=ratio.low,
             high=ratio.high,
             unit="ratio of regrets",
-            note="comparable, not better: the bounds say that CombBand wins for many items",
+            note="comparable, not better: by the bounds, CombBand has less regret for many items",
         )
     )
-    lines = {}
-    for name, (_, _, bound) in KINDS.items():
-        lines[name] = spread_line(horizons, np.array([found[name, rounds] for rounds in horizons]), COLORS[name])
-        lines[f"{name}'s bound"] = Line(horizons, [bound(items, t) for t in horizons], COLORS[name], True)
-    svg = draw_lines("regret", "regret over rounds", {"n = 5": lines}, "rounds", "regret", 1, "xy", (8.0, 3.6))
-    study.figures.append(Figure(svg, "Mean regret with one standard deviation, and the bounds of our own derivation."))
 
 
 def seconds_per_step(policy: BanditPolicy, repeats: int, at_least: float = 0.05) -> np.ndarray:
     """Return seconds of one step of one replication, ``(repeats,)``."""
-    rng, found = np.random.default_rng(0), []
+    rng, seconds = np.random.default_rng(0), []
     loss = np.full(policy.replications, 0.5)
     policy.update(policy.select(rng), loss)
     for _ in range(repeats):
@@ -280,8 +297,8 @@ def seconds_per_step(policy: BanditPolicy, repeats: int, at_least: float = 0.05)
         while time.perf_counter() - start < at_least:
             policy.update(policy.select(rng), loss)
             steps += 1
-        found.append((time.perf_counter() - start) / steps / policy.replications)
-    return np.array(found)
+        seconds.append((time.perf_counter() - start) / steps / policy.replications)
+    return np.array(seconds)
 
 
 def _speed(study: Study, repeats: int) -> None:
@@ -293,15 +310,16 @@ def _speed(study: Study, repeats: int) -> None:
         for n, row in zip(sizes[name], measured, strict=True):
             for repeat, value in enumerate(row):
                 study.record("seconds", name, repeat, "seconds per step", value, n)
-    own, other = seconds["BanditRank"], seconds["CombBand"]
-    exponent = interval(np.log(own[-1] / own[-3]) / math.log(4))
+    bandit_rank, comb_band = seconds["BanditRank"], seconds["CombBand"]
+    exponent = interval(np.log(bandit_rank[-1] / bandit_rank[-3]) / math.log(4))
     study.claims.append(
         Claim(
             "time",
             "a step takes O(n^3)",
             "abstract",
-            f"seconds grow like n to the power {exponent} from n = 16 to 64; {number(1 / np.median(own[1]))} steps/s "
-            f"at n = 5, {number(1 / np.median(own[-2]))} at n = 32",
+            f"seconds grow like n to the power {exponent} from n = 16 to 64; "
+            f"{number(1 / np.median(bandit_rank[1]))} steps/s at n = 5, "
+            f"{number(1 / np.median(bandit_rank[-2]))} at n = 32",
             "supported" if exponent.high < 3.3 else "refuted" if exponent.low > 3.3 else "inconclusive",
             repeats,
             paper_value="3",
@@ -309,22 +327,22 @@ def _speed(study: Study, repeats: int) -> None:
             low=exponent.low,
             high=exponent.high,
             unit="exponent of n",
-            note="8 replications side by side; 3.3 leaves room for caches that overflow",
+            note="8 parallel replications; 3.3 leaves room for caches that overflow",
         )
     )
-    wall = interval(np.log2(other[-1] / own[3]))
-    growth = np.median(other[-1]) / np.median(other[-2])
+    log_ratio = interval(np.log2(comb_band[-1] / bandit_rank[3]))
+    growth = np.median(comb_band[-1]) / np.median(comb_band[-2])
     study.claims.append(
         Claim.from_interval(
-            wall,
+            log_ratio,
             claim="faster-than-combband",
             statement="CombBand's steps need permanents, BanditRank's do not",
             where="abstract",
-            measured=f"at n = 7 exact CombBand takes {2**wall.estimate:.1f} times as long [{2**wall.low:.1f}, "
-            f"{2**wall.high:.1f}], and from n = 6 to 7 its seconds grow by {growth:.1f}",
+            measured=f"at n = 7 exact CombBand takes {2**log_ratio.estimate:.1f} times as long "
+            f"[{2**log_ratio.low:.1f}, {2**log_ratio.high:.1f}], and from n = 6 to 7 its seconds grow by {growth:.1f}",
             seeds=repeats,
             unit="log2 of the ratio of seconds",
-            note="CombBand by enumeration of n! rankings, which is the wall: 8 items would be 40,320",
+            note="CombBand enumerates n! rankings: 40,320 for 8 items",
         )
     )
     lines = {name: Line(sizes[name], np.median(seconds[name], 1), COLORS[name]) for name in KINDS}

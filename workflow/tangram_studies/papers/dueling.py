@@ -1,7 +1,8 @@
 """Reducing dueling bandits to cardinal bandits (Ailon, Karnin and Joachims 2014, arXiv 1405.3396).
 
-The paper's 15 panels (five arm sets, three links) and its arXiv.org panel, the sensitivity to UCB's alpha that the
-figures leave open, the growth of regret, the tail that makes a machine alpha-robust, and what has been found since.
+The study measures the paper's 15 panels (five arm sets, three links) and its arXiv.org panel, the sensitivity to UCB's
+alpha (which the figures do not state), the growth of regret, the tail bound of alpha-robust machines, and modern
+baselines.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from tangram.report.document import Figure, Table
 from tangram.report.style import number
 from tangram_studies.bandits.environments import ARXIV, LINKS, UTILITIES, Duels, preferences_of
 from tangram_studies.bandits.machines import UCB
-from tangram_studies.bandits.simulation import numba_is_there, simulate_duels
+from tangram_studies.bandits.simulation import has_numba, simulate_duels
 from tangram_studies.plots import PALETTE, Line, draw_lines, spread_line
 from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, Verdict, interval
 
 ALPHA = 3.0
 PAPER = ("sparring", "multisbm", "doubler")
-OLDER = ("interleaved-filter", "beat-the-mean")  # with the constants of their proofs
-NARROW = {"interleaved-filter, narrow": 1.0, "beat-the-mean, narrow": 1.0}  # and with those used in practice
+OLDER = ("interleaved-filter", "beat-the-mean")  # constants of their proofs
+NARROW = {"interleaved-filter, narrow": 1.0, "beat-the-mean, narrow": 1.0}  # constants used in practice
 MODERN = ("double-thompson", "rucb", "versatile-db")
 ARXIV_PANEL = "arXiv.org"
 NAMES = {
@@ -45,9 +46,16 @@ PANELS = [(arms, link) for link in LINKS for arms in UTILITIES]
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study: replications of the paper's and older policies, of modern ones, and of growth; rounds.
+    """The size of the study.
 
-    Growth is followed for a power of 2 of rounds, compiled and not; the tail has a gap, rounds and replications.
+    Attributes:
+        replications: replications of the paper's and of older policies.
+        few: replications of modern policies.
+        longest: replications of the growth experiment.
+        rounds: rounds of all panels.
+        checkpoints: numbers of rounds at which regret is recorded.
+        growth_powers: log2 of the rounds of the growth experiment, with and without numba.
+        tail: gap, rounds and replications of the tail experiment.
     """
 
     replications: int
@@ -63,7 +71,7 @@ SCALES = {"small": Scale(100, 20, 24), "full": Scale(400, 100, 50)}
 
 
 def panel_name(arms: str, link: str) -> str:
-    """Return how a panel is called."""
+    """Return a panel's name."""
     return f"{link} {arms}"
 
 
@@ -79,12 +87,12 @@ def all_panels(replications: int, rng: np.random.Generator) -> Duels:
 
 
 def over_panels(differences: Mapping[str, Interval], digits: int = 2) -> tuple[Verdict, str]:
-    """Return what many intervals say of the claim that all are above zero, and how many are."""
-    above = sum(found.low > 0 for found in differences.values())
-    below = [name for name, found in differences.items() if found.high < 0]
+    """Return the verdict on the claim that all differences are positive, and a summary of them."""
+    above = sum(difference.low > 0 for difference in differences.values())
+    below = [name for name, difference in differences.items() if difference.high < 0]
     verdict: Verdict = "supported" if above == len(differences) else "refuted" if below else "inconclusive"
     least = min(differences.items(), key=lambda entry: entry[1].estimate)
-    text = f"above zero beyond doubt in {above} of {len(differences)}"
+    text = f"significantly above zero in {above} of {len(differences)}"
     return verdict, f"{text}{f', below in {len(below)}' if below else ''}; least: {least[1]} ({least[0]})"
 
 
@@ -92,7 +100,7 @@ class _Grid:
     """Regret on all panels by policy: arrays ``(checkpoints, panels, replications)``."""
 
     def __init__(self, seed: np.random.SeedSequence, scale: Scale, threads: int):
-        self.found: dict[str, np.ndarray] = {}
+        self.regrets: dict[str, np.ndarray] = {}
         for name, child in zip(NAMES, seed.spawn(len(NAMES)), strict=True):
             count = scale.few if name in MODERN else scale.replications
             environment = all_panels(count, np.random.default_rng(child.spawn(1)[0]))
@@ -101,29 +109,29 @@ class _Grid:
             curves = simulate_duels(
                 policy, environment, scale.rounds, scale.checkpoints, child, "auto", threads, **options
             )
-            self.found[name] = curves.reshape(len(scale.checkpoints), len(ALL_PANELS), count)
+            self.regrets[name] = curves.reshape(len(scale.checkpoints), len(ALL_PANELS), count)
 
     def final(self, name: str, panel: str, checkpoint: int = -1) -> np.ndarray:
-        """Return regret at a checkpoint, the last one without, ``(replications,)``."""
-        return self.found[name][checkpoint, ALL_PANELS.index(panel)]
+        """Return regret at a checkpoint, by default the last, ``(replications,)``."""
+        return self.regrets[name][checkpoint, ALL_PANELS.index(panel)]
 
     def difference(self, worse: str, better: str, panel: str) -> Interval:
-        """Return how much more regret one policy has, by Welch's interval: replications are independent."""
+        """Return the difference of two policies' mean regret with Welch's interval, as replications are independent."""
         return welch(self.final(worse, panel), self.final(better, panel))
 
 
-def welch(one: np.ndarray, other: np.ndarray) -> Interval:
-    """Return the difference of two means of independent samples with its 95 % interval."""
+def welch(left: np.ndarray, right: np.ndarray) -> Interval:
+    """Return the difference of the means of independent samples, ``left - right``, with its 95 % interval."""
     from scipy.stats import t, ttest_ind
 
-    test = ttest_ind(one, other, equal_var=False)
-    error = math.hypot(one.std(ddof=1) / math.sqrt(len(one)), other.std(ddof=1) / math.sqrt(len(other)))
-    estimate, half = float(one.mean() - other.mean()), float(t.ppf(0.975, test.df)) * error
+    test = ttest_ind(left, right, equal_var=False)
+    error = math.hypot(left.std(ddof=1) / math.sqrt(len(left)), right.std(ddof=1) / math.sqrt(len(right)))
+    estimate, half = float(left.mean() - right.mean()), float(t.ppf(0.975, test.df)) * error
     return Interval(estimate, estimate - half, estimate + half)
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks."""
+    """Run the study for the rule."""
     study = reproduce(SCALES[job.studies.scale], job.runtime.seed, job.runtime.threads)
     study.about = f"scale {job.studies.scale}"
     return study
@@ -133,9 +141,9 @@ def reproduce(scale: Scale, seed: int, threads: int = 1) -> Study:
     """Return the finished study.
 
     Args:
-        scale: its size.
-        seed: every random number follows from it.
-        threads: replications at once, where they are compiled.
+        scale: size of the study.
+        seed: seed of all random numbers.
+        threads: parallel replications of compiled policies.
     """
     study = Study("dueling", "Reducing dueling bandits to cardinal bandits", "1405.3396")
     sequences = np.random.SeedSequence(seed).spawn(4)
@@ -147,24 +155,24 @@ def reproduce(scale: Scale, seed: int, threads: int = 1) -> Study:
     _modern(study, grid, scale.few)
     study.notes += [
         f"{scale.rounds:,} rounds as in the paper; {scale.replications} replications (the paper has 400), {scale.few} "
-        "of the modern baselines; every replication has its own labels of the arms.",
-        f"UCB's alpha in the paper's figures was not found: {ALPHA:g} here, as in both public C++ replications; the "
+        "of the modern baselines; arms have shuffled labels in every replication.",
+        f"The paper does not state UCB's alpha in its figures: {ALPHA:g} here, as in both public C++ replications; the "
         "sensitivity is shown.",
         "Interleaved filter and beat the mean are shown with the intervals of their proofs (4 ln(T K^2) under a root; "
-        "3 gamma^2 with gamma = 1) and with narrow ones (both constants 1), which serve them better; which ones the "
-        "paper's figures have was not found.",
-        "The increments of Doubler still grow faster than its law: UCB's bonus for the best arm still shrinks there.",
+        "3 gamma^2 with gamma = 1) and with narrow ones (both constants 1), which perform better; the paper does "
+        "not state which its figures use.",
+        "The increments of Doubler grow faster than its asymptotic law: UCB's bonus for the best arm still decreases.",
         "Regret is the mean of both arms' (the paper's), half of what some later papers count.",
     ]
     study.not_reproduced += [
         NotReproduced(
             "infinitely many arms (Doubler over a linear bandit)",
             "the theorem has no experiment in the paper",
-            "give `Doubler` a machine of your own: `advance`, `feedback`, `reset`",
+            "pass `Doubler` a machine with `advance`, `feedback` and `reset`",
         ),
         NotReproduced(
             "the constants of theorem 2 (MultiSBM)",
-            "the full text was not at hand: only orders of growth are tested",
+            "the full text could not be read: only orders of growth are tested",
             "compare the last figure with the theorem",
         ),
     ]
@@ -182,7 +190,7 @@ def _panels(study: Study, grid: _Grid, scale: Scale) -> None:
     synthetic = ALL_PANELS[:-1]
     first = {panel: grid.difference("multisbm", "sparring", panel) for panel in synthetic}
     second = {panel: grid.difference("doubler", "multisbm", panel) for panel in synthetic}
-    for claim, statement, found in (
+    for claim, statement, differences in (
         ("sparring-first", "Sparring has less regret than MultiSBM on all 15 panels", first),
         ("multisbm-second", "MultiSBM has less regret than Doubler on all 15 panels", second),
         *(
@@ -194,8 +202,8 @@ def _panels(study: Study, grid: _Grid, scale: Scale) -> None:
             for older in (*OLDER, *NARROW)
         ),
     ):
-        verdict, text = over_panels(found)
-        least = min(found.values(), key=lambda interval: interval.estimate)
+        verdict, text = over_panels(differences)
+        least = min(differences.values(), key=lambda interval: interval.estimate)
         study.claims.append(
             Claim(
                 claim,
@@ -222,16 +230,20 @@ def _panels(study: Study, grid: _Grid, scale: Scale) -> None:
                 unit="regret",
             )
         )
+    _draw_panels(study, grid, scale)
+
+
+def _draw_panels(study: Study, grid: _Grid, scale: Scale) -> None:
     lines = {
         panel: {
             NAMES[name]: spread_line(
-                scale.checkpoints, grid.found[name][:, ALL_PANELS.index(panel)], COLORS[name], name not in PAPER
+                scale.checkpoints, grid.regrets[name][:, ALL_PANELS.index(panel)], COLORS[name], name not in PAPER
             )
             for name in NAMES
         }
         for panel in ALL_PANELS
     }
-    right = ALL_PANELS[3::4]  # only they have room for names
+    right = ALL_PANELS[3::4]  # only the last column has room for names
     svg = draw_lines("panels", "regret, 16 panels", lines, "rounds", "regret", 4, "x", (16.0, 2.7), right)
     study.figures.append(
         Figure(svg, "Mean cumulative regret over rounds, bands of one standard deviation; dashed: not of this paper.")
@@ -244,22 +256,22 @@ def _alpha(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: in
     means: dict[str, list[float]] = {name: [] for name in PAPER}
     differences: dict[str, Interval] = {}
     for alpha, child in zip(values, seed.spawn(len(values)), strict=True):
-        found = {}
-        for name, own in zip(PAPER, child.spawn(len(PAPER)), strict=True):
-            rng = np.random.default_rng(own.spawn(1)[0])
+        regrets = {}
+        for name, sequence in zip(PAPER, child.spawn(len(PAPER)), strict=True):
+            rng = np.random.default_rng(sequence.spawn(1)[0])
             environment = Duels.of_utilities(UTILITIES["arith"], "linear", replications, rng)
-            curve = simulate_duels(name, environment, rounds, [rounds], own, threads=threads, alpha=alpha)
-            found[name] = curve[-1]
-            means[name].append(float(found[name].mean()))
+            curve = simulate_duels(name, environment, rounds, [rounds], sequence, threads=threads, alpha=alpha)
+            regrets[name] = curve[-1]
+            means[name].append(float(regrets[name].mean()))
             study.record("alpha", NAMES[name], 0, "mean regret", means[name][-1], alpha)
-        differences[f"alpha {alpha:g}: MultiSBM over Sparring"] = welch(found["multisbm"], found["sparring"])
-        differences[f"alpha {alpha:g}: Doubler over MultiSBM"] = welch(found["doubler"], found["multisbm"])
+        differences[f"alpha {alpha:g}: MultiSBM over Sparring"] = welch(regrets["multisbm"], regrets["sparring"])
+        differences[f"alpha {alpha:g}: Doubler over MultiSBM"] = welch(regrets["doubler"], regrets["multisbm"])
     verdict, text = over_panels(differences)
     least = min(differences.values(), key=lambda interval: interval.estimate)
     study.claims.append(
         Claim(
             "alpha",
-            "the order does not hang on UCB's alpha",
+            "the order does not depend on UCB's alpha",
             "section 6 leaves alpha open",
             text,
             verdict,
@@ -275,12 +287,14 @@ def _alpha(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: in
     svg = draw_lines(
         "alpha", "regret over alpha", lines, "alpha", f"regret after {scale.rounds:,} rounds", 1, "", (7.0, 3.2)
     )
-    study.figures.append(Figure(svg, "How much UCB's alpha matters: less exploration is better here, the order stays."))
+    study.figures.append(
+        Figure(svg, "Sensitivity to UCB's alpha: less exploration is better here, the order does not change.")
+    )
 
 
 def _growth(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: int) -> None:
-    """Compare how much regret grows over two equal factors of 8: 1 for ln T, 1.19 for its square, more beyond."""
-    replications, last = scale.longest, scale.growth_powers[not numba_is_there()]
+    """Measure the ratio of regret increments over two factors of 8 in rounds: 1 for ln T, 1.19 for its square."""
+    replications, last = scale.longest, scale.growth_powers[not has_numba()]
     powers = list(range(max(1, last - 12), last + 1))
     spread = (last - 6, last - 3, last)
     expected = {
@@ -295,7 +309,7 @@ def _growth(study: Study, seed: np.random.SeedSequence, scale: Scale, threads: i
         points = [2**p for p in powers]
         curves = simulate_duels(name, environment, points[-1], points, child, threads=threads, alpha=ALPHA)
         low, middle, high = (curves[powers.index(p)] for p in spread)
-        # A ratio of means by the jackknife: one replication's increments are too noisy to divide.
+        # Jackknife of the ratio of means: single replications' increments are too noisy to divide.
         ratio = jackknife_ratio(high - middle, middle - low)
         for replication, value in enumerate(curves[-1]):
             study.record("growth", NAMES[name], replication, "regret", value, points[-1])
@@ -330,12 +344,12 @@ def jackknife_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Interval:
     n = len(numerator)
     ratio = numerator.mean() / denominator.mean()
     left_out = (numerator.sum() - numerator) / (denominator.sum() - denominator)
-    found = interval(n * ratio - (n - 1) * left_out)
-    return Interval(float(ratio), found.low + ratio - found.estimate, found.high + ratio - found.estimate)
+    pseudo = interval(n * ratio - (n - 1) * left_out)
+    return Interval(float(ratio), pseudo.low + ratio - pseudo.estimate, pseudo.high + ratio - pseudo.estimate)
 
 
 def _tail(study: Study, seed: np.random.SeedSequence, scale: Scale) -> None:
-    """Count how often UCB plays a suboptimal arm too often (definition of alpha-robust)."""
+    """Count the replications in which UCB exceeds the limit of suboptimal plays (definition of alpha-robust)."""
     gap, horizon, copies = scale.tail
     rows: list[list[str]] = []
     for alpha, child in zip((1.0, 2.0, 3.0), seed.spawn(3), strict=True):
@@ -368,7 +382,7 @@ def _tail(study: Study, seed: np.random.SeedSequence, scale: Scale) -> None:
                     low=low,
                     high=high,
                     unit="share of replications",
-                    note="alpha = 1; for 2 and 3 the bound is below what so many replications can tell",
+                    note="alpha = 1; the bounds for 2 and 3 are too small for this number of replications",
                 )
             )
     columns = ["alpha", "s", "most plays", "above s", "bound"]
@@ -379,15 +393,15 @@ def _tail(study: Study, seed: np.random.SeedSequence, scale: Scale) -> None:
 
 def _modern(study: Study, grid: _Grid, few: int) -> None:
     for name in MODERN:
-        found = {panel: grid.difference(name, "sparring", panel) for panel in ALL_PANELS}
-        verdict, text = over_panels(found)
+        differences = {panel: grid.difference(name, "sparring", panel) for panel in ALL_PANELS}
+        verdict, text = over_panels(differences)
         ratios = [grid.final("sparring", panel).mean() / grid.final(name, panel).mean() for panel in ALL_PANELS]
-        least = min(found.values(), key=lambda interval: interval.estimate)
+        least = min(differences.values(), key=lambda interval: interval.estimate)
         study.claims.append(
             Claim(
                 f"modern-{name}",
                 f"Sparring over UCB({ALPHA:g}) still has less regret than {NAMES[name]}, on all 16 panels",
-                "not of this paper: a baseline since then",
+                "not of this paper: a later baseline",
                 f"{text}; Sparring's regret is {min(ratios):.1f} to {max(ratios):.1f} times as large",
                 verdict,
                 few,

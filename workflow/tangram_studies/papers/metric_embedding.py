@@ -1,4 +1,4 @@
-"""Semi-supervised deep learning by metric embedding (arXiv 1611.01449): few labels, many images without."""
+"""Semi-supervised deep learning by metric embedding (arXiv 1611.01449): few labels, many unlabeled images."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tangram_studies.experiments import (
     Split,
     command,
     curves_of,
+    describe,
     follow,
     grid,
     load_splits,
     mean_seconds,
     stopwatch,
     tune_and_repeat,
-    words,
     workers,
 )
 from tangram_studies.metric_learning import baselines
@@ -43,15 +43,15 @@ CROSS_ENTROPY, CE_ENTROPY = "cross-entropy", "cross-entropy + entropy"
 MODERN = "SupCon + NT-Xent"
 UNTRAINED, PIXELS = "untrained net", "raw pixels"
 READOUTS = {"nearest": "nearest neighbor", "linear": "linear readout"}
-PER_CLASS = {1: 10, 3: 400}  # labels, by channels: 100 of MNIST in all, 4,000 of CIFAR-10
+PER_CLASS = {1: 10, 3: 400}  # labels per class by number of channels: 100 of MNIST in all, 4,000 of CIFAR-10
 FEW_LABELS, ALL_LABELS = "few labels", "all labels"
-MAPPED = 400
-FOLLOWED = 6
+MAPPED = 400  # number of test images in a scatter plot of embeddings
+FOLLOWED = 6  # number of points of a learning curve
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study; every step sees ``queries + unlabeled`` images and one reference of each class."""
+    """The size of the study; every step has ``queries + unlabeled`` images and one reference of each class."""
 
     validation: int
     test: int
@@ -60,7 +60,7 @@ class Scale:
     unlabeled: int
     width: int
     dimensions: int
-    known: int  # labeled images that the readouts with all labels know
+    readout: int  # number of labeled images of the readouts with all labels
 
 
 SCALES = {
@@ -87,67 +87,66 @@ ALL = {
 def _step_loss(
     run: Run, net: ConvNet, classifier: nn.Linear, labeled: Split, unlabeled: torch.Tensor, scale: Scale
 ) -> StepLoss:
-    """Return an arm's loss of a step; every arm sees the same number of images in it."""
+    """Return an arm's loss of a step; all arms have the same number of images per step."""
     pool = LabeledPool(labeled.labels)
     device = labeled.images.device
     labels = labeled.labels.to(device)
     total = pool.classes + scale.queries + scale.unlabeled
-    without = {LABELS_ONLY, CROSS_ENTROPY}
-    # With all labels there is nothing without: the arms are the supervised ones.
-    free = 0 if run.arm in without or len(unlabeled) == 0 else scale.unlabeled
+    # Without unlabeled images, as with all labels, the arms are the supervised ones.
+    free = 0 if run.arm in (LABELS_ONLY, CROSS_ENTROPY) or len(unlabeled) == 0 else scale.unlabeled
 
-    def others(tickets: torch.Tensor) -> torch.Tensor:
-        return unlabeled[(tickets[:free] % max(1, len(unlabeled))).to(device)]
+    def others(indices: torch.Tensor) -> torch.Tensor:
+        return unlabeled[(indices[:free] % max(1, len(unlabeled))).to(device)]
 
-    def metric(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+    def metric(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         references = pool.anchors(generator)
         classes = torch.arange(total - pool.classes - free) % pool.classes
         queries = pool.another(references[classes], generator)
-        images = torch.cat([labeled.images[torch.cat([references, queries]).to(device)], others(tickets)])
-        anchors, asked, rest = net(images).split([pool.classes, len(queries), free])
+        images = torch.cat([labeled.images[torch.cat([references, queries]).to(device)], others(indices)])
+        anchors, positives, free_embeddings = net(images).split([pool.classes, len(queries), free])
         weight = 0.0 if run.arm == NORM_ONLY else 1.0
         squared = bool(run.setting["squared"])
         return metric_embedding_loss(
-            asked, labels[queries.to(device)], anchors, rest if free else None, weight, squared
+            positives, labels[queries.to(device)], anchors, free_embeddings if free else None, weight, squared
         ), {}
 
-    def classify(tickets: torch.Tensor, _: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets[: total - free] % len(labeled)).to(device)
-        images = torch.cat([labeled.images[chosen], others(tickets)]) if free else labeled.images[chosen]
+    def classify(indices: torch.Tensor, _: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = (indices[: total - free] % len(labeled)).to(device)
+        images = torch.cat([labeled.images[chosen], others(indices)]) if free else labeled.images[chosen]
         logits = classifier(functional.relu(net(images)))
         loss = functional.cross_entropy(logits[: len(chosen)], labels[chosen])
         if free:
             loss = loss + run.setting["weight"] * entropy(functional.log_softmax(logits[len(chosen) :], -1)).mean()
         return loss, {}
 
-    def contrast(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets[: total - free] % len(labeled)).to(device)
-        plain = unlabeled[(tickets[: free // 2] % len(unlabeled)).to(device)]
+    def contrast(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = (indices[: total - free] % len(labeled)).to(device)
+        plain = unlabeled[(indices[: free // 2] % len(unlabeled)).to(device)]
         views = [shift_and_mirror(plain, 3, False, generator) for _ in range(2)]
         embeddings = net(torch.cat([labeled.images[chosen], *views]))
-        known, first, second = embeddings.split([len(chosen), free // 2, free // 2])
+        supervised, first, second = embeddings.split([len(chosen), free // 2, free // 2])
         temperature = run.setting["temperature"]
-        loss = baselines.supervised_contrastive(temperature)(known, labels[chosen])
+        loss = baselines.supervised_contrastive(temperature)(supervised, labels[chosen])
         return loss + baselines.nt_xent(first, second, temperature), {}
 
     return {CROSS_ENTROPY: classify, CE_ENTROPY: classify, MODERN: contrast}.get(run.arm, metric)
 
 
 def perform(run: Run, path: str, scale: Scale, device: str, all_labels: bool) -> Outcome:
-    """Train one arm with its seed's labels, and read classes from its embeddings of images that it never saw.
+    """Train one arm with its seed's labels, and evaluate readouts of its embeddings on held-out images.
 
-    Scores: accuracies ``nearest`` and ``linear`` from the labeled images, ``head`` of a classifier's own output, where
-    there is one, and ``objective``: the head's where it is trained, else the nearest neighbor's.
+    Scores: accuracies ``nearest`` and ``linear`` of readouts from the labeled images, ``head`` of a classifying arm's
+    output, and ``objective``: ``head`` if it exists, else ``nearest``.
     """
     everything, validation, test = load_splits(path, device, scale.validation, scale.test)
-    judged = validation if run.tuning else test
+    evaluated = validation if run.tuning else test
     if all_labels:
         labeled, unlabeled = everything, everything.images[:0]
-        k, known = 5, everything.take(torch.arange(min(scale.known, len(everything))))
+        k, references = 5, everything.take(torch.arange(min(scale.readout, len(everything))))
     else:
         labeled = everything.take(draw_per_class(everything.labels, PER_CLASS[everything.images.shape[1]], run.seed))
-        k, known = 1, labeled
-        unlabeled = everything.images  # the labeled are among them, as in the authors' code
+        k, references = 1, labeled
+        unlabeled = everything.images  # they include the labeled images, as in the authors' code
     torch.manual_seed(run.seed)
     classes = int(everything.labels.max()) + 1
     net = ConvNet(everything.images.shape[1], metric_layers(scale.width), 0, scale.dimensions, norm=True).to(device)
@@ -166,26 +165,27 @@ def perform(run: Run, path: str, scale: Scale, device: str, all_labels: bool) ->
         loss = _step_loss(run, net, classifier, labeled, unlabeled, scale)
         if run.seed == 0 and not run.tuning and not all_labels:
 
-            def judge() -> float:
-                one, other = represent(known.images), represent(validation.images)
-                return nearest_neighbor_accuracy(one, known.labels, other, validation.labels)
+            def evaluate() -> float:
+                embeddings, others = represent(references.images), represent(validation.images)
+                return nearest_neighbor_accuracy(embeddings, references.labels, others, validation.labels)
 
-            loss = follow(loss, judge, outcome, max(1, scale.steps // FOLLOWED))
+            loss = follow(loss, evaluate, outcome, max(1, scale.steps // FOLLOWED))
         with stopwatch(outcome):
             fit(nn.ModuleList([net, classifier]), loss, scale.steps, batch, run.setting["rate"], run.seed)
-    references, asked = represent(known.images), represent(judged.images)
-    outcome.scores["nearest"] = nearest_neighbor_accuracy(references, known.labels, asked, judged.labels, k)
+    embedded, queries = represent(references.images), represent(evaluated.images)
+    outcome.scores["nearest"] = nearest_neighbor_accuracy(embedded, references.labels, queries, evaluated.labels, k)
     outcome.scores["objective"] = outcome.scores["nearest"]
     if classifies:
         with torch.inference_mode():
-            found = classifier(asked.to(device)).argmax(-1).cpu()
-        outcome.scores["head"] = outcome.scores["objective"] = (found == judged.labels).float().mean().item()
+            predicted = classifier(queries.to(device)).argmax(-1).cpu()
+        outcome.scores["head"] = outcome.scores["objective"] = (predicted == evaluated.labels).float().mean().item()
     if not run.tuning:
-        outcome.scores["linear"] = linear_accuracy(references, known.labels, asked, judged.labels, iterations=100)
+        outcome.scores["linear"] = linear_accuracy(
+            embedded, references.labels, queries, evaluated.labels, iterations=100
+        )
         if run.seed == 0 and not all_labels:
-            both = flat(torch.cat([asked[:MAPPED], references]).numpy())
-            outcome.arrays["map"] = both
-            outcome.arrays["labels"] = torch.cat([judged.labels[:MAPPED], known.labels]).numpy()
+            outcome.arrays["map"] = flat(torch.cat([queries[:MAPPED], embedded]).numpy())
+            outcome.arrays["labels"] = torch.cat([evaluated.labels[:MAPPED], references.labels]).numpy()
             outcome.arrays["filters"] = net.filters.cpu().numpy()
     return outcome
 
@@ -202,22 +202,23 @@ def _record(study: Study, experiment: str, results: Results) -> None:
                 f"{experiment}, curve", arm, seed, "nearest accuracy on the validation split (%)", 100 * value, step
             )
     for run, value in results.tuning:
-        name = f"{run.arm}: {words(run.setting)}"
+        name = f"{run.arm}: {describe(run.setting)}"
         study.record(f"{experiment}, tuning", name, run.seed, "accuracy on the validation split (%)", 100 * value)
 
 
-def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) -> list[Claim]:
-    def difference(metric: str, one: str, other: str) -> Interval:
-        return study.paired(FEW_LABELS, f"{metric} accuracy (%)", one, other)
+def _over_head(study: Study, experiment: str) -> Interval:
+    """Return the nearest neighbor's accuracy minus that of the classifying net's output."""
+    rows = study.frame(experiment)
+    nearest, head = (
+        rows[(rows["arm"] == arm) & (rows["metric"] == f"{metric} accuracy (%)")].set_index("seed")["value"]
+        for arm, metric in ((METRIC, "nearest"), (CROSS_ENTROPY, "head"))
+    )
+    return interval((nearest - head).to_numpy())
 
-    def over_head(experiment: str) -> Interval:
-        """Return the nearest neighbor's accuracy minus that of the classifying net's own output."""
-        rows = study.frame(experiment)
-        ours, head = (
-            rows[(rows["arm"] == arm) & (rows["metric"] == f"{metric} accuracy (%)")].set_index("seed")["value"]
-            for arm, metric in ((METRIC, "nearest"), (CROSS_ENTROPY, "head"))
-        )
-        return interval((ours - head).to_numpy())
+
+def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) -> list[Claim]:
+    def difference(metric: str, arm: str, baseline: str) -> Interval:
+        return study.paired(FEW_LABELS, f"{metric} accuracy (%)", arm, baseline)
 
     decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
     claims = []
@@ -228,7 +229,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
                 claim=f"unlabeled images help, {title}",
                 statement="metric embedding with the entropy of unlabeled images beats the labeled alone",
                 where="sections 3 and 4",
-                note=f"{source}, {labels:,} labels drawn anew by every seed; the labels-only arm sees as many "
+                note=f"{source}, {labels:,} labels, another draw for every seed; the labels-only arm has as many "
                 "images a step",
             )
         )
@@ -244,7 +245,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     error = study.over_seeds(FEW_LABELS, "nearest error (%)", METRIC)
     claims.append(
         decide(
-            over_head(FEW_LABELS),
+            _over_head(study, FEW_LABELS),
             claim="nearest neighbor over a classifier with few labels",
             statement="read out by the nearest labeled image, it beats a net that classifies, same labels",
             where="section 4, table 1",
@@ -263,12 +264,12 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
     )
     claims.append(
         decide(
-            over_head(ALL_LABELS),
+            _over_head(study, ALL_LABELS),
             above=-1,
             claim="all labels, nearest neighbors near a classifying net",
             statement="with all labels, the embedding equals a cross-entropy net of equal cost (within 1 point)",
             where="section 4",
-            note=f"5 nearest of {scale.known:,} labeled images against the net's own output, same images and steps; "
+            note=f"5 nearest of {scale.readout:,} labeled images against the net's own output, same images and steps; "
             "a margin of 1 point is ours",
         )
     )
@@ -276,7 +277,7 @@ def _claims(study: Study, scale: Scale, seeds: int, source: str, labels: int) ->
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks; its threads are trainings side by side."""
+    """Run the study for the rule; its threads run parallel trainings."""
     settings, device = job.studies, job.runtime.device
     use_threads(1, device=device)
     study = reproduce(settings, SCALES[settings.scale], job.inputs["images"], device, job.runtime.threads)
@@ -288,17 +289,17 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
     """Return the finished study.
 
     Args:
-        settings: config section `studies`; only its scale does not count.
-        scale: the size.
+        settings: config section `studies`; ``scale`` replaces its scale.
+        scale: size of the study.
         images: npz of images.
-        device: where nets are trained.
-        processes: trainings side by side.
+        device: device of training.
+        processes: parallel trainings.
     """
     baselines.require()
     study = Study("metric_embedding", "Semi-supervised deep learning by metric embedding", "1611.01449")
-    with workers(processes) as mapped:
-        few = experiment(study, FEW_LABELS, scale, FEW, settings.seeds, images, device, mapped)
-        experiment(study, ALL_LABELS, scale, ALL, settings.seeds, images, device, mapped)
+    with workers(processes) as parallel_map:
+        few = experiment(study, FEW_LABELS, scale, FEW, settings.seeds, images, device, parallel_map)
+        experiment(study, ALL_LABELS, scale, ALL, settings.seeds, images, device, parallel_map)
     source = "Binarized MNIST" if settings.image_file is None else settings.image_file
     training, _, _ = load_splits(images, "cpu", scale.validation, scale.test)
     labels = PER_CLASS[training.images.shape[1]] * len(training.labels.unique())
@@ -311,14 +312,16 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
         "Deviations: AdamW with the pipeline's schedule in place of SGD, no checkpoint chosen on test images (the "
         "authors' code does), plain or squared distance chosen on the validation split (the paper writes squared, its "
         "code plain), and a query is never its own reference.",
-        f"The {scale.validation:,} validation images that choose the settings of every arm are more than the labels "
-        "that they learn from: the comparison is fair, the accuracies are a little high.",
-        "The paper's figures are quoted from notes that could not be checked against its PDF.",
-        f"Seconds of training, mean: {mean_seconds(study, FEW_LABELS, few)}. With all labels there is nothing for the "
-        f"entropy: '{METRIC}' and '{CROSS_ENTROPY}' are the supervised nets.",
+        f"The {scale.validation:,} validation images that select the settings of every arm outnumber the labels of "
+        "training, for all arms equally: the accuracies are slightly optimistic.",
+        "The paper's figures are quoted from secondary notes: its PDF could not be read.",
+        f"Seconds of training, mean: {mean_seconds(study, FEW_LABELS, few)}. With all labels there is no entropy "
+        f"term: '{METRIC}' and '{CROSS_ENTROPY}' are the supervised nets.",
         f"Against {MODERN} (pytorch-metric-learning, shifted views, same images per step), nearest neighbor: "
         f"{modern} points.",
-        f"Chosen: {'; '.join(f'{arm}: {words(setting)}' for arm, setting in few.chosen.items() if len(FEW[arm]) > 1)}.",
+        "Chosen settings: "
+        + "; ".join(f"{arm}: {describe(setting)}" for arm, setting in few.chosen.items() if len(FEW[arm]) > 1)
+        + ".",
     ]
     study.not_reproduced = [
         NotReproduced(
@@ -343,11 +346,11 @@ def experiment(
     seeds: int,
     images: str,
     device: str,
-    mapped: Map,
+    parallel_map: Map,
 ) -> Results:
-    """Tune and repeat all arms of one experiment, and record what they found in ``study``."""
+    """Tune and repeat all arms of one experiment, and record the results in ``study``."""
     train = functools.partial(perform, path=images, scale=scale, device=device, all_labels=name == ALL_LABELS)
-    results = tune_and_repeat(train, arms, seeds, "objective", mapped, f"study_metric_embedding, {name}")
+    results = tune_and_repeat(train, arms, seeds, "objective", parallel_map, f"study_metric_embedding, {name}")
     _record(study, name, results)
     return results
 

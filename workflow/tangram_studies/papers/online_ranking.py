@@ -1,4 +1,4 @@
-"""Online ranking (Ailon 2014, arXiv 1308.6797): OnlineRank against its bounds, older algorithms and a stronger one.
+"""Online ranking (Ailon 2014, arXiv 1308.6797): OnlineRank compared with its bounds and with other algorithms.
 
 The abstract claims regret O(n^{3/2} sqrt(T k)) with a matching lower bound in O(n log n) a round; the published version
 claims O(n sqrt(OPT) + n^2). Constants are derived here from the decomposition into pairs (`bandits/ranking.py`).
@@ -23,7 +23,7 @@ from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study, in
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study: replications of each experiment, where slow policies get ``few``, and rounds."""
+    """The size of the study: replications of each experiment (``few`` for slow policies), and rounds."""
 
     bounds: int
     few: int
@@ -50,10 +50,10 @@ COLORS = dict(zip((ONLINE_RANK, GRADIENT, PERTURBED, LEADER, PERMELEARN), PALETT
 
 
 def make_policy(name: str, replications: int, items: int, chosen: int, rounds: int) -> ranking.RankingPolicy:
-    """Return a policy with the rate that its own bound asks for.
+    """Return a policy with the learning rate that minimizes its regret bound.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     if name == ONLINE_RANK:
         return ranking.OnlineRank(replications, items, ranking.optimal_eta(items, chosen, rounds))
@@ -73,7 +73,7 @@ def make_policy(name: str, replications: int, items: int, chosen: int, rounds: i
 
 
 def regret_of(name: str, setting: tuple[int, int, int], sequence: str, replications: int, seed: int) -> np.ndarray:
-    """Return expected regret over each sequence's draws, ``(replications,)``."""
+    """Return the expected regret on each replication's sequence, ``(replications,)``."""
     items, chosen, rounds = setting
     policy = make_policy(name, replications, items, chosen, rounds)
     loss, best = run_ranking(policy, sequence, chosen, rounds, np.random.default_rng(seed))
@@ -81,14 +81,14 @@ def regret_of(name: str, setting: tuple[int, int, int], sequence: str, replicati
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks."""
+    """Run the study for the rule."""
     study = reproduce(SCALES[job.studies.scale], job.runtime.seed)
     study.about = f"scale {job.studies.scale}"
     return study
 
 
 def reproduce(scale: Scale, seed: int) -> Study:
-    """Return the finished study; every random number follows from the seed."""
+    """Return the finished study; ``seed`` determines all random numbers."""
     study = Study(
         "online_ranking", "Online ranking: discrete choice, Spearman correlation and other feedback", "1308.6797"
     )
@@ -98,10 +98,10 @@ def reproduce(scale: Scale, seed: int) -> Study:
     _small_loss(study, seed, scale.small_loss, scale.small_loss_rounds)
     _rounds_per_second(study, scale.repeats)
     study.notes += [
-        "Losses are expected ones: each round's positions enter with their mean, which is known exactly, so that only "
-        "the sequences are random. The samplers themselves are compared on their own.",
-        "All bounds' constants are our own derivation: Hedge on every pair of items.",
-        "Regret is against the best fixed ranking in hindsight. Every policy has the rate that its own bound asks for.",
+        "Losses are expected losses: the exact mean replaces each round's positions, so that only the sequences are "
+        "random. A separate experiment compares the samplers.",
+        "We derived the constants of all bounds: Hedge on every pair of items.",
+        "Regret is against the best fixed ranking in hindsight. Every policy has the rate that minimizes its bound.",
     ]
     study.not_reproduced.append(
         NotReproduced(
@@ -115,7 +115,7 @@ def reproduce(scale: Scale, seed: int) -> Study:
 
 @dataclass
 class _Regrets:
-    """Mean regrets by policy, sequence and setting; OnlineRank's distance to its bounds; rows of the table."""
+    """Mean regrets by policy, sequence and setting; OnlineRank's regret relative to its bounds; rows of the table."""
 
     means: dict[tuple[str, str, tuple[int, int, int]], float]
     below_upper: dict[str, Interval]
@@ -124,7 +124,7 @@ class _Regrets:
 
 
 def _measure_regrets(study: Study, seed: int, scale: Scale) -> _Regrets:
-    found = _Regrets({}, {}, [], [])
+    regrets = _Regrets({}, {}, [], [])
     for setting in scale.settings:
         items, chosen, rounds = setting
         upper, lower = ranking.upper_bound(*setting), ranking.lower_bound(*setting)
@@ -134,47 +134,47 @@ def _measure_regrets(study: Study, seed: int, scale: Scale) -> _Regrets:
             cells = []
             for name in names:
                 count = scale.few if name in (GRADIENT, PERMELEARN) else scale.bounds
-                count = 2 if sequence == "round-robin" else count  # it is the same every time
+                count = 2 if sequence == "round-robin" else count  # the sequence is deterministic
                 regret = regret_of(name, setting, sequence, count, seed)
                 for replication, value in enumerate(regret):
                     study.record(f"bounds: {label}", name, replication, "regret", value)
-                found.means[name, sequence, setting] = float(regret.mean())
+                regrets.means[name, sequence, setting] = float(regret.mean())
                 cells.append(number(regret.mean(), 4))
                 if name == ONLINE_RANK:
                     spread = interval(regret) if sequence != "round-robin" else Interval(*[float(regret[0])] * 3)
                     below = Interval(upper - spread.estimate, upper - spread.high, upper - spread.low)
-                    found.below_upper[label] = below
+                    regrets.below_upper[label] = below
                     if sequence == "iid":
-                        found.over_lower.append(interval(regret / lower))
+                        regrets.over_lower.append(interval(regret / lower))
             cells += [""] * (5 - len(cells))
             bounds = [number(upper, 4), number(lower, 4)]
-            found.rows.append([f"{items}", f"{chosen}", f"{rounds:,}", sequence, *bounds, *cells])
-    return found
+            regrets.rows.append([f"{items}", f"{chosen}", f"{rounds:,}", sequence, *bounds, *cells])
+    return regrets
 
 
 def _bounds(study: Study, seed: int, scale: Scale) -> None:
-    """Regret beside its bounds, and beside other policies' on the same sequences."""
-    found = _measure_regrets(study, seed, scale)
+    """Compare regret with its bounds and with that of other policies on the same sequences."""
+    regrets = _measure_regrets(study, seed, scale)
     study.claims += [
-        _upper_bound(found.below_upper, scale.bounds),
-        _lower_bound(found.over_lower, scale.bounds),
-        _leader_fails(found, scale),
-        _against_gradient(found, scale),
+        _upper_bound(regrets.below_upper, scale.bounds),
+        _lower_bound(regrets.over_lower, scale.bounds),
+        _leader_fails(regrets, scale),
+        _against_gradient(regrets, scale),
     ]
     columns = ["n", "k", "T", "sequence", "upper bound", "lower bound", "OnlineRank", "gradient", "perturbed", "leader"]
-    table = Table([*columns, "PermELearn"], found.rows, labels=4, title="Regret and bounds")
+    table = Table([*columns, "PermELearn"], regrets.rows, labels=4, title="Regret and bounds")
     study.figures.append(table)
 
 
 def _upper_bound(below: dict[str, Interval], replications: int) -> Claim:
-    kept = sum(found.low > 0 for found in below.values())
+    count = sum(margin.low > 0 for margin in below.values())
     least = min(below.items(), key=lambda entry: entry[1].estimate)
     return Claim(
         "upper-bound",
         "OnlineRank's regret is O(n^{3/2} sqrt(T k))",
         "abstract, theorem 1",
-        f"below (1/2) sqrt(n (n-1) k (n-k) T ln 2) in {kept} of {len(below)}, by {least[1]} or more ({least[0]})",
-        "supported" if kept == len(below) else "refuted",
+        f"below (1/2) sqrt(n (n-1) k (n-k) T ln 2) in {count} of {len(below)}, by {least[1]} or more ({least[0]})",
+        "supported" if count == len(below) else "refuted",
         replications,
         estimate=least[1].estimate,
         low=least[1].low,
@@ -185,14 +185,14 @@ def _upper_bound(below: dict[str, Interval], replications: int) -> Claim:
 
 
 def _lower_bound(over: list[Interval], replications: int) -> Claim:
-    near = all(found.low > 0.98 and found.high < 1.02 for found in over)
-    far = any(found.high < 0.98 or found.low > 1.02 for found in over)
-    furthest = max(over, key=lambda found: abs(found.estimate - 1))
+    near = all(ratio.low > 0.98 and ratio.high < 1.02 for ratio in over)
+    far = any(ratio.high < 0.98 or ratio.low > 1.02 for ratio in over)
+    furthest = max(over, key=lambda ratio: abs(ratio.estimate - 1))
     return Claim(
         "lower-bound",
         "the bound is tight: on uniform random subsets every policy has this regret",
         "matching lower bound",
-        f"measured over (1/2) sqrt(n (n-1) k (n-k) T / pi): {', '.join(str(found) for found in over)}",
+        f"measured over (1/2) sqrt(n (n-1) k (n-k) T / pi): {', '.join(str(ratio) for ratio in over)}",
         "supported" if near else "refuted" if far else "inconclusive",
         replications,
         paper_value="within 2 %",
@@ -204,8 +204,8 @@ def _lower_bound(over: list[Interval], replications: int) -> Claim:
     )
 
 
-def _leader_fails(found: _Regrets, scale: Scale) -> Claim:
-    failed = min(found.means[LEADER, "round-robin", setting] / setting[2] for setting in scale.settings)
+def _leader_fails(regrets: _Regrets, scale: Scale) -> Claim:
+    failed = min(regrets.means[LEADER, "round-robin", setting] / setting[2] for setting in scale.settings)
     return Claim(
         "leader-fails",
         "without randomness regret is linear",
@@ -219,15 +219,15 @@ def _leader_fails(found: _Regrets, scale: Scale) -> Claim:
     )
 
 
-def _against_gradient(found: _Regrets, scale: Scale) -> Claim:
+def _against_gradient(regrets: _Regrets, scale: Scale) -> Claim:
     ratios = {
-        (sequence, setting): found.means[GRADIENT, sequence, setting] / found.means[ONLINE_RANK, sequence, setting]
+        (sequence, setting): regrets.means[GRADIENT, sequence, setting] / regrets.means[ONLINE_RANK, sequence, setting]
         for setting in scale.settings
         for sequence in SEQUENCES
     }
     gains = [ratio for (sequence, _), ratio in ratios.items() if sequence != "iid"]  # on iid all are equal
     higher = sum(
-        found.means[GRADIENT, sequence, setting] > found.means[ONLINE_RANK, sequence, setting] * 1.02
+        regrets.means[GRADIENT, sequence, setting] > regrets.means[ONLINE_RANK, sequence, setting] * 1.02
         for sequence, setting in ratios
     )
     bounds = ranking.gradient_bound(40, 1, 1) / ranking.upper_bound(40, 1, 1)
@@ -247,17 +247,17 @@ def _against_gradient(found: _Regrets, scale: Scale) -> Claim:
 
 
 def _chosen(study: Study, seed: int, replications: int, rounds: int) -> None:
-    """Regret over the number of chosen items: what sqrt(k) the paper saves over Kalai and Vempala's analysis."""
+    """Measure regret over the number k of chosen items; the paper improves an earlier analysis by sqrt(k)."""
     items, counts = 20, (1, 2, 4, 8)
     lines: dict[str, Line] = {}
     means = {}
     for name in (ONLINE_RANK, PERTURBED):
-        found = [regret_of(name, (items, k, rounds), "zipf", replications, seed) for k in counts]
-        for k, values in zip(counts, found, strict=True):
+        regrets = [regret_of(name, (items, k, rounds), "zipf", replications, seed) for k in counts]
+        for k, values in zip(counts, regrets, strict=True):
             for replication, value in enumerate(values):
                 study.record("chosen", name, replication, "regret", value, k)
-        means[name] = found
-        lines[name] = Line(counts, [v.mean() for v in found], COLORS[name])
+        means[name] = regrets
+        lines[name] = Line(counts, [v.mean() for v in regrets], COLORS[name])
     lines["upper bound"] = Line(counts, [ranking.upper_bound(items, k, rounds) for k in counts], PALETTE[7], True)
     growth = interval(np.log(means[ONLINE_RANK][-1] / means[ONLINE_RANK][0]) / math.log(8))
     growth_perturbed = interval(np.log(means[PERTURBED][-1] / means[PERTURBED][0]) / math.log(8))
@@ -284,7 +284,7 @@ def _chosen(study: Study, seed: int, replications: int, rounds: int) -> None:
 
 
 def _samplers(study: Study, seed: int, replications: int, rounds: int) -> None:
-    """Draw rankings by both samplers: their losses must agree with the expected ones."""
+    """Compare the losses of both samplers with expected losses."""
     items = 10
     losses = {}
     for sampler in ("gumbel", "quicksort"):
@@ -296,20 +296,20 @@ def _samplers(study: Study, seed: int, replications: int, rounds: int) -> None:
     policy = ranking.OnlineRank(replications, items, ranking.optimal_eta(items, 1, rounds))
     expected, _ = run_ranking(policy, "zipf", 1, rounds, np.random.default_rng(seed))
     for sampler, loss in losses.items():
-        found = interval((loss - expected) / expected)
-        inside = found.low <= 0 <= found.high or abs(found.estimate) < 0.005
+        difference = interval((loss - expected) / expected)
+        inside = difference.low <= 0 <= difference.high or abs(difference.estimate) < 0.005
         study.claims.append(
             Claim(
                 f"sampler-{sampler}",
                 "noisy QuickSort and Plackett-Luce draws have the same expected loss: pairs are all that counts",
                 "section 3",
-                f"drawn over expected loss, less 1: {found}",
+                f"drawn over expected loss, less 1: {difference}",
                 "supported" if inside else "refuted",
                 replications,
                 paper_value="0",
-                estimate=found.estimate,
-                low=found.low,
-                high=found.high,
+                estimate=difference.estimate,
+                low=difference.low,
+                high=difference.high,
                 unit="relative difference",
                 note="supported if the interval holds 0 or the difference is below 0.5 %",
             )
@@ -317,9 +317,9 @@ def _samplers(study: Study, seed: int, replications: int, rounds: int) -> None:
 
 
 def _small_loss(study: Study, seed: int, replications: int, rounds: int) -> None:
-    """Regret where a good ranking exists: the first item is chosen but for a share of the rounds."""
+    """Measure regret where a good ranking exists: one item is chosen except in a share of the rounds."""
     items = 20
-    shares, best_losses, regrets, within = (0.02, 0.05, 0.1, 0.2, 0.5), [], [], []
+    shares, best_losses, regrets, margins = (0.02, 0.05, 0.1, 0.2, 0.5), [], [], []
     for index, share in enumerate(shares):
         rng = np.random.default_rng([seed, index])
         chosen = np.where(
@@ -333,23 +333,23 @@ def _small_loss(study: Study, seed: int, replications: int, rounds: int) -> None
         for row in chosen:
             loss += policy.expected_positions()[np.arange(replications), row]
             policy.update(scores[row], scores[row])
-        found = interval(loss - best)
+        regret = interval(loss - best)
         bound = ranking.small_loss_bound(items, float(best.mean()))
         for replication, value in enumerate(loss - best):
             study.record("small loss", ONLINE_RANK, replication, "regret", value, float(best.mean()))
         best_losses.append(float(best.mean()))
-        regrets.append(found)
-        within.append(Interval(bound - found.estimate, bound - found.high, bound - found.low))
-    kept = sum(found.low > 0 for found in within)
-    closest = min(within, key=lambda found: found.estimate)
+        regrets.append(regret)
+        margins.append(Interval(bound - regret.estimate, bound - regret.high, bound - regret.low))
+    below = sum(margin.low > 0 for margin in margins)
+    closest = min(margins, key=lambda margin: margin.estimate)
     study.claims.append(
         Claim(
             "small-loss",
             "regret is O(n sqrt(OPT) + n^2), OPT the loss of the best ranking",
             "published abstract (AISTATS)",
-            f"below our bound in {kept} of {len(within)}: regret {', '.join(number(r.estimate) for r in regrets)} "
+            f"below our bound in {below} of {len(margins)}: regret {', '.join(number(r.estimate) for r in regrets)} "
             f"at OPT {', '.join(number(b) for b in best_losses)}",
-            "supported" if kept == len(within) else "refuted",
+            "supported" if below == len(margins) else "refuted",
             replications,
             estimate=closest.estimate,
             low=closest.low,
@@ -359,7 +359,7 @@ def _small_loss(study: Study, seed: int, replications: int, rounds: int) -> None
         )
     )
     lines = {
-        ONLINE_RANK: Line(best_losses, [found.estimate for found in regrets], COLORS[ONLINE_RANK]),
+        ONLINE_RANK: Line(best_losses, [regret.estimate for regret in regrets], COLORS[ONLINE_RANK]),
         "small-loss bound": Line(
             best_losses, [ranking.small_loss_bound(items, b) for b in best_losses], PALETTE[7], True
         ),
@@ -368,14 +368,14 @@ def _small_loss(study: Study, seed: int, replications: int, rounds: int) -> None
     svg = draw_lines(
         "small-loss", "regret over OPT", {f"n = {items}, T = {rounds:,}": lines}, "OPT", "regret", 1, "xy", (7.5, 3.4)
     )
-    study.figures.append(Figure(svg, "The better the best ranking, the smaller the regret."))
+    study.figures.append(Figure(svg, "Regret decreases with the loss of the best ranking."))
 
 
 def seconds_per_round(policy: ranking.RankingPolicy, repeats: int, at_least: float = 0.02) -> np.ndarray:
     """Return seconds of one round (draw a ranking, take scores), ``(repeats,)``."""
     rng = np.random.default_rng(0)
     scores = rng.random((1, policy.items))
-    found = []
+    seconds = []
 
     def round_() -> None:
         policy.update(policy.select(rng), scores)
@@ -386,8 +386,8 @@ def seconds_per_round(policy: ranking.RankingPolicy, repeats: int, at_least: flo
         while time.perf_counter() - start < at_least:
             round_()
             rounds += 1
-        found.append((time.perf_counter() - start) / rounds)
-    return np.array(found)
+        seconds.append((time.perf_counter() - start) / rounds)
+    return np.array(seconds)
 
 
 def _rounds_per_second(study: Study, repeats: int) -> None:
@@ -407,20 +407,20 @@ def _rounds_per_second(study: Study, repeats: int) -> None:
         last = 5 if name == ONLINE_RANK else 3
         logs = np.log(sizes[-last:])
         slopes[name] = interval([np.polyfit(logs, np.log(seconds[-last:, r]), 1)[0] for r in range(repeats)])
-    found = slopes[ONLINE_RANK]
+    slope = slopes[ONLINE_RANK]
     study.claims.append(
         Claim(
             "time",
             "a round takes O(n log n), where earlier algorithms take O(n^2)",
             "abstract",
-            f"seconds grow like n to the power {found} from n = 4,096 to 65,536; n log n alone would be 1.1; "
+            f"seconds grow like n to the power {slope} from n = 4,096 to 65,536; n log n would be 1.1; "
             f"projected gradient {slopes[GRADIENT]}, PermELearn {slopes[PERMELEARN]}",
-            "supported" if found.high < 1.5 else "refuted" if found.low > 1.5 else "inconclusive",
+            "supported" if slope.high < 1.5 else "refuted" if slope.low > 1.5 else "inconclusive",
             repeats,
             paper_value="n log n",
-            estimate=found.estimate,
-            low=found.low,
-            high=found.high,
+            estimate=slope.estimate,
+            low=slope.low,
+            high=slope.high,
             unit="exponent of n",
             note="supported if nearer to n log n than to n^2; the Plackett-Luce sampler",
         )

@@ -1,4 +1,4 @@
-"""Span-contrastive distillation, after spatial contrasting (arXiv 1610.00243): does it help over cosine and KL?"""
+"""Span-contrastive distillation, after spatial contrasting (arXiv 1610.00243), compared with cosine and KL losses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tangram.evaluation.text import compare_on_text
 from tangram.finetune import finetune
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model, load_tokenizer
-from tangram.report.document import Figure
+from tangram.report.document import Figure, Table
 from tangram.report.style import number
-from tangram_studies.experiments import Map, Outcome, Run, Setting, grid, words, workers
+from tangram_studies.experiments import Map, Outcome, Run, Setting, describe, grid, workers
 from tangram_studies.metric_learning.spans import PulledSpanContrast
 from tangram_studies.plots import draw_arms, draw_series
 from tangram_studies.study import Claim, Interval, Job, NotReproduced, Study
@@ -36,7 +36,7 @@ PLAIN, FREE, PROJECTED = "cosine + KL", "+ spans contrasted", "+ spans contraste
 PULLED, MORE, LONGER = "+ spans pulled", "cosine + KL, more sequences", "cosine + KL, as long"
 PROJECTION = 128
 RATES = (1e-4, 3e-4)
-# A cosine's gradient is a tenth of its contrast's, which divides it by a temperature of 0.1.
+# The contrastive loss divides cosines by a temperature of 0.1, so the weights of plain cosines are ten times larger.
 WEIGHTS = {FREE: (0.03, 0.1, 0.3), PROJECTED: (0.03, 0.1, 0.3), PULLED: (0.3, 1.0, 3.0)}
 
 
@@ -50,7 +50,7 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study: sequences that a run trains on, and that a tuning run does; texts read out."""
+    """The size of the study: training sequences of a run and of a tuning run, and texts of the readout."""
 
     sequences: int
     tuning_sequences: int
@@ -62,9 +62,10 @@ SCALES = {"small": Scale(8, 4, 140), "full": Scale(4_000, 1_000, 10_000)}
 
 @dataclass(frozen=True)
 class Files:
-    """Where models and tokens are: checkpoint folders of parent and child, tables of `tables.CORPUS`.
+    """Paths of checkpoint folders of parent and child, and of tables of `tables.CORPUS`; device and dtype.
 
-    ``activations`` are the parent's, of the finetune split; without, it runs beside every training.
+    ``activations`` is the cache of the parent's activations on the finetune split; without it every training runs the
+    parent.
     """
 
     parent: str
@@ -89,7 +90,7 @@ class _Loaded:
 
 @functools.lru_cache(maxsize=1)
 def _load(files: Files) -> _Loaded:
-    """Return models and tokens, and the parent's last hidden states where children are judged; once per process."""
+    """Return models, tokens, and the parent's last hidden states on the evaluation splits; once per process."""
     parent = load_model(files.parent, files.dtype, files.device).requires_grad_(False)
     child = load_model(files.child, files.dtype, files.device)
     tokens = {name: read_tokens(getattr(files, name)) for name in ("finetune", "score", "heldout")}
@@ -99,8 +100,8 @@ def _load(files: Files) -> _Loaded:
     return _Loaded(parent, child, load_tokenizer(files.parent), tokens, final, states)
 
 
-class _Some:
-    """The parent's hidden states of some of a split's sequences."""
+class _Subset:
+    """The parent's hidden states of a subset of a split's sequences."""
 
     def __init__(self, states: Activations, chosen: torch.Tensor):
         self._states, self._chosen = states, chosen
@@ -110,83 +111,90 @@ class _Some:
         return self._states.hidden(layer)[self._chosen]
 
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
-        """Return some layers' inputs for some of them."""
+        """Return the inputs of ``layers`` for ``sequences``, indices into the subset."""
         return self._states.of_sequences(self._chosen[sequences], layers)
 
 
 def _seconds(device: str) -> float:
-    """Return a clock: on a CPU of this process' one thread, which others do not slow; else the wall's."""
+    """Return CPU seconds of this process on a CPU, since other processes share it; else monotonic seconds."""
     return time.process_time() if device == "cpu" else time.monotonic()
 
 
 def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts | None, labels: int) -> Outcome:
-    """Finetune the child on its seed's sequences, and compare it with its parent on text that neither saw.
+    """Finetune the child on its seed's sequences, and compare it with its parent on held-out text.
 
-    Scores: ``kl`` and ``lm_loss`` in nats per token, negated ``objective``, and ``nearest``, ``linear`` accuracies of
-    classes of texts from a few labels.
+    Scores: ``kl`` and ``lm_loss`` in nats per token, ``objective`` (the negated KL), and ``nearest`` and ``linear``
+    accuracies of few-label readouts of text classes.
 
     Args:
-        run: its setting has ``rate``, ``weight`` and ``sequences``, which is 0 for the scale's number.
+        run: a run whose setting has ``rate``, ``weight`` and ``sequences`` (0 for the scale's number).
         files: models and tokens.
-        base: config section `finetune`; all but its rate and its spans is kept.
-        scale: sizes.
-        texts: what is read out; nothing without.
-        labels: per class.
+        base: config section `finetune`, of which rate, batch size, epochs and spans are replaced.
+        scale: size of the study.
+        texts: texts of the readout; None for no readout.
+        labels: labels per class.
     """
     loaded = _load(files)
     tokens = loaded.tokens["finetune"]
-    wanted = int(run.setting["sequences"]) or (scale.tuning_sequences if run.tuning else scale.sequences)
+    count = int(run.setting["sequences"]) or (scale.tuning_sequences if run.tuning else scale.sequences)
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(run.seed))
-    chosen = order.repeat(math.ceil(wanted / len(order)))[:wanted]
+    chosen = order.repeat(math.ceil(count / len(order)))[:count]
     kind = PulledSpanContrast if run.arm == PULLED else SpanContrast
     spans = kind(weight=run.setting["weight"], projection=PROJECTION if run.arm == PROJECTED else 0)
     once = {"epochs": 1, "batch_size": 1, "micro_batch_size": 1}
     settings = base.model_copy(update={**once, "learning_rate": run.setting["rate"], "span_contrast": spans})
     child = copy.deepcopy(loaded.child)
-    states = _Some(loaded.states, chosen)
+    states = _Subset(loaded.states, chosen)
     begin = _seconds(files.device)
     curve = finetune(child, loaded.parent, states, tokens[chosen], settings, run.seed)
     outcome = Outcome({}, seconds=_seconds(files.device) - begin)
     child.eval()
-    where = "score" if run.tuning else "heldout"
+    split = "score" if run.tuning else "heldout"
     with torch.inference_mode():
-        found = compare_on_text(child, loaded.parent, loaded.final[where], loaded.tokens[where], 2, run.arm)
-    outcome.scores = {"kl": found["kl"].mean().item(), "lm_loss": found["loss"].mean().item()}
+        metrics = compare_on_text(child, loaded.parent, loaded.final[split], loaded.tokens[split], 2, run.arm)
+    outcome.scores = {"kl": metrics["kl"].mean().item(), "lm_loss": metrics["loss"].mean().item()}
     outcome.scores["objective"] = -outcome.scores["kl"]
     outcome.curve = [(row["step"], row["value"]) for row in curve if row["metric"] == "kl"]
     if texts is not None and not run.tuning:
         readout = Readout(labels=(labels,), draws=5)
         embeddings = embed_texts(child, loaded.tokenizer, texts.texts, 1.0, 32, run.arm)
-        read = read_out(embeddings, texts.labels, readout, seed=0)
+        accuracies = read_out(embeddings, texts.labels, readout, seed=0)
         for metric in ("nearest", "linear"):
-            outcome.scores[metric] = read[f"{metric}_accuracy, {labels} labels"].mean().item()
+            outcome.scores[metric] = accuracies[f"{metric}_accuracy, {labels} labels"].mean().item()
     return outcome
 
 
-def _between(one: Outcome, other: Outcome, share: float) -> Outcome:
-    """Return what lies at a share of the way from one outcome to another."""
-    scores = {name: (1 - share) * value + share * other.scores[name] for name, value in one.scores.items()}
-    return Outcome(scores, seconds=(1 - share) * one.seconds + share * other.seconds)
+def _interpolate(start: Outcome, end: Outcome, share: float) -> Outcome:
+    """Return the linear interpolation of two outcomes; 0 is ``start``, 1 is ``end``."""
+    scores = {name: (1 - share) * value + share * end.scores[name] for name, value in start.scores.items()}
+    return Outcome(scores, seconds=(1 - share) * start.seconds + share * end.seconds)
 
 
 def experiment(
-    study: Study, files: Files, base: Finetune, scale: Scale, seeds: int, texts: Texts | None, labels: int, mapped: Map
+    study: Study,
+    files: Files,
+    base: Finetune,
+    scale: Scale,
+    seeds: int,
+    texts: Texts | None,
+    labels: int,
+    parallel_map: Map,
 ) -> dict[str, Setting]:
-    """Tune the rate without spans, then each term's weight at that rate; repeat; record it in ``study``.
+    """Tune the rate without spans, then each term's weight at that rate; repeat; record everything in ``study``.
 
     Returns:
-        The setting of each arm. `LONGER` has as many sequences as fit into the seconds of the slowest arm, mostly no
-        whole number: its scores lie between those of `PLAIN` and of `MORE`, which has the next whole number.
+        The setting of each arm. `LONGER` trains for the seconds of the slowest arm. Its number of sequences is usually
+        not an integer, so its scores are interpolated between those of `PLAIN` and of `MORE`, the next integer.
     """
-    judge = functools.partial(perform, files=files, base=base, scale=scale, texts=texts, labels=labels)
+    run_one = functools.partial(perform, files=files, base=base, scale=scale, texts=texts, labels=labels)
 
-    def tune(runs: list[Run], what: str) -> dict[str, Setting]:
-        found = list(zip(runs, mapped(judge, runs, f"study_span_contrast: tuning {what}"), strict=True))
-        for run, outcome in found:
-            name = f"{run.arm}: {words({key: value for key, value in run.setting.items() if key != 'sequences'})}"
+    def tune(runs: list[Run], hyperparameter: str) -> dict[str, Setting]:
+        tuned = parallel_map(run_one, runs, f"study_span_contrast: tuning {hyperparameter}")
+        for run, outcome in zip(runs, tuned, strict=True):
+            name = f"{run.arm}: {describe({key: value for key, value in run.setting.items() if key != 'sequences'})}"
             study.record("tuning", name, run.seed, "kl (nats/token)", outcome.scores["kl"])
         best: dict[str, tuple[float, Setting]] = {}
-        for run, outcome in found:
+        for run, outcome in zip(runs, tuned, strict=True):
             if run.arm not in best or outcome.scores["objective"] > best[run.arm][0]:
                 best[run.arm] = outcome.scores["objective"], run.setting
         return {arm: setting for arm, (_, setting) in best.items()}
@@ -198,21 +206,26 @@ def experiment(
     rate = (chosen[PLAIN]["rate"],)
     chosen |= tune([run for arm in WEIGHTS for run in tuning(arm, rate=rate, weight=WEIGHTS[arm])], "weights")
     runs = [Run(arm, chosen[arm], seed) for seed in range(seeds) for arm in (PLAIN, *WEIGHTS)]
-    outcomes = list(zip(runs, mapped(judge, runs, f"study_span_contrast: {seeds} seeds"), strict=True))
+    outcomes = list(zip(runs, parallel_map(run_one, runs, f"study_span_contrast: {seeds} seeds"), strict=True))
     seconds = {arm: sorted(o.seconds for r, o in outcomes if r.arm == arm)[seeds // 2] for arm in chosen}
     affordable = scale.sequences * max(seconds.values()) / seconds[PLAIN]
     more = max(scale.sequences + 1, math.ceil(affordable))
     chosen[MORE] = {**chosen[PLAIN], "sequences": more}
     runs = [Run(MORE, chosen[MORE], seed) for seed in range(seeds)]
-    longer = mapped(judge, runs, "study_span_contrast: equal seconds")
+    longer = parallel_map(run_one, runs, "study_span_contrast: equal seconds")
     plain = [outcome for run, outcome in outcomes if run.arm == PLAIN]
     share = (affordable - scale.sequences) / (more - scale.sequences)
     chosen[LONGER] = {**chosen[PLAIN], "sequences": affordable}
     outcomes += zip(runs, longer, strict=True)
     outcomes += [
-        (Run(LONGER, chosen[LONGER], seed), _between(*pair, share))
+        (Run(LONGER, chosen[LONGER], seed), _interpolate(*pair, share))
         for seed, pair in enumerate(zip(plain, longer, strict=True))
     ]
+    _record(study, outcomes, labels)
+    return chosen
+
+
+def _record(study: Study, outcomes: Sequence[tuple[Run, Outcome]], labels: int) -> None:
     units = {"kl": "kl (nats/token)", "lm_loss": "lm_loss (nats/token)"}
     for run, outcome in outcomes:
         for score, value in outcome.scores.items():
@@ -223,28 +236,28 @@ def experiment(
         study.record("finetuning", run.arm, run.seed, "training (s)", outcome.seconds)
         for step, value in outcome.curve:
             study.record("curve", run.arm, run.seed, "training kl (nats/token)", value, step)
-    return chosen
 
 
 def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[Claim]:
-    def gain(metric: str, arm: str, other: str) -> Interval:
-        """Return by how much an arm is better than another, paired by seed; losses are better lower."""
-        found = study.paired("finetuning", metric, arm, other)
-        return Interval(-found.estimate, -found.high, -found.low) if "nats" in metric else found
+    kl = "kl (nats/token)"
 
-    kl, nearest = "kl (nats/token)", f"nearest accuracy, {labels} labels (%)"
+    def gain(arm: str, baseline: str) -> Interval:
+        """Return an arm's gain in KL over a baseline, paired by seed; a lower KL is a gain."""
+        difference = study.paired("finetuning", kl, arm, baseline)
+        return Interval(-difference.estimate, -difference.high, -difference.low)
+
     rows = study.frame("finetuning")
     plain = float(rows[(rows["metric"] == kl) & (rows["arm"] == PLAIN)]["value"].mean())
 
-    def in_kl(found: Interval, **fields: Any) -> Claim:
-        """Return a claim in nats, with its size beside the KL without spans: what is certain may still be nothing."""
-        size = f"{100 * found.estimate / plain:.2f} % of the {number(plain)} without spans"
+    def in_kl(difference: Interval, **fields: Any) -> Claim:
+        """Return a claim in nats, with its size relative to the KL without spans."""
+        size = f"{100 * difference.estimate / plain:.2f} % of the {number(plain)} without spans"
         note = f"KL of the other minus KL of the first, held-out text; {size}"
-        return Claim.from_interval(found, unit="nats/token", seeds=seeds, note=note, **fields)
+        return Claim.from_interval(difference, unit="nats/token", seeds=seeds, note=note, **fields)
 
     claims = [
         in_kl(
-            gain(kl, arm, other),
+            gain(arm, other),
             claim=f"{arm}: held-out KL at {how}",
             statement="contrasting spans brings the child nearer its parent than cosine and KL alone",
             where="section 6 names sequences as future work; the loss on spans is ours",
@@ -254,34 +267,37 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
     ]
     claims.append(
         in_kl(
-            gain(kl, FREE, PULLED),
+            gain(FREE, PULLED),
             claim="the contrast, not the spans: held-out KL at equal tokens",
-            statement="telling a span from others is worth more than drawing it to the parent's own",
+            statement="contrasting a span with others is worth more than training it towards the parent's span",
             where="arXiv 1910.10699 on contrast; 2301.12005 matches without",
         )
     )
-    if texts is None:
-        return claims
+    return claims if texts is None else claims + _readout_claims(study, seeds, labels, len(texts.classes))
+
+
+def _readout_claims(study: Study, seeds: int, labels: int, classes: int) -> list[Claim]:
+    metric = f"nearest accuracy, {labels} labels (%)"
     in_points = functools.partial(
         Claim.from_interval,
         unit="points",
         seeds=seeds,
-        note=f"nearest of {labels} labeled texts a class, {len(texts.classes)} classes",
+        note=f"nearest of {labels} labeled texts a class, {classes} classes",
     )
-    claims += [
+    claims = [
         in_points(
-            gain(nearest, arm, LONGER),
+            study.paired("finetuning", metric, arm, LONGER),
             claim=f"{arm}: few-label readout at equal seconds",
-            statement="contrasting spans keeps more of what the hidden states tell of a text",
+            statement="contrasting spans preserves more information on a text in the hidden states",
             where="arXiv 1910.10699 and 2009.14167 report such gains for other models",
         )
         for arm in (FREE, PROJECTED)
     ]
     claims.append(
         in_points(
-            gain(nearest, FREE, PULLED),
+            study.paired("finetuning", metric, FREE, PULLED),
             claim="the contrast, not the spans: few-label readout at equal tokens",
-            statement="telling a span from others keeps more of a text than drawing it to the parent's own",
+            statement="contrasting a span preserves more information on a text than training it towards the parent's",
             where="as above",
         )
     )
@@ -289,7 +305,7 @@ def _claims(study: Study, seeds: int, labels: int, texts: Texts | None) -> list[
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks; its threads are trainings side by side."""
+    """Run the study for the rule; its threads run parallel trainings."""
     device, inputs = job.runtime.device, job.inputs
     use_threads(1, device=device)
     sections = Settings.model_validate_json(job.settings)
@@ -311,21 +327,35 @@ def reproduce(
     """Return the finished study.
 
     Args:
-        settings: config section `studies`; only its scale does not count.
-        scale: the size.
+        settings: config section `studies`; ``scale`` replaces its scale.
+        scale: size of the study.
         base: config section `finetune`.
         files: models and tokens.
-        texts: a classification to read out; left out where there is no archive of tasks.
-        processes: trainings side by side.
+        texts: a classification task for readouts; None without an archive of tasks.
+        processes: parallel trainings.
     """
     seeds, labels = settings.seeds, 5
     if texts is not None:
-        some = torch.randperm(len(texts.texts), generator=torch.Generator().manual_seed(0))[: scale.texts]
-        texts = Texts(tuple(texts.texts[i] for i in some.tolist()), texts.labels[some], texts.classes)
+        subset = torch.randperm(len(texts.texts), generator=torch.Generator().manual_seed(0))[: scale.texts]
+        texts = Texts(tuple(texts.texts[i] for i in subset.tolist()), texts.labels[subset], texts.classes)
     study = Study("span_contrast", "Span-contrastive distillation, after spatial contrasting", "1610.00243")
-    with workers(processes) as mapped:
-        chosen = experiment(study, files, base, scale, seeds, texts, labels, mapped)
+    with workers(processes) as parallel_map:
+        chosen = experiment(study, files, base, scale, seeds, texts, labels, parallel_map)
     study.claims = _claims(study, seeds, labels, texts)
+    study.figures = _figures(study, scale, labels, texts)
+    study.notes = _notes(study, scale, chosen)
+    study.not_reproduced = [
+        NotReproduced(
+            "longer training and larger models",
+            "two cores can train on a few thousand tokens only",
+            "snakemake -c1 study_span_contrast --config device=cuda 'studies={scale: full}' "
+            "'corpus={finetune: {tokens: 1048576}}'; or finetune.span_contrast.weight in a run",
+        )
+    ]
+    return study
+
+
+def _figures(study: Study, scale: Scale, labels: int, texts: Texts | None) -> list[Figure | Table]:
     arms = [PLAIN, *WEIGHTS, LONGER]
     panels = {"KL(parent ‖ child), held out": "kl (nats/token)"}
     if texts is not None:
@@ -340,7 +370,7 @@ def reproduce(
         ]
         for arm in (PLAIN, *WEIGHTS)
     }
-    study.figures = [
+    return [
         Figure(
             draw_arms("span-arms", "Every arm's KL and readout.", shown, ""),
             "Bars are 95 % intervals over seeds, not paired.",
@@ -352,30 +382,25 @@ def reproduce(
             "Learning curves",
         ),
     ]
-    used = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
-    study.notes = [
+
+
+def _notes(study: Study, scale: Scale, chosen: dict[str, Setting]) -> list[str]:
+    arms = [PLAIN, *WEIGHTS, LONGER]
+    seconds = {arm: study.over_seeds("finetuning", "training (s)", arm).estimate for arm in arms}
+    return [
         f"The primary target's best child, finetuned on {scale.sequences} sequences of the finetune split, drawn and "
-        "ordered by the seed, one a step. Seeds share the child and the text they draw from: intervals speak of this "
+        "ordered by the seed, one a step. Seeds share the child and the source of text: intervals are for this "
         "child.",
         f"'{FREE}' compares hidden states, '{PROJECTED}' does so through a learned head of {PROJECTION} dimensions. "
-        f"'{PULLED}' is the control: the same spans, one minus their cosine to the parent's own, no others.",
-        "Chosen on the score split with a seed of its own, the rate without spans, then each term's weight: "
+        f"'{PULLED}' is the control: one minus the cosine of the same spans, without negatives.",
+        "Tuned on the score split with a separate seed, first the rate without spans, then each term's weight: "
         + "; ".join(f"{arm}: rate {s['rate']:g}, weight {s['weight']:g}" for arm, s in chosen.items())
         + ".",
         "Seconds of training, mean, of one thread: "
-        + "; ".join(f"{arm} {value:.1f}" for arm, value in used.items())
+        + "; ".join(f"{arm} {value:.1f}" for arm, value in seconds.items())
         + f". '{LONGER}' would have {chosen[LONGER]['sequences']:.2f} sequences: interpolated, seed by seed, between "
         f"{scale.sequences} and {chosen[MORE]['sequences']:g} of them.",
         "Spans of 4 to 32 tokens, 16 a sequence, at three depths, contrasted within their own sequence; "
-        "hidden states standardized by the parent's own mean and deviation; overlapping and identical spans are not "
+        "hidden states standardized by the parent's mean and deviation; overlapping and identical spans are not "
         "contrasted.",
     ]
-    study.not_reproduced = [
-        NotReproduced(
-            "longer training and larger models",
-            "a few thousand tokens are what two cores can train on",
-            "snakemake -c1 study_span_contrast --config device=cuda 'studies={scale: full}' "
-            "'corpus={finetune: {tokens: 1048576}}'; or finetune.span_contrast.weight in a run",
-        )
-    ]
-    return study

@@ -1,4 +1,4 @@
-"""Deep unsupervised learning through spatial contrasting (arXiv 1610.00243): does its start beat one from scratch?"""
+"""Deep unsupervised learning through spatial contrasting (arXiv 1610.00243): pretraining against none."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ MODERN, SCRATCH, PIXELS = "NT-Xent of two views", "from scratch", "raw pixels"
 ARMS = (WINDOWS, CROPS, MODERN, SCRATCH)
 CLASSES = ("aeroplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "lorry")
 MAPPED = 300
-WINDOW, CROP, VIEW = 3, 16, 24  # sides: of the 8 × 8 map, and of the 32 × 32 image
-GRID = 2  # the last map is pooled to it for readouts and for the classifying layer
+WINDOW, CROP, VIEW = 3, 16, 24  # sides in the 8 x 8 map (WINDOW) and in the 32 x 32 image (CROP, VIEW)
+GRID = 2  # side of the pooled map, the input of readouts and of the classifier
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Scale:
     finetuning_steps: int
     finetuning_batch: int
     width: int
-    known: int  # labeled images that a readout of frozen features knows at most
+    readout: int  # maximum number of labeled images of a readout of frozen features
     labels: tuple[int, ...]
 
 
@@ -69,12 +69,12 @@ PRETRAINING = {
     MODERN: grid(rate=(1e-3, 5e-3)),
     SCRATCH: grid(rate=(0.0,)),
 }
-RATES = (1e-3, 3e-3, 1e-2)  # of finetuning, for every arm and number of labels
+RATES = (1e-3, 3e-3, 1e-2)  # learning rates of finetuning, for every arm and number of labels
 Chosen = Mapping[str, Mapping[int, tuple[float, ...]]]
 
 
 def _views(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return a view of each image: a region, mirrored or not, with contrast and brightness of its own per channel."""
+    """Return a view of each image: a random region, mirroring, and contrast and brightness per channel."""
     view = shift_and_mirror(sample_regions(images, VIEW, generator), 0, True, generator)
     shape = (len(images), images.shape[1], 1, 1)
     contrast, brightness = (torch.rand(shape, generator=generator).to(images.device) for _ in range(2))
@@ -84,12 +84,12 @@ def _views(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def _pretraining_loss(arm: str, net: ConvNet, projection: torch.nn.Module, images: torch.Tensor) -> StepLoss:
     """Return the loss of a pretraining step.
 
-    ``windows`` is algorithm 1 of the paper: one forward pass, then two windows of each image's last map. ``crops`` is
-    its text: two patches of each image through the net. A region's embedding is the mean over its places.
+    ``windows`` is algorithm 1 of the paper: one forward pass, then two windows of each image's last map. ``crops``
+    follows its text: two patches of each image are inputs of the net. A region's embedding is the mean over positions.
     """
 
-    def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = images[(tickets % len(images)).to(images.device)]
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = images[(indices % len(images)).to(images.device)]
         if arm == WINDOWS:
             maps = net.features(batch)
             first, second = (sample_regions(maps, WINDOW, generator).mean((2, 3)) for _ in range(2))
@@ -109,11 +109,11 @@ def _crop(images: torch.Tensor, generator: torch.Generator, size: int) -> torch.
 
 
 def _classification_loss(net: ConvNet, data: Split, mirror: bool) -> StepLoss:
-    """Return the loss of a finetuning step: mild translations and, of natural images, mirroring, as in the paper."""
+    """Return the loss of a finetuning step on translated and, for natural images, mirrored images, as in the paper."""
     labels = data.labels.to(data.images.device)
 
-    def loss(tickets: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets % len(data)).to(labels.device)
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = (indices % len(data)).to(labels.device)
         images = shift_and_mirror(data.images[chosen], 2, mirror, generator)
         return functional.cross_entropy(net(images), labels[chosen]), {}
 
@@ -121,27 +121,27 @@ def _classification_loss(net: ConvNet, data: Split, mirror: bool) -> StepLoss:
 
 
 def _labeled(data: Split, labels: int, seed: int) -> Split:
-    """Return so many labeled examples, as many of every class; all of them where there are no more."""
+    """Return ``labels`` examples, equally many of every class; all examples if there are no more."""
     if labels >= len(data):
         return data
     return data.take(draw_per_class(data.labels, labels // len(data.labels.unique()), seed))
 
 
 def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates: Chosen) -> Outcome:
-    """Pretrain one arm, read classes from its frozen features, and finetune it with the labels and rates asked for.
+    """Pretrain one arm, evaluate readouts of its frozen features, and finetune it with the given labels and rates.
 
     Scores: accuracies ``frozen linear N`` and ``frozen nearest N`` from N labels, and ``finetuned N RATE``.
 
     Args:
-        run: its setting is the rate of pretraining.
+        run: the arm, its seed, and its pretraining rate as the setting.
         path: npz of images.
-        scale: sizes.
-        device: where nets are trained.
-        mirror: whether mirrored images are of the same class.
-        rates: of finetuning, by arm and number of labels.
+        scale: size of the study.
+        device: device of training.
+        mirror: whether to mirror images in finetuning.
+        rates: rates of finetuning, by arm and number of labels.
     """
     data, validation, test = load_splits(path, device, scale.validation, scale.test)
-    judged = validation if run.tuning else test
+    evaluated = validation if run.tuning else test
     torch.manual_seed(run.seed)
     classes = int(data.labels.max()) + 1
     layers = spatial_layers(scale.width)
@@ -157,31 +157,31 @@ def perform(run: Run, path: str, scale: Scale, device: str, mirror: bool, rates:
     pretrained = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     if run.seed == 0 and not run.tuning:
         outcome.arrays["filters"] = net.filters.cpu().numpy()
-        outcome.arrays["map"] = flat(embed(net.pooled, judged.images[:MAPPED]).numpy())
-        outcome.arrays["labels"] = judged.labels[:MAPPED].numpy()
+        outcome.arrays["map"] = flat(embed(net.pooled, evaluated.images[:MAPPED]).numpy())
+        outcome.arrays["labels"] = evaluated.labels[:MAPPED].numpy()
 
     for count in scale.labels:
-        known = _labeled(data, count, run.seed)
+        labeled = _labeled(data, count, run.seed)
         if not rates.get(run.arm) or not run.tuning:
-            shown = known.take(torch.arange(min(scale.known, len(known))))
+            references = labeled.take(torch.arange(min(scale.readout, len(labeled))))
             if run.arm == PIXELS:
-                frozen, asked = shown.images.flatten(1).cpu(), judged.images.flatten(1).cpu()
+                frozen, queries = references.images.flatten(1).cpu(), evaluated.images.flatten(1).cpu()
             else:
-                frozen, asked = embed(net.pooled, shown.images), embed(net.pooled, judged.images)
+                frozen, queries = embed(net.pooled, references.images), embed(net.pooled, evaluated.images)
             outcome.scores[f"frozen linear {count}"] = linear_accuracy(
-                frozen, shown.labels, asked, judged.labels, strength=0.1, iterations=60
+                frozen, references.labels, queries, evaluated.labels, strength=0.1, iterations=60
             )
             outcome.scores[f"frozen nearest {count}"] = nearest_neighbor_accuracy(
-                frozen, shown.labels, asked, judged.labels
+                frozen, references.labels, queries, evaluated.labels
             )
         for rate in rates.get(run.arm, {}).get(count, ()):
             net.load_state_dict(pretrained)
-            torch.manual_seed(run.seed + 1_000)  # one head for all arms of a seed
+            torch.manual_seed(run.seed + 1_000)  # all arms of a seed share the initial head
             net.head.reset_parameters()
-            steps = _classification_loss(net, known, mirror)
-            fit(net, steps, scale.finetuning_steps, scale.finetuning_batch, rate, run.seed)
-            found = embed(net, judged.images).argmax(-1)
-            outcome.scores[f"finetuned {count} {rate:g}"] = (found == judged.labels).float().mean().item()
+            loss = _classification_loss(net, labeled, mirror)
+            fit(net, loss, scale.finetuning_steps, scale.finetuning_batch, rate, run.seed)
+            predicted = embed(net, evaluated.images).argmax(-1)
+            outcome.scores[f"finetuned {count} {rate:g}"] = (predicted == evaluated.labels).float().mean().item()
             net.load_state_dict(pretrained)
     return outcome
 
@@ -194,13 +194,13 @@ def experiment(
     seeds: int,
     images: str,
     device: str,
-    mapped: Map,
+    parallel_map: Map,
     mirror: bool,
 ) -> tuple[dict[str, Setting], dict[tuple[str, int], Outcome]]:
-    """Tune pretraining, then finetuning for every number of labels; repeat all arms; record it in ``study``.
+    """Tune pretraining, then finetuning for every number of labels; repeat all arms; record everything in ``study``.
 
-    Pretraining is chosen by the frozen linear readout with the middle number of labels, finetuning by its own accuracy,
-    both on the validation split and on a seed that is not used again.
+    The frozen linear readout with the middle number of labels selects the pretraining rate, the finetuned accuracy that
+    of finetuning. Both use the validation split and a separate seed.
 
     Returns:
         The setting of each arm's pretraining, and the outcomes by arm and seed.
@@ -209,24 +209,24 @@ def experiment(
     middle = scale.labels[len(scale.labels) // 2]
     label = f"study_spatial_contrast, {name}"
     tuned = [Run(arm, setting, seeds, True) for arm in arms for setting in PRETRAINING[arm] if arm != SCRATCH]
-    scores = mapped(functools.partial(train, rates={}), tuned, f"{label}: tuning of pretraining")
+    scores = parallel_map(functools.partial(train, rates={}), tuned, f"{label}: tuning of pretraining")
     pretraining: dict[str, Setting] = {SCRATCH: PRETRAINING[SCRATCH][0], PIXELS: PRETRAINING[SCRATCH][0]}
     for arm in arms:
-        found = [
+        accuracies = [
             (outcome.scores[f"frozen linear {middle}"], run.setting["rate"])
             for run, outcome in zip(tuned, scores, strict=True)
             if run.arm == arm
         ]
-        for value, rate in found:
+        for value, rate in accuracies:
             study.record(
                 f"{name}, tuning of pretraining", f"{arm}: rate {rate:g}", seeds, "frozen linear (%)", 100 * value
             )
-        if found:
-            pretraining[arm] = {"rate": max(found)[1]}
+        if accuracies:
+            pretraining[arm] = {"rate": max(accuracies)[1]}
 
     every: Chosen = {arm: dict.fromkeys(scale.labels, RATES) for arm in arms}
     runs = [Run(arm, pretraining[arm], seeds, True) for arm in arms]
-    outcomes = mapped(functools.partial(train, rates=every), runs, f"{label}: tuning of finetuning")
+    outcomes = parallel_map(functools.partial(train, rates=every), runs, f"{label}: tuning of finetuning")
     chosen: dict[str, dict[int, tuple[float, ...]]] = {}
     for run, outcome in zip(runs, outcomes, strict=True):
         chosen[run.arm] = {}
@@ -238,21 +238,27 @@ def experiment(
                 study.record(f"{name}, tuning of finetuning", arm, seeds, "finetuned (%)", 100 * value, count)
 
     runs = [Run(arm, pretraining[arm], seed) for seed in range(seeds) for arm in (*arms, PIXELS)]
-    outcomes = mapped(functools.partial(train, rates=chosen), runs, f"{label}: {seeds} seeds")
+    outcomes = parallel_map(functools.partial(train, rates=chosen), runs, f"{label}: {seeds} seeds")
     for run, outcome in zip(runs, outcomes, strict=True):
         study.record(name, run.arm, run.seed, "pretraining (s)", outcome.seconds)
         for score, value in outcome.scores.items():
-            kind, _, rest = score.rpartition(" ") if score.startswith("frozen") else score.partition(" ")
-            count = int(rest.split()[0])
+            kind, _, suffix = score.rpartition(" ") if score.startswith("frozen") else score.partition(" ")
+            count = int(suffix.split()[0])
             study.record(name, run.arm, run.seed, f"{kind} accuracy (%)", 100 * value, count)
     return pretraining, {(run.arm, run.seed): outcome for run, outcome in zip(runs, outcomes, strict=True)}
+
+
+def _difference_of_gains(study: Study, experiment: str, few: int, many: int) -> Interval:
+    """Return the gain of pretraining with few labels minus that with many, paired by seed."""
+    rows = study.frame(experiment)
+    values = rows[rows["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"].sort_index()
+    gain = {count: values[WINDOWS, count] - values[SCRATCH, count] for count in (few, many)}
+    return interval((gain[few] - gain[many]).to_numpy())
 
 
 def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) -> list[Claim]:
     natural = "natural images"
     decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
-    rows = study.frame(natural)
-    values = rows[rows["metric"] == "finetuned accuracy (%)"].set_index(["arm", "x", "seed"])["value"].sort_index()
     few, many = min(scale.labels), max(scale.labels)
     papers = {few: "-", many: "STL-10, 5,000 labels: 81.34 against 72.6 %; CIFAR-10, 4,000 labels: 79.2 against 72.4 %"}
     claims = [
@@ -266,10 +272,9 @@ def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) 
         )
         for count in scale.labels
     ]
-    gain = {count: values[WINDOWS, count] - values[SCRATCH, count] for count in (few, many)}
     claims.append(
         decide(
-            interval((gain[few] - gain[many]).to_numpy()),
+            _difference_of_gains(study, natural, few, many),
             claim="the gain falls with labels",
             statement=f"pretraining is worth more with few labels ({few:,}) than with many ({many:,})",
             where="section 1",
@@ -313,7 +318,7 @@ def _claims(study: Study, scale: Scale, digits: Scale, seeds: int, source: str) 
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks; its threads are trainings side by side."""
+    """Run the study for the rule; its threads run parallel trainings."""
     settings, device = job.studies, job.runtime.device
     use_threads(1, device=device)
     study = reproduce(
@@ -327,34 +332,34 @@ def reproduce(settings: Studies, scale: Scale, images: str, digits: str, device:
     """Return the finished study.
 
     Args:
-        settings: config section `studies`; only its scale does not count.
-        scale: the size.
+        settings: config section `studies`; ``scale`` replaces its scale.
+        scale: size of the study.
         images: npz of natural images.
         digits: npz of digits.
-        device: where nets are trained.
-        processes: trainings side by side.
+        device: device of training.
+        processes: parallel trainings.
     """
     baselines.require()
     training, _, _ = load_splits(digits, "cpu", scale.validation, scale.test)
     on_digits = dataclasses.replace(scale, labels=(len(training),))
     study = Study("spatial_contrast", "Deep unsupervised learning through spatial contrasting", "1610.00243")
     seeds = settings.seeds
-    with workers(processes) as mapped:
-        chosen, outcomes = experiment(study, "natural images", scale, ARMS, seeds, images, device, mapped, True)
-        experiment(study, "digits", on_digits, (WINDOWS, SCRATCH), seeds, digits, device, mapped, False)
-    source = settings.image_file or "CIFAR-10's test images, divided anew into 8,000 and 2,000"
+    with workers(processes) as parallel_map:
+        chosen, outcomes = experiment(study, "natural images", scale, ARMS, seeds, images, device, parallel_map, True)
+        experiment(study, "digits", on_digits, (WINDOWS, SCRATCH), seeds, digits, device, parallel_map, False)
+    source = settings.image_file or "CIFAR-10's test images, split into 8,000 and 2,000"
     study.claims = _claims(study, scale, on_digits, seeds, source)
     study.figures += _figures(study, scale, outcomes, settings.image_file is None)
     study.notes = [
-        f"{source}: never to be put beside published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} "
+        f"{source}: not comparable to published CIFAR-10 accuracies. Pretraining: {scale.pretraining_steps:,} "
         f"steps of {scale.pretraining_batch} images without labels; finetuning: {scale.finetuning_steps:,} steps of "
         f"{scale.finetuning_batch} images, translated by up to 2 pixels and mirrored; 3 convolutions of "
         f"{scale.width}, {2 * scale.width} and {4 * scale.width} channels with batch normalization.",
         "The paper gives its pretrained net a rate of 0.01 and does not say what the net from scratch had; here every "
-        "arm has its own grid of rates for every number of labels, because a baseline at too high a rate fakes a gain.",
+        "arm is tuned for every number of labels, because a baseline with too high a rate would exaggerate the gain.",
         "Deviations: AdamW with the pipeline's schedule, a fixed number of steps in place of convergence; the paper's "
         "layer tables stand in an appendix that we could not read. Regions are means over windows of 3 by 3 of the "
-        "last map, or over what patches of 16 by 16 pixels become.",
+        "last map, or over the maps of patches of 16 by 16 pixels.",
         "Rates of pretraining chosen on the validation split: "
         + "; ".join(f"{arm}: {chosen[arm]['rate']:g}" for arm in ARMS if arm != SCRATCH)
         + ".",
@@ -384,6 +389,11 @@ def reproduce(settings: Studies, scale: Scale, images: str, digits: str, device:
 
 
 def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outcome], named: bool) -> list[Figure]:
+    first = {arm: outcomes[arm, 0] for arm in (*ARMS, PIXELS)}
+    return [*_accuracy_figures(study, scale), _curves_figure(first, scale), *_feature_figures(first, named)]
+
+
+def _accuracy_figures(study: Study, scale: Scale) -> list[Figure]:
     def by_labels(metric: str, arms: tuple[str, ...]) -> dict[str, list[tuple[float, Interval]]]:
         name = f"{metric} accuracy (%)"
         return {arm: [(n, study.over_seeds("natural images", name, arm, n)) for n in scale.labels] for arm in arms}
@@ -393,17 +403,6 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
         for arm in ARMS
         if arm != SCRATCH
     }
-    first = {arm: outcomes[arm, 0] for arm in (*ARMS, PIXELS)}
-    curves = {}
-    for arm in (WINDOWS, CROPS, MODERN):
-        losses = np.array([value for _, value in first[arm].curve])
-        width = max(1, len(losses) // 25)
-        means = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
-        curves[arm] = [(float((i + 0.5) * width), Interval(value, value, value)) for i, value in enumerate(means)]
-    shown = (WINDOWS, CROPS, MODERN, SCRATCH)
-    top = int(first[WINDOWS].arrays["labels"].max()) + 1
-    names = CLASSES if named else tuple(f"class {i}" for i in range(top))
-    chance = float(np.log(scale.pretraining_batch))
     return [
         Figure(
             draw_series(
@@ -442,16 +441,33 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
             f"Linear readout of frozen features; '{SCRATCH}' is the untrained net.",
             "Frozen features",
         ),
-        Figure(
-            draw_series("spatial-curves", "Pretraining losses.", curves, "pretraining step", "loss, nats"),
-            f"Losses of pretraining, seed 0; chance is {chance:.2f} for spatial contrasting. The losses differ.",
-            "Learning curves",
-        ),
+    ]
+
+
+def _curves_figure(first: Mapping[str, Outcome], scale: Scale) -> Figure:
+    curves = {}
+    for arm in (WINDOWS, CROPS, MODERN):
+        losses = np.array([value for _, value in first[arm].curve])
+        width = max(1, len(losses) // 25)
+        means = losses[: len(losses) // width * width].reshape(-1, width).mean(1)
+        curves[arm] = [(float((i + 0.5) * width), Interval(value, value, value)) for i, value in enumerate(means)]
+    chance = float(np.log(scale.pretraining_batch))
+    return Figure(
+        draw_series("spatial-curves", "Pretraining losses.", curves, "pretraining step", "loss, nats"),
+        f"Losses of pretraining, seed 0; chance is {chance:.2f} for spatial contrasting. The losses differ.",
+        "Learning curves",
+    )
+
+
+def _feature_figures(first: Mapping[str, Outcome], named: bool) -> list[Figure]:
+    top = int(first[WINDOWS].arrays["labels"].max()) + 1
+    names = CLASSES if named else tuple(f"class {i}" for i in range(top))
+    return [
         Figure(
             draw_maps(
                 "spatial-maps",
                 "Test images on two principal axes of the pooled features.",
-                {arm: (first[arm].arrays["map"], first[arm].arrays["labels"]) for arm in shown},
+                {arm: (first[arm].arrays["map"], first[arm].arrays["labels"]) for arm in ARMS},
                 names,
             ),
             f"{MAPPED} test images on the two principal axes of the features before finetuning, seed 0, by class.",
@@ -461,7 +477,7 @@ def _figures(study: Study, scale: Scale, outcomes: Mapping[tuple[str, int], Outc
             draw_filters(
                 "spatial-filters",
                 "First-layer filters after pretraining.",
-                {arm: first[arm].arrays["filters"] for arm in shown},
+                {arm: first[arm].arrays["filters"] for arm in ARMS},
             ),
             f"First-layer filters before finetuning, seed 0, each on its own scale; '{SCRATCH}' is untrained.",
             "First-layer filters",

@@ -1,4 +1,4 @@
-"""Deep metric learning using triplet network (arXiv 1412.6622): against a Siamese, a classifying and a modern net."""
+"""Deep metric learning using triplet network (arXiv 1412.6622): compared with Siamese, classifying and modern nets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tangram_studies.experiments import (
     Split,
     command,
     curves_of,
+    describe,
     follow,
     grid,
     load_splits,
     mean_seconds,
     stopwatch,
     tune_and_repeat,
-    words,
     workers,
 )
 from tangram_studies.metric_learning import baselines
@@ -43,13 +43,13 @@ SUPCON, CROSS_ENTROPY = "SupCon", "cross-entropy"
 UNTRAINED, PIXELS = "untrained net", "raw pixels"
 READOUTS = {"knn": "5 nearest neighbors", "linear": "linear readout"}
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "boot")
-MAPPED = 300  # test images in an embedding map
-FOLLOWED = 6  # points of a learning curve
+MAPPED = 300  # number of test images in a scatter plot of embeddings
+FOLLOWED = 6  # number of points of a learning curve
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study; images per step are the same for all arms, whatever they compare."""
+    """The size of the study; all arms have the same number of images per step."""
 
     train: int
     validation: int
@@ -77,7 +77,7 @@ ARMS = {  # four settings each
 
 
 def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, images_per_step: int) -> StepLoss:
-    """Return an arm's loss of a step: triplets, pairs or single images, as many images for all."""
+    """Return an arm's loss of a step on triplets, pairs or single images, with equally many images."""
     pool = LabeledPool(data.labels)
     labels = data.labels.to(data.images.device)
 
@@ -90,12 +90,12 @@ def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, image
         return loss, {"violations": wrong}
 
     def pairs(_: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        ones, others, same = sample_pairs(pool, images_per_step // 2, generator)
-        one, other = net(data.images[torch.cat([ones, others]).to(labels.device)]).chunk(2)
-        return siamese_contrastive_loss(one, other, same.to(labels.device), run.setting["margin"]), {}
+        left, right, same = sample_pairs(pool, images_per_step // 2, generator)
+        first, second = net(data.images[torch.cat([left, right]).to(labels.device)]).chunk(2)
+        return siamese_contrastive_loss(first, second, same.to(labels.device), run.setting["margin"]), {}
 
-    def singles(tickets: torch.Tensor, _: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = (tickets % len(data)).to(labels.device)
+    def singles(indices: torch.Tensor, _: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+        chosen = (indices % len(data)).to(labels.device)
         embeddings = net(data.images[chosen])
         if run.arm == SUPCON:
             loss = baselines.supervised_contrastive(run.setting["temperature"])(embeddings, labels[chosen])
@@ -107,12 +107,12 @@ def _step_loss(run: Run, net: ConvNet, classifier: nn.Linear, data: Split, image
 
 
 def perform(run: Run, path: str, scale: Scale, device: str) -> Outcome:
-    """Train one arm on its seed's training images, and read classes from its embeddings of others.
+    """Train one arm on its seed's training images, and evaluate readouts of its embeddings on other images.
 
-    Scores: accuracies ``knn`` and ``linear``, ``knn_normalized`` on embeddings of length 1, and their mean ``both``.
+    Scores: accuracies ``knn`` and ``linear``, their mean ``both``, and ``knn_normalized`` on embeddings of length 1.
     """
     everything, validation, test = load_splits(path, device, scale.validation, scale.test)
-    judged = validation if run.tuning else test
+    evaluated = validation if run.tuning else test
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(run.seed))
     data = everything.take(order[: scale.train])
     torch.manual_seed(run.seed)
@@ -129,27 +129,27 @@ def perform(run: Run, path: str, scale: Scale, device: str) -> Outcome:
     if run.arm not in (UNTRAINED, PIXELS):
         loss = _step_loss(run, net, classifier, data, scale.images_per_step)
         if run.seed == 0 and not run.tuning:
-            known = data.take(torch.arange(min(1_000, len(data))))
+            subset = data.take(torch.arange(min(1_000, len(data))))
 
-            def judge() -> float:
-                one, other = represent(known.images), represent(validation.images)
-                return nearest_neighbor_accuracy(one, known.labels, other, validation.labels, 5)
+            def evaluate() -> float:
+                embeddings, others = represent(subset.images), represent(validation.images)
+                return nearest_neighbor_accuracy(embeddings, subset.labels, others, validation.labels, 5)
 
-            loss = follow(loss, judge, outcome, max(1, scale.steps // FOLLOWED))
+            loss = follow(loss, evaluate, outcome, max(1, scale.steps // FOLLOWED))
         with stopwatch(outcome):
             module = nn.ModuleList([net, classifier])
             fit(module, loss, scale.steps, scale.images_per_step, run.setting["rate"], run.seed)
-    references, asked = represent(data.images), represent(judged.images)
-    outcome.scores["knn"] = nearest_neighbor_accuracy(references, data.labels, asked, judged.labels, 5)
-    outcome.scores["linear"] = linear_accuracy(references, data.labels, asked, judged.labels, iterations=100)
+    references, queries = represent(data.images), represent(evaluated.images)
+    outcome.scores["knn"] = nearest_neighbor_accuracy(references, data.labels, queries, evaluated.labels, 5)
+    outcome.scores["linear"] = linear_accuracy(references, data.labels, queries, evaluated.labels, iterations=100)
     outcome.scores["both"] = (outcome.scores["knn"] + outcome.scores["linear"]) / 2
     if not run.tuning:
         outcome.scores["knn_normalized"] = nearest_neighbor_accuracy(
-            references, data.labels, asked, judged.labels, 5, normalize=True
+            references, data.labels, queries, evaluated.labels, 5, normalize=True
         )
         if run.seed == 0:
-            outcome.arrays["map"] = flat(asked[:MAPPED].numpy())
-            outcome.arrays["labels"] = judged.labels[:MAPPED].numpy()
+            outcome.arrays["map"] = flat(queries[:MAPPED].numpy())
+            outcome.arrays["labels"] = evaluated.labels[:MAPPED].numpy()
             outcome.arrays["filters"] = net.filters.cpu().numpy()
     return outcome
 
@@ -163,13 +163,13 @@ def _record(study: Study, results: Results, seeds: int) -> None:
         for step, value in outcome.curve:
             study.record("curve", arm, seed, "knn accuracy on the validation split (%)", 100 * value, x=step)
     for run, value in results.tuning:
-        name = f"{run.arm}: {words(run.setting)}"
+        name = f"{run.arm}: {describe(run.setting)}"
         study.record("tuning", name, run.seed, "mean of both readouts on the validation split (%)", 100 * value)
 
 
 def _claims(study: Study, seeds: int, images: str) -> list[Claim]:
-    def difference(metric: str, one: str, other: str) -> Interval:
-        return study.paired("embedding", f"{metric} accuracy (%)", one, other)
+    def difference(metric: str, arm: str, baseline: str) -> Interval:
+        return study.paired("embedding", f"{metric} accuracy (%)", arm, baseline)
 
     decide = functools.partial(Claim.from_interval, unit="points", seeds=seeds)
     claims = []
@@ -208,7 +208,7 @@ def _claims(study: Study, seeds: int, images: str) -> list[Claim]:
         decide(
             difference("knn", TRIPLET, UNTRAINED),
             claim="triplet over an untrained net",
-            statement="what is learned is in the training, not in the architecture",
+            statement="training, not the architecture alone, makes the embedding",
             where="implied",
         )
     )
@@ -216,7 +216,7 @@ def _claims(study: Study, seeds: int, images: str) -> list[Claim]:
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks; its threads are trainings side by side."""
+    """Run the study for the rule; its threads run parallel trainings."""
     settings, device = job.studies, job.runtime.device
     use_threads(1, device=device)
     study = reproduce(settings, SCALES[settings.scale], job.inputs["images"], device, job.runtime.threads)
@@ -228,39 +228,39 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
     """Return the finished study.
 
     Args:
-        settings: config section `studies`; only its scale does not count.
-        scale: the size.
+        settings: config section `studies`; ``scale`` replaces its scale.
+        scale: size of the study.
         images: npz of images.
-        device: where nets are trained.
-        processes: trainings side by side.
+        device: device of training.
+        processes: parallel trainings.
     """
     baselines.require()
     study = Study("triplet", "Deep metric learning using Triplet network", "1412.6622")
-    with workers(processes) as mapped:
-        results = experiment(study, scale, ARMS, settings.seeds, images, device, mapped)
+    with workers(processes) as parallel_map:
+        results = experiment(study, scale, ARMS, settings.seeds, images, device, parallel_map)
     source = "Fashion-MNIST" if settings.image_file is None else settings.image_file
     study.claims = _claims(study, settings.seeds, source)
     study.figures += _figures(study, results, list(ARMS), settings.image_file is None)
     against = {arm: study.paired("embedding", "knn accuracy (%)", TRIPLET, arm) for arm in (SUPCON, CROSS_ENTROPY)}
     chosen = "; ".join(
-        f"{arm}: {words(setting)}"
+        f"{arm}: {describe(setting)}"
         for arm, setting in results.chosen.items()
         if arm in against or arm in (TRIPLET, SIAMESE, LOG_FORM)
     )
     study.notes = [
-        f"{source}, {scale.train:,} training images drawn anew by every seed, the same net, {scale.steps:,} steps of "
+        f"{source}, {scale.train:,} training images, drawn for every seed, the same net, {scale.steps:,} steps of "
         f"{scale.images_per_step} images for every loss: as {scale.images_per_step // 3} triplets, "
-        f"{scale.images_per_step // 2} pairs or {scale.images_per_step} single images. Readouts know all training "
-        f"images' labels and are judged on {scale.test:,} test images.",
+        f"{scale.images_per_step // 2} pairs or {scale.images_per_step} single images. Readouts use all training "
+        f"images' labels and are evaluated on {scale.test:,} test images.",
         "Deviations: AdamW with the pipeline's schedule in place of SGD with momentum, no dropout, a grid of rates in "
         "place of the paper's one, and no final ReLU (the authors' code has one; it leaves dimensions dead).",
         f"Chosen on the validation split: {chosen}.",
         f"Seconds of training, mean: {mean_seconds(study, 'embedding', results)}.",
         "Against modern losses, nearest neighbors, squared ratio minus each, points: "
-        + "; ".join(f"{arm} {found}" for arm, found in against.items())
+        + "; ".join(f"{arm} {gain}" for arm, gain in against.items())
         + ".",
-        "The paper's figures are quoted from notes that could not be checked against its PDF, except STL-10's.",
-        "Only signs of differences carry over to the paper's sets: Fashion-MNIST is ten times harder than MNIST.",
+        "The paper's figures, except STL-10's, are quoted from secondary notes: its PDF could not be read.",
+        "Only signs of differences transfer to the paper's data sets: Fashion-MNIST is ten times harder than MNIST.",
     ]
     study.not_reproduced = [
         NotReproduced(
@@ -270,8 +270,8 @@ def reproduce(settings: Studies, scale: Scale, images: str, device: str, process
         ),
         NotReproduced(
             "the paper's schedule: SGD at rate 0.5, dropout, 640,000 triplets an epoch",
-            "the study trains every arm through the pipeline's own loop, at equal images per step",
-            "no switch: it would be another training loop",
+            "the study trains every arm with the pipeline's loop, at equal images per step",
+            "not available: it needs another training loop",
         ),
     ]
     return study
@@ -284,11 +284,11 @@ def experiment(
     seeds: int,
     images: str,
     device: str,
-    mapped: Map,
+    parallel_map: Map,
 ) -> Results:
-    """Tune and repeat all arms, and record what they found in ``study``."""
+    """Tune and repeat all arms, and record the results in ``study``."""
     train = functools.partial(perform, path=images, scale=scale, device=device)
-    results = tune_and_repeat(train, arms, seeds, "both", mapped, "study_triplet")
+    results = tune_and_repeat(train, arms, seeds, "both", parallel_map, "study_triplet")
     _record(study, results, seeds)
     return results
 

@@ -1,7 +1,7 @@
-"""What became here of "Sparse Linear Networks with a Fixed Butterfly Structure" (arXiv 2007.08864).
+"""A reproduction of "Sparse Linear Networks with a Fixed Butterfly Structure" (arXiv 2007.08864).
 
-Statements follow the text of its ICLR 2021 submission; the authors' released code computes other things (see `notes`).
-Each function of the modules here is one experiment: it records measurements, draws a figure and adds claims.
+Statements follow the text of its ICLR 2021 submission; the authors' released code differs from it (see `notes`). Each
+experiment is one public function of a module here, which records measurements, draws a figure and adds claims.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tangram_studies.papers.butterfly.replacement import replacements
 from tangram_studies.papers.butterfly.sketch import sketches
 from tangram_studies.papers.butterfly.speed import speeds
 from tangram_studies.papers.butterfly.theory import counts, guarantee, landscape, norms
-from tangram_studies.study import Job, NotReproduced, Study, tell
+from tangram_studies.study import Job, NotReproduced, Study, print_progress
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks; on a language model, at small scale, on five layers and few sequences."""
+    """Run the study for the rule; at small scale, only five layers of the parent and few sequences are used."""
     job.runtime.start()
     settings, inputs = job.studies, job.inputs
     study = reproduce(load_images(inputs["images"]), SCALES[settings.scale], settings.seeds)
@@ -39,8 +39,8 @@ def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
 
     Args:
         images: Fashion-MNIST.
-        scale: the size.
-        seeds: repetitions.
+        scale: size of the study.
+        seeds: number of repetitions.
     """
     repeats = range(seeds)
     study = Study(
@@ -56,16 +56,15 @@ def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
         ("speed", lambda: speeds(study, repeats, scale)),
         ("learned sketches", lambda: sketches(study, repeats, scale, images)),
     ):
-        tell(f"butterfly: {name}")
+        print_progress(f"butterfly: {name}")
         experiment()
     study.notes += [
-        "Statements are those of the ICLR 2021 submission; the UAI 2021 version could not be read, and may be worded "
-        "differently.",
+        "Statements are those of the ICLR 2021 submission; the UAI 2021 version could not be read, and may differ.",
         "The authors' released code does not compute the gadget of the text: its middle layer is a dense n x k matrix, "
-        "k is n/5 or more, the flag that should turn it on turns it off, and its learned “butterfly” sketch is a dense "
-        "layer. The text was followed.",
-        "With k = log n a gadget is a layer of rank log n. Low rank is therefore the control that decides whether the "
-        "butterfly, or only the low rank, does it.",
+        "k is n/5 or more, the flag that enables it is inverted, and its learned “butterfly” sketch is a dense layer. "
+        "This study follows the text.",
+        "With k = log n a gadget has rank log n. Low rank is therefore the control that separates the effect of the "
+        "butterfly from that of the rank.",
     ]
     study.not_reproduced += [
         NotReproduced(

@@ -1,4 +1,4 @@
-"""What the experiments share: their sizes, random matrices, and images as columns."""
+"""Scales, random matrices and image matrices of the experiments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tangram_studies.data.fashion_mnist import Images
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the experiments are."""
+    """The size of the experiments."""
 
     norms: tuple[int, ...]
     powers: int
@@ -38,7 +38,7 @@ SCALES = {
 
 
 def generator(seed: int) -> torch.Generator:
-    """Return a generator of its own."""
+    """Return a new generator on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -71,11 +71,11 @@ def matrices(images: Images, scale: Scale, seed: int) -> dict[str, torch.Tensor]
     n, random = scale.sketch_n, np.random.default_rng(seed)
     chosen = random.choice(len(images.train_images), scale.autoencoder_images, replace=False)
     digits = torch.from_numpy(load_digits().data.T[random.permutation(64)].astype(np.float32))
-    found = {"Fashion-MNIST": padded_images(images.train_images[chosen], seed), "digits": digits}
+    data = {"Fashion-MNIST": padded_images(images.train_images[chosen], seed), "digits": digits}
     for name, rank in (("Gaussian 1", 32), ("Gaussian 2", 64)):  # 2007.08864, table 2
         coefficients = 0.1 * torch.randn(rank, n, generator=generator(seed + rank))
-        found[name] = orthonormal(n, rank, seed + rank) @ coefficients
-    return {name: _normalized(compressed(x)) for name, x in found.items()}
+        data[name] = orthonormal(n, rank, seed + rank) @ coefficients
+    return {name: _normalized(compressed(x)) for name, x in data.items()}
 
 
 def _normalized(x: torch.Tensor) -> torch.Tensor:

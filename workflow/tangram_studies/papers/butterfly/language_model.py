@@ -1,8 +1,8 @@
-"""Where structured operators land between quality and cost in a real model, beside GQA, width, linear and no-op.
+"""Quality and cost of structured operators in a language model, compared with GQA, width, linear and no-op.
 
-2007.08864 leaves replacing several layers, and language models, to future work. Here every piece goes the pipeline's
-own way: closed-form beginning on the parent's activations, blockwise distillation, replace-1-block score, and time
-of its lowered form beside the parent's own subblock.
+2007.08864 leaves replacing several layers, and language models, to future work. Here every piece passes through the
+pipeline's stages: closed-form initialization on the parent's activations, block-wise distillation, replace-1-block
+score, and time of its lowered form beside the parent's subblock.
 """
 
 # ruff: noqa: RUF001 - the typographic signs are meant
@@ -27,14 +27,16 @@ from tangram.models.replace import replace_subblocks
 from tangram.report.style import variant_colors
 from tangram.scores.replace_one import ReplaceOne
 from tangram_studies.plots import points_figure
-from tangram_studies.study import Claim, Study, interval, tell
+from tangram_studies.study import Claim, Study, interval, print_progress
 
 KINDS = ("attention", "ffn")
 PHASES = ("prefill", "decode")
+Roles = dict[str, dict[str, str]]  # variants by kind and role
+Points = dict[tuple[str, str], dict[str, tuple[float, float]]]  # (cost, loss) by kind and phase, and by variant
 
 
 def variants_for(hidden: int, kind: str) -> dict[str, str]:
-    """Return what is compared, by role: the gadget at k = n/4, low rank of equal rank and of equal weights, and so on.
+    """Return the variants to compare by role, such as the gadget at k = n/4 and low rank of equal rank.
 
     Args:
         hidden: the model's width.
@@ -56,7 +58,7 @@ def variants_for(hidden: int, kind: str) -> dict[str, str]:
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the names of the points that no other one beats in cost and loss at once."""
+    """Return the names of the Pareto-optimal points ``(cost, loss)``."""
     return [
         name
         for name, (cost, loss) in points.items()
@@ -81,7 +83,7 @@ def score_pieces(
     for layer in layers:
         problem = LayerDistillation(model, layer, states.hidden(layer), states.hidden(layer + 1), settings)
         for kind in KINDS:
-            tell(f"butterfly: layer {layer}, {kind}")
+            print_progress(f"butterfly: layer {layer}, {kind}")
             for variant in variants_for(model.config.hidden_size, kind).values():
                 piece = problem.distill(kind, variant, seed=0)
                 overrides = get_block(kind, variant, Shape.of(model.config)).overrides()
@@ -95,14 +97,14 @@ def score_pieces(
 
 
 def time_pieces(study: Study, parent: str | Path, device: str, dtype: str) -> None:
-    """Time every variant beside the parent's own subblock; arguments as in `compare_pieces`."""
+    """Time every variant beside the parent's subblock; arguments as in `compare_pieces`."""
     scenario = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(1,))}
     costs = Costs(repeats=5, stack_megabytes=48)
     for kind in KINDS:
         for variant in variants_for(shape_of(parent).hidden, kind).values():
             if variant.startswith("ntk-"):
-                continue  # of the same shape as low rank, and so of the same cost
-            tell(f"butterfly: time of {kind} {variant}")
+                continue  # same shapes as low rank, hence the same cost
+            print_progress(f"butterfly: time of {kind} {variant}")
             for row in measure(parent, kind, variant, costs, scenario, device, dtype):
                 ratio = row["seconds"] / row["parent_seconds"]
                 study.record(f"cost, {kind}, {row['phase']}", variant, 0, "of the parent's own subblock", ratio)
@@ -120,13 +122,13 @@ def compare_pieces(
     """Distill, score and time every variant on some layers; the layers are the repetitions.
 
     Args:
-        study: what is added to.
+        study: study to which measurements, claims and figures are added.
         parent: the parent's folder.
         distill: tokens for distillation, ``(sequences, length)``.
         score: tokens for scores, ``(sequences, length)``.
-        layers: which layers, rising.
-        device: where.
-        dtype: of weights and activations.
+        layers: indices of layers, increasing.
+        device: device of the model.
+        dtype: dtype of weights and activations.
     """
     score_pieces(study, parent, distill, score, layers, device, dtype)
     time_pieces(study, parent, device, dtype)
@@ -134,22 +136,18 @@ def compare_pieces(
 
 
 def conclude(study: Study, shape: Shape) -> None:
-    """Add claims and figures from what `score_pieces` and `time_pieces` recorded of a parent of this shape."""
+    """Add claims and figures from the measurements of `score_pieces` and `time_pieces` on a parent of this shape."""
     roles = {kind: variants_for(shape.hidden, kind) for kind in KINDS}
     layers = sorted(set(study.frame("score, ffn")["seed"]))
-    share = {}
-    for kind in KINDS:
-        for phase in PHASES:
-            times = study.frame(f"cost, {kind}, {phase}").set_index("arm")["value"].to_dict()
-            for variant in roles[kind].values():
-                share[kind, variant, phase] = float(times[variant.replace("ntk-", "lowrank-")])
-    means = {
-        (kind, variant): float(rows["value"].mean())
-        for kind in KINDS
-        for variant, rows in study.frame(f"score, {kind}").groupby("arm")
-    }
-    which = ", ".join(map(str, layers))
-    note = f"layers {which} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
+    numbers = ", ".join(map(str, layers))
+    note = f"layers {numbers} of {shape.num_layers}, which stand for seeds; one epoch of BLD; KL on few tokens"
+    _claim_controls(study, roles, len(layers), note)
+    points = _points(study, roles)
+    _claim_pareto(study, points, len(layers), note)
+    _draw(study, roles, points)
+
+
+def _claim_controls(study: Study, roles: Roles, seeds: int, note: str) -> None:
     for short, role, statement in (
         (
             "11a beside low rank, equal weights",
@@ -169,38 +167,57 @@ def conclude(study: Study, shape: Shape) -> None:
                 statement=statement,
                 where="a control that the paper lacks",
                 unit="log KL, low rank − gadget",
-                seeds=len(layers),
+                seeds=seeds,
                 note=note,
             )
         )
-    fronts, panels = {}, {}
+
+
+def _points(study: Study, roles: Roles) -> Points:
+    """Return (cost, loss) of every variant and of the parent, by kind and phase."""
+    points: Points = {}
     for kind in KINDS:
+        scores = study.frame(f"score, {kind}").groupby("arm")["value"]
+        losses = {variant: float(values.mean()) for variant, values in scores}
         for phase in PHASES:
-            points = {v: (share[kind, v, phase], means[kind, v]) for v in roles[kind].values()}
-            points["parent"] = (1.0, 0.0)
-            fronts[kind, phase] = pareto(points)
-            panels[f"{'FFN' if kind == 'ffn' else kind}, {phase}"] = pd.DataFrame(
-                [{"arm": v, "x": cost, "value": max(loss, 1e-4)} for v, (cost, loss) in points.items() if v != "parent"]
-            )
-    named = {
-        f"{kind} {phase}": [v for v in front if v.startswith(("butterfly", "monarch"))]
-        for (kind, phase), front in fronts.items()
+            times = study.frame(f"cost, {kind}, {phase}").set_index("arm")["value"].to_dict()
+            points[kind, phase] = {
+                variant: (float(times[variant.replace("ntk-", "lowrank-")]), losses[variant])
+                for variant in roles[kind].values()
+            }
+            points[kind, phase]["parent"] = (1.0, 0.0)
+    return points
+
+
+def _claim_pareto(study: Study, points: Points, seeds: int, note: str) -> None:
+    optimal = {
+        f"{kind} {phase}": [v for v in pareto(variants) if v.startswith(("butterfly", "monarch"))]
+        for (kind, phase), variants in points.items()
     }
-    there = {name: found for name, found in named.items() if found}
-    dominated = [name for name in named if name not in there]
+    dominated = [name for name, variants in optimal.items() if not variants]
+    on_front = "; ".join(f"{name}: {', '.join(variants)}" for name, variants in optimal.items() if variants)
     study.claims.append(
         Claim(
             claim="11c Pareto",
             statement="butterflies (or Monarch) are a good choice somewhere between quality and time",
             where="section 4.2, 'replacing multiple layers'",
             measured="on the front: "
-            + ("; ".join(f"{name}: {', '.join(found)}" for name, found in there.items()) or "nowhere")
+            + (on_front or "nowhere")
             + (f"; dominated: {', '.join(dominated)}" if dominated else ""),
-            verdict="supported" if there else "refuted",
-            seeds=len(layers),
+            verdict="supported" if on_front else "refuted",
+            seeds=seeds,
             note=f"{note}; by means, without intervals; times are of the lowered forms, batch 1, 128 tokens of prompt",
         )
     )
+
+
+def _draw(study: Study, roles: Roles, points: Points) -> None:
+    panels = {
+        f"{'FFN' if kind == 'ffn' else kind}, {phase}": pd.DataFrame(
+            [{"arm": v, "x": cost, "value": max(loss, 1e-4)} for v, (cost, loss) in variants.items() if v != "parent"]
+        )
+        for (kind, phase), variants in points.items()
+    }
     colors = variant_colors([variant for kind in KINDS for variant in roles[kind].values()])
     colors["no-op"] = "#606870"
     for phase in PHASES:

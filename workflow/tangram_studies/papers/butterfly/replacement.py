@@ -20,8 +20,8 @@ from tangram_studies.papers.butterfly.common import Scale, generator
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Interval, Study, interval
 
-TUNING_SEED = 1000  # learning rates are chosen on a run that no result comes from
-MARGIN = 0.005  # accuracy that a replacement may lose and still "keep" it
+TUNING_SEED = 1000  # seed of the runs that choose learning rates, which no result uses
+MARGIN = 0.005  # loss of accuracy that still counts as equal
 ARMS = (
     "hidden: dense",
     "hidden: k=log n",
@@ -80,7 +80,7 @@ def _tasks(images: Images, scale: Scale) -> dict[str, Task]:
 
 
 def _gadget(n: int, m: int, k_in: int, k_out: int, seed: int, frozen: bool = False) -> ButterflyLinear:
-    """The paper's gadget: random truncation, powers of two, and Johnson-Lindenstrauss' scale ``sqrt(n / k)``."""
+    """Return the paper's gadget: random truncation, powers of two, Johnson-Lindenstrauss scale ``sqrt(n / k)``."""
     gadget = ButterflyLinear(n, m, k_in, k_out, bias=True, truncation="random", padding="power-of-2", seed=seed)
     with torch.no_grad():
         gadget.j1.stages[-1].mul_(math.sqrt(n / k_in))
@@ -96,36 +96,36 @@ def _log2(n: int) -> int:
 
 
 def network(task: Task, arm: str, seed: int) -> nn.Sequential:
-    """Return ``inputs -> h -> h -> classes`` in which the hidden or the last matrix is replaced as the arm says.
+    """Return ``inputs -> h -> h -> classes`` with the arm's replacement of the hidden or the last matrix.
 
-    The inputs of a convolutional task go through convolutions first.
+    In a convolutional task, convolutions replace the first matrix.
     """
     torch.manual_seed(seed)
     n, h, classes = task.train_x.shape[1], task.hidden, int(task.train_y.max()) + 1
-    where, _, what = arm.partition(": ")
-    rows, columns = (h, h) if where == "hidden" else (h, classes)
+    position, _, variant = arm.partition(": ")
+    rows, columns = (h, h) if position == "hidden" else (h, classes)
     middle: nn.Module = nn.Linear(h, h)
     last: nn.Module = nn.Linear(h, classes)
-    k_in = _log2(rows) if "log n" in what else h // 4 if "n/4" in what else h // 16
-    k_out = min(_log2(columns) if "log n" in what else k_in, columns)
-    gadget = _gadget(rows, columns, k_in, k_out, seed, frozen="frozen" in what)
+    k_in = _log2(rows) if "log n" in variant else h // 4 if "n/4" in variant else h // 16
+    k_out = min(_log2(columns) if "log n" in variant else k_in, columns)
+    gadget = _gadget(rows, columns, k_in, k_out, seed, frozen="frozen" in variant)
     budget = gadget.effective_weights()
-    if what.startswith("k="):
-        made: nn.Module = gadget
-    elif what.startswith("low rank"):
+    if variant.startswith("k="):
+        replacement: nn.Module = gadget
+    elif variant.startswith("low rank"):
         equal = max(1, budget // (rows + columns))
-        made = LowRankLinear(rows, columns, equal if "weights" in what else k_in, bias=True)
-    elif what == "Monarch":
-        made = MonarchLinear(rows, columns, bias=True)
+        replacement = LowRankLinear(rows, columns, equal if "weights" in variant else k_in, bias=True)
+    elif variant == "Monarch":
+        replacement = MonarchLinear(rows, columns, bias=True)
     else:
-        made = nn.Linear(rows, columns)
-    if what == "narrow dense":
+        replacement = nn.Linear(rows, columns)
+    if variant == "narrow dense":
         narrow = max(1, budget // h)
         middle, last = nn.Linear(h, narrow), nn.Linear(narrow, classes)
-    elif where == "hidden":
-        middle = made
+    elif position == "hidden":
+        middle = replacement
     else:
-        last = made
+        last = replacement
     first = _convolutions(h) if task.convolutional else nn.Linear(n, h)
     return nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
 
@@ -148,21 +148,21 @@ def train_network(task: Task, arm: str, seed: int, rate: float, optimizer: str =
     net = network(task, arm, seed)
     weights = [p for p in net.parameters() if p.requires_grad]
     adam = optimizer == "adam"
-    made = torch.optim.Adam(weights, lr=rate) if adam else torch.optim.SGD(weights, lr=rate, momentum=0.9)
+    stepper = torch.optim.Adam(weights, lr=rate) if adam else torch.optim.SGD(weights, lr=rate, momentum=0.9)
     order, losses = generator(seed), []
     batches = [b for _ in range(task.epochs) for b in torch.randperm(len(task.train_x), generator=order).split(128)]
     for step, batch in enumerate(batches):
-        made.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / len(batches))))
+        stepper.param_groups[0]["lr"] = rate * (0.1 + 0.45 * (1 + math.cos(math.pi * step / len(batches))))
         loss = functional.cross_entropy(net(task.train_x[batch]), task.train_y[batch])
         losses.append(loss.item())
-        made.zero_grad()
+        stepper.zero_grad()
         loss.backward()
-        made.step()
+        stepper.step()
     return losses, _accuracy(net, task.test_x, task.test_y)
 
 
 def replacements(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
-    """Section 6.1: a gadget in place of a dense layer: accuracy, speed of convergence, and SGD against Adam."""
+    """Section 6.1: accuracy and convergence with a gadget in place of a dense layer, and SGD against Adam."""
     tasks = _tasks(images, scale)
     cnn = replace(tasks["Fashion-MNIST"], convolutional=True)
     rates = _train_all(study, seeds, {**tasks, "Fashion-MNIST, CNN": cnn})
@@ -191,8 +191,8 @@ def _train_all(study: Study, seeds: Sequence[int], tasks: dict[str, Task]) -> di
     chosen: dict[tuple[str, str], float] = {}
     for name, task in tasks.items():
         for arm in CNN_ARMS if task.convolutional else ARMS:
-            tried = {rate: float(np.mean(train_network(task, arm, TUNING_SEED, rate)[0])) for rate in RATES}
-            chosen[name, arm] = min(tried, key=lambda rate: tried[rate])
+            losses_by_rate = {rate: float(np.mean(train_network(task, arm, TUNING_SEED, rate)[0])) for rate in RATES}
+            chosen[name, arm] = min(losses_by_rate, key=lambda rate: losses_by_rate[rate])
             for seed in seeds:
                 losses, accuracy = train_network(task, arm, seed, chosen[name, arm])
                 study.record(f"accuracy, {name}", arm, seed, "test accuracy", accuracy)
@@ -205,11 +205,13 @@ def _train_all(study: Study, seeds: Sequence[int], tasks: dict[str, Task]) -> di
 
 
 def _first_epochs(study: Study, seeds: Sequence[int], task: Task, dense_rate: float) -> list[float]:
-    """Return by seed how much lower the loss of the first epoch is with a gadget and SGD than dense with Adam."""
+    """Return by seed the first epoch's mean loss, dense with Adam minus gadget with SGD."""
     first_epoch = -(-len(task.train_x) // 128)
     arm = "hidden: k=n/16"
-    tried = {r: float(np.mean(train_network(task, arm, TUNING_SEED, r, "sgd")[0][:first_epoch])) for r in SGD_RATES}
-    sgd_rate = min(tried, key=lambda rate: tried[rate])
+    losses_by_rate = {
+        r: float(np.mean(train_network(task, arm, TUNING_SEED, r, "sgd")[0][:first_epoch])) for r in SGD_RATES
+    }
+    sgd_rate = min(losses_by_rate, key=lambda rate: losses_by_rate[rate])
     early = []
     for seed in seeds:
         sgd = float(np.mean(train_network(task, arm, seed, sgd_rate, "sgd")[0][:first_epoch]))
@@ -223,39 +225,39 @@ def _first_epochs(study: Study, seeds: Sequence[int], task: Task, dense_rate: fl
 def _difference(
     study: Study,
     tasks: Collection[str],
-    one: str,
-    other: str,
+    arm: str,
+    baseline: str,
     metric: str = "test accuracy",
     experiment: str = "accuracy",
 ) -> Interval:
-    """Return the interval of ``one - other`` over seeds, the mean over the tasks."""
+    """Return the interval over seeds of ``arm - baseline``, averaged over the tasks."""
     parts = []
     for task in tasks:
         rows = study.frame(f"{experiment}, {task}")
         rows = rows[rows["metric"] == metric].pivot(index="seed", columns="arm", values="value")
-        parts.append((rows[one] - rows[other]).sort_index().to_numpy())
+        parts.append((rows[arm] - rows[baseline]).sort_index().to_numpy())
     return interval(np.mean(parts, axis=0))
 
 
 def _claim_accuracy(study: Study, seeds: Sequence[int], scale: Scale, tasks: Collection[str]) -> None:
-    for short, one, k in (
+    for short, arm, k in (
         ("7a last layer", "last: k=log n", "log n"),
         ("7b hidden, k=log n", "hidden: k=log n", "log n"),
         ("7c hidden, k=n/16", "hidden: k=n/16", "n/16"),
     ):
-        found = _difference(study, tasks, one, "hidden: dense")
+        difference = _difference(study, tasks, arm, "hidden: dense")
         study.claims.append(
             Claim.from_interval(
-                found,
+                difference,
                 above=-MARGIN,
                 claim=short,
-                statement=f"a gadget with k = {k} in place of the {one.split(': ')[0]} dense layer keeps its accuracy",
+                statement=f"a gadget with k = {k} in place of the {arm.split(': ')[0]} dense layer keeps its accuracy",
                 where=WHERE,
                 paper_value="better or equal",
                 unit="accuracy, gadget − dense",
                 seeds=len(seeds),
                 note=f"mean over Fashion-MNIST ({scale.epochs} epochs), digits, breast cancer; margin 0.005"
-                + ("" if one.startswith("last") else "; the paper replaced last layers only"),
+                + ("" if arm.startswith("last") else "; the paper replaced last layers only"),
             )
         )
 

@@ -1,4 +1,4 @@
-"""Propositions 1 and 2, theorem 1, and the count of appendix F, put to the test."""
+"""Tests of propositions 1 and 2, of theorem 1, and of the count of weights in appendix F."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -21,7 +21,7 @@ from tangram_studies.study import Claim, Interval, Study, interval
 
 
 def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
-    """Proposition 1: ``J2ᵀ J2 W J1ᵀ J1 x`` is near to ``W x``, in norm and coordinate by coordinate."""
+    """Proposition 1: ``J2ᵀ J2 W J1ᵀ J1 x`` is near to ``W x``, in norm and in each coordinate."""
     slopes = []
     for n in scale.norms:
         grid = [k for k in (16, 32, 64, 128, 256, 512, 1024) if k <= n]
@@ -44,18 +44,18 @@ def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     n = scale.norms[-1]
     rows = study.frame(f"proposition 1, n={n}")
     at = rows[(rows["arm"] == "norm") & (rows["x"] == 64)]["value"].to_numpy()
-    found, slope = interval(at), interval(slopes)
+    error, slope = interval(at), interval(slopes)
     study.claims.append(
         Claim(
             claim="1a norm",
             statement="‖W'x − Wx‖ ≤ ε‖W‖ with probability 1 − exp(−Ω(k ε²))",
             where="proposition 1, lemma B.1",
             paper_value="ε small",
-            measured=f"error {found} at n={n}, k=64; √(n/k − 1) = {number(math.sqrt(n / 64 - 1))}",
-            verdict="refuted" if found.low > 1 else ("supported" if found.high < 0.5 else "inconclusive"),
-            estimate=found.estimate,
-            low=found.low,
-            high=found.high,
+            measured=f"error {error} at n={n}, k=64; √(n/k − 1) = {number(math.sqrt(n / 64 - 1))}",
+            verdict="refuted" if error.low > 1 else ("supported" if error.high < 0.5 else "inconclusive"),
+            estimate=error.estimate,
+            low=error.low,
+            high=error.high,
             unit="relative to ‖W‖",
             seeds=len(seeds),
             note="refuted as the ICLR text states it: JᵀJ has rank k, so it cannot be near the identity in norm",
@@ -74,6 +74,10 @@ def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
             note=f"supported above 0.25; fixed unit x and y, rank-8 W, n={n}",
         )
     )
+    _draw_norms(study, scale)
+
+
+def _draw_norms(study: Study, scale: Scale) -> None:
     panels = {f"n = {n}": study.frame(f"proposition 1, n={n}") for n in scale.norms}
     study.figures.append(
         lines_figure(
@@ -89,7 +93,7 @@ def norms(study: Study, seeds: Sequence[int], scale: Scale) -> None:
 
 
 def counts(study: Study, seeds: Sequence[int], scale: Scale) -> None:
-    """Appendix F: at most ``2 n log l + 6 n`` effective weights; counted edge by edge."""
+    """Appendix F: at most ``2 n log l + 6 n`` effective weights; every edge is counted."""
     ratios = []
     for p in range(4, scale.powers + 1):
         n = 2**p
@@ -149,16 +153,16 @@ def guarantee(study: Study, seeds: Sequence[int], scale: Scale, images: Images) 
                 ratios.append((ratio - 1) / epsilon)
                 study.record(f"proposition 2, ε={epsilon:g}", name, 10 * seed + draw, "loss / Δ_k − 1", ratio - 1, k)
         fractions.append(float(np.mean(good)))
-    found = interval(fractions)
+    fraction = interval(fractions)
     study.claims.append(
         Claim.from_interval(
-            found,
+            fraction,
             above=0.5,
             claim="3 sketch",
             statement="with probability ≥ 1/2, ‖J_k(X) − X‖² ≤ (1 + ε) Δ_k for l = k log k + k/ε",
             where="proposition 2",
             paper_value="0.5",
-            measured=f"{found} of all draws; at worst {number(max(ratios))} of the allowed excess",
+            measured=f"{fraction} of all draws; at worst {number(max(ratios))} of the allowed excess",
             unit="of draws",
             seeds=len(seeds),
             note="power-law and flat spectra, digits, Fashion-MNIST; very conservative",
@@ -178,7 +182,7 @@ def guarantee(study: Study, seeds: Sequence[int], scale: Scale, images: Images) 
 
 
 def landscape(study: Study, seeds: Sequence[int]) -> None:
-    """Theorem 1: the loss at every critical point for fixed B, and which of them are minima."""
+    """Theorem 1: the loss at every critical point for fixed B, and its curvature there."""
     n, l, k, m, d = 16, 6, 2, 10, 24  # noqa: E741
     formula = 0.0
     curvature_of_minimum: list[float] = []
@@ -205,7 +209,7 @@ def landscape(study: Study, seeds: Sequence[int]) -> None:
             minimum = chosen == tuple(range(k))
             (curvature_of_minimum if minimum else curvature_of_saddles).append(least)
             study.record("theorem 1", "minimum" if minimum else "saddle", seed, "least curvature", least, sum(chosen))
-    right = min(curvature_of_minimum) > -1e-6 and max(curvature_of_saddles) < -1e-6 and formula < 1e-8
+    holds = min(curvature_of_minimum) > -1e-6 and max(curvature_of_saddles) < -1e-6 and formula < 1e-8
     points = len(curvature_of_minimum) + len(curvature_of_saddles)
     study.claims.append(
         Claim(
@@ -214,7 +218,7 @@ def landscape(study: Study, seeds: Sequence[int]) -> None:
             where="theorem 1",
             measured=f"{points} critical points, all index sets: formula and gradient off by {formula:.0e} at most; "
             f"only I = [k] has no negative curvature (others at most {number(max(curvature_of_saddles))})",
-            verdict="supported" if right else "refuted",
+            verdict="supported" if holds else "refuted",
             seeds=len(seeds),
             estimate=formula,
             unit="relative error",

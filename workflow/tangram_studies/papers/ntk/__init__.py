@@ -1,7 +1,7 @@
-"""What became here of "Efficient NTK using Dimensionality Reduction" (arXiv 2210.04807).
+"""A reproduction of "Efficient NTK using Dimensionality Reduction" (arXiv 2210.04807).
 
-Only the abstract could be read: its theorems are restated by us from the analyzes that it builds on (Du et al., arXiv
-1810.02054; Arora et al., arXiv 1901.08584), and so are marked. The network is ``f(x) = aᵀ relu(W x) / √m`` with random
+Only the abstract could be read. We restated its theorems from analyses that it extends (Du et al., arXiv 1810.02054;
+Arora et al., arXiv 1901.08584); the claims say so. The network is ``f(x) = aᵀ relu(W x) / √m`` with random
 signs a; W ``(m, d)`` is trained, or W = U V through an inner width k with one factor random and fixed, the other
 trained: *V fixed* (a random projection of the inputs) or *U fixed* (trainable weights independent of m).
 """
@@ -13,11 +13,11 @@ from tangram_studies.papers.ntk.convergence import descents
 from tangram_studies.papers.ntk.cost import gain_by_dimension, generalization
 from tangram_studies.papers.ntk.kernels import closeness
 from tangram_studies.papers.ntk.network import SCALES, Scale
-from tangram_studies.study import Job, NotReproduced, Study, tell
+from tangram_studies.study import Job, NotReproduced, Study, print_progress
 
 
 def run_study(job: Job) -> Study:
-    """Run the study as the rule asks."""
+    """Run the study for the rule."""
     job.runtime.start()
     settings = job.studies
     study = reproduce(load_images(job.inputs["images"]), SCALES[settings.scale], settings.seeds)
@@ -30,8 +30,8 @@ def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
 
     Args:
         images: Fashion-MNIST.
-        scale: the size.
-        seeds: repetitions.
+        scale: size of the study.
+        seeds: number of repetitions.
     """
     repeats = range(seeds)
     study = Study("ntk", "Efficient NTK using dimensionality reduction: what holds, measured", "2210.04807")
@@ -41,11 +41,11 @@ def reproduce(images: Images, scale: Scale, seeds: int) -> Study:
         ("generalization", lambda: generalization(study, repeats, scale, images)),
         ("gain by dimension", lambda: gain_by_dimension(study, repeats, scale)),
     ):
-        tell(f"ntk: {name}")
+        print_progress(f"ntk: {name}")
         experiment()
     study.notes += [
-        "Only the abstract was readable. Which factor is fixed, the initialization and every theorem are restated by "
-        "us, and both choices are measured.",
+        "Only the abstract could be read. The initialization and every theorem are restated by us; either factor may "
+        "be the fixed one, and both choices are measured.",
         "Both factors are Gaussian here; NTKFactorLinear also offers a fast Johnson-Lindenstrauss transform.",
     ]
     study.not_reproduced += [

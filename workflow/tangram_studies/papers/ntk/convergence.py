@@ -1,4 +1,4 @@
-"""Gradient descent: its rate beside what the kernel predicts, and how far training moves the kernel."""
+"""Gradient descent: its rate compared with the kernel's prediction, and the drift of the kernel in training."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -30,7 +30,7 @@ from tangram_studies.study import Claim, Study, interval
 
 @dataclass(frozen=True)
 class Descent:
-    """One training by full-batch gradient descent, and what theory says of it."""
+    """One training by full-batch gradient descent, with the rates that its kernels predict."""
 
     rate: float
     predicted_first: float
@@ -50,7 +50,7 @@ def descend(net: TwoLayer, x: torch.Tensor, y: torch.Tensor, steps: int) -> tupl
     rate = 1 / float(eigenvalues[-1])
     losses = [net.step(x, y, rate) for _ in range(steps)]
     last = net.kernel(x)
-    floor = 1e-10 * losses[0]  # float32's
+    floor = 1e-10 * losses[0]  # resolution of float32
     usable = [i for i in range(len(losses) // 2, len(losses)) if losses[i] > floor]
     if len(usable) < 8:
         usable = [i for i in range(len(losses)) if losses[i] > floor][-16:]
@@ -63,7 +63,7 @@ def descend(net: TwoLayer, x: torch.Tensor, y: torch.Tensor, steps: int) -> tupl
 
 
 def descents(study: Study, seeds: Sequence[int], scale: Scale) -> None:
-    """Linear convergence: the rate against the kernel's, and what the drift of the kernel depends on."""
+    """Measure linear convergence against the kernel's prediction, and the kernel's drift over m and k."""
     middle = scale.ranks[len(scale.ranks) // 2]
     ratios = _measure(study, seeds, scale, middle)
     _claim_rates(study, seeds, scale, middle, ratios)
@@ -103,20 +103,20 @@ def _measure(study: Study, seeds: Sequence[int], scale: Scale, middle: int) -> d
 def _claim_rates(study: Study, seeds: Sequence[int], scale: Scale, middle: int, ratios: dict[str, list[float]]) -> None:
     n = scale.points
     for short, arm in (("13a", V_FIXED), ("13b", U_FIXED)):
-        found, last = interval(ratios[f"{arm} K_0"]), interval(ratios[f"{arm} K_T"])
-        near = found.low > 0.7 and found.high < 1.3
-        far = found.high < 0.7 or found.low > 1.3
+        initial, final = interval(ratios[f"{arm} K_0"]), interval(ratios[f"{arm} K_T"])
+        near = initial.low > 0.7 and initial.high < 1.3
+        far = initial.high < 0.7 or initial.low > 1.3
         study.claims.append(
             Claim(
                 claim=f"{short} linear rate, {arm}",
                 statement="gradient descent converges linearly at the rate of the initial kernel (here within 30 %)",
                 where="abstract; Du et al. theorem 4.1",
                 paper_value="1",
-                measured=f"measured / predicted {found} from the initial kernel, {last} from the final one",
+                measured=f"measured / predicted {initial} from the initial kernel, {final} from the final one",
                 verdict="supported" if near else "refuted" if far else "inconclusive",
-                estimate=found.estimate,
-                low=found.low,
-                high=found.high,
+                estimate=initial.estimate,
+                low=initial.low,
+                high=initial.high,
                 unit="of the predicted rate",
                 seeds=len(seeds),
                 note=f"{RESTATED}; k = {middle}, m = {scale.width}, n = d = {n}, random labels",
@@ -138,7 +138,8 @@ def _claim_drift(study: Study, seeds: Sequence[int], scale: Scale, middle: int) 
                 measured=f"exponent {by_m} in m at k = {middle}; {by_k} in k at m = {scale.width}",
                 unit="exponent in m",
                 seeds=len(seeds),
-                note=RESTATED + ("" if arm == V_FIXED else "; what counts here is k: U mixes m gates into k numbers"),
+                note=RESTATED
+                + ("" if arm == V_FIXED else "; the drift depends on k here: U mixes m gates into k numbers"),
             )
         )
 
@@ -163,7 +164,7 @@ def _draw(study: Study, scale: Scale, middle: int) -> None:
         lines_figure(
             "loss-curves",
             f"Gradient descent at inner width {middle}",
-            "Random labels; step 1 / λ_max of each network's own initial kernel.",
+            "Random labels; step 1 / λ_max of each network's initial kernel.",
             {"": study.frame("loss curve")},
             "step",
             "‖f − y‖² / ‖y‖²",

@@ -1,4 +1,4 @@
-"""What factorized networks generalize to, and what they cost, beside dense ones."""
+"""Generalization and cost of factorized networks, compared with dense ones."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -31,14 +31,14 @@ EXPERIMENT = "Fashion-MNIST, two classes"
 
 
 def step_seconds(x: torch.Tensor, y: torch.Tensor, m: int, k: int, seed: int) -> dict[str, float]:
-    """Return the median seconds of a descent step by arm, timed in turns.
+    """Return the median seconds of a descent step by arm, timed round-robin.
 
     Args:
         x: inputs, ``(n, d)``.
         y: targets, ``(n,)``.
         m: width.
         k: inner width of the factorized arms.
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
     def step_of(arm: str) -> Callable[[], object]:
@@ -50,7 +50,7 @@ def step_seconds(x: torch.Tensor, y: torch.Tensor, m: int, k: int, seed: int) ->
 
 
 def generalization(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
-    """Accuracy of kernel regression, the bound on its risk, and the cost of training, dense and factorized."""
+    """Measure the accuracy of kernel regression, its risk bound and the cost of training, dense and factorized."""
     _measure(study, seeds, scale, images)
     _claim_accuracy(study, seeds, scale)
     _claim_cost(study, seeds, scale)
@@ -88,17 +88,18 @@ def _values(study: Study, metric: str, arm: str) -> np.ndarray:
 
 def _claim_accuracy(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     for short, arm in (("14a", U_FIXED), ("14b", V_FIXED)):
-        found = study.paired(EXPERIMENT, "test accuracy", arm, DENSE)
-        own, dense = (float(_values(study, "√(2 yᵀK⁻¹y / n)", name).mean()) for name in (arm, DENSE))
+        difference = study.paired(EXPERIMENT, "test accuracy", arm, DENSE)
+        bound, dense_bound = (float(_values(study, "√(2 yᵀK⁻¹y / n)", name).mean()) for name in (arm, DENSE))
         accuracy = float(_values(study, "test accuracy", DENSE).mean())
         study.claims.append(
             Claim.from_interval(
-                found,
+                difference,
                 above=-0.01,
                 claim=f"{short} accuracy, {arm}",
                 statement="the factorized kernel generalizes like the dense one (here: loses less than 0.01)",
                 where="abstract: 'similar guarantees'",
-                measured=f"{found}; dense {number(accuracy)}; bounds on the risk {number(own)} and {number(dense)}",
+                measured=f"{difference}; dense {number(accuracy)}; bounds on the risk {number(bound)} and "
+                f"{number(dense_bound)}",
                 unit="accuracy, factorized − dense",
                 seeds=len(seeds),
                 note=f"{RESTATED}; pullovers against coats, n = {scale.train}, d = 784, k = {scale.ranks[-1]}, "
@@ -128,7 +129,7 @@ def _claim_cost(study: Study, seeds: Sequence[int], scale: Scale) -> None:
 
 
 def gain_by_dimension(study: Study, seeds: Sequence[int], scale: Scale) -> None:
-    """The abstract: the gain grows when the dimension is of the order of the number of points."""
+    """Measure the speed-up over the dimension; it should grow up to the order of the number of points (abstract)."""
     n, k = scale.points, scale.ranks[1]
     for seed in seeds:
         for d in (n // 4, n, 4 * n):
@@ -138,15 +139,15 @@ def gain_by_dimension(study: Study, seeds: Sequence[int], scale: Scale) -> None:
                 study.record("gain by dimension", arm, seed, "times as fast", seconds[DENSE] / seconds[arm], d / n)
     rows = study.frame("gain by dimension")
     table = rows[rows["arm"] == U_FIXED].pivot(index="seed", columns="x", values="value")
-    found = interval((table[1.0] / table[0.25]).to_numpy())
+    ratio = interval((table[1.0] / table[0.25]).to_numpy())
     study.claims.append(
         Claim.from_interval(
-            found,
+            ratio,
             above=1.0,
             claim="14d gain by dimension",
             statement="the gain increases when the data's dimension is of the order of the number of points",
             where="abstract",
-            measured=f"{found}: speed-up at d = n over that at d = n/4",
+            measured=f"{ratio}: speed-up at d = n over that at d = n/4",
             unit="ratio of speed-ups",
             seeds=len(seeds),
             note=f"n = {n}, m = {scale.width}, k = {k}; U fixed",

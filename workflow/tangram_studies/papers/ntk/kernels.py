@@ -1,4 +1,4 @@
-"""Tangent kernels: how near the factorized ones are to the dense one, and their least eigenvalues."""
+"""Tangent kernels: the distance of the factorized ones to the dense one, and their least eigenvalues."""
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
@@ -30,22 +30,22 @@ from tangram_studies.study import Claim, Study, interval
 
 
 def closeness(study: Study, seeds: Sequence[int], scale: Scale, images: Images) -> None:
-    """Closeness of the factorized tangent kernel to the dense one, and its least eigenvalue, over k."""
+    """Measure the factorized tangent kernel's distance to the dense one and its least eigenvalue, over k."""
     _measure(study, seeds, scale, images)
     _claim(study, seeds, scale)
     _draw(study, scale)
 
 
 def _points(images: Images, n: int, seed: int) -> dict[str, torch.Tensor]:
-    """Return points on the sphere by the name of where they come from, ``(n, d)`` each."""
+    """Return points on the sphere by the name of their source, ``(n, d)`` each."""
     from sklearn.datasets import load_digits
 
     digits = load_digits().data.astype(np.float32)
-    some = digits[np.random.default_rng(seed).choice(len(digits), n, replace=False)] - digits.mean(0)
+    sample = digits[np.random.default_rng(seed).choice(len(digits), n, replace=False)] - digits.mean(0)
     return {
         "d = n": unit_points(n, n, seed),
         "d = n / 5": unit_points(n, n // 5, seed),
-        "digits": torch.from_numpy(some / np.linalg.norm(some, axis=1, keepdims=True)),
+        "digits": torch.from_numpy(sample / np.linalg.norm(sample, axis=1, keepdims=True)),
         "Fashion-MNIST": image_points(images, n, seed, "train")[0],
     }
 
@@ -70,10 +70,10 @@ def _claim(study: Study, seeds: Sequence[int], scale: Scale) -> None:
     n = scale.points
     for short, arm, k in (("12a", U_FIXED, scale.ranks[-2]), ("12b", V_FIXED, scale.ranks[-2])):
         rows = study.frame("least eigenvalue, d = n")
-        found = interval(rows[(rows["arm"] == arm) & (rows["x"] == k)]["value"].to_numpy())
+        share = interval(rows[(rows["arm"] == arm) & (rows["x"] == k)]["value"].to_numpy())
         study.claims.append(
             Claim.from_interval(
-                found,
+                share,
                 above=0.5,
                 claim=f"{short} least eigenvalue, {arm}",
                 statement="a factorized layer of inner width k ≪ d keeps the kernel's least eigenvalue (here ≥ λ₀/2)",
@@ -84,16 +84,15 @@ def _claim(study: Study, seeds: Sequence[int], scale: Scale) -> None:
             )
         )
     slopes = {arm: decay(study, "kernel distance, d = n", arm) for arm in (V_FIXED, U_FIXED)}
-    found = slopes[V_FIXED]
     study.claims.append(
         Claim.from_interval(
-            found,
+            slopes[V_FIXED],
             above=0.25,
             claim="12c kernel distance",
             statement="the kernel comes near to the dense one as k grows, like k^−1/2 (Johnson-Lindenstrauss)",
             where="abstract",
             paper_value="exponent 0.5",
-            measured=f"exponent {found} with V fixed, {slopes[U_FIXED]} with U fixed",
+            measured=f"exponent {slopes[V_FIXED]} with V fixed, {slopes[U_FIXED]} with U fixed",
             unit="exponent",
             seeds=len(seeds),
             note=f"{RESTATED}; with U fixed the finite width m = {scale.width} bounds the distance from below",

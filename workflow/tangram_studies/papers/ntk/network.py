@@ -1,4 +1,4 @@
-"""The two-layer network, dense and factorized, its tangent kernel, and the points that it learns."""
+"""The two-layer network, dense and factorized, its tangent kernel, and data points."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tangram_studies.data.fashion_mnist import Images
 from tangram_studies.study import Interval, Study, interval
 
 DENSE, V_FIXED, U_FIXED = ARMS = ("dense", "V fixed", "U fixed")
-RESTATED = "restated by us: only the abstract was readable"
+RESTATED = "restated by us: only the abstract could be read"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the experiments are."""
+    """The size of the experiments."""
 
     points: int
     width: int
@@ -39,11 +39,11 @@ class TwoLayer:
     """A two-layer ReLU network in the NTK parametrization, with its tangent kernel in closed form.
 
     Args:
-        d: inputs.
+        d: dimension of the inputs.
         m: width.
         k: inner width; None for the dense W.
         fixed: ``'V fixed'`` or ``'U fixed'``.
-        seed: of all weights.
+        seed: seed of all weights.
     """
 
     def __init__(self, d: int, m: int, k: int | None, fixed: str, seed: int):
@@ -65,7 +65,7 @@ class TwoLayer:
 
     @property
     def trainable(self) -> int:
-        """Weights that are trained."""
+        """The number of trained weights."""
         return self.trained.numel()
 
     @property
@@ -86,7 +86,7 @@ class TwoLayer:
         return self.hidden(x).relu() @ self.signs / math.sqrt(self.m)
 
     def features(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two matrices, ``(n, ·)`` each, whose Gram matrices multiply entry by entry to the kernel."""
+        """Return two matrices, ``(n, ·)`` each; the kernel is the elementwise product of their Gram matrices."""
         gates = (self.hidden(x) > 0) * self.signs / math.sqrt(self.m)
         if self.k is None:
             return x, gates
@@ -135,16 +135,16 @@ def unit_points(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def image_points(images: Images, count: int, seed: int, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pullovers against coats, centerd unit rows ``(n, 784)``, and ±1 labels ``(n,)``.
+    """Return pullovers and coats as centered unit rows ``(n, 784)``, and ±1 labels ``(n,)``.
 
     Args:
         images: Fashion-MNIST.
-        count: how many.
-        seed: which ones.
+        count: number of images.
+        seed: seed of the draw.
         split: ``'train'`` or ``'test'``.
     """
     pictures, labels = getattr(images, f"{split}_images"), getattr(images, f"{split}_labels")
-    two = np.flatnonzero((labels == 2) | (labels == 4))  # not separable at a glance
+    two = np.flatnonzero((labels == 2) | (labels == 4))  # two similar classes
     chosen = np.random.default_rng(seed).choice(two, min(count, len(two)), replace=False)
     center = images.train_images[(images.train_labels == 2) | (images.train_labels == 4)].mean(0)
     x = torch.from_numpy(((pictures[chosen] - center) / 255).reshape(len(chosen), -1).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Evidence on children of a run: their scores on every prompt, and how much the parent needs each of its layers."""
+"""Evidence on children of a run: their scores on every prompt, and the importance of the parent's layers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tangram.search.problem import load_problem
 from tangram.search.solve import solve
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram_studies.code import modules_of_study
-from tangram_studies.study import Job, tell
+from tangram_studies.study import Job, print_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH = 32
-REPORTED = 64  # prompts of each of the splits that are only reported
-CALIBRATION = 16  # prompts of each domain on which layers are left out one by one
+REPORTED = 64  # prompts per split that is only reported
+CALIBRATION = 16  # prompts per domain for the importance of layers
 
 
 class Settings(Section):
@@ -49,9 +49,16 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class Scale:
-    """The size of the study: candidates, prompts and their tokens, orders of the prompts; votes and rounds of layers.
+    """The size of the study.
 
-    ``votes`` are the budgets of votes, ``claimed`` the one that a claim is made of.
+    Attributes:
+        candidates: solutions to compare.
+        prompts: prompts for selection.
+        prompt_tokens: tokens of a prompt.
+        replications: orders of the prompts.
+        votes: budgets of votes.
+        claimed: budget of votes of the claim.
+        layer_rounds: batches of the online ranking of layers.
     """
 
     candidates: int
@@ -68,15 +75,15 @@ SCALES = {"small": Scale(16, 512, 16, 200), "full": Scale(32, 2048, 64, 1000)}
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured on the models.
+    """Measurements on the models.
 
     Attributes:
-        scores: KL of each candidate on each prompt that may be used to select, ``(candidates, prompts)``.
-        reported: the same on prompts of other splits, for reporting only.
+        scores: KL of each candidate on each prompt for selection, ``(candidates, prompts)``.
+        reported: KL on prompts of other splits, for reporting only, ``(candidates, prompts)``.
         objectives: the solver's sums of scores, ``(candidates,)``.
         prompt_tokens: tokens of a prompt.
-        importance: KL of the parent to itself without each layer, on each of some prompts, ``(prompts, layers)``.
-        domains: the domain of each of those prompts.
+        importance: KL of the parent to the parent without each layer, ``(prompts, layers)``.
+        domains: the domain of each prompt of ``importance``, ``(prompts,)``.
         shared: share of layer passes saved because candidates agree on their first layers.
     """
 
@@ -90,34 +97,34 @@ class Evidence:
 
 
 def save_evidence(evidence: Evidence, path: str | Path) -> None:
-    """Write what was measured as ``.npz``: whoever has a policy of their own can replay it."""
+    """Write the measurements as ``.npz``, for replays of other policies."""
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(evidence).items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays)
 
 
 def load_evidence(path: str | Path) -> Evidence:
-    """Read back what `save_evidence` wrote."""
-    with np.load(path) as kept:
-        arrays = {name: kept[name] for name in kept.files}
+    """Return the evidence in a file of `save_evidence`."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     return Evidence(**{name: array if array.ndim else array.item() for name, array in arrays.items()})
 
 
 def unfinished(job: Job) -> tuple[Path, Path]:
-    """Return the files that a killed run goes on from: scores of candidates, importance of layers."""
+    """Return the files from which a killed run resumes: scores of candidates, importance of layers."""
     cache = Path(job.inputs["cache"])
     return cache, cache.with_suffix(".layers.npz")
 
 
 def measure(job: Job, scale: Scale) -> Evidence:
-    """Solve for candidates, score all of them on all prompts, and leave out every layer of the parent."""
+    """Solve for candidates, score them on all prompts, and measure the importance of the parent's layers."""
     section, inputs, seed = Settings.model_validate_json(job.settings), job.inputs, job.runtime.seed
     parent = model_folder(inputs["parent"])
     target = section.target.model_copy(update={"solutions": scale.candidates, "selection": None})
     settings = ProblemSettings(target=target, search=section.search, scenarios=section.scenarios)
     scores, costs, calibration = Path(inputs["scores"]), Path(inputs["costs"]), Path(inputs["calibration"])
     solutions = solve(load_problem(settings, scores, costs, calibration, Path(parent)), section.search)
-    tell(f"selection: {len(solutions)} solutions")
+    print_progress(f"selection: {len(solutions)} solutions")
     model = load_model(parent, job.runtime.dtype, job.runtime.device)
     prompts = _prompts(model, load_tokenizer(parent), inputs["heldout"], scale, seed)
     architectures = [solution.architecture for solution in solutions]
@@ -125,19 +132,19 @@ def measure(job: Job, scale: Scale) -> Evidence:
     identity = fingerprint([code_hash(*modules_of_study("selection")), job.settings, str(seed)], files)
     pieces = read_library(inputs["library"], tuple(inputs["shards"].split(",")))
     cache, layers_cache = unfinished(job)
-    reported = torch.cat([prompts["parent's own"], prompts["passages"], prompts["documentation"]])
-    table = CandidateScores(model, reported, architectures, pieces, "kl", BATCH, cache, identity)
+    selected_and_reported = torch.cat([prompts["parent's own"], prompts["passages"], prompts["documentation"]])
+    table = CandidateScores(model, selected_and_reported, architectures, pieces, "kl", BATCH, cache, identity)
     order = range(0, table.prompts, BATCH)
     for start in tqdm(order, desc="study_selection: all candidates on all prompts", mininterval=5):
         table.look(np.arange(table.arms), np.arange(start, min(start + BATCH, table.prompts)))
     table.save()
     domains = {name: part[:CALIBRATION] for name, part in prompts.items()}
-    tell("selection: the parent without each of its layers")
+    print_progress("selection: the parent without each of its layers")
     importance = layer_importance(model, torch.cat(list(domains.values())), BATCH, layers_cache, identity)
-    own = len(prompts["parent's own"])
+    count = len(prompts["parent's own"])
     return Evidence(
-        scores=table.values[:, :own],
-        reported=table.values[:, own:],
+        scores=table.values[:, :count],
+        reported=table.values[:, count:],
         objectives=np.array([solution.objective for solution in solutions]),
         prompt_tokens=scale.prompt_tokens,
         importance=importance,
@@ -149,7 +156,7 @@ def measure(job: Job, scale: Scale) -> Evidence:
 def _prompts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heldout: str, scale: Scale, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Return prompts of four domains, ``(prompts, tokens)`` each; the parent's own may be used to select."""
+    """Return prompts of four domains, ``(prompts, tokens)`` each; those sampled from the parent are for selection."""
     length = scale.prompt_tokens
 
     def packed(texts: Iterable[str], number: int) -> torch.Tensor:

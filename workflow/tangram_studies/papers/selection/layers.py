@@ -1,4 +1,4 @@
-"""Layers ranked online: which of the parent's layers matter least, from batches of calibration prompts."""
+"""Online ranking of the parent's layers by importance, from batches of calibration prompts."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ COLORS = dict(zip(("OnlineRank", "averaging", "projected gradient"), PALETTE, st
 def calibration_batches(
     evidence: Evidence, switching: bool, rounds: int, chosen: int, rng: np.random.Generator, batch: int = 4
 ) -> np.ndarray:
-    """Return which layers each batch names as its least important, ``(rounds, layers)`` of 0 and 1.
+    """Return each batch's least important layers, ``(rounds, layers)`` of 0 and 1.
 
     Args:
         evidence: importance of layers on prompts, and the prompts' domains.
-        switching: whether the domain changes every eighth of the rounds; otherwise prompts are a mix throughout.
+        switching: change the domain every eighth of the rounds; otherwise every batch mixes domains.
         rounds: number of batches.
-        chosen: layers named by each.
-        rng: draws the prompts.
+        chosen: number of layers per batch.
+        rng: generator of the draws of prompts.
         batch: prompts per batch.
     """
     names = np.unique(evidence.domains)
     pools = [np.flatnonzero(evidence.domains == name) for name in names]
-    found = np.zeros((rounds, evidence.importance.shape[1]))
+    least_important = np.zeros((rounds, evidence.importance.shape[1]))
     for round_ in range(rounds):
         pool = pools[(8 * round_ // rounds) % len(pools)] if switching else np.arange(len(evidence.domains))
         mean = evidence.importance[rng.choice(pool, batch, replace=False)].mean(0)
-        found[round_, np.argpartition(mean, chosen)[:chosen]] = 1
-    return found
+        least_important[round_, np.argpartition(mean, chosen)[:chosen]] = 1
+    return least_important
 
 
-def ranking_regret(policy: ranking.RankingPolicy, named: np.ndarray) -> np.ndarray:
+def ranking_regret(policy: ranking.RankingPolicy, batches: np.ndarray) -> np.ndarray:
     """Return a policy's expected regret after every round, ``(rounds, replications)``.
 
     Args:
-        policy: fresh.
-        named: the items that each round names, ``(rounds, replications, items)`` of 0 and 1.
+        policy: a new policy.
+        batches: the chosen items of each round, ``(rounds, replications, items)`` of 0 and 1.
     """
-    loss, found = np.zeros(named.shape[1]), np.zeros(named.shape[:2])
-    for round_, scores in enumerate(named):
+    loss, regret = np.zeros(batches.shape[1]), np.zeros(batches.shape[:2])
+    for round_, scores in enumerate(batches):
         positions = policy.expected_positions()
         loss += (positions * scores).sum(1)
         policy.update(positions, scores)
-        found[round_] = loss - (-np.sort(-policy.scores, 1) * np.arange(policy.items)).sum(1)
-    return found
+        regret[round_] = loss - (-np.sort(-policy.scores, 1) * np.arange(policy.items)).sum(1)
+    return regret
 
 
 def rank_layers(study: Study, evidence: Evidence, scale: Scale, seed: int, chosen: int = 3) -> None:
-    """Compare online rankings of layers with the best fixed one, on mixed domains and on domains in turn."""
+    """Compare online rankings of layers with the best fixed one, on mixed and on switching domains."""
     rounds, layers = scale.layer_rounds, evidence.importance.shape[1]
     copies = min(scale.replications, 30)
     truth = evidence.importance.mean(0)
@@ -65,7 +65,7 @@ def rank_layers(study: Study, evidence: Evidence, scale: Scale, seed: int, chose
     for switching in (False, True):
         label = "domains in turn" if switching else "a mix of domains"
         rng = np.random.default_rng([seed, int(switching)])
-        named = np.stack([calibration_batches(evidence, switching, rounds, chosen, rng) for _ in range(copies)], 1)
+        batches = np.stack([calibration_batches(evidence, switching, rounds, chosen, rng) for _ in range(copies)], 1)
         policies: dict[str, ranking.RankingPolicy] = {
             "OnlineRank": ranking.OnlineRank(copies, layers, ranking.optimal_eta(layers, chosen, rounds)),
             "projected gradient": ranking.ProjectedGradient(
@@ -76,7 +76,7 @@ def rank_layers(study: Study, evidence: Evidence, scale: Scale, seed: int, chose
         regret = {}
         panel = panels.setdefault(f"regret, {label}", {})
         for name, policy in policies.items():
-            curve = ranking_regret(policy, named)[shown - 1]  # (shown, replications)
+            curve = ranking_regret(policy, batches)[shown - 1]  # (shown, replications)
             regret[name] = curve[-1]
             band = 1.96 * curve.std(1, ddof=1) / np.sqrt(copies)
             mean = curve.mean(1)
@@ -98,7 +98,7 @@ def rank_layers(study: Study, evidence: Evidence, scale: Scale, seed: int, chose
                 f"bound {number(bound)}; difference {gain}",
                 seeds=copies,
                 unit="positions, summed over rounds",
-                note=f"{rounds} batches of 4 of {len(evidence.domains)} prompts, each naming its {chosen} least "
+                note=f"{rounds} batches of 4 of {len(evidence.domains)} prompts, each with its {chosen} least "
                 f"important of {layers} layers",
             )
         )
@@ -109,7 +109,7 @@ def rank_layers(study: Study, evidence: Evidence, scale: Scale, seed: int, chose
     study.figures.append(Figure(svg, caption, "Layers ranked online: regret"))
     columns = ["batches", *policies, "OnlineRank's bound", "tau"]
     caption = (
-        "Regret of the ranking shown, against the best fixed one; tau: the final order against the mean importance's. "
-        "The final order is the same for all: summed votes."
+        "Regret of the online ranking against the best fixed one; tau: Kendall's tau of the final order and mean "
+        "importance. All policies have the same final order, that of summed votes."
     )
     study.figures.append(Table(columns, rows, title="Layers ranked online", caption=caption))

@@ -1,4 +1,4 @@
-"""Policies replayed on a full table of scores, in many orders of the prompts: on budgets of tokens and of votes."""
+"""Replay of policies on a full table of scores, in many orders of the prompts, with budgets of tokens or votes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tangram_studies.papers.selection.evidence import Evidence, Scale
 from tangram_studies.plots import PALETTE, Line, draw_lines
 from tangram_studies.study import Claim, Study, Verdict, interval, verdict_of
 
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of all cells
-FLIP = 0.1  # how often the simulated judge errs
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # shares of all cells
+FLIP = 0.1  # error rate of the simulated judge
 VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
     "paired halving, values",
     "paired halving, signs",
@@ -31,7 +31,8 @@ VALUES, SIGNS, UNIFORM, UNPAIRED, VOTED, ALL_PAIRS = (
 DUELS = ("double-thompson", "rucb", "versatile-db", "sparring", "multisbm", "doubler", "uniform")
 COLORS = dict(zip((VALUES, SIGNS, UNIFORM, UNPAIRED, *DUELS), PALETTE * 2, strict=False))
 COLORS |= {VOTED: COLORS[VALUES], ALL_PAIRS: COLORS[UNIFORM]}
-# What a policy of the config is called here; dueling bandits keep their names.
+# Names of the config's policies in this study; dueling bandits have the same names in both.
+Choices = dict[tuple[str, float], np.ndarray]  # by policy and budget, each (replications,)
 POLICIES = {"paired-halving": VALUES, "sign-halving": SIGNS, "uniform": UNIFORM}
 
 
@@ -42,7 +43,7 @@ def epsilon_of(values: np.ndarray) -> float:
 
 
 def record_table(study: Study, evidence: Evidence) -> None:
-    """Record how candidates differ, and whether the solver's sum of scores orders them."""
+    """Record the candidates' KL, and its rank correlation with the solver's sum of scores."""
     means, reported = evidence.scores.mean(1), evidence.reported.mean(1)
     errors = evidence.scores.std(1, ddof=1) / np.sqrt(evidence.scores.shape[1])
     rows = [
@@ -81,7 +82,7 @@ def record_table(study: Study, evidence: Evidence) -> None:
 
 
 def _judge(study: Study, evidence: Evidence, experiment: str, arm: str, x: float, chosen: np.ndarray) -> np.ndarray:
-    """Record regret and P(eps-best) of choices ``(replications,)``; return the regrets."""
+    """Record regret and P(eps-best) of choices ``(replications,)``; return the regrets, ``(replications,)``."""
     means = evidence.scores.mean(1)
     regret = means[chosen] - means.min()
     near = regret <= epsilon_of(evidence.scores)
@@ -105,16 +106,46 @@ def _budgets(name: str, regrets: Mapping[tuple[str, float], np.ndarray], epsilon
     return draw_lines(name, f"regret over {name}", panels, label, "", 2, "x", (14.0, 4.4))
 
 
-def replay_tokens(
-    study: Study, evidence: Evidence, replications: int, seed: int
-) -> dict[tuple[str, float], np.ndarray]:
-    """Replay all policies under budgets of tokens; return their choices by policy and share."""
+def replay_tokens(study: Study, evidence: Evidence, replications: int, seed: int) -> Choices:
+    """Replay all policies with budgets of tokens; return their choices by policy and share of all tokens."""
+    chosen = _choose(study, evidence, replications, seed)
+    regrets = {
+        (name, share): _judge(study, evidence, "tokens", name, share, choice)
+        for (name, share), choice in chosen.items()
+    }
+    epsilon = epsilon_of(evidence.scores)
+    svg = _budgets("tokens", regrets, epsilon, "share of all tokens")
+    study.figures.append(Figure(svg, "Budgets of tokens; dashed: dueling bandits, which stop when they converge."))
+    names = list(dict.fromkeys(name for name, _ in regrets))
+    rows = [
+        [name, *(f"{number(regrets[name, share].mean())}" if (name, share) in regrets else "" for share in SHARES)]
+        for name in names
+    ]
+    study.figures.append(Table(["policy", *(f"{share:.0%}" for share in SHARES)], rows, title="Mean simple regret"))
+    _claim_fraction(study, regrets, epsilon)
+    _claim_values(study, regrets)
+    _default(study, regrets, epsilon)
+    pairing = interval(regrets[UNPAIRED, 0.1] - regrets[UNIFORM, 0.1])
+    study.claims.append(
+        Claim.from_interval(
+            pairing,
+            claim="pairing",
+            statement="the same prompts for all candidates are worth more than as many different prompts for each",
+            where="a question of ours",
+            seeds=replications,
+            unit="nats less regret at 10 % of the tokens",
+        )
+    )
+    return chosen
+
+
+def _choose(study: Study, evidence: Evidence, replications: int, seed: int) -> Choices:
     arms, prompts = evidence.scores.shape
     budgets = [max(arms, round(share * arms * prompts)) for share in SHARES]
-    chosen: dict[tuple[str, float], np.ndarray] = {}
+    chosen: Choices = {}
 
     def table() -> ScoreTable:
-        return ScoreTable(evidence.scores, replications, np.random.default_rng(seed))  # the same orders for all
+        return ScoreTable(evidence.scores, replications, np.random.default_rng(seed))  # equal orders for all policies
 
     rng = np.random.default_rng(seed + 1)
     for share, budget in zip(SHARES, budgets, strict=True):
@@ -126,30 +157,21 @@ def replay_tokens(
         for name, policy in policies.items():
             chosen[name, share] = replay_halving(policy, table(), rng)
         each = max(1, budget // arms)
-        own = rng.permuted(np.tile(evidence.scores, (replications, 1, 1)), axis=2)[:, :, :each]
-        chosen[UNPAIRED, share] = own.mean(2).argmin(1)
+        unpaired = rng.permuted(np.tile(evidence.scores, (replications, 1, 1)), axis=2)[:, :, :each]
+        chosen[UNPAIRED, share] = unpaired.mean(2).argmin(1)
     for name in DUELS:
         dueling = make_dueling(name, replications, arms, arms * prompts)
         replay = table()
-        found = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
-        for share, choice in zip(SHARES, found, strict=False):
+        recommended = replay_duels(dueling, replay, budgets[:-2], rng, "cells", most_duels=arms * prompts)
+        for share, choice in zip(SHARES, recommended, strict=False):
             chosen[name, share] = choice
         study.record(
             "spent", name, 0, "share of the cells looked at in the end", replay.ledger.cells.mean() / arms / prompts
         )
-    regrets = {
-        (name, share): _judge(study, evidence, "tokens", name, share, choice)
-        for (name, share), choice in chosen.items()
-    }
-    epsilon = epsilon_of(evidence.scores)
-    svg = _budgets("tokens", regrets, epsilon, "share of all tokens")
-    study.figures.append(Figure(svg, "Budgets of tokens; dashed: dueling bandits, which stop where they have settled."))
-    names = list(dict.fromkeys(name for name, _ in regrets))
-    rows = [
-        [name, *(f"{number(regrets[name, share].mean())}" if (name, share) in regrets else "" for share in SHARES)]
-        for name in names
-    ]
-    study.figures.append(Table(["policy", *(f"{share:.0%}" for share in SHARES)], rows, title="Mean simple regret"))
+    return chosen
+
+
+def _claim_fraction(study: Study, regrets: Choices, epsilon: float) -> None:
     full = regrets[UNIFORM, 1.0].mean()
     at_30 = interval(regrets[VALUES, 0.3])
     study.claims.append(
@@ -159,7 +181,7 @@ def replay_tokens(
             "a question of ours",
             f"simple regret {at_30} nats at 30 %, eps {number(epsilon)}, full table {number(full)}",
             "supported" if at_30.high <= epsilon else "refuted" if at_30.low > epsilon else "inconclusive",
-            replications,
+            len(regrets[VALUES, 0.3]),
             estimate=at_30.estimate,
             low=at_30.low,
             high=at_30.high,
@@ -167,6 +189,9 @@ def replay_tokens(
             note="supported if the mean regret is below eps",
         )
     )
+
+
+def _claim_values(study: Study, regrets: Choices) -> None:
     for share in (0.1, 0.3):
         rivals = [name for name in (SIGNS, *DUELS) if (name, share) in regrets]
         gains = {name: interval(regrets[name, share] - regrets[VALUES, share]) for name in rivals}
@@ -177,41 +202,28 @@ def replay_tokens(
         study.claims.append(
             Claim(
                 f"values-at-{share:.0%}".replace("%", "-percent"),
-                f"where scores can be had, paired halving on values beats signs and dueling bandits at {share:.0%}",
+                f"where scores are available, paired halving on values beats signs and dueling bandits at {share:.0%}",
                 "a question of ours",
-                f"better beyond doubt than {len(wins)} of {len(gains)}, worse than {len(losses)}; nearest: {best[0]}, "
+                f"significantly better than {len(wins)} of {len(gains)}, worse than {len(losses)}; nearest: {best[0]}, "
                 f"{best[1]} nats more regret",
                 verdict,
-                replications,
+                len(regrets[VALUES, share]),
                 estimate=best[1].estimate,
                 low=best[1].low,
                 high=best[1].high,
                 unit="nats per token, paired over orders",
             )
         )
-    _default(study, regrets, epsilon)
-    pairing = interval(regrets[UNPAIRED, 0.1] - regrets[UNIFORM, 0.1])
-    study.claims.append(
-        Claim.from_interval(
-            pairing,
-            claim="pairing",
-            statement="the same prompts for all candidates are worth more than as many prompts of their own",
-            where="a question of ours",
-            seeds=replications,
-            unit="nats less regret at 10 % of the tokens",
-        )
-    )
-    return chosen
 
 
 def _default(study: Study, regrets: Mapping[tuple[str, float], np.ndarray], epsilon: float) -> None:
-    """The pipeline's own policy and budget against all others."""
+    """Compare the pipeline's default policy with all others at its budget."""
     default = Selection()
-    own, share = POLICIES.get(default.policy, default.policy), default.budget
+    policy, share = POLICIES.get(default.policy, default.policy), default.budget
     gains = {
-        name: interval(regret - regrets[own, share])
+        name: interval(regret - regrets[policy, share])
         for (name, other), regret in regrets.items()
-        if other == share and name != own
+        if other == share and name != policy
     }
     best = min(gains.items(), key=lambda entry: entry[1].low)
     study.claims.append(
@@ -221,27 +233,28 @@ def _default(study: Study, regrets: Mapping[tuple[str, float], np.ndarray], epsi
             "the pipeline's default",
             f"nearest of {len(gains)}: {best[0]}, {best[1]} nats more regret; eps {number(epsilon)}",
             "refuted" if any(g.high < 0 for g in gains.values()) else verdict_of(best[1], -epsilon),
-            len(regrets[own, share]),
+            len(regrets[policy, share]),
             estimate=best[1].estimate,
             low=best[1].low,
             high=best[1].high,
             unit="nats per token, paired over orders",
-            note="refuted if one is better beyond doubt, supported if none can be by eps",
+            note="refuted if one is significantly better, supported if none is better by eps with confidence",
         )
     )
 
 
-def report(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], np.ndarray]) -> None:
-    """What the choice is worth on prompts that nobody selected on."""
-    picked = np.bincount(chosen[VALUES, 0.3], minlength=len(evidence.scores)) / len(chosen[VALUES, 0.3])
-    gain = interval(evidence.reported[0] - picked @ evidence.reported)
+def report(study: Study, evidence: Evidence, chosen: Choices) -> None:
+    """Compare the selected child with the solver's first solution on prompts that selection did not use."""
+    frequencies = np.bincount(chosen[VALUES, 0.3], minlength=len(evidence.scores)) / len(chosen[VALUES, 0.3])
+    selected = frequencies @ evidence.reported  # mean KL of the choices, (prompts,)
+    gain = interval(evidence.reported[0] - selected)
     study.claims.append(
         Claim.from_interval(
             gain,
             claim="worth-it",
             statement="on other splits, the selected child is better than the solver's first solution",
             where="a question of ours",
-            measured=f"KL {number(evidence.reported[0].mean())} to {number(float((picked @ evidence.reported).mean()))}"
+            measured=f"KL {number(evidence.reported[0].mean())} to {number(float(selected.mean()))}"
             f": {gain} less; best possible {number(evidence.reported.mean(1).min())}",
             seeds=evidence.reported.shape[1],
             unit="nats per token, paired over reported prompts",
@@ -251,7 +264,7 @@ def report(study: Study, evidence: Evidence, chosen: dict[tuple[str, float], np.
 
 
 def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> None:
-    """Replay halving and dueling policies under budgets of a judge's votes."""
+    """Replay halving and dueling policies with budgets of a judge's votes."""
     arms, replications = len(evidence.scores), scale.replications
     rng = np.random.default_rng(seed + 2)
     regrets: dict[tuple[str, float], np.ndarray] = {}
@@ -266,8 +279,8 @@ def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> N
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     for name in DUELS:
         dueling = make_dueling(name, replications, arms, scale.votes[-1])
-        found = replay_duels(dueling, table(), scale.votes, rng, "duels", most_duels=scale.votes[-1])
-        for budget, choice in zip(scale.votes, found, strict=True):
+        recommended = replay_duels(dueling, table(), scale.votes, rng, "duels", most_duels=scale.votes[-1])
+        for budget, choice in zip(scale.votes, recommended, strict=True):
             regrets[name, budget] = _judge(study, evidence, "votes", name, budget, choice)
     svg = _budgets("votes", regrets, epsilon_of(evidence.scores), "votes")
     study.figures.append(Figure(svg, "Budgets of a judge's votes; dashed: dueling bandits."))
@@ -278,9 +291,9 @@ def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> N
     study.claims.append(
         Claim(
             "votes",
-            "where only votes can be had, halving beats every dueling bandit: they minimize another regret",
+            "where only votes are available, halving beats every dueling bandit: they minimize another regret",
             "a question of ours",
-            f"at {budget:,} votes better beyond doubt than {wins} of {len(gains)}, worse than {len(losses)}; nearest: "
+            f"at {budget:,} votes significantly better than {wins} of {len(gains)}, worse than {len(losses)}; nearest: "
             f"{nearest[0]}, {nearest[1]} nats more regret",
             "refuted" if losses else "supported" if wins == len(gains) else "inconclusive",
             replications,
@@ -291,6 +304,3 @@ def replay_votes(study: Study, evidence: Evidence, scale: Scale, seed: int) -> N
             note=f"simulated judge, {FLIP:.0%} of the votes wrong",
         )
     )
-
-
-# --- layers, ranked online --------------------------------------------------------------------------------------------
