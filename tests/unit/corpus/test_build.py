@@ -432,7 +432,9 @@ def test_an_output_that_cannot_be_written_is_an_early_error(parent, tmp_path, mo
 def test_too_little_text_says_how_much_there_is(parent, stories):
     texts = documents(LocalText.model_validate(stories), "score", 0)
     there = sum(len(load_tokenizer(parent)(text)["input_ids"]) // LENGTH for text in texts) * LENGTH
-    with pytest.raises(TangramError, match=rf"corpus.score: source local gives only {there} tokens .* 16000 wanted"):
+    with pytest.raises(
+        TangramError, match=rf"corpus.score: source local gives only {there} tokens .* 16000 are needed"
+    ):
         build(parent, "score", split(16000, stories))
 
 

@@ -181,5 +181,5 @@ def test_a_child_with_layers_of_its_own_is_no_parent(tiny_parent, tmp_path):
     config, state = load_parent(folder)
     mixed = (LayerChoice(), LayerChoice("no-op"), LayerChoice())
     save_child(assemble_state(state, mixed, lambda *_: {}), build_config(config, mixed), folder, tmp_path / "child", {})
-    with pytest.raises(TangramError, match=re.escape(f"{tmp_path}/child is a child")):
+    with pytest.raises(TangramError, match=re.escape(f"{tmp_path}/child is a heterogeneous child")):
         fetch_local(tmp_path / "child", tmp_path / "parent")
