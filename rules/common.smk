@@ -229,7 +229,7 @@ def checksum(path):
 
 
 def _cores():
-    """Return the number that `--cores` gives; 1 on a cluster, where SLURM counts and a profile sets the threads."""
+    """Return the number that `--cores` gives; 1 on a cluster, where a profile sets the threads."""
     # The Snakemake in a job on a node must agree with the one that submitted the job.
     on_cluster = workflow.remote_exec or not workflow.local_exec
     return 1 if on_cluster else workflow.resource_settings.cores or 1

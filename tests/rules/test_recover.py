@@ -55,7 +55,8 @@ class Folder:
     def start(self, run: str = "one", value: str = "A") -> subprocess.Popen[bytes]:
         """Start Snakemake and wait until its jobs run."""
         before = len(self.jobs())
-        command = self.command(run=run, value=value)
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        command = ["env", "--default-signal=INT", *self.command(run=run, value=value)]
         with open(self.path / "printed", "a") as printed:
             main = subprocess.Popen(
                 command, cwd=self.path, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True

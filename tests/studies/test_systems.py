@@ -1,42 +1,22 @@
 """The papers' methods in a run of the pipeline, named in its config: on a tiny Llama, through Snakemake."""
 
-import hashlib
-import io
 import json
-import tarfile
-from pathlib import Path
 
 import pytest
-from tiny_run import Run, snakemake
+from tiny_run import Run, snakemake, task_archive
 
 from tangram.tables import CURVES, EVALUATION, LIBRARY, read_table
 
 pytestmark = pytest.mark.slow
-VARIANTS = {"attention": ["butterfly-8"], "ffn": ["ntk-8", "monarch"]}
-
-
-def archive(folder: Path) -> dict:
-    """Write an archive with a text classification into the folder of downloads; return its config entry."""
-    answers = ("warm", "cold")
-    examples = [
-        {
-            "input": f"It is {30 * (i % 2)} degrees, day {i}.",
-            "target_scores": {a: int(a == answers[i % 2]) for a in answers},
-        }
-        for i in range(30)
-    ]
-    content = json.dumps({"name": "weather", "description": "Weather.", "examples": examples}).encode()
-    path = folder / ".downloads" / "bigbench-1.0.0.tar.gz"
-    path.parent.mkdir()
-    with tarfile.open(path, "w:gz") as tar:
-        member = tarfile.TarInfo("bigbench-1.0.0/bigbench/benchmark_tasks/weather/task.json")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    return {
-        "package": "bigbench==1.0.0",
-        "format": "sdist",
-        "archive_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+ANSWERS = ("warm", "cold")
+WEATHER = [
+    {
+        "input": f"It is {30 * (i % 2)} degrees, day {i}.",
+        "target_scores": {answer: int(answer == ANSWERS[i % 2]) for answer in ANSWERS},
     }
+    for i in range(30)
+]
+VARIANTS = {"attention": ["butterfly-8"], "ffn": ["ntk-8", "monarch"]}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +31,7 @@ def run(tiny_config: dict, tmp_path_factory: pytest.TempPathFactory) -> Run:
         "targets": {"small": small | {"selection": {"policy": "rucb", "prompt_tokens": 16, "budget": 1.0}}},
         "finetune": tiny_config["finetune"] | {"span_contrast": spans},
         "evaluation": {
-            "task_archive": archive(folder),
+            "task_archive": task_archive(folder, "weather", WEATHER),
             "readout": {"task": "weather", "labels": [2], "draws": 2},
         },
     }

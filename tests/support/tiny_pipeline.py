@@ -1,38 +1,20 @@
 """A whole run on a tiny Llama, through the real `snakemake` command, once for all tests and all of pytest's workers."""
 
-import hashlib
-import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from tiny_run import CURVES, PIECE, Run, snakemake
+from tiny_run import CURVES, PIECE, Run, snakemake, task_archive
 
-
-def _bigbench(folder: Path) -> dict:
-    """Write an archive with one task in BIG-bench's format into the folder of downloads; return its config entry."""
-    examples = [
-        {"input": f"Which of these is the number {i}?", "target_scores": {str(i): 1, str(i + 1): 0, "none": 0}}
-        for i in range(6)
-    ]
-    content = json.dumps({"name": "numbers", "description": "Numbers.", "examples": examples}).encode()
-    archive = folder / ".downloads" / "bigbench-1.0.0.tar.gz"
-    archive.parent.mkdir()
-    with tarfile.open(archive, "w:gz") as tar:
-        member = tarfile.TarInfo("bigbench-1.0.0/bigbench/benchmark_tasks/numbers/task.json")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
-    return {
-        "package": "bigbench==1.0.0",
-        "format": "sdist",
-        "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
-    }
+NUMBERS = [
+    {"input": f"Which of these is the number {i}?", "target_scores": {str(i): 1, str(i + 1): 0, "none": 0}}
+    for i in range(6)
+]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +66,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
         if not finished.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            evaluation = {"tasks": ["numbers"], "task_archive": _bigbench(folder)}
+            evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
             process = snakemake(folder, config, "--cores", "2")
             assert process.returncode == 0, process.stdout + process.stderr

@@ -1,9 +1,13 @@
 """The real `snakemake` command in a run's folder."""
 
+import hashlib
+import io
+import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,3 +129,19 @@ def content(path: Path) -> object:
     table = pq.read_table(path)
     measured = [name for name in table.column_names if name.endswith("seconds")]
     return table.drop_columns(measured).to_pydict()
+
+
+def task_archive(folder: Path, task: str, examples: list[dict]) -> dict:
+    """Write an archive with one task in BIG-bench's format into the folder of downloads; return its config entry."""
+    content = json.dumps({"name": task, "description": task, "examples": examples}).encode()
+    archive = folder / ".downloads" / "bigbench-1.0.0.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo(f"bigbench-1.0.0/bigbench/benchmark_tasks/{task}/task.json")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return {
+        "package": "bigbench==1.0.0",
+        "format": "sdist",
+        "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),
+    }

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from tangram.selection.best_arm import PairedHalving, RoundRobinHalving
+from tangram.selection.best_arm import PairedHalving
 from tangram_studies.bandits.dueling import Sparring
 from tangram_studies.bandits.environments import Ledger, ScoreTable
+from tangram_studies.bandits.halving import RoundRobinHalving
 from tangram_studies.bandits.simulation import replay_duels, replay_halving
 
 

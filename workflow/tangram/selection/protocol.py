@@ -75,9 +75,3 @@ class Stateful:
             if array.shape != current[name].shape:
                 raise ValueError(f"{type(self).__name__}: '{name}' has shape {array.shape}, not {current[name].shape}")
             setattr(self, name, array if isinstance(value, np.ndarray) else array.item())
-
-
-def random_argmax(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the index of the largest value in each row of ``(replications, arms)``, ties broken at random."""
-    ties = values == values.max(-1, keepdims=True)
-    return np.where(ties, rng.random(values.shape), -1.0).argmax(-1)

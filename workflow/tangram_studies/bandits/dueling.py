@@ -12,11 +12,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tangram.selection.protocol import Names, Stateful, random_argmax
+from tangram.selection.protocol import Names, Stateful
 from tangram_studies.bandits.machines import UCB, Machine, TsallisINF, draw
 
 Pair = tuple[np.ndarray, np.ndarray]
 MakeMachine = Callable[..., Machine]
+
+
+def random_argmax(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the index of the largest value in each row of ``(replications, arms)``, ties broken at random."""
+    ties = values == values.max(-1, keepdims=True)
+    return np.where(ties, rng.random(values.shape), -1.0).argmax(-1)
 
 
 class DuelingPolicy(Stateful):

@@ -10,9 +10,10 @@ from scipy.stats import kendalltau
 from tangram.config import Selection
 from tangram.report.document import Figure, Table
 from tangram.report.style import number
-from tangram.selection.best_arm import PairedHalving, RoundRobinHalving
+from tangram.selection.best_arm import PairedHalving
 from tangram_studies.bandits.dueling import make_dueling
 from tangram_studies.bandits.environments import ScoreTable
+from tangram_studies.bandits.halving import RoundRobinHalving
 from tangram_studies.bandits.simulation import replay_duels, replay_halving
 from tangram_studies.papers.selection.evidence import Evidence, Scale
 from tangram_studies.plots import PALETTE, Line, draw_lines
