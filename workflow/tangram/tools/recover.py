@@ -53,23 +53,26 @@ def _wait(jobs: str, seconds: float, ended: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def end_local_jobs(folder: Path) -> list[str]:
-    """End the jobs of a killed Snakemake on this machine, and return their commands.
-
-    Raises:
-        TangramError: a Snakemake runs in the folder, or a job does not end.
-    """
-    import psutil
-
-    processes = list(_processes_in(folder))
-    for process, command in processes:
+def refuse_while_snakemake_runs(folder: Path) -> None:
+    """Raise TangramError if a Snakemake runs in a folder."""
+    for process, command in _processes_in(folder):
         if _runs_snakemake(command):
             raise TangramError(
                 f"Snakemake is at work in {folder} (process {process.pid}); wait for it, or stop it first"
             )
+
+
+def end_local_jobs(folder: Path) -> list[str]:
+    """End the jobs of a killed Snakemake on this machine, and return their commands.
+
+    Raises:
+        TangramError: a job does not end.
+    """
+    import psutil
+
     jobs = [
         (process, command)
-        for process, command in processes
+        for process, command in _processes_in(folder)
         if any("tangram.commands." in word for word in command)  # the job and its shell
     ]
     for process, _ in jobs:
@@ -172,8 +175,11 @@ def recover(
     if not state.exists():
         print(f"{folder}: no Snakemake ran here, so there is nothing to do; --directory names another folder")
         return
-    ended = end_local_jobs(folder)
+    refuse_while_snakemake_runs(folder)
+    # SLURM jobs first: on a machine that is a node, too, a SLURM job's process is also a process on this machine, and
+    # ending it would be a failure that SLURM may answer by running the job again.
     cancelled = end_slurm_jobs(folder)
+    ended = end_local_jobs(folder)
     removed = unrecorded_outputs(folder)
     try:
         for name in removed:
