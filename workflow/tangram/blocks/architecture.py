@@ -95,7 +95,7 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
     for layer, choice in enumerate(architecture):
         merged: dict[str, Any] = {}
         for kind in KINDS:
-            for key, value in get_block(kind, getattr(choice, kind), shape).overrides().items():
+            for key, value in get_block(kind, getattr(choice, kind), shape).entries().items():
                 merged[key] = [*merged.get(key, []), *value] if isinstance(value, list) else value
         if merged:
             overrides[layer] = merged

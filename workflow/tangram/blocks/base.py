@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from tangram.blocks.calibration import Calibration
 
-Kind: TypeAlias = Literal["attention", "ffn"]
-KINDS: tuple[Kind, ...] = ("attention", "ffn")
+Kind: TypeAlias = Literal["attention", "ffn", "head"]
+KINDS: tuple[Kind, ...] = ("attention", "ffn")  # of every layer
+HEAD: Kind = "head"  # the LM head, once per model
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
+PRECISIONS = ("bf16", "int8")  # number formats of matrices, besides the run's dtype
 FITTED_TOKENS = 16_384  # tokens per chunk: intermediate values of a whole split would not fit a GPU
 LARGEST_COUNT = 999_999_999
 
@@ -88,6 +90,7 @@ class Block(ABC):
             3 suits most families.
         sizes: ``int`` if a name holds a count, ``float`` if it holds a ratio below 1, None if it has no size.
         trainable: whether training can improve its initial weights.
+        precisions: the number formats that its matrices can be stored and multiplied in, besides the run's dtype.
     """
 
     kind: str
@@ -102,6 +105,7 @@ class Block(ABC):
     severity: ClassVar[int] = 3
     sizes: ClassVar[type[int] | type[float] | None] = None
     trainable: ClassVar[bool] = True
+    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
 
     @property
     def size(self) -> float:
@@ -121,6 +125,21 @@ class Block(ABC):
         Raises:
             TangramError: it cannot replace this parent's subblock, or is not smaller.
         """
+
+    def entries(self) -> dict[str, Any]:
+        """Return its entries in the config: `overrides`, and the precision of its matrices.
+
+        A layer's entries are part of its `per_layer_config`; the head's are attributes of the model's config.
+
+        Raises:
+            TangramError: see `overrides`.
+        """
+        precision = self.variant.precision
+        if precision is None:
+            return self.overrides()
+        if self.kind == HEAD:
+            return {**self.overrides(), "head_precision": precision}
+        return {**self.overrides(), "precision": [f"{CONFIG_NAME[self.kind]}={precision}"]}
 
     @abstractmethod
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import KINDS, PARENT, Block, register
+from tangram.blocks.base import HEAD, KINDS, PARENT, Block, register
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Parent(Block):
     """`parent`: the unchanged subblock."""
 
-    family, kinds, form = PARENT, KINDS, PARENT
+    family, kinds, form = PARENT, (*KINDS, HEAD), PARENT
     label, hue, severity = "", ("#d0d4d8", "#d0d4d8"), 0  # the color of the report's rules
     trainable = False
 

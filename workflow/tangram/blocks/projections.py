@@ -39,6 +39,7 @@ class Projections(Block):
     """Replaces every matrix of a subblock whose operator has fewer weights; the other matrices do not change."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    precisions: ClassVar[tuple[str, ...]] = ()  # their factors are no matrices of nn.Linear
 
     @abstractmethod
     def weights_of(self, columns: int, rows: int) -> float:

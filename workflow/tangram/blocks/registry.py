@@ -51,7 +51,7 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
     """Return the block of a variant.
 
     Args:
-        kind: ``'attention'`` or ``'ffn'``.
+        kind: ``'attention'``, ``'ffn'`` or ``'head'``.
         variant: its name, parsed or not.
         shape: the parent's sizes.
 
@@ -63,7 +63,12 @@ def get_block(kind: str, variant: Variant | str, shape: Shape) -> Block:
         block = registry()[parsed.family]
     except (ValueError, KeyError):
         block = None
-    if block is None or kind not in block.kinds or not block.accepts(parsed.size):
+    if (
+        block is None
+        or kind not in block.kinds
+        or not block.accepts(parsed.size)
+        or parsed.precision not in (None, *block.precisions)
+    ):
         raise TangramError(f"'{variant}' is not a variant of {kind}")
     return block(kind, parsed, shape)
 
