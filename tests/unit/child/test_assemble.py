@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tiny_children import HIDDEN, MIXED, child_of, pieces
 from transformers import AutoModelForCausalLM
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config, save_child
 from tangram.errors import TangramError
 from tangram.library.pieces import read_library
@@ -52,7 +52,7 @@ def test_config_says_what_differs_and_survives_json(parent, tmp_path):
 
 def test_built_child_shares_no_memory_with_the_parent(llama):
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
-    child = child_of(llama, (LayerChoice(),) * 5)
+    child = child_of(llama, Architecture((LayerChoice(),) * 5))
     with torch.no_grad():
         for parameter in child.parameters():
             parameter.zero_()
@@ -61,7 +61,7 @@ def test_built_child_shares_no_memory_with_the_parent(llama):
 
 def test_architecture_of_another_depth_is_refused(llama):
     with pytest.raises(TangramError, match="has 4 layers, but the parent has 5"):
-        build_config(llama.config, MIXED[:4])
+        build_config(llama.config, Architecture(MIXED.layers[:4]))
 
 
 def test_nan_in_a_piece_is_refused(llama):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
@@ -15,7 +15,9 @@ VARIANTS = {
     "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "no-op"),
     "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "no-op"),
 }
-MIXED = (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
+MIXED = Architecture(
+    (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
+)
 
 
 def expected_parameters(family, kind, variant):

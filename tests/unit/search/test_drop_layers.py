@@ -3,7 +3,7 @@
 import pytest
 from synthetic_library import by_sum_of_no_ops, library, limit
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 from tangram.search.drop_layers import drop_whole_layers
 
@@ -15,13 +15,13 @@ def test_as_many_are_dropped_as_stay_at_or_below_the_speed(factor):
     architecture, batches, dropped = drop_whole_layers(problem)
     assert batches == {"chat": 4}
     assert set(dropped) == set(by_sum_of_no_ops(tables)[: len(dropped)])
-    assert [c == LayerChoice("no-op", "no-op") for c in architecture] == [layer in dropped for layer in range(8)]
-    assert all(c == LayerChoice() for layer, c in enumerate(architecture) if layer not in dropped)
+    assert [c == LayerChoice("no-op", "no-op") for c in architecture.layers] == [layer in dropped for layer in range(8)]
+    assert all(c == LayerChoice() for layer, c in enumerate(architecture.layers) if layer not in dropped)
 
     def speed(count: int) -> float:
         # All layers cost the same, so only the number counts.
         model = [LayerChoice("no-op", "no-op")] * count + [LayerChoice()] * (8 - count)
-        return problem.costs.predict(tuple(model), "chat", 4).throughput
+        return problem.costs.predict(Architecture(tuple(model)), "chat", 4).throughput
 
     fastest = factor * speed(0)
     assert len(dropped) == max(n for n in range(8) if n == 0 or speed(n) <= fastest * (1 + 1e-8))

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_library import CHAT, SUMMARY, VARIANTS, library, limit
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Search, Target
 from tangram.errors import TangramError
 from tangram.search.solve import solve
@@ -71,7 +71,7 @@ def test_diverse_solutions_share_few_layers_and_state_their_gap():
     solutions = solve(problem, SEARCH)
     assert len(solutions) == 4
     for one, other in itertools.combinations(solutions, 2):
-        same = sum(a == b for a, b in zip(one.architecture, other.architecture, strict=True))
+        same = sum(a == b for a, b in zip(one.architecture.layers, other.architecture.layers, strict=True))
         assert same <= 0.7 * 12
     assert solutions[0].gap <= 1e-9
     for solution in solutions:
@@ -85,7 +85,7 @@ def test_the_parent_is_the_answer_where_it_is_best():
     tables.scores["value"] = tables.scores["value"].abs() + 0.01
     same = [limit(q, 1.0) for q in ("throughput", "latency", "time_to_first_token", "memory")]
     (solution,) = solve(tables.problem({"constraints": same}), SEARCH)
-    assert solution.architecture == (LayerChoice(),) * 4
+    assert solution.architecture == Architecture((LayerChoice(),) * 4)
     assert solution.objective == 0.0
     assert solution.gap == 0.0
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import HALVING
 from tangram.errors import TangramError
 from tangram.extensions import registered
@@ -13,7 +13,7 @@ from tangram.metrics import compare
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram.selection.choose import choose
 
-LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
+LATE = Architecture((*PARENT_ONLY.layers[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op")))
 CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]
 PROMPTS = torch.randint(2, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(3))
 
@@ -113,7 +113,8 @@ def test_a_layers_importance_is_the_kl_of_the_parent_without_it(parent):
     assert found.shape == (10, LAYERS)
     assert found[:, 2] == pytest.approx(0, abs=1e-6)
     nothing = LayerChoice("no-op", "no-op")
-    logits = child_of(parent, (*PARENT_ONLY[:3], nothing, *PARENT_ONLY[4:]))(PROMPTS).logits[:, :-1]
+    without = Architecture((*PARENT_ONLY.layers[:3], nothing, *PARENT_ONLY.layers[4:]))
+    logits = child_of(parent, without)(PROMPTS).logits[:, :-1]
     teacher = parent(PROMPTS).logits[:, :-1]
     kl = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1))
     assert found[:, 3] == pytest.approx(kl.mean(1).numpy(), rel=1e-4, abs=1e-5)

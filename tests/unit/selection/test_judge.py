@@ -6,11 +6,11 @@ import torch
 from tiny_children import MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 from torch.nn import functional
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 from tangram.selection.judge import JudgedScores
 
-LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
+LATE = Architecture((*PARENT_ONLY.layers[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op")))
 CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]
 PROMPTS = torch.randint(2, VOCABULARY, (6, 7), generator=torch.Generator().manual_seed(3))
 WRITTEN = 5
