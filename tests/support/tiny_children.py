@@ -57,9 +57,15 @@ NO_ATTENTION = Architecture(
 
 
 def pieces(parent: PreTrainedModel):
-    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random."""
+    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random.
+
+    The head in bf16 has the parent's weights with the other sign.
+    """
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
+        if kind == "head":
+            assert (variant, layer) == ("parent@bf16", 0)
+            return {"weight": -parent.lm_head.weight.detach().bfloat16()}
         stock = parent.model.layers[layer]
         state = dict((stock.self_attn if kind == "attention" else stock.mlp).state_dict())
         head_dim = stock.self_attn.head_dim

@@ -14,6 +14,7 @@ ATTENTION = {"gqa-2": 0.8, "gqa-1": 0.7, "linear": 0.35, "no-op": 0.0}
 FFN = {"width-0.75": 0.8, "width-0.5": 0.6, "width-0.25": 0.35, "linear": 0.15, "no-op": 0.0}
 ELEMENT_BYTES = 4
 VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "no-op": 0.0}}  # few: to try them all
+PRECISIONS = {"parent@bf16": 0.6, "parent@int8": 0.4}
 CHAT = Scenario(prefill=128, generate=32, batch_sizes=(2, 8))
 SUMMARY = Scenario(prefill=512, generate=8, batch_sizes=(1, 4))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,19 @@ def test_it_reads_as_the_architecture_with_a_checksum_per_piece(pin: Callable, t
     checksums = json.loads(pin())["sha256"]
     assert load_architecture(tmp_path / "architecture.json") == CHOICES
     assert checksums.keys() == {"000 attention linear", "001 ffn no-op"}
+
+
+def test_the_checksum_of_a_heads_piece_follows_its_weights(pin: Callable, tmp_path: Path) -> None:
+    def checksum(value: int, dtype: torch.dtype) -> str:
+        weights = {"lm_head.weight": torch.full((2, 3), value, dtype=dtype), "lm_head.scale": torch.ones(2)}
+        write_tensors(tmp_path / "head" / "parent@int8" / "00-00.safetensors", weights, {})
+        checksums = json.loads(pin(choices=replace(CHOICES, head="parent@int8")))["sha256"]
+        assert checksums.keys() == {"000 attention linear", "001 ffn no-op", "000 head parent@int8"}
+        return checksums["000 head parent@int8"]
+
+    first = checksum(1, torch.int8)
+    assert len({first, checksum(2, torch.int8), checksum(1, torch.bfloat16)}) == 3
+    assert checksum(1, torch.int8) == first
 
 
 def test_how_a_piece_came_about_and_other_pieces_do_not_matter(pin: Callable) -> None:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from synthetic_library import library, limit, score
+from synthetic_library import PRECISIONS, library, limit, score
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
@@ -10,7 +10,7 @@ from tangram.search.problem import options_of, parent_facts
 
 
 def test_linear_forms_add_up_to_the_prediction():
-    tables = library(0, 3, head={"parent@bf16": 0.6, "parent@int8": 0.4})
+    tables = library(0, 3, head=PRECISIONS)
     constraints = [limit(quantity, 0.7) for quantity in ("latency", "time_to_first_token", "memory")]
     constraints += [limit("throughput", 1.3), limit("parameters", 2.0, None, relative=False)]
     problem = tables.problem({"constraints": constraints})

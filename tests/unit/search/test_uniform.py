@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from synthetic_library import CHAT, library, limit, with_stock_parent
+from synthetic_library import CHAT, PRECISIONS, library, limit, with_stock_parent
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.commands.uniform_precision import uniform_precision
@@ -14,7 +14,6 @@ from tangram.search.summary import beside_parent, predictions
 from tangram.search.uniform import uniform_precisions
 from tangram.tables import CALIBRATION, COSTS, SCORES, write_table
 
-PRECISIONS = {"parent@bf16": 0.6, "parent@int8": 0.4}
 TARGET = {"constraints": [limit("throughput", 1.2)]}
 
 

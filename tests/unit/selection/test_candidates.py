@@ -1,5 +1,7 @@
 """Scores of many children through the tree of their layers: equal to every child's own, kept, and shared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,21 @@ def test_scores_are_those_of_the_assembled_children(parent, metric):
         expected = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())
         values = expected["kl" if metric == "kl" else "loss"].unflatten(0, (10, -1)).mean(1)
         assert row == pytest.approx(values.numpy(), rel=1e-4, abs=1e-5)
+
+
+@torch.no_grad()
+def test_candidates_that_differ_in_their_heads_share_their_layers(llama):
+    model = llama.bfloat16()
+    heads = [LATE, replace(LATE, head="parent@bf16")]
+    scores = CandidateScores(model, PROMPTS, heads, pieces(model), "kl", 10)
+    found = scores.look(np.arange(2), np.arange(10))
+    assert scores.layers_run == LAYERS + (LAYERS - 3)
+    teacher = model(PROMPTS).logits[:, :-1].flatten(0, 1)
+    for child, row in zip(heads, found, strict=True):
+        logits = child_of(model, child)(PROMPTS).logits[:, :-1].flatten(0, 1)
+        values = compare(logits, teacher, PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1)).mean(1)
+        assert row == pytest.approx(values.float().numpy(), rel=0.05, abs=1e-3)
+    assert (found[1] > 2 * found[0]).all()
 
 
 def test_layers_of_the_parent_and_shared_layers_run_once(llama):
