@@ -38,7 +38,7 @@ def test_scores_are_those_of_the_assembled_children(parent, metric):
 
 
 @torch.no_grad()
-def test_candidates_that_differ_in_their_heads_share_their_layers(llama):
+def test_candidates_that_differ_in_heads_share_their_layers(llama):
     model = llama.bfloat16()
     heads = [LATE, replace(LATE, head="parent@bf16")]
     scores = CandidateScores(model, PROMPTS, heads, pieces(model), "kl", 10)
