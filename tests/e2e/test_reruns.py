@@ -37,7 +37,8 @@ def node(job: Job) -> str:
     """Return a job's name in the table: its rule, and its split or whether its pieces are the parent's or trained."""
     rule, wildcards = job
     if rule in ("quantize_blocks", "score_blocks"):
-        return f"{rule} {'parent' if 'variant=parent@' in wildcards else 'trained'}"
+        of = "quantized" if rule == "score_blocks" and "@" in wildcards else "trained"
+        return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
     split = re.search(r"\bsplit=(\w+)", wildcards)
     return f"{rule} {split[1]}" if split else rule
 
@@ -132,7 +133,7 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]
 # Another valid value for every key whose type does not imply one; None for keys that other tests cover (see below).
 OTHERS: dict[str, Any] = {
     "run": None,
-    "device": "cuda",
+    **dict.fromkeys(("device", "dtype")),  # some precisions go with another value
     "parent.source": {"type": "hub", "repo": "some/parent", "revision": "main"},
     # A fetched checkpoint determines these, so no other value is valid.
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
@@ -243,6 +244,7 @@ def test_every_row_of_the_table_was_put_to_the_test() -> None:
     rows = {reruns.first_of_key(key) for key in CHECKED}
     assert {key for key, first in reruns.KEYS.items() if first not in rows} <= {
         "activations.mode",
+        "device",
         "targets.<name>.selection",
     }
     assert all(key in LEAVES for key in OTHERS)
@@ -345,6 +347,16 @@ def test_a_target_without_its_baseline_reruns_the_report_only(planner: Planner, 
 
 def test_another_run_is_made_from_the_beginning(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
     assert ran_rules(planner(run.config | {"run": "other"})) == ran_rules(all_jobs)
+
+
+@pytest.mark.parametrize(("key", "value", "refused"), [("device", "cuda", "@int8"), ("dtype", "bfloat16", "@bf16")])
+def test_another_device_or_dtype_reruns_what_computes(
+    key: str, value: str, refused: str, planner: Planner, run: Run, all_jobs: set[Job]
+) -> None:
+    library = {kind: [name for name in names if refused not in name] for kind, names in run.config["library"].items()}
+    assert library != run.config["library"]
+    rerun = {job for job in expected(all_jobs, reruns.first_of_key(key)) if refused not in job[1]}
+    assert planner(run.config | {key: value, "library": library}) == rerun
 
 
 def test_streaming_instead_of_the_cache_reaches_what_reads_it(planner: Planner, run: Run, all_jobs: set[Job]) -> None:

@@ -19,8 +19,9 @@ _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations dis
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
 
-# The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks parent` stands for
-# the jobs of the parent's quantized weights, such as `parent@int8`, which depend on no trained piece.
+# The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
+# `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
+# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
@@ -28,9 +29,10 @@ READS: dict[str, tuple[str, ...]] = {
     "distill_blocks": _CALIBRATION,
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
-    "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks", "quantize_blocks trained"),
+    "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
+    "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
-    "collect_scores": ("score_blocks trained", "score_blocks parent"),
+    "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
     "measure_costs": ("fetch_parent",),
     "collect_costs": ("measure_costs",),
     "calibrate_costs": ("fetch_parent", "collect_costs"),
@@ -53,7 +55,7 @@ _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision")
-_SCORE = ("score_blocks trained", "score_blocks parent")
+_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
 _ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, "measure_costs", "calibrate_costs", "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
