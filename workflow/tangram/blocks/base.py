@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["attention", "ffn", "head"]
 KINDS: tuple[Kind, ...] = ("attention", "ffn")  # of every layer
 HEAD: Kind = "head"  # the LM head, once per model
+HEAD_SHARD = "00-00"  # the name of the head's only shard in the library and the scores
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
 PRECISIONS = ("bf16", "int8")  # number formats of matrices, besides the run's dtype
@@ -63,6 +64,11 @@ class Variant:
         """Return the canonical name, which is also the name of the variant's folder."""
         parts = [self.family, f"-{self.number}" if self.number else "", f"@{self.precision}" if self.precision else ""]
         return "".join(parts)
+
+    @property
+    def source(self) -> Variant:
+        """The variant in the run's dtype, from whose piece that of a variant with a precision is made."""
+        return Variant(self.family, self.size)
 
     @property
     def number(self) -> str:
