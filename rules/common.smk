@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
+from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import LAYERS_DROPPED, SPLITS, slice_of
+from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -37,9 +39,11 @@ RESULTS = f"results/{cfg.run}"
 PARENT = f"{RESULTS}/parent"
 CHILD = f"{RESULTS}/targets/{{target}}/{{solution}}"  # with wildcards
 GPU = int(cfg.device == "cuda")
-VARIANTS = {"attention": cfg.library.attention, "ffn": cfg.library.ffn}
-LIBRARY = ["parent", *cfg.library.attention, *cfg.library.ffn]
-PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]
+VARIANTS = {kind: cfg.library.variants(kind) for kind in (*KINDS, HEAD)}
+LIBRARY = ["parent", *(variant for variants in VARIANTS.values() for variant in variants)]
+DISTILLED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.distilled(kind)]
+QUANTIZED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.quantized(kind)]
+PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  # scored
 TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
 
@@ -70,16 +74,21 @@ def _shards(layers, size):
 
 
 SHARDS = _shards(cfg.parent.num_layers, cfg.library.layers_per_shard)
-SCORE_FILES = [f"{RESULTS}/scores/{kind}/{variant}/{shard}.parquet" for kind, variant in PIECES for shard in SHARDS]
-COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
-CHILDREN = [
-    f"{RESULTS}/targets/{name}/{solution}"
-    for name, target in cfg.targets.items()
-    for solution in [
-        *range(1 if target.selection else target.solutions),
-        *[LAYERS_DROPPED] * target.compare_layers_dropped,
+
+
+def of_pieces(folder, pieces, *suffixes):
+    """Return the files of pieces, (kind, variant), in a folder: one of each suffix for every shard of their kind."""
+    return [
+        f"{RESULTS}/{folder}/{kind}/{variant}/{shard}.{suffix}"
+        for kind, variant in pieces
+        for shard in ([HEAD_SHARD] if kind == HEAD else SHARDS)
+        for suffix in suffixes
     ]
-]
+
+
+SCORE_FILES = of_pieces("scores", PIECES, "parquet")
+COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
+CHILDREN = [f"{RESULTS}/targets/{name}/{solution}" for name in cfg.targets for solution in cfg.solutions(name)]
 
 
 def _search_files(name, target):
@@ -87,6 +96,8 @@ def _search_files(name, target):
     files = ["solutions.parquet", "solutions/mip.json"]
     if target.compare_layers_dropped:
         files.append(f"solutions/{LAYERS_DROPPED}.json")
+    if cfg.uniform_solutions(name):
+        files.append(f"solutions/{UNIFORM}.json")
     if target.selection is not None:
         files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
     return [f"{RESULTS}/targets/{name}/{file}" for file in files]
@@ -110,11 +121,11 @@ pathvars:
 
 
 wildcard_constraints:
-    kind="attention|ffn|model",
-    variant=r"[a-z0-9.-]+",
+    kind="attention|ffn|head|model",
+    variant=r"[a-z0-9.-]+(@[a-z0-9]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    solution=rf"\d+|{LAYERS_DROPPED}",
+    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
     split="|".join(SPLITS),
 
 
@@ -139,13 +150,15 @@ def output_folder(name):
 
 
 def library_files(*suffixes):
-    """Return the library's files of the given kinds (`safetensors`, `parquet`, `curves.parquet`)."""
-    return [
-        f"{RESULTS}/library/{kind}/{variant}/{shard}.{suffix}"
-        for kind, variant in PIECES
-        for shard in SHARDS
-        for suffix in suffixes
-    ]
+    """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
+    of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
+    return of_pieces("library", DISTILLED, *suffixes) + of_pieces("library", QUANTIZED, *of_all)
+
+
+def source_of(wildcards):
+    """Return the file of the pieces from which a job quantizes pieces; no file if it quantizes the parent's weights."""
+    source = grammar.source_of(wildcards.variant)
+    return [] if source is None else f"{RESULTS}/library/{wildcards.kind}/{source}/{wildcards.shard}.safetensors"
 
 
 def of_children(*names):
@@ -264,14 +277,21 @@ def report_settings():
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
+def quantization_settings():
+    """Return the settings of quantization, without those of training."""
+    used = {"batch_size", "holdout_fraction", "ridge", "normalize"}
+    return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
+
+
 def search_settings(wildcards):
-    """Return the settings of the solver, without those of baseline and selection."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude={"compare_layers_dropped", "selection"})
+    """Return the settings of the solver, without those of baselines and selection."""
+    others = {"compare_layers_dropped", "compare_uniform", "selection"}
+    target = cfg.targets[wildcards.target].model_dump(mode="json", exclude=others)
     return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
 
 
 def baseline_settings(wildcards):
-    """Return the settings of the baseline, without those of the solver."""
+    """Return the settings of a baseline, without those of the solver."""
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
@@ -283,10 +303,12 @@ def selection_settings(wildcards):
 
 
 def solutions_of(wildcards):
-    """Return the file of solutions that holds a solution: the baseline's, the selection's or the solver's."""
+    """Return the file of solutions that holds a solution: a baseline's, the selection's or the solver's."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.solution == LAYERS_DROPPED:
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
+    if wildcards.solution in cfg.uniform_solutions(wildcards.target):
+        return f"{folder}/solutions/{UNIFORM}.json"
     selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
     return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 

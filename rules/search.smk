@@ -1,9 +1,10 @@
 """The search: one variant per subblock that minimizes the loss of quality within a target's constraints.
 
 - Input: `scores.parquet`, `costs.parquet`, `calibration.parquet`.
-- Output: `targets/{target}/solutions/`: `mip.json` and `layers-dropped.json`, `targets/{target}/solutions.parquet`;
-  `targets/{target}/{solution}/architecture.json`.
-- Steps: solve the mixed-integer program, drop whole layers as the baseline, write the checksums of solutions' pieces.
+- Output: `targets/{target}/solutions/`: `mip.json`, `layers-dropped.json`, and for the primary target `uniform.json`;
+  `targets/{target}/solutions.parquet`; `targets/{target}/{solution}/architecture.json`.
+- Steps: solve the mixed-integer program; as baselines drop whole layers, and quantize the whole parent uniformly; write
+  the checksums of solutions' pieces.
 """
 
 
@@ -54,6 +55,30 @@ rule drop_layers:
         "drop_layers: drop whole layers as the baseline, {wildcards}"
     shell:
         command("drop_layers")
+
+
+rule uniform_precision:
+    """Give every subblock of the parent and its head one precision, as baselines."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        scores="<results>/scores.parquet",
+        costs="<results>/costs.parquet",
+        calibration="<results>/calibration.parquet",
+    output:
+        solutions=f"<results>/targets/{{target}}/solutions/{UNIFORM}.json",
+    log:
+        "<logs>/uniform_precision/{target}.log",
+    benchmark:
+        "<benchmarks>/uniform_precision/{target}.tsv"
+    params:
+        **code_of("uniform_precision"),
+        settings=baseline_settings,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "uniform_precision: give the whole parent one precision as a baseline, {wildcards}"
+    shell:
+        command("uniform_precision")
 
 
 # A checkpoint, although it adds no job: Snakemake evaluates the remaining jobs again after it. The file holds the

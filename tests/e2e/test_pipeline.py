@@ -14,16 +14,19 @@ from tangram import tables
 
 pytestmark = pytest.mark.slow
 
-PIECES = [("attention", "gqa-1"), ("attention", "no-op"), ("ffn", "linear"), ("ffn", "no-op")]
+TRAINED = [("attention", "gqa-1"), ("attention", "no-op"), ("ffn", "linear"), ("ffn", "no-op")]
+QUANTIZED = [("attention", "parent@int8"), ("ffn", "parent@int8"), ("head", "parent@bf16")]
+SHARDS = {"attention": "00-02", "ffn": "00-02", "head": "00-00"}
 TABLES = {
     "corpus/{split}.parquet": tables.CORPUS,
-    "library/{piece}/00-02.parquet": tables.LIBRARY,
-    "library/{piece}/00-02.curves.parquet": tables.CURVES,
-    "scores/{piece}/00-02.parquet": tables.SCORES,
+    "library/{pieces}.parquet": tables.LIBRARY,
+    "library/{trained}.curves.parquet": tables.CURVES,
+    "scores/{pieces}.parquet": tables.SCORES,
     "scores.parquet": tables.SCORES,
-    "costs/{piece}.parquet": tables.COSTS,
+    "costs/{variant}.parquet": tables.COSTS,
     "costs/attention/parent.parquet": tables.COSTS,
     "costs/ffn/parent.parquet": tables.COSTS,
+    "costs/head/parent.parquet": tables.COSTS,
     "costs/model/parent.parquet": tables.COSTS,
     "costs.parquet": tables.COSTS,
     "calibration.parquet": tables.CALIBRATION,
@@ -41,7 +44,9 @@ def expanded(pattern: str) -> list[str]:
     """Return the paths that match a pattern of `TABLES`."""
     values = {
         "{split}": ["distill", "score", "finetune", "heldout"],
-        "{piece}": [f"{kind}/{variant}" for kind, variant in PIECES],
+        "{pieces}": [f"{kind}/{variant}/{SHARDS[kind]}" for kind, variant in (*TRAINED, *QUANTIZED)],
+        "{trained}": [f"{kind}/{variant}/{SHARDS[kind]}" for kind, variant in TRAINED],
+        "{variant}": [f"{kind}/{variant}" for kind, variant in (*TRAINED, *QUANTIZED)],
         "{solution}": SOLUTIONS,
     }
     paths = [pattern]
@@ -71,11 +76,12 @@ def test_no_table_is_left_unchecked(run: Run) -> None:
 def test_the_library_holds_the_pieces_and_nothing_of_the_parent(run: Run) -> None:
     from safetensors import safe_open
 
-    for kind, variant in PIECES:
-        with safe_open(run.results / "library" / kind / variant / "00-02.safetensors", framework="pt") as stream:
+    modules = {"attention": r"model\.layers\.\d\.self_attn\.", "ffn": r"model\.layers\.\d\.mlp\.", "head": r"lm_head\."}
+    for kind, variant in (*TRAINED, *QUANTIZED):
+        path = run.results / "library" / kind / variant / f"{SHARDS[kind]}.safetensors"
+        with safe_open(path, framework="pt") as stream:
             names = set(stream.keys())
-        module = {"attention": "self_attn", "ffn": "mlp"}[kind]
-        assert all(name.startswith(f"model.layers.{name.split('.')[2]}.{module}.") for name in names)
+        assert all(re.match(modules[kind], name) for name in names)
         assert bool(names) == (variant != "no-op")
 
 

@@ -34,8 +34,11 @@ def ran(printed: str) -> set[str]:
 
 
 def node(job: Job) -> str:
-    """Return a job's name in the table: its rule, and its split if it has one."""
+    """Return a job's name in the table: its rule, and its split or whether its pieces are the parent's or trained."""
     rule, wildcards = job
+    if rule in ("quantize_blocks", "score_blocks"):
+        of = "quantized" if rule == "score_blocks" and "@" in wildcards else "trained"
+        return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
     split = re.search(r"\bsplit=(\w+)", wildcards)
     return f"{rule} {split[1]}" if split else rule
 
@@ -43,11 +46,11 @@ def node(job: Job) -> str:
 def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
     """Return the jobs that rerun, by the table, after the rules ``first``."""
     first = tuple(rule for rule in first if any(node(job) == rule for job in jobs))  # rules of this run
-    searches = {"solve_mip": "solution=0", "drop_layers": "solution=layers-dropped"}
+    searches = {"solve_mip": "=0", "drop_layers": "=layers-dropped", "uniform_precision": "=uniform-"}
     anyway = reruns.onward(rule for rule in first if rule not in searches)
     searched = reruns.onward(rule for rule in first if rule in searches)
-    # A search reaches only its own solutions: the solver's children do not depend on the baseline's.
-    solutions = {solution for rule, solution in searches.items() if rule in first}
+    # A search reaches only its own solutions: the solver's children do not depend on the baselines'.
+    solutions = {f"solution{solution}" for rule, solution in searches.items() if rule in first}
     return {
         job
         for job in jobs
@@ -59,14 +62,15 @@ def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
 def expected_of_module(jobs: set[Job], module: str, variants: list[str]) -> set[Job]:
     """Return the jobs that rerun, by the table, if a module changes; for some rules, those of some variants."""
     first = reruns.first_of_module(module, variants)
-    anyway = reruns.onward(rule for rule in first if rule not in reruns.OF_A_VARIANT)
+    of_a_variant = [rule for rule in reruns.READS if rule.split()[0] in reruns.OF_A_VARIANT]
+    anyway = reruns.onward(rule for rule in first if rule not in of_a_variant)
 
     def reached(job: Job) -> bool:
         rule, wildcards = job
-        if rule not in reruns.OF_A_VARIANT or rule in anyway:
+        if rule not in reruns.OF_A_VARIANT or node(job) in anyway:
             return True
         variant = re.search(r"variant=([^,]+)", wildcards)[1]
-        return rule in reruns.onward(r for r in reruns.OF_A_VARIANT if reruns.imports(r, module, [variant]))
+        return node(job) in reruns.onward(r for r in of_a_variant if reruns.imports(r, module, [variant]))
 
     return {job for job in expected(jobs, first) if reached(job)}
 
@@ -129,7 +133,7 @@ def leaves(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]
 # Another valid value for every key whose type does not imply one; None for keys that other tests cover (see below).
 OTHERS: dict[str, Any] = {
     "run": None,
-    "device": "cuda",
+    **dict.fromkeys(("device", "dtype")),  # some precisions go with another value
     "parent.source": {"type": "hub", "repo": "some/parent", "revision": "main"},
     # A fetched checkpoint determines these, so no other value is valid.
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
@@ -138,11 +142,14 @@ OTHERS: dict[str, Any] = {
     "activations.mode": None,  # it removes the cache's jobs
     "library.attention": None,
     "library.ffn": None,
+    "library.head": None,
+    **dict.fromkeys(f"library.precisions.{kind}" for kind in ("attention", "ffn", "head")),
     "library.layers_per_shard": None,
     "scenarios.<name>.batch_sizes": [2],
     "targets.<name>.constraints": [{"quantity": "parameters", "max": 0.85}],
     "targets.<name>.solutions": None,
     "targets.<name>.compare_layers_dropped": None,
+    "targets.<name>.compare_uniform": None,
     "targets.<name>.selection": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
@@ -237,6 +244,7 @@ def test_every_row_of_the_table_was_put_to_the_test() -> None:
     rows = {reruns.first_of_key(key) for key in CHECKED}
     assert {key for key, first in reruns.KEYS.items() if first not in rows} <= {
         "activations.mode",
+        "device",
         "targets.<name>.selection",
     }
     assert all(key in LEAVES for key in OTHERS)
@@ -272,13 +280,13 @@ def plans_by_module(planners: list[Planner]) -> dict[str, set[Job]]:
 def test_a_module_reruns_what_the_table_says(
     module: str, plans_by_module: dict[str, set[Job]], all_jobs: set[Job], run: Run
 ) -> None:
-    variants = [*run.config["library"]["attention"], *run.config["library"]["ffn"]]
+    variants = [name for kind in ("attention", "ffn", "head") for name in run.config["library"].get(kind, [])]
     assert plans_by_module[module] == expected_of_module(all_jobs, module, variants)
 
 
 def test_a_block_reruns_its_own_pieces_and_no_others(plans_by_module: dict[str, set[Job]]) -> None:
     of_a_variant = {job for job in plans_by_module["tangram.blocks.linear"] if job[0] in reruns.OF_A_VARIANT}
-    assert {rule for rule, _ in of_a_variant} == set(reruns.OF_A_VARIANT)
+    assert {rule for rule, _ in of_a_variant} == set(reruns.OF_A_VARIANT) - {"quantize_blocks"}
     assert all("variant=linear" in wildcards for _, wildcards in of_a_variant)
 
 
@@ -328,7 +336,8 @@ def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: R
     plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
     assert ("build_report", "") in plan
     assert all("target=more" in wildcards for _, wildcards in plan - {("build_report", "")})
-    assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - {"evaluate_tasks"}
+    only_primary = {"evaluate_tasks", "uniform_precision"}
+    assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - only_primary
 
 
 def test_a_target_without_its_baseline_reruns_the_report_only(planner: Planner, run: Run) -> None:
@@ -338,6 +347,16 @@ def test_a_target_without_its_baseline_reruns_the_report_only(planner: Planner, 
 
 def test_another_run_is_made_from_the_beginning(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
     assert ran_rules(planner(run.config | {"run": "other"})) == ran_rules(all_jobs)
+
+
+@pytest.mark.parametrize(("key", "value", "refused"), [("device", "cuda", "@int8"), ("dtype", "bfloat16", "@bf16")])
+def test_another_device_or_dtype_reruns_what_computes(
+    key: str, value: str, refused: str, planner: Planner, run: Run, all_jobs: set[Job]
+) -> None:
+    library = {kind: [name for name in names if refused not in name] for kind, names in run.config["library"].items()}
+    assert library != run.config["library"]
+    rerun = {job for job in expected(all_jobs, reruns.first_of_key(key)) if refused not in job[1]}
+    assert planner(run.config | {key: value, "library": library}) == rerun
 
 
 def test_streaming_instead_of_the_cache_reaches_what_reads_it(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
@@ -350,7 +369,7 @@ def test_streaming_instead_of_the_cache_reaches_what_reads_it(planner: Planner, 
     ("deleted", "first"),
     [
         ("library/ffn/linear/00-02.safetensors", "distill_blocks"),
-        ("scores/attention/gqa-1/00-02.parquet", "score_blocks"),
+        ("scores/attention/gqa-1/00-02.parquet", "score_blocks trained"),
         ("costs/ffn/linear.parquet", "measure_costs"),
         ("targets/small/0/evaluation.parquet", "evaluate_model"),
         ("report.html", "build_report"),

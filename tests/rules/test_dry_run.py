@@ -60,7 +60,7 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
         target.get("solutions", 1) + target.get("compare_layers_dropped", True) for target in config["targets"].values()
     )
     assert jobs["distill_blocks"] == jobs["score_blocks"] == pieces * shards
-    assert jobs["measure_costs"] == pieces + 3  # the parent's attention, its FFN, and the other parts
+    assert jobs["measure_costs"] == pieces + 4  # the parent's attention, FFN and head, and the other parts
     assert jobs["capture_activations"] == (0 if config.get("activations", {}).get("mode") == "stream" else 4)
     assert jobs["solve_mip"] == len(config["targets"])
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
@@ -139,6 +139,58 @@ def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
         assert added
         assert all("width-0.9" in command for command in added)
     assert all(changed[rule] == default_plan[rule] for rule in ("solve_mip", "assemble_child", "finetune_child"))
+
+
+@pytest.fixture(scope="module")
+def quantized_plan(plan: Callable[[dict], dict[str, list[str]]]) -> dict[str, list[str]]:
+    """The plan of two quantized FFNs, of which one has a source outside the library, and everything in int8."""
+    ffn = [*DEFAULT["library"]["ffn"], "width-0.9@bf16"]
+    precisions = {"attention": ["int8"], "head": ["int8"], "ffn": ["int8"]}
+    return plan(_with(_with(DEFAULT, "library.ffn", ffn), "library.precisions", precisions))
+
+
+def test_quantized_pieces_are_made_from_trained_ones(quantized_plan: dict[str, list[str]]) -> None:
+    jobs = {re.search(r"--pieces (\S+)", command)[1]: command for command in quantized_plan["quantize_blocks"]}
+    of_int8 = {f"{kind}/{name}@int8/00-29" for kind in ("attention", "ffn") for name in ("parent", "linear")}
+    of_int8 |= {"attention/gqa-1@int8/00-29", "head/parent@int8/00-00"}
+    of_int8 |= {f"ffn/width-{ratio}@int8/00-29" for ratio in (0.75, 0.5, 0.25)}
+    assert jobs.keys() == {*of_int8, "ffn/width-0.9@bf16/00-29"}
+    for pieces, command in jobs.items():
+        kind, variant, shard = pieces.split("/")
+        source = variant.partition("@")[0]
+        path = "" if source == "parent" else f"results/smollm2-cpu/library/{kind}/{source}/{shard}.safetensors"
+        assert re.search(r" --source=(\S*) ", command)[1].strip("'") == path
+        assert " --library results/smollm2-cpu/library/" + pieces + ".safetensors " in command
+
+
+def test_a_source_alone_is_trained_but_neither_scored_nor_timed(quantized_plan: dict[str, list[str]]) -> None:
+    trained, scored, timed = (
+        {command for command in quantized_plan[rule] if "width-0.9" in command}
+        for rule in ("distill_blocks", "score_blocks", "measure_costs")
+    )
+    assert (len(trained), len(scored), len(timed)) == (1, 1, 1)
+    assert all("@bf16" in command for command in scored | timed)
+    assert not any("@" in command for command in quantized_plan["distill_blocks"])
+
+
+def test_precisions_change_no_job_of_the_other_pieces(
+    quantized_plan: dict[str, list[str]], default_plan: dict[str, list[str]]
+) -> None:
+    for rule in ("distill_blocks", "score_blocks", "measure_costs", "solve_mip", "drop_layers"):
+        assert set(default_plan[rule]) <= set(quantized_plan[rule])
+    assert "quantize_blocks" not in default_plan
+    assert "uniform_precision" not in default_plan
+
+
+def test_a_uniform_rival_is_a_child_of_the_primary_target(
+    quantized_plan: dict[str, list[str]], default_plan: dict[str, list[str]]
+) -> None:
+    (search,) = quantized_plan["uniform_precision"]
+    assert " --solutions results/smollm2-cpu/targets/speed-1.2/solutions/uniform.json " in search
+    for rule in ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model"):
+        (rival,) = (command for command in quantized_plan[rule] if "/uniform-" in command or "uniform-int8" in command)
+        assert len(quantized_plan[rule]) == len(default_plan[rule]) + 1
+        assert "speed-1.2" in rival
 
 
 def _with(config: dict, key: str, value: Any) -> dict:

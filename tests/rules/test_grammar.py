@@ -23,7 +23,10 @@ from tangram.config import load, reruns
 from tangram.provenance import code_hash, modules_of
 
 ROOT = Path(__file__).parents[2]
-ORDER = ["input", "output", "log", "benchmark", "params", "threads", "resources", "conda", "message", "shell"]
+ORDER = [
+    *("input", "output", "log", "benchmark", "params", "threads", "resources", "conda"),
+    *("wildcard_constraints", "message", "shell"),
+]
 NEEDED = {"output", "log", "benchmark", "params", "conda", "message", "shell"}  # one thread is Snakemake's default
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "rules").rglob("*.smk"))}
 RULES = {
@@ -51,9 +54,11 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 OF_ARCHITECTURES = {"select_child", "assemble_child"}
 OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
-OF_NAMES = {"solve_mip", "drop_layers", "pin_architecture", "pin_candidates", "finetune_child"}
+OF_NAMES = {
+    *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
+}
 _CONFIG = load(ROOT / "config" / "config.yaml")
-LIBRARY = ["parent", *_CONFIG.library.attention, *_CONFIG.library.ffn]
+LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]
 
 
 def module_of(rule: Rule) -> str:

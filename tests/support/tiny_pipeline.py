@@ -47,7 +47,11 @@ def tiny_config(tiny_parent: Callable[..., Path], tmp_path_factory: pytest.TempP
             "finetune": {"tokens": 256, "sources": sampled},
             "heldout": {"tokens": 128, "sources": [*sampled, {"type": "local", "paths": [str(text_file)]}]},
         },
-        "library": {"attention": ["gqa-1", "no-op"], "ffn": ["linear", "no-op"]},
+        "library": {
+            "attention": ["gqa-1", "no-op", "parent@int8"],
+            "ffn": ["linear", "no-op", "parent@int8"],
+            "head": ["parent@bf16"],
+        },
         "scenarios": {"chat": {"prefill": 16, "generate": 4, "batch_sizes": [1]}},
         "costs": {"stack_megabytes": 1, "repeats": 3},
         "targets": {

@@ -157,7 +157,7 @@ def test_saved_folder_is_complete_and_replaced_as_a_whole(llama, tmp_path):
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
     own = {"config.json", "model.safetensors", "provenance.json"}
-    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py"}
+    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py", "packed.py", "quantized.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tangram.config import Config, Corpus, Evaluation, Scenario, Target, base, load, parse, parsing, slice_of
+from tangram.config import Config, Corpus, Evaluation, Library, Scenario, Target, base, load, parse, parsing, slice_of
 from tangram.errors import TangramError
 
 CONFIGS = Path(__file__).parents[3] / "config"
@@ -192,6 +192,65 @@ MISTAKES = {
         {"attention": ["linear"], "ffn": ["linear"]},
         "add it to library.attention and library.ffn, or set compare_layers_dropped: false",
     ),
+    "an unknown precision": (
+        "library/ffn",
+        ["width-0.5@int7"],
+        "library.ffn[0]: 'width-0.5@int7': 'int7' is not a precision; did you mean 'int8'?",
+    ),
+    "an unknown precision of all": (
+        "library/precisions",
+        {"head": ["int7"]},
+        "config.library.precisions.head.0: 'int7' is not a precision; did you mean 'int8'?",
+    ),
+    "a precision twice": (
+        "library/precisions",
+        {"ffn": ["int8", "int8"]},
+        "config.library.precisions.ffn: 'int8' appears twice",
+    ),
+    "precisions of an unknown kind": ("library/precisions", {"fnn": []}, "unknown key; did you mean 'ffn'?"),
+    "a precision of nothing": (
+        "library/attention",
+        ["no-op@int8"],
+        "library.attention[0]: 'no-op@int8': 'no-op' has no precision int8; leave it out",
+    ),
+    "a precision of factors": (
+        "library/ffn",
+        ["lowrank-64@int8"],
+        "library.ffn[0]: 'lowrank-64@int8': 'lowrank-64' has no precision int8; leave it out",
+    ),
+    "a misspelt variant with a precision": ("library/ffn", ["ffn_60@int8"], "did you mean 'width-0.6@int8'?"),
+    "a misspelt parent": ("library/ffn", ["parnt@int8"], "is not a known variant; did you mean 'parent@int8'?"),
+    "a variant with a precision twice": (
+        "library/ffn",
+        ["width-0.5@int8", "width-.50@int8"],
+        "library.ffn[1]: 'width-0.5@int8' appears twice",
+    ),
+    "the parent as a variant": (
+        "library/ffn",
+        ["parent"],
+        "library.ffn[0]: 'parent' is a choice anyway; leave it out, or add a precision: 'parent@bf16'",
+    ),
+    "the parent's head": ("library/head", ["parent"], "library.head[0]: 'parent' is a choice anyway; leave it out"),
+    "a head that is none": (
+        "library/head",
+        ["lowrank-64"],
+        "library.head[0]: 'lowrank-64' is not a known variant; valid: parent@bf16, parent@int8",
+    ),
+    "a precision that is the run's dtype": (
+        None,
+        {"dtype": "bfloat16", "library": {"head": ["parent@bf16"]}},
+        "library.head[0]: 'parent@bf16': bf16 is the run's dtype (dtype: bfloat16); leave the precision out",
+    ),
+    "a precision of all that is the run's dtype": (
+        None,
+        {"dtype": "bfloat16", "library": {"precisions": {"attention": ["int8", "bf16"]}}},
+        "library.precisions.attention[1]: bf16 is the run's dtype",
+    ),
+    "a precision that a GPU lacks": (
+        None,
+        {"device": "cuda", "library": {"ffn": ["no-op", "width-0.5@int8"]}},
+        "library.ffn[1]: 'width-0.5@int8': int8 runs on cpu only, not on device: cuda",
+    ),
     "nothing to choose from": ("library", {"attention": [], "ffn": []}, "attention and ffn are empty"),
     "two spellings of a width": (
         "library/ffn",
@@ -246,9 +305,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("path", "value", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_clear_line(path: str, value: Any, message: str) -> None:
+def test_a_mistake_is_one_clear_line(path: str | None, value: Any, message: str) -> None:
     with pytest.raises(TangramError) as caught:
-        parse(changed(path, value))
+        parse(changed(path, value) if path else DEFAULT | value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -276,6 +335,8 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
         ("attention", "gqa-01", "gqa-1"),
         ("attention", "butterfly-0064", "butterfly-64"),
         ("attention", "ntk-8", "ntk-8"),
+        ("attention", "gqa-01@int8", "gqa-1@int8"),
+        ("ffn", "width-.50@bf16", "width-0.5@bf16"),
     ],
 )
 def test_a_variant_has_one_name_however_it_is_spelled(kind: str, spelled: str, name: str) -> None:
@@ -366,3 +427,66 @@ def test_sections_are_closed(section: type) -> None:
 def test_structured_operators_stand_in_for_both_kinds(kind: str) -> None:
     names = ("butterfly-64", "monarch", "lowrank-32", "ntk-128", "no-op")
     assert getattr(parse(changed(f"library/{kind}", list(names))).library, kind) == names
+
+
+def library_of(**keys: Any) -> Library:
+    """Return the checked library of the default config with other keys."""
+    return parse(DEFAULT | {"library": {"attention": ["no-op"], "ffn": ["no-op"], **keys}}).library
+
+
+def test_without_precisions_all_variants_are_trained_ones() -> None:
+    library = parse(DEFAULT).library
+    assert library.variants("ffn") == library.distilled("ffn") == library.ffn
+    assert library.variants("head") == library.distilled("head") == library.quantized("ffn") == ()
+    assert library.uniform_precisions() == ()
+
+
+def test_precisions_expand_the_list_by_what_is_missing() -> None:
+    listed = ["width-0.5@int8", "linear", "no-op", "lowrank-8", "width-0.5"]
+    library = library_of(ffn=listed, precisions={"ffn": ["int8", "bf16"]})
+    assert library.variants("ffn") == (
+        *listed,
+        *("parent@int8", "linear@int8", "parent@bf16", "linear@bf16", "width-0.5@bf16"),
+    )
+    assert library.distilled("ffn") == ("linear", "no-op", "lowrank-8", "width-0.5")
+    assert library.variants("attention") == ("no-op",)
+
+
+def test_a_source_is_trained_and_not_an_option() -> None:
+    library = library_of(ffn=["no-op", "width-0.5@int8", "width-0.5@bf16", "parent@int8"])
+    assert library.variants("ffn") == ("no-op", "width-0.5@int8", "width-0.5@bf16", "parent@int8")
+    assert library.distilled("ffn") == ("no-op", "width-0.5")
+    assert library.quantized("ffn") == ("width-0.5@int8", "width-0.5@bf16", "parent@int8")
+
+
+def test_a_listed_precision_and_an_expanded_one_are_equal() -> None:
+    listed, expanded = library_of(head=["parent@bf16"]), library_of(precisions={"head": ["bf16"]})
+    assert listed.variants("head") == expanded.variants("head") == ("parent@bf16",)
+    assert listed.distilled("head") == ()
+
+
+def test_only_the_primary_target_has_uniform_rivals() -> None:
+    precisions = {"attention": ["int8", "bf16"], "ffn": ["bf16"], "head": ["bf16", "int8"]}
+    library = DEFAULT["library"] | {"precisions": precisions}
+    library["ffn"] = [*library["ffn"], "parent@int8"]
+    config = parse(DEFAULT | {"library": library})
+    assert config.library.uniform_precisions() == ("bf16", "int8")
+    assert config.solutions("speed-1.2") == ["0", "layers-dropped", "uniform-bf16", "uniform-int8"]
+    assert config.solutions("speed-1.1") == ["0", "layers-dropped"]
+    assert config.uniform_solutions("speed-1.1") == {}
+
+
+def test_rivals_can_be_left_out_and_selection_leaves_one() -> None:
+    precisions = {kind: ["int8"] for kind in ("attention", "ffn", "head")}
+    target = DEFAULT["targets"]["speed-1.2"] | {"solutions": 4, "selection": {}, "compare_uniform": False}
+    changes = {"library": DEFAULT["library"] | {"precisions": precisions}, "targets": {"speed-1.2": target}}
+    assert parse(DEFAULT | changes).solutions("speed-1.2") == ["0", "layers-dropped"]
+    del target["compare_uniform"], target["selection"]
+    assert parse(DEFAULT | changes).solutions("speed-1.2") == [*"0123", "layers-dropped", "uniform-int8"]
+
+
+@pytest.mark.parametrize("library", [{"head": ["parent@int8"]}, {"precisions": {"ffn": ["int8"]}}])
+def test_precisions_alone_are_a_search_space(library: dict) -> None:
+    targets = {"speed-1.2": DEFAULT["targets"]["speed-1.2"] | {"compare_layers_dropped": False}}
+    config = parse(DEFAULT | {"library": {"attention": [], "ffn": []} | library, "targets": targets})
+    assert sum(len(config.library.variants(kind)) for kind in ("attention", "ffn", "head")) == 1

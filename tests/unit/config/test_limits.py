@@ -72,6 +72,10 @@ MISTAKES = {
     ),
     "a rank of equal weights": ({"library": {"attention": ["no-op", "ntk-22"]}}, "matrices of 32 x 32 and 64"),
     "a butterfly": ({"library": {"attention": ["no-op", "butterfly-64"]}}, "'butterfly-64' has no fewer weights"),
+    "a width with a precision": (
+        {"library": {"ffn": ["no-op", "width-0.95@int8"]}},
+        "config.library.ffn[1]: 'width-0.95@int8' has 64 channels, no fewer than the parent's 64",
+    ),
     "a width": (
         {"library": {"ffn": ["no-op", "width-0.95"]}},
         "config.library.ffn[1]: 'width-0.95' has 64 channels, no fewer than the parent's 64",

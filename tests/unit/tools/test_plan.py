@@ -12,8 +12,9 @@ from warm_snakemake import warm_snakemake
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
-from tangram.tools.estimate import MASTER_BYTES, RATES, Rates, sizes_of, stages, trained_bytes
+from tangram.tools.estimate import MASTER_BYTES, RATES, Rates, stages, trained_bytes
 from tangram.tools.plan import merged, table, with_measured
+from tangram.tools.sizes import sizes_of
 
 ROOT = Path(__file__).parents[3]
 H100 = load(ROOT / "config" / "llama-3.1-8b-h100.yaml")
@@ -53,6 +54,25 @@ def test_twice_the_tokens_take_twice_the_work():
     assert {rule for rule in one if two[rule] != one[rule]} <= {"finetune_child", "build_corpus"}
 
 
+def test_quantized_pieces_cost_the_bytes_of_their_precision():
+    raw = load(ROOT / "config" / "config.yaml").model_dump(mode="json")
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
+    raw["parent"]["sizes"] = sizes
+    raw["library"] |= {"attention": ["no-op"], "ffn": ["no-op", "width-0.5@int8"], "head": ["parent@bf16"]}
+    planned = list(stages(parse(raw), RATES["cpu"]))
+    ffn, head = (stage for stage in planned if stage.rule == "quantize_blocks")
+    assert ffn.disk_bytes == 30 * 3 * 576 * 1536 / 2
+    assert head.disk_bytes == 2 * 576 * 49152
+    rules = {stage.rule: stage for stage in merged(iter(planned))}
+    assert rules["distill_blocks"].jobs == 3  # the quantized piece's source, too
+    assert rules["distill_blocks"].disk_bytes == 4 * ffn.disk_bytes
+    assert rules["score_blocks"].jobs == 4
+    assert rules["measure_costs"].jobs == 4 + 3
+    raw["library"]["layers_per_shard"] = 15
+    rules = {stage.rule: stage for stage in merged(stages(parse(raw), RATES["cpu"]))}
+    assert rules["quantize_blocks"].jobs == 3, "the head is one job"
+
+
 def test_more_gpus_share_memory_and_time():
     raw = H100.model_dump(mode="json")
     parallel = {"parallel": {"nodes": 2, "processes_per_node": 8, "strategy": "fsdp"}}
@@ -73,7 +93,7 @@ def test_jobs_are_those_that_snakemake_plans(name, tmp_path):
     assert done.returncode == 0, done.stderr
     counted = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
     found = {stage.rule: stage.jobs for stage in merged(stages(load(ROOT / "config" / f"{name}.yaml"), RATES["cuda"]))}
-    found["measure_costs"] += 1  # embedding, norm and head: seconds
+    found["measure_costs"] += 1  # embedding and norm: seconds
     assert found == {rule: int(counted[rule]) for rule in found}
 
 

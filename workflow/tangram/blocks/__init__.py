@@ -20,10 +20,10 @@ under the entry point group ``tangram.blocks``. Modules here import torch inside
 check the config whenever Snakemake starts.
 """
 
-from tangram.blocks.base import KINDS, NO_OP, PARENT, REGISTRY, Block, Kind, Variant, register
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, REGISTRY, Block, Kind, Variant, register
 from tangram.blocks.registry import block_class, get_block, registry
 
 __all__ = [
-    "KINDS", "NO_OP", "PARENT", "REGISTRY", "Block", "Kind", "Variant", "block_class", "get_block", "register",
+    "HEAD", "KINDS", "NO_OP", "PARENT", "REGISTRY", "Block", "Kind", "Variant", "block_class", "get_block", "register",
     "registry",
 ]  # fmt: skip

@@ -66,6 +66,11 @@ class Variant:
         return "".join(parts)
 
     @property
+    def source(self) -> Variant:
+        """The variant in the run's dtype, from whose piece that of a variant with a precision is made."""
+        return Variant(self.family, self.size)
+
+    @property
     def number(self) -> str:
         """The size as text, such as ``"0.5"``; empty without a size."""
         return "" if self.size is None else f"{Decimal(repr(self.size)):f}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 
-from tangram.blocks.base import PARENT, Block, Variant
-from tangram.blocks.registry import registry
+from tangram.blocks.base import HEAD, PARENT, PRECISIONS, Block, Variant
+from tangram.blocks.registry import block_class, registry
 from tangram.errors import nearest
+
+DEVICES = {"bf16": ("cpu", "cuda"), "int8": ("cpu",)}  # the devices with kernels, by precision
+DTYPES = {"bf16": "bfloat16"}  # the dtype of a run whose matrices all have the precision
 
 
 def families(kind: str) -> dict[str, type[Block]]:
@@ -16,7 +19,9 @@ def families(kind: str) -> dict[str, type[Block]]:
 
 
 def forms(kind: str) -> list[str]:
-    """Return the patterns of a kind's names, such as ``width-R``."""
+    """Return the patterns of a kind's names, such as ``width-R``; the head's names are those of its precisions."""
+    if kind == HEAD:
+        return [f"{PARENT}@{precision}" for precision in PRECISIONS]
     return [block.form for block in families(kind).values()]
 
 
@@ -33,11 +38,32 @@ def canonical(name: str) -> str:
     return str(variant) if block is not None and block.accepts(variant.size) else name
 
 
+def precision_of(variant: str) -> str | None:
+    """Return the precision in a variant's name; None for the run's dtype."""
+    return Variant.parse(variant).precision
+
+
+def source_of(variant: str) -> str | None:
+    """Return the variant from whose piece a variant's quantized piece is made; None without one.
+
+    A variant has none without a precision, or if its piece is made from the parent's weights.
+    """
+    parsed = Variant.parse(variant)
+    return None if parsed.precision is None or parsed.family == PARENT else str(parsed.source)
+
+
+def with_precision(variant: str, precision: str) -> str | None:
+    """Return a variant's name with a precision; None if it has one, or if its block does not allow this one."""
+    parsed = Variant.parse(variant)
+    allowed = parsed.precision is None and precision in block_class(parsed).precisions
+    return f"{variant}@{precision}" if allowed else None
+
+
 def check(kind: str, name: str, where: str, heads: int, kv_heads: int) -> None:
     """Check that a name is a variant of a kind, as far as possible without the parent's widths.
 
     Args:
-        kind: ``'attention'`` or ``'ffn'``.
+        kind: ``'attention'``, ``'ffn'`` or ``'head'``.
         name: the name in the config.
         where: the beginning of the message.
         heads: the parent's query heads.
@@ -50,22 +76,61 @@ def check(kind: str, name: str, where: str, heads: int, kv_heads: int) -> None:
         variant = Variant.parse(name)
     except ValueError:
         variant = Variant("")
-    block = families(kind).get(variant.family)
-    if block is not None and variant.precision is None:
+    valid = {PARENT: registry()[PARENT], **families(kind)}
+    block = valid.get(variant.family)
+    if block is not None:
         if (reason := block.refusal(variant.size, heads, kv_heads)) is not None:
             raise ValueError(f"{where}{reason}")
         if block.accepts(variant.size):
+            _check_precision(variant, block, where)
             return
     raise ValueError(f"{where} is not a known variant{_hint(kind, name)}")
 
 
+def _check_precision(variant: Variant, block: type[Block], where: str) -> None:
+    """Raise a ValueError if a block does not allow a variant's precision, or if the variant is `parent`."""
+    if variant.precision is None:
+        if variant.family == PARENT:
+            raise ValueError(
+                f"{where} is a choice anyway; leave it out, or add a precision: '{PARENT}@{PRECISIONS[0]}'"
+            )
+    elif variant.precision not in PRECISIONS:
+        raise ValueError(f"{where}: '{variant.precision}' is not a precision{nearest(variant.precision, PRECISIONS)}")
+    elif variant.precision not in block.precisions:
+        allowed = f"; valid: {', '.join(block.precisions)}" if block.precisions else ""
+        raise ValueError(f"{where}: '{variant.source}' has no precision {variant.precision}{allowed}; leave it out")
+
+
+def check_runs(precision: str, where: str, device: str, dtype: str) -> None:
+    """Check that a precision differs from the run's dtype, and that the run's device has kernels for it.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        where: the beginning of the message.
+        device: ``cpu`` or ``cuda``.
+        dtype: the run's dtype.
+
+    Raises:
+        ValueError: it is the run's dtype, or it does not run on the device.
+    """
+    if DTYPES.get(precision) == dtype:
+        raise ValueError(f"{where}: {precision} is the run's dtype (dtype: {dtype}); leave the precision out")
+    if device not in DEVICES[precision]:
+        raise ValueError(
+            f"{where}: {precision} runs on {' and '.join(DEVICES[precision])} only, not on device: {device}"
+        )
+
+
 def _hint(kind: str, name: str) -> str:
     """Suggest a name: the number with the family of nearest name, or else with the kind's first family that has one."""
+    name, _, precision = name.partition("@")
     match = re.search(r"[0-9]{0,9}\.?[0-9]{1,9}", name)
     number = float(match[0]) if match else None
-    valid = families(kind)
+    valid = families(kind) | ({PARENT: registry()[PARENT]} if precision in PRECISIONS else {})
     blocks = [valid[family] for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(valid), n=1)]
     if number is not None:
         blocks += [block for block in valid.values() if block.sizes is not None][:1]
     suggested = next(filter(None, (block.suggest(number) for block in blocks)), None)
-    return f"; did you mean '{suggested}'?" if suggested else nearest(name, forms(kind))
+    if suggested is None:
+        return nearest(name, forms(kind))
+    return f"; did you mean '{with_precision(suggested, precision) or suggested}'?"

@@ -21,7 +21,7 @@ from tangram.blocks.base import NO_OP, PARENT, Variant
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
-from tangram.models import configuration_tangram, modeling_tangram, operators
+from tangram.models import configuration_tangram, modeling_tangram, operators, packed, quantized
 from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
 from tangram.models.loading import check_parent, model_class
 
@@ -32,6 +32,8 @@ CODE = {  # copied into a child that stock code cannot run, under the names with
     "modeling_tangram.py": modeling_tangram,
     "configuration_tangram.py": configuration_tangram,
     "operators.py": operators,
+    "packed.py": packed,
+    "quantized.py": quantized,
 }
 WEIGHTS_FILE = "model.safetensors"
 # A child gets the parent's other files: tokenizer, chat templates and generation config.

@@ -1,4 +1,4 @@
-"""The baselines of one precision: the parent with all its matrices in bf16, or in int8."""
+"""The baselines of uniform precision: the parent with every subblock and the head in one precision."""
 
 from typing import Annotated
 
@@ -13,9 +13,9 @@ def uniform_precision(
     costs: Annotated[str, reads("COSTS table")],
     calibration: Annotated[str, reads("CALIBRATION table")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
-    solutions: Annotated[str, writes("variants, predicted speeds (JSON), by the precision's name")],
+    solutions: Annotated[str, writes("one solution per precision, predicted speeds (JSON)")],
 ) -> None:
-    """Write the parent in every precision that the library has for all subblocks and the head."""
+    """Write one architecture for each precision in which the tables hold the parent's attention, FFN and head."""
     import sys
     from pathlib import Path
 

@@ -21,16 +21,26 @@ from tangram.config.corpus import (
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, Readout, Studies
 from tangram.config.finetune import Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Scores, SpanContrast
+from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
-from tangram.config.targets import HALVING, LAYERS_DROPPED, Constraint, Search, Selection, Target
+from tangram.config.targets import (
+    HALVING,
+    LAYERS_DROPPED,
+    UNIFORM,
+    Constraint,
+    Search,
+    Selection,
+    Target,
+    uniform_solution,
+)
 
 __all__ = [
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
     "SPLITS",
+    "UNIFORM",
     "Activations",
     "BlockDistillation",
     "Config",
@@ -52,6 +62,7 @@ __all__ = [
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Precisions",
     "PythonDocs",
     "Readout",
     "RepositoryId",
@@ -72,4 +83,5 @@ __all__ = [
     "load",
     "parse",
     "slice_of",
+    "uniform_solution",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tangram.blocks import grammar
-from tangram.blocks.base import KINDS, NO_OP
+from tangram.blocks.base import HEAD, KINDS, NO_OP
 from tangram.config.base import LARGEST, Name, Section
 from tangram.config.corpus import Activations, Corpus
 from tangram.config.costs import Costs, Scenario
@@ -15,7 +15,7 @@ from tangram.config.evaluation import Evaluation, Studies
 from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
-from tangram.config.targets import Search, Target
+from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
 from tangram.errors import nearest
 
 
@@ -84,20 +84,24 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _variants(self) -> Config:
-        if not self.library.attention and not self.library.ffn:
-            raise ValueError("library: attention and ffn are empty; name at least one variant")
-        for kind in KINDS:
-            names: tuple[str, ...] = getattr(self.library, kind)
+        for kind in (*KINDS, HEAD):
+            names = self.library.listed(kind)
             for i, name in enumerate(names):
                 where = f"library.{kind}[{i}]: '{name}'"
                 if name in names[:i]:
                     raise ValueError(f"{where} appears twice")
                 grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
+                if (precision := grammar.precision_of(name)) is not None:
+                    grammar.check_runs(precision, where, self.device, self.dtype)
+            for i, precision in enumerate(getattr(self.library.precisions, kind)):
+                grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
+        if not any(self.library.variants(kind) for kind in (*KINDS, HEAD)):
+            raise ValueError("library: attention and ffn are empty, and head, too; name at least one variant")
         return self
 
     @model_validator(mode="after")
     def _layers_to_drop(self) -> Config:
-        kinds_without_no_op = [kind for kind in KINDS if NO_OP not in getattr(self.library, kind)]
+        kinds_without_no_op = [kind for kind in KINDS if NO_OP not in self.library.listed(kind)]
         for name, target in self.targets.items():
             if target.compare_layers_dropped and kinds_without_no_op:
                 raise ValueError(
@@ -105,3 +109,15 @@ class Config(Section):
                     f"to library.{' and library.'.join(kinds_without_no_op)}, or set compare_layers_dropped: false"
                 )
         return self
+
+    def uniform_solutions(self, target: str) -> dict[str, str]:
+        """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
+        rivals = target == self.primary_target and self.targets[target].compare_uniform
+        return {uniform_solution(precision): precision for precision in self.library.uniform_precisions() * rivals}
+
+    def solutions(self, target: str) -> list[str]:
+        """Return the names of a target's solutions that become children: the solver's or the best, and the rivals."""
+        settings = self.targets[target]
+        solved = 1 if settings.selection else settings.solutions
+        dropped = [LAYERS_DROPPED] * settings.compare_layers_dropped
+        return [*map(str, range(solved)), *dropped, *self.uniform_solutions(target)]

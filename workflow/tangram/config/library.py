@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tangram.blocks import grammar
-from tangram.blocks.base import KINDS, NO_OP
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, PRECISIONS
 from tangram.config.base import Section, Unique
+from tangram.errors import nearest
 
-_CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in KINDS}
+_CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in (*KINDS, HEAD)}
+_WITH_PRECISION = f" With a precision, the parent's, too: `{PARENT}@{PRECISIONS[0]}`."
+
+
+def _precision(name: str) -> str:
+    if name not in PRECISIONS:
+        raise ValueError(f"'{name}' is not a precision{nearest(name, PRECISIONS)}")
+    return name
+
+
+Precision = Annotated[str, AfterValidator(_precision)]
 
 
 class SpanContrast(Section):
@@ -64,21 +75,65 @@ class BlockDistillation(Section):
     span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
 
 
-class Library(Section):
-    """The search space: the variants of each kind of subblock. The parent's subblock is always an option."""
+class Precisions(Section):
+    """The precisions in which the parent's subblock and every listed variant are options, if their blocks allow it."""
 
-    attention: tuple[str, ...] = Field(("gqa-1", "linear", NO_OP), description=_CHOICES["attention"])
+    attention: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
+    ffn: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
+    head: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
+
+
+class Library(Section):
+    """The search space: the variants of each kind of subblock and of the LM head, besides the parent's."""
+
+    attention: tuple[str, ...] = Field(
+        ("gqa-1", "linear", NO_OP), description=f"{_CHOICES['attention']}{_WITH_PRECISION}"
+    )
     ffn: tuple[str, ...] = Field(
         ("width-0.75", "width-0.5", "width-0.25", "linear", NO_OP),
-        description=_CHOICES["ffn"],
+        description=f"{_CHOICES['ffn']}{_WITH_PRECISION}",
     )
+    head: tuple[str, ...] = Field((), description=f"LM head: {_CHOICES['head']}")
+    precisions: Precisions = Field(Precisions(), description="Precisions of all variants.")
     layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
     bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 
-    @field_validator("attention", "ffn")
+    @field_validator("attention", "ffn", "head")
     @classmethod
     def _one_spelling(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(grammar.canonical, names))
+
+    def listed(self, kind: str) -> tuple[str, ...]:
+        """Return the variants of a kind that the config lists by name."""
+        names: tuple[str, ...] = getattr(self, kind)
+        return names
+
+    def variants(self, kind: str) -> tuple[str, ...]:
+        """Return the variants of a kind that are scored and timed, besides the parent's.
+
+        The listed ones come first, then those that `precisions` adds, in the order of the precisions.
+        """
+        listed, precisions = self.listed(kind), getattr(self.precisions, kind)
+        added = [grammar.with_precision(name, precision) for precision in precisions for name in (PARENT, *listed)]
+        return tuple(dict.fromkeys([*listed, *filter(None, added)]))
+
+    def distilled(self, kind: str) -> tuple[str, ...]:
+        """Return the variants of a kind that are trained: those without precision, and the sources of all others."""
+        variants = self.variants(kind)
+        without = [name for name in variants if grammar.precision_of(name) is None]
+        return tuple(dict.fromkeys([*without, *filter(None, map(grammar.source_of, variants))]))
+
+    def quantized(self, kind: str) -> tuple[str, ...]:
+        """Return the variants of a kind that have a precision, made from trained pieces or the parent's weights."""
+        return tuple(name for name in self.variants(kind) if grammar.precision_of(name) is not None)
+
+    def uniform_precisions(self) -> tuple[str, ...]:
+        """Return the precisions in which the parent's attention, its FFN and its head are all options."""
+        return tuple(
+            precision
+            for precision in PRECISIONS
+            if all(f"{PARENT}@{precision}" in self.variants(kind) for kind in (*KINDS, HEAD))
+        )
 
 
 class Scores(Section):

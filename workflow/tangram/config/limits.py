@@ -103,5 +103,5 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
             tokens = target.selection.prompt_tokens + target.selection.continuation_tokens
             check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", tokens, sizes)
     for kind in KINDS:
-        for i, variant in enumerate(getattr(config.library, kind)):
+        for i, variant in enumerate(config.library.listed(kind)):
             check_variant(f"library.{kind}[{i}]", kind, variant, config, sizes)

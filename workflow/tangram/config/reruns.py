@@ -15,23 +15,33 @@ from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distill", "score", "finetune", "heldout")
+_CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
+_TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
+_PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
 
-# The rules whose outputs a rule reads. `build_corpus distill` is the job of one split.
+# The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
+# `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
+# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
     **{f"capture_activations {split}": ("fetch_parent", f"build_corpus {split}") for split in _SPLITS},
-    "distill_blocks": ("fetch_parent", "build_corpus distill", "capture_activations distill"),
-    "score_blocks": ("fetch_parent", "build_corpus score", "capture_activations score", "distill_blocks"),
-    "collect_scores": ("score_blocks",),
+    "distill_blocks": _CALIBRATION,
+    "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
+    "quantize_blocks parent": _CALIBRATION,
+    "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
+    "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
+    "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
+    "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
     "measure_costs": ("fetch_parent",),
     "collect_costs": ("measure_costs",),
     "calibrate_costs": ("fetch_parent", "collect_costs"),
     "solve_mip": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
     "drop_layers": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
-    "pin_candidates": ("solve_mip", "distill_blocks"),
+    "uniform_precision": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
+    "pin_candidates": ("solve_mip", *_PIECES),
     "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
-    "pin_architecture": ("solve_mip", "drop_layers", "select_child", "distill_blocks"),
+    "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", "select_child", *_PIECES),
     "assemble_child": ("fetch_parent", "pin_architecture"),
     "finetune_child": ("assemble_child", "build_corpus finetune", "capture_activations finetune"),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
@@ -40,13 +50,13 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_readout": ("finetune_child",),
     "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
 }
-# A search has one job for its solver and one for its baseline; their children are separate.
-OF_SOLVER, OF_BASELINE = "solve_mip", "drop_layers"
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout")
-_ON_DEVICE = (*_CAPTURE, "distill_blocks", "score_blocks", "measure_costs", "calibrate_costs", "finetune_child")
+_BASELINES = ("drop_layers", "uniform_precision")
+_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
+_ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, "measure_costs", "calibrate_costs", "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
@@ -62,19 +72,23 @@ KEYS: dict[str, tuple[str, ...]] = {
     "parent.sizes": (),
     "corpus": _CORPUS,
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": ("distill_blocks", "score_blocks", "finetune_child", "evaluate_parent", "evaluate_model"),
+    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model"),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
-    "library.layers_per_shard": ("distill_blocks",),
+    "library.layers_per_shard": _PIECES,
     "library.bld": ("distill_blocks",),
+    **{f"library.bld.{key}": _PIECES for key in ("batch_size", "holdout_fraction", "normalize", "ridge")},
     "library.bld.checkpoint_seconds": (),
-    "scores": ("score_blocks",),
-    "scenarios": ("measure_costs", "calibrate_costs", "solve_mip", "drop_layers", "evaluate_parent", "evaluate_model"),
+    "scores": _SCORE,
+    "scenarios": (
+        *("measure_costs", "calibrate_costs", "solve_mip", *_BASELINES),
+        *("evaluate_parent", "evaluate_model"),
+    ),
     "costs": ("measure_costs", "calibrate_costs"),
     "search": ("solve_mip",),
-    "search.metric": ("solve_mip", "drop_layers"),
+    "search.metric": ("solve_mip", *_BASELINES),
     "targets.<name>": ("solve_mip",),
-    "targets.<name>.constraints": ("solve_mip", "drop_layers"),
+    "targets.<name>.constraints": ("solve_mip", *_BASELINES),
     "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
@@ -91,9 +105,13 @@ IN_WORDS = {
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",
+    "library.head, library.precisions": "a new variant with a precision: its own `quantize_blocks`, `score_blocks` and "
+    "`measure_costs`, then the tables and what reads them; with a precision that all kinds now have, its baseline's "
+    "jobs, too",
     "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then the report",
-    "targets.<name>.compare_layers_dropped": "the baseline's jobs come or go",
-    "primary_target": "`evaluate_tasks` and `evaluate_readout` of the new primary target, and the report",
+    "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform": "the baseline's jobs come or go",
+    "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
+    "target, and the report",
 }
 
 # Changes in place of files that the config names by path.
@@ -105,7 +123,7 @@ SOURCES = {
 
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
-OF_A_VARIANT = ("distill_blocks", "score_blocks", "measure_costs")
+OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
 OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
 
 _COMMANDS = {
@@ -164,7 +182,7 @@ def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) ->
     """
     if variants is not None and rule in OF_THE_LIBRARY:
         variants = [PARENT, *variants]
-    others = modules_of_variants(variants) if rule in OF_A_VARIANT + OF_THE_LIBRARY else []
+    others = modules_of_variants(variants) if rule.split()[0] in OF_A_VARIANT + OF_THE_LIBRARY else []
     return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 
 
@@ -186,20 +204,20 @@ def _first_in_words(module: str) -> str:
     partly = {
         rule
         for rule in first
-        if rule in OF_A_VARIANT and not all(imports(rule, module, [family]) for family in families)
+        if rule.split()[0] in OF_A_VARIANT and not all(imports(rule, module, [family]) for family in families)
     }
     return _names(first, partly)
 
 
 def _names(rules: Iterable[str], partly: Collection[str] = ()) -> str:
-    """Return rules as text; the rules of all splits become one, and those in ``partly`` get a mark."""
+    """Return rules as text; the rules of all splits or pieces become one, and those in ``partly`` get a mark."""
     rules = list(rules)
     words = []
     for rule in rules:
         name = rule.split()[0]
         of_all = [other for other in READS if other.split()[0] == name]
         word = f"`{name}`" if all(other in rules for other in of_all) else f"`{name}` ({rule.split()[-1]})"
-        words.append(f"{word} (of its variants)" if name in partly else word)
+        words.append(f"{word} (of its variants)" if rule in partly else word)
     return ", ".join(dict.fromkeys(words)) or "nothing"
 
 
@@ -225,7 +243,7 @@ def page() -> str:
         "|---|---|",
     ]
     lines += [f"| `{key}` | {_names(first)} |" for key, first in KEYS.items()]
-    lines += [f"| `{key}` | {text} |".replace(", library", "`, `library") for key, text in IN_WORDS.items()]
+    lines += [f"| `{key.replace(', ', '`, `')}` | {text} |" for key, text in IN_WORDS.items()]
     lines += [
         "",
         "## Files that the config names",

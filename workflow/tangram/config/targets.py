@@ -10,7 +10,9 @@ from tangram.config.base import Section
 from tangram.errors import nearest
 from tangram.extensions import registered
 
-LAYERS_DROPPED = "layers-dropped"  # name of the baseline's solution; the solver's solutions are 0, 1, ...
+# Names of the rivals' solutions; the solver's are 0, 1, ...
+LAYERS_DROPPED = "layers-dropped"
+UNIFORM = "uniform"  # the beginning of the names of `uniform_solution`
 HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
 
 
@@ -22,6 +24,11 @@ def _policy(name: str) -> str:
 
 
 Policy = Annotated[str, AfterValidator(_policy)]
+
+
+def uniform_solution(precision: str) -> str:
+    """Return the name of the solution that is the parent in one precision, such as `uniform-int8`."""
+    return f"{UNIFORM}-{precision}"
 
 
 class Constraint(Section):
@@ -97,6 +104,11 @@ class Target(Section):
     )
     compare_layers_dropped: bool = Field(
         True, description="Also build a baseline that drops whole layers for the same speed, finetuned the same way."
+    )
+    compare_uniform: bool = Field(
+        True,
+        description="Also build the parent in each precision that the library offers for attention, FFN and head, "
+        "finetuned the same way; only for the primary target.",
     )
 
     @model_validator(mode="after")

@@ -1,10 +1,12 @@
 """A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
 
-This file, `configuration_tangram.py` and `operators.py` are copied into every child checkpoint that needs them
-(`auto_map`), so they import nothing but torch and transformers. The architecture is transformers' `per_layer_config`
-in `config.json`. Besides the stock attributes (`num_key_value_heads`, `intermediate_size`,
-`skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that are one linear map, and
-`structured`, the list of its subblocks whose matrices are structured operators, such as `["mlp=lowrank-64"]`.
+This file, `configuration_tangram.py`, `operators.py`, `quantized.py` and `packed.py` are copied into every child
+checkpoint that needs them (`auto_map`), so they import nothing but torch and transformers. The architecture is
+transformers' `per_layer_config` in `config.json`. Besides the stock attributes (`num_key_value_heads`,
+`intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that
+are one linear map, `structured`, the list of its subblocks whose matrices are structured operators, such as
+`["mlp=lowrank-64"]`, and `precision`, the list of its subblocks with matrices in another precision, such as
+`["attention=int8"]`. The model's attribute `head_precision` is the precision of the LM head.
 """
 
 import copy
@@ -32,6 +34,8 @@ from .configuration_tangram import (
     TangramQwen3Config,
 )
 from .operators import replace_projections
+from .packed import pack
+from .quantized import set_precision, with_precision
 
 
 class LinearAttention(nn.Module):
@@ -80,6 +84,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
+            for entry in getattr(config, "precision", []):
+                kind, _, precision = entry.partition("=")
+                set_precision(self.self_attn if kind == "attention" else self.mlp, precision)
             # A skipped subblock has no norm either; the residual stays.
             if "attention" in skip:
                 self.input_layernorm = self.self_attn = None
@@ -124,7 +131,13 @@ class HeterogeneousMixin(PreTrainedModel):
             # attention follows later changes of that config.
             if hasattr(layer.self_attn, "layer_idx"):
                 layer.self_attn.config = config
+        if precision := getattr(config, "head_precision", None):
+            self.lm_head = with_precision(self.lm_head, precision)
         self.post_init()
+
+    def pack(self) -> "HeterogeneousMixin":
+        """Prepare the loaded model for fast inference, in place; see `packed.pack`."""
+        return pack(self)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def layer_config(config: PreTrainedConfig, overrides: Mapping[str, Any]) -> PreTrainedConfig:
     """Return the config of one heterogeneous layer: the model's config with the layer's overrides."""
     layer = copy.copy(config)
-    layer.skip, layer.linear, layer.structured = [], [], []
+    layer.skip, layer.linear, layer.structured, layer.precision = [], [], [], []
     for key, value in overrides.items():
         setattr(layer, key, value)
     return layer

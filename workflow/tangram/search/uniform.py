@@ -1,9 +1,10 @@
-"""The baselines of one precision: the parent with all its matrices in one number format."""
+"""The baselines of uniform precision: the parent with every subblock and the head in one precision."""
 
 from __future__ import annotations
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT, PRECISIONS, Variant
+from tangram.config import uniform_solution
 from tangram.search.problem import Problem
 
 
@@ -14,5 +15,5 @@ def uniform_precisions(problem: Problem) -> dict[str, Architecture]:
         variant = str(Variant(PARENT, precision=precision))
         architecture = Architecture((LayerChoice(variant, variant),) * problem.num_layers, variant)
         if all(problem.has(group, choice) for group, choice in enumerate(architecture.choices)):
-            uniform[f"uniform-{precision}"] = architecture
+            uniform[uniform_solution(precision)] = architecture
     return uniform

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tangram.blocks import KINDS, Block, get_block
-from tangram.blocks.base import FITTED_TOKENS
+from tangram.blocks.base import FITTED_TOKENS, HEAD
 from tangram.config import SPLITS, Config, Split
-from tangram.config.limits import shape_from
-from tangram.errors import TangramError
+from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
+BYTES = {"bf16": 2, "int8": 1}  # of one stored number, by precision
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
@@ -52,50 +49,6 @@ RATES = {
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Numbers of a parent's parameters by part; embedding and head are one matrix if they are ``tied``."""
-
-    layers: int
-    hidden: int
-    attention: int
-    ffn: int
-    head: int
-    embedding: int
-    kv_per_token: int
-    tied: bool
-
-    @property
-    def inner(self) -> int:
-        """Channels of an FFN."""
-        return self.ffn // (3 * self.hidden)
-
-    @property
-    def activations(self) -> int:
-        """Activations per token that a layer stores for its backward pass, counted on Llama."""
-        return 11 * self.hidden + 4 * self.inner
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one layer."""
-        return self.attention + self.ffn
-
-    @property
-    def body(self) -> int:
-        """Parameters of all layers."""
-        return self.layers * self.layer
-
-    @property
-    def total(self) -> int:
-        """Stored parameters."""
-        return self.body + self.ends
-
-    @property
-    def ends(self) -> int:
-        """Parameters outside the layers."""
-        return self.embedding + (0 if self.tied else self.head)
-
-
-@dataclass(frozen=True)
 class Stage:
     """One rule's jobs.
 
@@ -121,35 +74,6 @@ class Stage:
     def device_hours(self) -> float:
         """Sum of hours times devices over all jobs."""
         return self.jobs * self.devices * self.seconds / 3600
-
-
-def _parent_sizes(config: Config) -> dict[str, Any]:
-    """Return `parent.sizes` or the fetched checkpoint's `config.json`; see `sizes_of` for errors."""
-    path = Path("results", config.run, "parent", "config.json")
-    if config.parent.sizes is not None:
-        return config.parent.sizes.model_dump()
-    if path.is_file():
-        return dict(json.loads(path.read_text()))
-    raise TangramError(f"the parent's sizes are not known: fetch it ({path}), or set config.parent.sizes")
-
-
-def sizes_of(config: Config) -> Sizes:
-    """Return the parent's sizes, from its fetched checkpoint or from `parent.sizes`.
-
-    Raises:
-        TangramError: neither exists.
-    """
-    shape = shape_from(config, _parent_sizes(config))
-    return Sizes(
-        layers=shape.num_layers,
-        hidden=shape.hidden,
-        attention=shape.parameters("attention"),
-        ffn=shape.parameters("ffn"),
-        head=shape.hidden * shape.vocabulary,
-        embedding=shape.hidden * shape.vocabulary,
-        kv_per_token=2 * shape.head_dim * shape.kv_heads,
-        tied=shape.tied_head,
-    )
 
 
 @dataclass(frozen=True)
@@ -214,17 +138,33 @@ class Work:
         """Mean number of layers per shard."""
         return self.sizes.layers / self.shards
 
-    @property
-    def pieces(self) -> list[Block]:
-        """The blocks of the search space."""
-        library = self.config.library
-        shape = shape_from(self.config, _parent_sizes(self.config))
-        return [get_block(kind, name, shape) for kind in KINDS for name in getattr(library, kind)]
+    def blocks(self, names: Callable[[str], Iterable[str]]) -> list[Block]:
+        """Return the blocks of the variants that a method of the library returns for each kind, the head's included."""
+        shape = shape_of_parent(self.config)
+        return [get_block(kind, name, shape) for kind in (*KINDS, HEAD) for name in names(kind)]
+
+    def jobs_of(self, kind: str) -> int:
+        """Return the number of jobs that distill, quantize or score a variant of a kind."""
+        return 1 if kind == HEAD else self.shards
+
+    def layers_of(self, kind: str) -> float:
+        """Return the mean number of pieces of such a job, one per layer; the head is one piece."""
+        return 1 if kind == HEAD else self.layers_per_shard
+
+    def bytes_of(self, piece: Block) -> float:
+        """Return the stored bytes of one piece, in its precision."""
+        element = BYTES[piece.variant.precision] if piece.variant.precision else self.element
+        return element * self.weights_of(piece)
+
+    def weights_of(self, piece: Block) -> float:
+        """Return the weights of one piece."""
+        weights: int = getattr(self.sizes, piece.kind)
+        return weights * piece.relative_size()
 
     @property
     def children(self) -> int:
         """Number of children of all targets, baselines included."""
-        return sum(target.solutions + target.compare_layers_dropped for target in self.config.targets.values())
+        return sum(len(self.config.solutions(name)) for name in self.config.targets)
 
     def forward(self, tokens: float, layers: float, head: bool = False) -> float:
         """Return the seconds of a forward pass through some layers, optionally with the LM head."""
@@ -300,8 +240,8 @@ class Work:
         fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
         pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
         before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
-        for piece in self.pieces:
-            weights = getattr(sizes, piece.kind) * piece.relative_size()
+        for piece in self.blocks(self.config.library.distilled):
+            weights = self.weights_of(piece)
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
@@ -310,28 +250,44 @@ class Work:
             training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
             memory = self.loaded_bytes + states + max(fitting, training)
             seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
-            yield Stage("distill_blocks", self.shards, 1, seconds, memory, element * weights * sizes.layers)
+            yield Stage("distill_blocks", self.shards, 1, seconds, memory, self.bytes_of(piece) * sizes.layers)
+
+    def quantized(self) -> Iterator[Stage]:
+        """Yield quantization: a forward pass for the inputs of the matrices, and one with the quantized piece."""
+        sizes, element, tokens = self.sizes, self.element, self.tokens["distill"]
+        states = 3 * element * tokens * sizes.hidden  # as in distillation
+        for piece in self.blocks(self.config.library.quantized):
+            jobs, layers = self.jobs_of(piece.kind), self.layers_of(piece.kind)
+            before = self.forward(tokens, sizes.layers if piece.kind == HEAD else sizes.layers / 2)
+            local = FORWARD * tokens * layers * (sizes.layer + self.weights_of(piece))
+            seconds = self.loading + before * self.stream + local / self.rates.flops
+            memory = self.loaded_bytes + states + (4 + element) * self.weights_of(piece)
+            disk = self.bytes_of(piece) * layers * jobs
+            yield Stage("quantize_blocks", jobs, 1, seconds, memory, disk)
 
     def scores(self) -> Iterator[Stage]:
         """Yield replace-1-block scores."""
         sizes, count = self.sizes, self.tokens["score"]
         positions = count / self.config.scores.position_stride
-        above = self.forward(count, self.layers_per_shard * sizes.layers / 2)
-        above += self.layers_per_shard * self.forward(positions, 0, head=True)
         before = self.forward(count, sizes.layers) if self.stream else 0
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
-        for _ in self.pieces:
-            yield Stage("score_blocks", self.shards, 1, self.loading + before + above, memory, 0)
+        for piece in self.blocks(self.config.library.variants):
+            layers = self.layers_of(piece.kind)
+            above = 0 if piece.kind == HEAD else self.forward(count, layers * sizes.layers / 2)
+            seconds = self.loading + before + above + layers * self.forward(positions, 0, head=True)
+            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""
         costs, sizes, startup = self.config.costs, self.sizes, self.rates.startup
         stack = costs.stack_megabytes * 1e6
-        for kind in KINDS:
-            copies = max(1.0, stack / (self.element * getattr(sizes, kind)))
+        for kind in (*KINDS, HEAD):
+            size = self.element * getattr(sizes, kind)
+            copies = max(1.0, stack / size)
             seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
-            jobs = 1 + len(getattr(self.config.library, kind))
-            yield Stage("measure_costs", jobs, 1, seconds, 2 * stack + self.cache_bytes / sizes.layers, 0)
+            jobs = 1 + len(self.config.library.variants(kind))
+            memory = 2 * max(stack, size) + self.cache_bytes / sizes.layers
+            yield Stage("measure_costs", jobs, 1, seconds, memory, 0)
         seconds = startup + 4 * self.timing(sizes.total, 3)
         yield Stage("calibrate_costs", 1, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
         yield Stage("solve_mip", len(self.config.targets), 1, 5, 1e9, 0)
@@ -393,8 +349,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.activations, work.library, work.scores, work.costs, work.child, work.finetune,
-        work.evaluation,
+        work.parent, work.corpus, work.activations, work.library, work.quantized, work.scores, work.costs, work.child,
+        work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()

@@ -1,0 +1,255 @@
+"""Quantization of pieces after training, in closed form from their inputs on the distill split.
+
+int8 pieces are smoothed (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438): a factor per input channel moves the range
+of the inputs into the weights, equal for all matrices with the same input. The exponent with the smallest held-out loss
+is chosen per piece. Then the weights are rounded to nearest, or with compensation of the rounding error (GPTQ, Frantar
+et al. 2023, arXiv 2210.17323), whichever gives the smaller held-out loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tangram.blocks import HEAD, get_block
+from tangram.blocks.base import FITTED_TOKENS
+from tangram.library.distill import LayerDistillation
+from tangram.models.by_layer import materialize
+from tangram.models.families import Shape, subblock
+from tangram.models.packed import SAME_INPUT
+from tangram.models.quantized import LARGEST
+from tangram.models.replace import replace_subblocks
+
+EXPONENTS = (0.0, 0.35, 0.5, 0.65)  # of smoothing; 0 leaves the inputs as they are
+DAMPING = 0.01  # of GPTQ: share of the mean of the second moments' diagonal
+COLUMNS = 64  # per block of GPTQ's updates
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized piece.
+
+    Attributes:
+        weights: tensors by their names inside the subblock.
+        loss_before: held-out loss of the float piece.
+        loss_after: held-out loss of the quantized piece.
+        rounding: how it was rounded, such as ``'compensated, smoothing 0.5'``.
+    """
+
+    weights: Tensors
+    loss_before: float
+    loss_after: float
+    rounding: str
+
+
+@dataclass
+class Statistics:
+    """Statistics of one matrix's inputs.
+
+    Attributes:
+        largest: largest absolute value of each channel, ``(in,)``.
+        moment: second moments, ``(in, in)``, float64.
+    """
+
+    largest: torch.Tensor
+    moment: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor) -> Statistics:
+        """Return the statistics of inputs ``(tokens, in)``."""
+        width = inputs.shape[1]
+        statistics = cls(inputs.new_zeros(width), torch.zeros(width, width, dtype=torch.float64, device=inputs.device))
+        for part in inputs.split(FITTED_TOKENS):
+            statistics.add(part)
+        return statistics
+
+    def add(self, inputs: torch.Tensor) -> None:
+        """Add inputs ``(tokens, in)``."""
+        self.largest = torch.maximum(self.largest, inputs.abs().amax(0))
+        self.moment += (inputs.float().t() @ inputs.float()).double()
+
+
+def smoothing(statistics: Statistics, weights: list[torch.Tensor], exponent: float) -> torch.Tensor:
+    """Return the factors on the inputs of matrices ``(out, in)`` with equal inputs, ``(in,)`` float32."""
+    if exponent == 0:
+        return torch.ones_like(statistics.largest, dtype=torch.float32)
+    rows = torch.stack([weight.float().abs().amax(0) for weight in weights]).amax(0)
+    inputs = statistics.largest.float().clamp_min(1e-5)
+    return rows.clamp_min(1e-5) ** (1 - exponent) / inputs**exponent
+
+
+def round_to_nearest(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a float32 matrix ``(out, in)`` to int8 with a scale per row, ``(out,)``."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / LARGEST
+    return (weight / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+
+
+def round_compensated(weight: torch.Tensor, moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round column by column; the columns that remain compensate the error on the inputs (GPTQ).
+
+    Args:
+        weight: float32, ``(out, in)``.
+        moment: second moments of the inputs, ``(in, in)``, float64.
+    """
+    _, scale = round_to_nearest(weight)
+    damped = moment + DAMPING * moment.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moment)).to(moment)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    weight, rounded = weight.clone(), torch.empty_like(weight, dtype=torch.int8)
+    for first in range(0, weight.shape[1], COLUMNS):
+        block = slice(first, min(first + COLUMNS, weight.shape[1]))
+        columns, errors = weight[:, block].t().contiguous(), []  # by column, so that updates read adjacent memory
+        local = factor[block, block]
+        for j in range(len(columns)):
+            q = (columns[j] / scale).round().clamp(-LARGEST, LARGEST)
+            rounded[:, first + j] = q.to(torch.int8)
+            error = (columns[j] - q * scale) / local[j, j]
+            columns[j + 1 :] -= local[j, j + 1 :, None] * error
+            errors.append(error)
+        weight[:, block.stop :] -= torch.stack(errors, dim=1) @ factor[block, block.stop :]
+    return rounded, scale
+
+
+def _int8(
+    float_weights: Mapping[str, torch.Tensor],
+    groups: list[tuple[list[str], Statistics]],
+    exponent: float,
+    compensated: bool,
+) -> Tensors:
+    """Return the tensors of a piece in int8: its matrices by groups of equal inputs; other tensors do not change."""
+    tensors = {name: t for name, t in float_weights.items() if name.removesuffix(".weight") not in _names(groups)}
+    for names, statistics in groups:
+        matrices = [float_weights[f"{name}.weight"] for name in names]
+        smooth = smoothing(statistics, matrices, exponent)
+        moment = statistics.moment * torch.outer(smooth, smooth).double()
+        for name, matrix in zip(names, matrices, strict=True):
+            weight = matrix.float() / smooth
+            rounded, scale = round_compensated(weight, moment) if compensated else round_to_nearest(weight)
+            tensors |= {f"{name}.weight": rounded, f"{name}.scale": scale, f"{name}.smooth": smooth.clone()}
+    return tensors
+
+
+def _names(groups: list[tuple[list[str], Statistics]]) -> set[str]:
+    return {name for names, _ in groups for name in names}
+
+
+def _best_int8(
+    float_weights: Mapping[str, torch.Tensor],
+    groups: list[tuple[list[str], Statistics]],
+    loss: Callable[[Tensors], float],
+) -> tuple[Tensors, float, str]:
+    """Return the tensors with the smallest loss over exponents and roundings, the loss, and the rounding's name."""
+    candidates = []
+    for exponent in EXPONENTS:
+        tensors = _int8(float_weights, groups, exponent, compensated=False)
+        candidates.append((loss(tensors), exponent, "nearest", tensors))
+    value, exponent, rounding, tensors = min(candidates, key=lambda c: c[0])
+    second = _int8(float_weights, groups, exponent, compensated=True)
+    if (compensated := loss(second)) < value:
+        value, rounding, tensors = compensated, "compensated", second
+    return tensors, value, f"{rounding}, smoothing {exponent:g}"
+
+
+def _bf16(float_weights: Mapping[str, torch.Tensor], matrices: set[str]) -> Tensors:
+    return {
+        name: tensor.bfloat16() if name.removesuffix(".weight") in matrices else tensor
+        for name, tensor in float_weights.items()
+    }
+
+
+@torch.no_grad()
+def quantize_subblock(
+    problem: LayerDistillation, kind: str, variant: str, source: Mapping[str, torch.Tensor] | None
+) -> Quantized:
+    """Quantize one layer's piece.
+
+    Args:
+        problem: the layer's inputs, outputs and loss.
+        kind: ``'attention'`` or ``'ffn'``.
+        variant: the quantized variant, such as ``'width-0.5@int8'``.
+        source: tensors of the float piece by their names inside the subblock; None for the parent's subblock.
+    """
+    config = problem.model.config
+    block = get_block(kind, variant, Shape.of(config))
+    parent_layer = materialize(problem.layer)
+    weights = dict(subblock(parent_layer, kind).state_dict() if source is None else source)
+    layer = replace_subblocks(parent_layer, config, problem.index, block.overrides(), {kind: weights})
+    before = problem.held_out_loss(layer, kind)
+
+    def loss(tensors: Tensors) -> float:
+        quantized = replace_subblocks(parent_layer, config, problem.index, block.entries(), {kind: tensors})
+        return problem.held_out_loss(quantized, kind)
+
+    linears = {n: m for n, m in subblock(layer, kind).named_children() if isinstance(m, nn.Linear)}
+    if block.variant.precision == "bf16":
+        tensors = _bf16(weights, set(linears))
+        return Quantized(tensors, before, loss(tensors), "nearest")
+    groups = _groups(problem, layer, kind, linears)
+    tensors, after, rounding = _best_int8(weights, groups, loss)
+    return Quantized(tensors, before, after, rounding)
+
+
+def _groups(
+    problem: LayerDistillation, layer: nn.Module, kind: str, linears: Mapping[str, nn.Linear]
+) -> list[tuple[list[str], Statistics]]:
+    """Return the names of matrices with equal inputs, and the statistics of these on the training sequences."""
+    groups = [[name for name in names if name in linears] for names in SAME_INPUT]
+    grouped = {name for names in groups for name in names}
+    groups = [names for names in [*groups, *([name] for name in linears if name not in grouped)] if names]
+    statistics: dict[str, Statistics] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            inputs = args[0].flatten(0, -2)
+            if name in statistics:
+                statistics[name].add(inputs)
+            else:
+                statistics[name] = Statistics.of(inputs)
+
+        return hook
+
+    hooks = [linears[names[0]].register_forward_pre_hook(record(names[0])) for names in groups]
+    for part in torch.arange(problem.training).split(problem.settings.batch_size):
+        problem.predict(layer, kind, part)
+    for handle in hooks:
+        handle.remove()
+    return [(names, statistics[names[0]]) for names in groups]
+
+
+@torch.no_grad()
+def quantize_head(
+    head: nn.Linear, training: torch.Tensor, held_out: torch.Tensor, precision: str, shape: Shape
+) -> Quantized:
+    """Quantize the LM head; its loss is KL(float ‖ quantized) in nats per token.
+
+    Args:
+        head: the parent's head.
+        training: normed hidden states that feed the head, ``(tokens, hidden)``.
+        held_out: further ones, for the loss.
+        precision: such as ``'int8'``.
+        shape: the parent's sizes.
+    """
+    from tangram.models.quantized import with_precision
+
+    get_block(HEAD, f"parent@{precision}", shape)  # raises if there is none
+    target = head(held_out).float().log_softmax(-1)
+
+    def loss(tensors: Tensors) -> float:
+        quantized: Any = with_precision(head, precision)
+        quantized.load_state_dict({name.removeprefix("lm_head."): tensor for name, tensor in tensors.items()})
+        predicted = quantized.to(held_out.device)(held_out).float().log_softmax(-1)
+        return float((target.exp() * (target - predicted)).sum(-1).mean())
+
+    weights = {f"lm_head.{name}": tensor for name, tensor in head.state_dict().items()}
+    if precision == "bf16":
+        tensors = _bf16(weights, {"lm_head"})
+        return Quantized(tensors, 0.0, loss(tensors), "nearest")
+    groups = [(["lm_head"], Statistics.of(training))]
+    tensors, after, rounding = _best_int8(weights, groups, loss)
+    return Quantized(tensors, 0.0, after, rounding)

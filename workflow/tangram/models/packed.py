@@ -1,0 +1,174 @@
+"""Prepare a model for fast inference: weights in the layout of the kernels, and one product for equal inputs.
+
+This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch.
+
+`pack` replaces the linear layers of a stock or heterogeneous decoder. On CPUs, matrices are reordered once for oneDNN's
+kernels, instead of at every call. Layers with the same input (q/k/v, gate/up) become one product. Results equal those
+before up to rounding. A packed model can neither be trained nor saved: load the checkpoint again for that.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .quantized import BFloat16Linear, Int8Linear, token_scales
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+ZERO_POINT = 128  # oneDNN's fast kernels take unsigned inputs
+
+Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
+
+
+def _float_kernel(weight: torch.Tensor) -> Kernel:
+    """Return the product with a float matrix ``(out, in)``, for inputs of its dtype."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return lambda x: functional.linear(x, weight)
+    if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return lambda x: functional.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+@functools.cache
+def _onednn_is_exact() -> bool:
+    """Return whether oneDNN multiplies int8 exactly here: without VNNI, sums of two products may saturate."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "onednn"):
+        return False
+    inputs, weight = torch.full((4, 64), 255, dtype=torch.uint8), torch.full((32, 64), 127, dtype=torch.int8)
+    try:
+        sums = _onednn_int8(weight, torch.ones(32))(inputs)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((sums == (255 - ZERO_POINT) * 127 * 64).all())
+
+
+def _onednn_int8(weight: torch.Tensor, scale: torch.Tensor) -> Kernel:
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    return lambda x: torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, ZERO_POINT, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def _int8_kernel(weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor) -> Kernel:
+    """Return the product of `Int8Linear` for its weight, scale and smoothing factors."""
+    scaled = not bool((smooth == 1).all())
+    exact = weight.device.type == "cpu" and _onednn_is_exact()
+    product = _onednn_int8(weight, scale) if exact else None
+
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        flat = x.float() * smooth if scaled else x.float()
+        scales = token_scales(flat)
+        rounded = (flat / scales).round_()
+        if product is not None:
+            return product(rounded.add_(ZERO_POINT).to(torch.uint8)).mul_(scales)
+        return torch._int_mm(rounded.to(torch.int8), weight.t()).float().mul_(scales).mul_(scale)
+
+    return kernel
+
+
+class PackedLinear(nn.Module):
+    """Linear layers of equal class and equal input as one product; without parameters.
+
+    Args:
+        layers: `nn.Linear`, `BFloat16Linear` or `Int8Linear`, all of one class.
+    """
+
+    def __init__(self, layers: Sequence[Any]):
+        super().__init__()
+        self.in_features, self.sizes = layers[0].in_features, [layer.out_features for layer in layers]
+        self.out_features = sum(self.sizes)
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._kernel: Kernel
+        self._input_dtype: torch.dtype = weight.dtype
+        if isinstance(layers[0], Int8Linear):
+            self._input_dtype = torch.float32
+            scale = torch.cat([layer.scale.detach() for layer in layers]).float()
+            self._kernel = _int8_kernel(weight, scale, layers[0].smooth.float())
+        elif isinstance(layers[0], BFloat16Linear):
+            self._input_dtype = torch.bfloat16
+            self._kernel = _float_kernel(weight.bfloat16())
+        else:
+            self._kernel = _float_kernel(weight)
+        biases = [layer.bias for layer in layers]
+        self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self._shared: tuple[torch.Tensor, Sequence[torch.Tensor]] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the input."""
+        flat = x.reshape(-1, self.in_features)
+        y = self._kernel(flat.to(self._input_dtype)).to(x.dtype)
+        y = y if self._bias is None else y + self._bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def part(self, x: torch.Tensor, index: int) -> torch.Tensor:
+        """Return one layer's output: the first call for an input computes all, the last part's call forgets them."""
+        if self._shared is None or self._shared[0] is not x:
+            self._shared = x, self(x).split(self.sizes, dim=-1)
+        output = self._shared[1][index]
+        if index == len(self.sizes) - 1:
+            self._shared = None
+        return output
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        raise RuntimeError(f"{prefix[:-1]} is packed for inference; load the checkpoint again to save or train it")
+
+    def extra_repr(self) -> str:
+        """Describe the shape."""
+        return f"{self.in_features} -> {' + '.join(map(str, self.sizes))}, packed"
+
+
+class Part(nn.Module):
+    """One of several layers that a `PackedLinear` computes together."""
+
+    def __init__(self, packed: PackedLinear, index: int):
+        super().__init__()
+        self.in_features, self.out_features = packed.in_features, packed.sizes[index]
+        self.packed, self.index = packed, index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        return self.packed.part(x, self.index)
+
+
+def _joinable(layers: Sequence[Any]) -> bool:
+    """Return whether layers can be one product: of one class, all or none with a bias, and equally smoothed."""
+    first = layers[0]
+    if type(first) not in (nn.Linear, BFloat16Linear, Int8Linear) or any(type(x) is not type(first) for x in layers):
+        return False
+    if len({layer.bias is None for layer in layers}) > 1:
+        return False
+    return not isinstance(first, Int8Linear) or all(torch.equal(layer.smooth, first.smooth) for layer in layers)
+
+
+@torch.no_grad()
+def pack(model: Any) -> Any:
+    """Replace a decoder's linear layers by packed ones, in place, and return the model.
+
+    Args:
+        model: a Llama-like causal language model of transformers, or a child, with its weights in memory.
+    """
+    for layer in model.model.layers:
+        for subblock in (layer.self_attn, layer.mlp):
+            if subblock is not None:
+                _pack_subblock(subblock)
+    head = model.lm_head
+    if _joinable([head]):
+        model.lm_head = PackedLinear([head])
+    return model
+
+
+def _pack_subblock(subblock: nn.Module) -> None:
+    for names in SAME_INPUT:
+        layers = [getattr(subblock, name, None) for name in names]
+        if all(layer is not None for layer in layers) and _joinable(layers):
+            packed = PackedLinear(layers)
+            for index, name in enumerate(names):
+                setattr(subblock, name, Part(packed, index))
+    for name, layer in list(subblock.named_children()):
+        if type(layer) in (nn.Linear, BFloat16Linear, Int8Linear) and _joinable([layer]):
+            setattr(subblock, name, PackedLinear([layer]))

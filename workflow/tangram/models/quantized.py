@@ -1,0 +1,90 @@
+"""Linear layers with matrices in a lower precision than the model's dtype, in plain torch.
+
+This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch. The residual
+stream, norms and attention keep the model's dtype.
+
+- ``bf16``: weights and inputs are rounded to bfloat16, sums are float32 inside the kernel.
+- ``int8``: weights are int8 with a scale per row; inputs are int8 with a scale per token, after a multiplication by
+  `smooth` (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). Sums are exact 32-bit integers.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+LARGEST = 127  # of a signed integer of 8 bits, symmetric about 0
+
+
+def token_scales(x: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each token, ``(tokens, 1)`` for ``(tokens, features)``: its largest entry becomes 127."""
+    return x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / LARGEST
+
+
+class BFloat16Linear(nn.Linear):
+    """A linear layer in bfloat16 that maps inputs of any dtype to outputs of the same dtype."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__(in_features, out_features, bias)
+        self.weight.data = self.weight.data.bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        y = functional.linear(x.bfloat16(), self.weight.bfloat16()).to(x.dtype)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights and inputs.
+
+    Attributes:
+        weight: int8, ``(out_features, in_features)``.
+        scale: float32, ``(out_features,)``; row i of the matrix is ``scale[i] * weight[i] * smooth``.
+        smooth: float32, ``(in_features,)``, the factor on the inputs before they are rounded.
+        bias: float, ``(out_features,)``, or None.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight: torch.Tensor
+        self.smooth: torch.Tensor
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("smooth", torch.ones(in_features))
+        self.scale = nn.Parameter(torch.ones(out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``; rounding passes gradients on unchanged."""
+        flat = x.reshape(-1, self.in_features).float() * self.smooth
+        scales = token_scales(flat.detach())
+        if torch.is_grad_enabled() and (flat.requires_grad or self.scale.requires_grad):
+            rounded = flat + ((flat / scales).round() * scales - flat).detach()
+            y = functional.linear(rounded, self.weight.float() * self.scale[:, None])
+        else:
+            sums = torch._int_mm((flat / scales).round_().to(torch.int8), self.weight.t())
+            y = sums.float().mul_(scales).mul_(self.scale)
+        y = y if self.bias is None else y + self.bias.float()
+        return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+
+    def matrix(self) -> torch.Tensor:
+        """Return the float32 matrix that the weights stand for, ``(out_features, in_features)``."""
+        return self.weight.float() * self.scale[:, None] * self.smooth
+
+    def extra_repr(self) -> str:
+        """Describe the shape."""
+        return f"{self.in_features} -> {self.out_features}, int8"
+
+
+CLASSES: dict[str, type[BFloat16Linear] | type[Int8Linear]] = {"bf16": BFloat16Linear, "int8": Int8Linear}
+
+
+def with_precision(linear: nn.Linear, precision: str) -> nn.Module:
+    """Return a layer of a linear layer's shape in another precision; its weights are not copied."""
+    return CLASSES[precision](linear.in_features, linear.out_features, linear.bias is not None)
+
+
+def set_precision(subblock: nn.Module, precision: str) -> None:
+    """Replace a subblock's linear layers by layers of another precision, in place; their weights are not copied."""
+    for name, linear in list(subblock.named_children()):
+        if isinstance(linear, nn.Linear):
+            setattr(subblock, name, with_precision(linear, precision))
