@@ -56,13 +56,42 @@ NO_ATTENTION = Architecture(
 )
 
 
+QUANTIZED = Architecture(
+    (
+        LayerChoice("parent@int8", "width-0.5@int8"),
+        LayerChoice("gqa-1", "parent@int8"),
+        LayerChoice("no-op", "linear@int8"),
+        *PARENT_ONLY.layers[3:],
+    ),
+    "parent@int8",
+)
+
+
+def in_int8(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a piece's tensors with its matrices rounded to nearest in int8."""
+    tensors = {}
+    for name, tensor in state.items():
+        if tensor.ndim < 2:
+            tensors[name] = tensor
+            continue
+        scale = tensor.float().abs().amax(1) / 127
+        prefix = name.removesuffix("weight")
+        tensors |= {name: (tensor.float() / scale[:, None]).round().to(torch.int8), f"{prefix}scale": scale}
+        tensors[f"{prefix}smooth"] = torch.ones(tensor.shape[1])
+    return tensors
+
+
 def pieces(parent: PreTrainedModel):
     """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random.
 
-    The head in bf16 has the parent's weights with the other sign.
+    The head in bf16 has the parent's weights with the other sign; int8 is rounded to nearest.
     """
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
+        if variant.endswith("@int8"):
+            return in_int8(piece(kind, variant.removesuffix("@int8"), layer))
+        if (kind, variant) == ("head", "parent"):
+            return dict(parent.lm_head.state_dict())
         if kind == "head":
             assert (variant, layer) == ("parent@bf16", 0)
             return {"weight": -parent.lm_head.weight.detach().bfloat16()}
@@ -71,6 +100,8 @@ def pieces(parent: PreTrainedModel):
         head_dim = stock.self_attn.head_dim
         if variant == "no-op":
             return {}
+        if variant == "parent":
+            return state
         if variant == "linear":
             generator = torch.Generator().manual_seed(layer)
             name = "linear_attn" if kind == "attention" else "linear_mlp"

@@ -1,12 +1,12 @@
 """Assembly: what a child's tensors, config and folder are, and what is refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_children import HIDDEN, MIXED, PARENT_ONLY, child_of, pieces
+from tiny_children import HIDDEN, MIXED, PARENT_ONLY, QUANTIZED, child_of, pieces
 from transformers import AutoModelForCausalLM
 
 from tangram.blocks.architecture import Architecture, LayerChoice
@@ -52,6 +52,18 @@ def test_a_child_with_a_head_of_its_own_keeps_its_embedding(parent):
     assert (logits - expected).norm() < 0.02 * expected.norm()
     assert torch.equal(child.model.embed_tokens.weight, parent.model.embed_tokens.weight)
     assert not child.config.tie_word_embeddings
+
+
+@torch.no_grad()
+def test_a_child_in_int8_keeps_its_types_and_computes_nearly_the_same(parent):
+    plain = [replace(c, **{k: v.removesuffix("@int8") for k, v in asdict(c).items()}) for c in QUANTIZED.layers]
+    child, reference = child_of(parent, QUANTIZED), child_of(parent, Architecture(tuple(plain)))
+    types = {name: tensor.dtype for name, tensor in child.state_dict().items()}
+    assert types["lm_head.weight"] == types["model.layers.0.mlp.up_proj.weight"] == torch.int8
+    assert types["model.embed_tokens.weight"] == types["model.layers.1.self_attn.q_proj.weight"] == torch.float32
+    tokens = torch.arange(2, 14).view(2, 6)
+    logits, expected = child(tokens).logits, reference(tokens).logits
+    assert 0 < (logits - expected).norm() < 0.1 * expected.norm()
 
 
 def test_pieces_with_a_precision_keep_their_types():

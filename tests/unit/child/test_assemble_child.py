@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_children import MIXED, UNIFORM, child_of, pieces
+from tiny_children import MIXED, QUANTIZED, UNIFORM, child_of, pieces
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tangram.blocks.architecture import save_architecture
@@ -15,6 +15,7 @@ from tangram.child.assemble import save_child
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
 from tangram.files import sha256_of, write_tensors
+from tangram.library.pieces import tensor_name
 from tangram.models.loading import load_model
 
 SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
@@ -91,6 +92,27 @@ def test_a_head_is_stored_in_its_precision(arguments, llama):
     assert made["sources"][path] == sha256_of(arguments / path)
     tokens = torch.arange(2, 14).view(2, 6)
     assert torch.equal(load_model(arguments / "child")(tokens).logits, child_of(llama, architecture)(tokens).logits)
+
+
+@torch.no_grad()
+def test_a_child_in_int8_loads_as_it_was_assembled(arguments, llama):
+    save_architecture(QUANTIZED, {}, arguments / "architecture.json")
+    for layer, kind, variant in QUANTIZED.pieces():
+        if not variant.endswith("@int8"):
+            continue
+        shard = "00-00" if kind == "head" else "0-2"
+        path = arguments / "library" / kind / variant / f"{shard}.safetensors"
+        path.parent.mkdir(parents=True)
+        piece = pieces(llama)(kind, variant, layer)
+        write_tensors(path, {tensor_name(layer, kind, name): t.contiguous() for name, t in piece.items()}, {})
+    assert exit_status() == 0
+    stored = load_file(arguments / "child" / "model.safetensors")
+    loaded, child = load_model(arguments / "child"), child_of(llama, QUANTIZED)
+    for name, tensor in child.state_dict().items():
+        assert torch.equal(stored[name], tensor), name
+        assert stored[name].dtype == loaded.state_dict()[name].dtype == tensor.dtype, name
+    tokens = torch.arange(2, 14).view(2, 6)
+    assert torch.equal(loaded(tokens).logits, child(tokens).logits)
 
 
 @torch.no_grad()

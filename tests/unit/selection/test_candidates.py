@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
+from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, QUANTIZED, VOCABULARY, child_of, pieces
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import HALVING
@@ -35,6 +35,14 @@ def test_scores_are_those_of_the_assembled_children(parent, metric):
         expected = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())
         values = expected["kl" if metric == "kl" else "loss"].unflatten(0, (10, -1)).mean(1)
         assert row == pytest.approx(values.numpy(), rel=1e-4, abs=1e-5)
+
+
+@torch.no_grad()
+def test_quantized_candidates_score_as_their_children_do(parent):
+    (found,) = CandidateScores(parent, PROMPTS, [QUANTIZED], pieces(parent), "kl", 4).look(np.arange(1), np.arange(10))
+    logits, teacher = (model(PROMPTS).logits[:, :-1].flatten(0, 1) for model in (child_of(parent, QUANTIZED), parent))
+    values = compare(logits, teacher, PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1)).mean(1)
+    assert found == pytest.approx(values.numpy(), rel=1e-3, abs=1e-5)
 
 
 @torch.no_grad()

@@ -58,8 +58,11 @@ def config_of(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def check_files(folder: Path) -> None:
-    """Raise unless the folder holds readable safetensors; a header states the file's exact size."""
+def check_files(folder: Path, child: bool = False) -> None:
+    """Raise unless the folder holds readable safetensors; a header states the file's exact size.
+
+    Only a child that stock code cannot run may have int8 weights.
+    """
     from safetensors import SafetensorError, safe_open
 
     shards = sorted(folder.glob("*.safetensors"))
@@ -80,7 +83,7 @@ def check_files(folder: Path) -> None:
                 types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {REMEDY}") from error
-        if quantized := sorted(types - FLOATING):
+        if quantized := sorted(types - FLOATING - ({"I8"} if child else set())):
             raise TangramError(f"{shard} is quantized (type {', '.join(quantized)}); dequantize it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
@@ -136,7 +139,7 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     if not folder.is_dir():
         raise TangramError(f"checkpoint folder {folder} does not exist")
     config = config_of(folder)
-    check_files(folder)
+    check_files(folder, config.model_type.startswith(CHILD_PREFIX))
     quieten()
     try:
         model, info = model_class(config.model_type).from_pretrained(
@@ -153,8 +156,8 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {REMEDY}") from error
     _check_weights(folder, model, info)
     if device == "cpu":  # tensors of a mapped file are not aligned, which slows matrix kernels by several per cent
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
     return model.to(device).eval()
 
 
