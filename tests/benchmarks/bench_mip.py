@@ -27,9 +27,9 @@ def scipy_milp(problem: Problem) -> float:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     resources = problem.resources(problem.batch_grid()[0])
-    layers, columns = len(problem.options), len(problem.scores)
-    choices = np.zeros((layers, columns))
-    choices[problem.layer_of, np.arange(columns)] = 1
+    groups, columns = len(problem.options), len(problem.scores)
+    choices = np.zeros((groups, columns))
+    choices[problem.group_of, np.arange(columns)] = 1
     constraints = [LinearConstraint(choices, 1, 1), LinearConstraint(resources.usage, -np.inf, resources.budget)]
     options = {"mip_rel_gap": 0.0}
     return milp(problem.scores, constraints=constraints, integrality=1, bounds=Bounds(0, 1), options=options).fun

@@ -16,7 +16,7 @@ from pretend_device import pretend
 from safetensors.torch import load_file
 
 from tangram import timing
-from tangram.blocks.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.cli import Pieces, Runtime
 from tangram.commands.assemble_child import assemble_child
 from tangram.commands.build_corpus import build_corpus
@@ -158,7 +158,7 @@ def child(made, parent, pieces):
     layers = (LayerChoice("gqa-1", "butterfly-4"), LayerChoice("linear", "width-0.5"), LayerChoice("monarch", "no-op"))
     for layer in layers:
         pieces("attention", layer.attention), pieces("ffn", layer.ffn)
-    save_architecture(layers, {}, made / "architecture.json")
+    save_architecture(Architecture(layers), {}, made / "architecture.json")
     assemble_child(parent, str(made / "architecture.json"), str(made / "library"), LAYERS, str(made / "child"))
     return made / "child"
 
@@ -432,7 +432,7 @@ def selecting(parent, tokens, made, pieces, tmp_path):
         for kind, variant in vars(layer).items():
             if variant != "parent":
                 pieces(kind, variant)
-    candidates = [{"layers": [vars(layer) for layer in candidate]} for candidate in CANDIDATES]
+    candidates = [{"layers": [vars(layer) for layer in candidate], "head": "parent"} for candidate in CANDIDATES]
     (tmp_path / "candidates.json").write_text(json.dumps({"candidates": candidates}))
     given = (parent, tokens, str(made / "library"), LAYERS, str(tmp_path / "candidates.json"))
     names = ("cache.npz", "solution.json", "table.parquet", "summary.json")

@@ -17,7 +17,7 @@ from snakemake.settings.types import OutputSettings, ResourceSettings
 from snakemake.workflow import Workflow
 from typer.models import ArgumentInfo
 
-from tangram.blocks.architecture import LayerChoice, save_architecture
+from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import load, reruns
 from tangram.provenance import code_hash, modules_of
@@ -77,7 +77,7 @@ def pinned(workflow: Workflow) -> SimpleNamespace:
     wildcards = SimpleNamespace(target=next(iter(_CONFIG.targets)), solution="0")
     folder = f"results/{_CONFIG.run}/targets/{wildcards.target}"
     for path in (f"{folder}/{wildcards.solution}/architecture.json", f"{folder}/candidates.json"):
-        save_architecture((LayerChoice("linear", "width-0.5"),), {}, path)
+        save_architecture(Architecture((LayerChoice("linear", "width-0.5"),)), {}, path)
         workflow.globals["checkpoints"].created_output.add(path)
     return wildcards
 
@@ -169,7 +169,7 @@ def test_the_code_hash_is_that_of_the_command(
     if name in reruns.OF_A_VARIANT:
         code, modules = code(SimpleNamespace(variant="gqa-1")), modules_of_variants(["gqa-1"])
     elif name in OF_ARCHITECTURES:
-        code, modules = code(pinned(parsed[name].workflow)), modules_of_variants(["linear", "width-0.5"])
+        code, modules = code(pinned(parsed[name].workflow)), modules_of_variants(["linear", "width-0.5", "parent"])
     elif name in OF_THE_LIBRARY:
         modules = modules_of_variants(LIBRARY)
     assert code == code_hash(module_of(parsed[name]), *modules)

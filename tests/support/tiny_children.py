@@ -31,29 +31,41 @@ CONFIGS = {
     "qwen2-sliding": tiny_config("qwen2", **OF_CHILDREN, **SLIDING),
     "qwen3": tiny_config("qwen3", **OF_CHILDREN, head_dim=16),
 }
-PARENT_ONLY = (LayerChoice(),) * LAYERS
-UNIFORM = (LayerChoice("gqa-1", "width-0.5"),) * LAYERS
-MIXED = (
-    LayerChoice("no-op", "parent"),
-    LayerChoice("gqa-1", "width-0.5"),
-    LayerChoice("linear", "linear"),
-    LayerChoice("parent", "no-op"),
-    LayerChoice("parent", "parent"),
+PARENT_ONLY = Architecture((LayerChoice(),) * LAYERS)
+UNIFORM = Architecture((LayerChoice("gqa-1", "width-0.5"),) * LAYERS)
+MIXED = Architecture(
+    (
+        LayerChoice("no-op", "parent"),
+        LayerChoice("gqa-1", "width-0.5"),
+        LayerChoice("linear", "linear"),
+        LayerChoice("parent", "no-op"),
+        LayerChoice("parent", "parent"),
+    )
 )
-STRUCTURED = (
-    LayerChoice("butterfly-8", "monarch"),
-    LayerChoice("lowrank-5", "butterfly-12"),
-    LayerChoice("monarch", "ntk-6"),
-    LayerChoice("ntk-4", "lowrank-3"),
-    LayerChoice("no-op", "butterfly-7"),
+STRUCTURED = Architecture(
+    (
+        LayerChoice("butterfly-8", "monarch"),
+        LayerChoice("lowrank-5", "butterfly-12"),
+        LayerChoice("monarch", "ntk-6"),
+        LayerChoice("ntk-4", "lowrank-3"),
+        LayerChoice("no-op", "butterfly-7"),
+    )
 )
-NO_ATTENTION = (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
+NO_ATTENTION = Architecture(
+    (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
+)
 
 
 def pieces(parent: PreTrainedModel):
-    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random."""
+    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random.
+
+    The head in bf16 has the parent's weights with the other sign.
+    """
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
+        if kind == "head":
+            assert (variant, layer) == ("parent@bf16", 0)
+            return {"weight": -parent.lm_head.weight.detach().bfloat16()}
         stock = parent.model.layers[layer]
         state = dict((stock.self_attn if kind == "attention" else stock.mlp).state_dict())
         head_dim = stock.self_attn.head_dim

@@ -26,7 +26,8 @@ def _field(name: str, kind: pa.DataType, unit: str, nullable: bool = False) -> p
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-_PIECE = [_field("layer", _INT, "index"), _field("kind", _TEXT, "name"), _field("variant", _TEXT, "name")]
+_LAYER = _field("layer", _INT, "index; 0 for the head")
+_PIECE = [_LAYER, _field("kind", _TEXT, "'attention', 'ffn' or 'head'"), _field("variant", _TEXT, "name")]
 
 CORPUS = pa.schema(
     [
@@ -69,7 +70,7 @@ SCORES = pa.schema(
 COSTS = pa.schema(
     [
         _field("layer_class", _INT, "first layer of the class of equal shapes"),
-        _field("kind", _TEXT, "'attention', 'ffn', or 'model' for embedding, final norm and LM head"),
+        _field("kind", _TEXT, "'attention', 'ffn', 'head', or 'model' for embedding and final norm"),
         _field("variant", _TEXT, "name"),
         _field("engine", _TEXT, "name"),
         _field("device", _TEXT, "name"),
@@ -85,12 +86,12 @@ COSTS = pa.schema(
 )
 CALIBRATION = pa.schema(
     [
-        _field("model", _TEXT, "name of the whole assembled model"),
+        _field("model", _TEXT, "name of the whole model; 'stock parent' is run by stock transformers"),
         _field("scenario", _TEXT, "name"),
         _field("phase", _TEXT, "'prefill' or 'decode'"),
         _field("batch", _INT, "sequences"),
-        _field("subblock_seconds", _REAL, "seconds, sum over the model's subblocks from the cost table"),
-        _field("fixed_seconds", _REAL, "seconds, embedding, final norm and LM head"),
+        _field("subblock_seconds", _REAL, "seconds, sum over the model's subblocks and LM head from the cost table"),
+        _field("fixed_seconds", _REAL, "seconds, embedding and final norm"),
         _field("measured_seconds", _REAL, "seconds, the whole model"),
         _field("scale", _REAL, "fitted: measured = scale * (subblocks + fixed)"),
     ]
@@ -98,8 +99,8 @@ CALIBRATION = pa.schema(
 SOLUTIONS = pa.schema(
     [
         _field("solution", _TEXT, "'0' is the proven best"),
-        _field("layer", _INT, "index"),
-        _field("kind", _TEXT, "name"),
+        _LAYER,
+        _field("kind", _TEXT, "'attention', 'ffn', 'block' for both, or 'head'"),
         _field("variant", _TEXT, "name"),
         _field("score", _REAL, "objective's contribution"),
     ]

@@ -26,7 +26,7 @@ from tangram.blocks import (
     register,
     registry,
 )
-from tangram.blocks.architecture import LayerChoice, per_layer_config
+from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config
 from tangram.blocks.calibration import Calibration
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import BlockDistillation, limits, parse
@@ -224,7 +224,7 @@ def test_a_new_family_is_trained_and_assembled(tiny_parent: Any) -> None:
     assert piece.curve
     layer = replaced(model, 1, "ffn", "first-32", piece.weights)
     assert layer.mlp.up_proj.out_features == 32
-    assert per_layer_config((LayerChoice("parent", "first-32"),), SHAPE) == {0: {"intermediate_size": 32}}
+    assert per_layer_config(Architecture((LayerChoice("parent", "first-32"),)), SHAPE) == {0: {"intermediate_size": 32}}
 
 
 @pytest.mark.usefixtures("first")

@@ -1,15 +1,16 @@
 """Assembly: what a child's tensors, config and folder are, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_children import HIDDEN, MIXED, child_of, pieces
+from tiny_children import HIDDEN, MIXED, PARENT_ONLY, child_of, pieces
 from transformers import AutoModelForCausalLM
 
-from tangram.blocks.architecture import LayerChoice
-from tangram.child.assemble import assemble_state, build_child, build_config, save_child
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.child.assemble import assemble_state, build_child, build_config, cast_state, dtype_of, save_child
 from tangram.errors import TangramError
 from tangram.library.pieces import read_library
 from tangram.models.families import read_config
@@ -33,6 +34,44 @@ def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
     )
 
 
+def test_a_heads_piece_replaces_the_parents_head(parent):
+    library = pieces(parent)
+    state = assemble_state(parent.state_dict(), replace(MIXED, head="parent@bf16"), library)
+    plain = assemble_state(parent.state_dict(), MIXED, library)
+    assert torch.equal(state.pop("lm_head.weight"), library("head", "parent@bf16", 0)["weight"])
+    assert plain.pop("lm_head.weight") is not None
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in state.items())
+
+
+@torch.no_grad()
+def test_a_child_with_a_head_of_its_own_keeps_its_embedding(parent):
+    child = child_of(parent, replace(PARENT_ONLY, head="parent@bf16"))
+    tokens = torch.arange(2, 14).view(2, 6)
+    logits, expected = child(tokens).logits.float(), -parent(tokens).logits
+    assert (logits - expected).norm() < 0.02 * expected.norm()
+    assert torch.equal(child.model.embed_tokens.weight, parent.model.embed_tokens.weight)
+    assert not child.config.tie_word_embeddings
+
+
+def test_pieces_with_a_precision_keep_their_types():
+    architecture = Architecture((LayerChoice("parent@int8", "width-0.5"),), "parent@bf16")
+    stored = {
+        "model.embed_tokens.weight": torch.float32,
+        "model.layers.0.self_attn.q_proj.weight": torch.int8,
+        "model.layers.0.self_attn.q_proj.scale": torch.float32,
+        "model.layers.0.self_attn.q_proj.bias": torch.float32,
+        "model.layers.0.mlp.up_proj.weight": torch.float32,
+        "model.layers.0.input_layernorm.weight": torch.float32,
+        "lm_head.weight": torch.bfloat16,
+    }
+    state = {name: torch.zeros(2, dtype=dtype) for name, dtype in stored.items()}
+    types = {name: tensor.dtype for name, tensor in cast_state(state, architecture, torch.float16).items()}
+    cast = {"model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"}
+    assert types == {**stored, **dict.fromkeys(cast, torch.float16)}
+    assert dtype_of(cast_state(state, architecture, torch.float16)) == torch.float16
+
+
 def test_config_says_what_differs_and_survives_json(parent, tmp_path):
     config = build_config(parent.config, MIXED)
     config.save_pretrained(tmp_path)
@@ -52,7 +91,7 @@ def test_config_says_what_differs_and_survives_json(parent, tmp_path):
 
 def test_built_child_shares_no_memory_with_the_parent(llama):
     before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
-    child = child_of(llama, (LayerChoice(),) * 5)
+    child = child_of(llama, Architecture((LayerChoice(),) * 5))
     with torch.no_grad():
         for parameter in child.parameters():
             parameter.zero_()
@@ -61,7 +100,7 @@ def test_built_child_shares_no_memory_with_the_parent(llama):
 
 def test_architecture_of_another_depth_is_refused(llama):
     with pytest.raises(TangramError, match="has 4 layers, but the parent has 5"):
-        build_config(llama.config, MIXED[:4])
+        build_config(llama.config, Architecture(MIXED.layers[:4]))
 
 
 def test_nan_in_a_piece_is_refused(llama):
@@ -118,7 +157,7 @@ def test_saved_folder_is_complete_and_replaced_as_a_whole(llama, tmp_path):
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
     own = {"config.json", "model.safetensors", "provenance.json"}
-    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py"}
+    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py", "packed.py", "quantized.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_children import MIXED, UNIFORM, child_of, pieces
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -63,11 +65,32 @@ def test_folder_equals_the_assembly_in_memory(arguments, llama):
     loaded = load_model(arguments / "child")
     assert torch.equal(loaded(tokens).logits, child_of(llama, MIXED)(tokens).logits)
     made = json.loads((arguments / "child" / "provenance.json").read_text())
-    assert made["architecture"][1] == {"attention": "gqa-1", "ffn": "width-0.5"}
+    assert made["architecture"]["layers"][1] == {"attention": "gqa-1", "ffn": "width-0.5"}
     assert made["model_safetensors_sha256"] == sha256_of(arguments / "child" / "model.safetensors")
     used = "library/attention/gqa-1/0-2.safetensors"
     assert made["sources"][used] == sha256_of(arguments / used)
     assert "library/attention/gqa-1/3-4.safetensors" not in made["sources"]
+
+
+@torch.no_grad()
+def test_a_head_is_stored_in_its_precision(arguments, llama):
+    architecture = replace(MIXED, head="parent@bf16")
+    save_architecture(architecture, {}, arguments / "architecture.json")
+    path = "library/head/parent@bf16/00-00.safetensors"
+    (arguments / path).parent.mkdir(parents=True)
+    head = pieces(llama)("head", "parent@bf16", 0)["weight"]
+    write_tensors(arguments / path, {"lm_head.weight": head}, {})
+    assert exit_status() == 0
+    stored = load_file(arguments / "child" / "model.safetensors")
+    assert torch.equal(stored.pop("lm_head.weight"), head)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    config = json.loads((arguments / "child" / "config.json").read_text())
+    assert (config["head_precision"], config["tie_word_embeddings"], config["dtype"]) == ("bf16", False, "float32")
+    made = json.loads((arguments / "child" / "provenance.json").read_text())
+    assert made["architecture"]["head"] == "parent@bf16"
+    assert made["sources"][path] == sha256_of(arguments / path)
+    tokens = torch.arange(2, 14).view(2, 6)
+    assert torch.equal(load_model(arguments / "child")(tokens).logits, child_of(llama, architecture)(tokens).logits)
 
 
 @torch.no_grad()

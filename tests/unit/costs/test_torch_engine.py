@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
@@ -15,7 +15,9 @@ VARIANTS = {
     "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "no-op"),
     "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "no-op"),
 }
-MIXED = (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
+MIXED = Architecture(
+    (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
+)
 
 
 def expected_parameters(family, kind, variant):
@@ -46,15 +48,16 @@ def expected_parameters(family, kind, variant):
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_subblock_parameters_are_counted_exactly(parents, family, kind, dtype, size):
     for variant in VARIANTS[kind]:
-        model = random_model(parents[family], (only(kind, variant),), dtype, "cpu", vocabulary=8)
+        model = random_model(parents[family], Architecture((only(kind, variant),)), dtype, "cpu", vocabulary=8)
         counted = parameter_bytes(decoder_layers(model)[0])
         assert counted == size * expected_parameters(family, kind, variant), variant
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_add_up_to_the_stock_model(parents, family):
-    parts = [random_model(parents[family], (only(kind, "parent"),), "float32", "cpu", 8) for kind in VARIANTS]
-    fixed = random_model(parents[family], (), "float32", "cpu")
+    alone = [Architecture((only(kind, "parent"),)) for kind in VARIANTS]
+    parts = [random_model(parents[family], architecture, "float32", "cpu", 8) for architecture in alone]
+    fixed = random_model(parents[family], Architecture(()), "float32", "cpu")
     stock = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(parents[family]))
     layer = sum(parameter_bytes(decoder_layers(part)[0]) for part in parts)
     assert 3 * layer + parameter_bytes(fixed) == 4 * stock.num_parameters()

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
 from tangram.evaluation.tasks import Outcomes, Question, answer_tasks, parse_task, read_tasks, task_rows, write_tasks
@@ -41,7 +41,7 @@ def child() -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
     stock = LlamaConfig(**sizes, num_hidden_layers=3, vocab_size=257, initializer_range=0.3)
-    architecture = (LayerChoice("no-op", "linear"), LayerChoice("gqa-1", "width-0.5"), LayerChoice())
+    architecture = Architecture((LayerChoice("no-op", "linear"), LayerChoice("gqa-1", "width-0.5"), LayerChoice()))
     return TangramLlamaForCausalLM(build_config(stock, architecture)).eval()
 
 

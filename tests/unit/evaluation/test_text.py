@@ -7,7 +7,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tangram.activations import open_activations
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.commands.evaluate_model import evaluate_model
 from tangram.errors import TangramError
@@ -24,7 +24,7 @@ def models() -> tuple[PreTrainedModel, PreTrainedModel]:
     """A tiny random parent and a heterogeneous child that is another random model."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    architecture = (LayerChoice("no-op", "linear"), LayerChoice("gqa-1", "width-0.5"), LayerChoice())
+    architecture = Architecture((LayerChoice("no-op", "linear"), LayerChoice("gqa-1", "width-0.5"), LayerChoice()))
     return LlamaForCausalLM(CONFIG).eval(), TangramLlamaForCausalLM(build_config(CONFIG, architecture)).eval()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
 from tangram.models.families import SUPPORTED, Shape, decoder_layers, norm_before, shape_of, subblock
@@ -48,7 +48,7 @@ def test_shape_and_names_are_those_of_the_modules(config, tmp_path):
 
 def test_a_childs_shape_is_its_parents():
     config = CONFIGS[0]
-    child = build_config(config, (LayerChoice("gqa-1", "width-0.5"), LayerChoice("linear", "no-op")))
+    child = build_config(config, Architecture((LayerChoice("gqa-1", "width-0.5"), LayerChoice("linear", "no-op"))))
     assert Shape.of(child) == Shape.of(config)
     assert child.per_layer_config[0].num_key_value_heads == 1  # reading the shape left the child as it was
 

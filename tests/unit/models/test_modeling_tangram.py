@@ -62,7 +62,7 @@ def multiply_out(subblock, variant, piece):
 def stock_equivalent(parent, architecture):
     """The parent, changed without this package so that it computes what the child must."""
     model, piece = copy.deepcopy(parent), pieces(parent)
-    for index, choice in enumerate(architecture):
+    for index, choice in enumerate(architecture.layers):
         layer = model.model.layers[index]
         for kind, subblock in (("attention", layer.self_attn), ("ffn", layer.mlp)):
             if issubclass(block_class(variant := getattr(choice, kind)), Projections):

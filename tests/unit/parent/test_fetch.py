@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import parent_in_a_package, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config, load_parent, save_child
 from tangram.cli import run
 from tangram.commands.fetch_parent import fetch_parent
@@ -361,7 +361,9 @@ def test_all_chat_templates_reach_the_child(copy, tmp_path):
     tokenizer.save_pretrained(copy)
     fetch(local(copy), tmp_path / "parent", "float32", {})
     config, state = load_parent(tmp_path / "parent")
-    save_child(state, build_config(config, (LayerChoice(),) * 3), tmp_path / "parent", tmp_path / "child", {})
+    save_child(
+        state, build_config(config, Architecture((LayerChoice(),) * 3)), tmp_path / "parent", tmp_path / "child", {}
+    )
     for folder in ("parent", "child"):
         assert AutoTokenizer.from_pretrained(tmp_path / folder).chat_template == TEMPLATES
     kept = {path.relative_to(tmp_path / "parent") for path in (tmp_path / "parent").rglob("*")}

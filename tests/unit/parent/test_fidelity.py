@@ -134,7 +134,7 @@ def test_the_layers_type_decides_on_the_window_not_its_width():
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_an_untied_head_under_a_tied_config_is_kept(tiny_parent, tmp_path, family):
-    from tangram.blocks.architecture import LayerChoice
+    from tangram.blocks.architecture import Architecture, LayerChoice
     from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
 
     source = tmp_path / "source"
@@ -150,7 +150,7 @@ def test_an_untied_head_under_a_tied_config_is_kept(tiny_parent, tmp_path, famil
     folder = fetch_local(source, tmp_path / "parent")
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
     config, state = load_parent(folder)
-    parent_only = (LayerChoice(),) * 3
+    parent_only = Architecture((LayerChoice(),) * 3)
     save_child(
         assemble_state(state, parent_only, dict), build_config(config, parent_only), folder, tmp_path / "child", {}
     )
@@ -174,12 +174,12 @@ def test_one_matrix_that_is_stored_twice_stays_one(tiny_parent, tmp_path):
 
 
 def test_a_child_with_layers_of_its_own_is_no_parent(tiny_parent, tmp_path):
-    from tangram.blocks.architecture import LayerChoice
+    from tangram.blocks.architecture import Architecture, LayerChoice
     from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
 
     folder = tiny_parent("llama")
     config, state = load_parent(folder)
-    mixed = (LayerChoice(), LayerChoice("no-op"), LayerChoice())
+    mixed = Architecture((LayerChoice(), LayerChoice("no-op"), LayerChoice()))
     save_child(assemble_state(state, mixed, lambda *_: {}), build_config(config, mixed), folder, tmp_path / "child", {})
     with pytest.raises(TangramError, match=re.escape(f"{tmp_path}/child is a heterogeneous child")):
         fetch_local(tmp_path / "child", tmp_path / "parent")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from tangram.blocks.architecture import LayerChoice, layers_of, save_architecture
+from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance
@@ -89,7 +90,7 @@ def task_rows(models: dict[str, float]) -> list[dict]:
     return rows
 
 
-def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> tuple[LayerChoice, ...]:
+def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> Architecture:
     chance = min(0.95, (speed - 1) * 1.8)
     middle = [1 - abs(2 * layer / layers - 1.1) for layer in range(layers)]
     attention, ffn = [["parent", *LIBRARY_OF[kind]] for kind in ("attention", "ffn")]
@@ -103,7 +104,7 @@ def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> tup
                 ffn[int(rng.integers(1, 6))] if narrow else "parent",
             )
         )
-    return tuple(choices)
+    return Architecture(tuple(choices))
 
 
 def readout(accuracies: dict[str, float]) -> list[dict]:
@@ -233,11 +234,11 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
     save_architecture(architecture, {}, folder / "0" / "architecture.json")
     drop = int(layers * (1 - 1 / speed)) + 1
     gone = set(range(layers // 2, layers // 2 + drop))
-    dropped = tuple(LayerChoice("no-op", "no-op") if i in gone else LayerChoice() for i in range(layers))
+    dropped = Architecture(tuple(LayerChoice("no-op", "no-op") if i in gone else LayerChoice() for i in range(layers)))
     save_architecture(dropped, {}, folder / "layers-dropped" / "architecture.json")
     rows = [
         {"solution": "0", "layer": i, "kind": kind, "variant": getattr(choice, kind), "score": 0.01}
-        for i, choice in enumerate(architecture)
+        for i, choice in enumerate(architecture.layers)
         for kind in ("attention", "ffn")
     ]
     write_table(rows, SOLUTIONS, folder / "solutions.parquet", made_by)
@@ -287,8 +288,8 @@ def write_solutions(folder: Path, speed: float, architectures: dict, made_by: di
     entry = summary_of(speed)
     entry["constraints"][0]["shadow_price"] = 0.0123
     proof = {"solution": "0", "objective": entry["sum_of_scores"], "bound": entry["sum_of_scores"], "gap": 0.0}
-    solved = {**proof, **entry, "layers": layers_of(architectures["0"])}
+    solved = {**proof, **entry, **asdict(architectures["0"])}
     save_solutions({"parent": {}, "solutions": [solved]}, folder / "solutions" / "mip.json", made_by)
     dropped = {"solution": "layers-dropped", "layers_dropped": [15], **summary_of(speed + 0.02)}
-    dropped["layers"] = layers_of(architectures["layers-dropped"])
+    dropped |= asdict(architectures["layers-dropped"])
     save_solutions({"parent": {}, "solutions": [dropped]}, folder / "solutions" / "layers-dropped.json", made_by)

@@ -123,7 +123,7 @@ def test_sum_of_scores_adds_every_changed_piece_once(complete):
     for key, architecture in results.architectures.items():
         expected = sum(
             kl[layer, kind, getattr(choice, kind)]
-            for layer, choice in enumerate(architecture)
+            for layer, choice in enumerate(architecture.layers)
             for kind in ("attention", "ffn")
             if getattr(choice, kind) != "parent"
         )

@@ -145,7 +145,7 @@ def test_stage_seconds_are_those_of_the_benchmarks(complete, page):
 def test_every_layer_of_the_chosen_child_is_on_the_map(complete, html):
     architecture = load_results(complete, settings_of()).architectures["speed-1.2", "0"]
     skyline = html[: html.index("</header>")]
-    for layer, choice in enumerate(architecture):
+    for layer, choice in enumerate(architecture.layers):
         assert f"<title>layer {layer} · attention · {choice.attention}" in skyline
         assert f"<title>layer {layer} · ffn · {choice.ffn}" in skyline
 

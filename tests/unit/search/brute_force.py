@@ -14,8 +14,11 @@ class BruteForce:
         scores = {(r.layer, r.kind, r.variant): r.value for r in tables.scores.itertuples()}
         names = [["parent", *sorted({v for _, k, v in scores if k == kind})] for kind in ("attention", "ffn")]
         self.pairs = list(itertools.product(*names))  # the parent's first
-        self.chosen = np.array(list(itertools.product(range(len(self.pairs)), repeat=tables.num_layers)))
-        self.objectives = np.zeros(len(self.chosen))
+        self.heads = ["parent", *sorted({v for _, k, v in scores if k == "head"})]
+        options = [range(len(self.pairs))] * tables.num_layers
+        chosen = np.array(list(itertools.product(*options, range(len(self.heads)))))
+        self.chosen, self.head = chosen[:, :-1], chosen[:, -1]
+        self.objectives = np.array([scores.get((0, "head", head), 0.0) for head in self.heads])[self.head]
         for layer in range(tables.num_layers):
             parts = [
                 scores.get((layer, "attention", a), 0.0) + scores.get((layer, "ffn", f), 0.0) for a, f in self.pairs
@@ -37,7 +40,8 @@ class BruteForce:
     def total(self, value) -> np.ndarray:
         """Sum ``value(kind, variant)`` over the pieces of every architecture."""
         by_pair = np.array([value("attention", a) + value("ffn", f) for a, f in self.pairs])
-        return by_pair[self.chosen].sum(1) + value("model", "parent")
+        by_head = np.array([value("head", head) for head in self.heads])
+        return by_pair[self.chosen].sum(1) + by_head[self.head] + value("model", "parent")
 
     def values(self, scenario: str, batch: int) -> dict[str, np.ndarray]:
         prefill, step = (
@@ -65,7 +69,7 @@ class BruteForce:
         values = {(n, b): self.values(n, b) for n, grid in zip(names, grids, strict=True) for b in grid}
         allowed = np.full(len(self.chosen), True)
         for architecture in earlier:
-            other = [self.pairs.index((choice.attention, choice.ffn)) for choice in architecture]
+            other = [self.pairs.index((choice.attention, choice.ffn)) for choice in architecture.layers]
             allowed &= (self.chosen == other).sum(1) <= max_shared * len(other) + 1e-9
         found = np.inf
         for batches in itertools.product(*grids):

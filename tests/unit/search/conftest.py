@@ -18,7 +18,8 @@ def by_hand() -> Library:
             ("attention", "no-op", 0.0, 2.0, 0, 0),
             ("ffn", "parent", 3.0, 3.0, 800, 0),
             ("ffn", "no-op", 0.0, 3.0, 0, 0),
-            ("model", "parent", 5.0, 5.0, 1000, 0),
+            ("model", "parent", 1.0, 1.0, 400, 0),
+            ("head", "parent", 4.0, 4.0, 600, 0),
         ):
             sizes = {"parameter_bytes": size, "kv_bytes_per_token": kv}
             costs.append(cost(kind, variant, "chat", phase, 2, seconds * unit, parent * unit, **sizes))

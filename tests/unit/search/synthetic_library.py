@@ -1,11 +1,12 @@
 """Seeded score, cost and calibration tables, without a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from tangram.config import Scenario, Target
+from tangram.costs.calibration import STOCK
 from tangram.search.cost_model import CostModel
 from tangram.search.problem import Problem, options_of
 
@@ -13,6 +14,7 @@ ATTENTION = {"gqa-2": 0.8, "gqa-1": 0.7, "linear": 0.35, "no-op": 0.0}
 FFN = {"width-0.75": 0.8, "width-0.5": 0.6, "width-0.25": 0.35, "linear": 0.15, "no-op": 0.0}
 ELEMENT_BYTES = 4
 VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "no-op": 0.0}}  # few: to try them all
+PRECISIONS = {"parent@bf16": 0.6, "parent@int8": 0.4}
 CHAT = Scenario(prefill=128, generate=32, batch_sizes=(2, 8))
 SUMMARY = Scenario(prefill=512, generate=8, batch_sizes=(1, 4))
 
@@ -56,8 +58,9 @@ def library(
     scenarios: dict[str, Scenario] | None = None,
     pairs: float = 0.0,
     noise: float = 0.002,
+    head: dict[str, float] | None = None,
 ) -> Library:
-    """Build tables; ``attention`` and ``ffn`` map variants to their cost relative to the parent's subblock.
+    """Build tables; ``attention``, ``ffn`` and ``head`` map variants to their cost relative to the parent's subblock.
 
     Every job has its own drift of the clock; ``pairs`` is the share of pairs that are scored as a whole;
     ``noise`` may make a score negative.
@@ -76,12 +79,14 @@ def library(
             for f in ffn:
                 if random.random() < pairs:
                     scores.append(score(layer, "block", f"{a}+{f}", random.gamma(1.0, 0.2)))
-    for kind, variants in {**kinds, "model": {}}.items():
+    for variant, ratio in (head or {}).items():
+        scores.append(score(0, "head", variant, random.gamma(1.0, 0.1) * (1.1 - ratio) ** 2))
+    for kind, variants in {**kinds, "model": {}, "head": head or {}}.items():
         for variant, ratio in {"parent": 1.0, **variants}.items():
             drift = random.uniform(0.8, 1.25)
             sizes = {"parameter_bytes": int(4e6 * ratio) * ELEMENT_BYTES, "kv_bytes_per_token": 0}
             if kind == "attention" and variant.startswith(("parent", "gqa")):
-                sizes["kv_bytes_per_token"] = 8192 * (4 if variant == "parent" else int(variant[4:]))
+                sizes["kv_bytes_per_token"] = 8192 * (int(variant[4:]) if variant.startswith("gqa") else 4)
             for name, scenario in scenarios.items():
                 for batch in scenario.batch_sizes:
                     for phase, base in (("prefill", 1e-3 * batch * scenario.prefill / 128), ("decode", 1e-3)):
@@ -96,6 +101,13 @@ def library(
                 calibration.append({**row, "fixed_seconds": 0.1, "measured_seconds": 1.1, "scale": scale})
     frames = (pd.DataFrame(rows) for rows in (scores, costs, calibration))
     return Library(*frames, scenarios, num_layers)
+
+
+def with_stock_parent(tables: Library, factors: dict[str, float]) -> Library:
+    """Add the stock parent to the calibration, slower than the packed one by a factor per phase."""
+    packed = tables.calibration[tables.calibration["model"] == "parent"]
+    stock = packed.assign(model=STOCK, measured_seconds=packed["measured_seconds"] * packed["phase"].map(factors))
+    return replace(tables, calibration=pd.concat([stock, tables.calibration], ignore_index=True))
 
 
 def by_sum_of_no_ops(tables: Library) -> list[int]:

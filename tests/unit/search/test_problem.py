@@ -2,21 +2,21 @@
 
 import pandas as pd
 import pytest
-from synthetic_library import library, limit, score
+from synthetic_library import PRECISIONS, library, limit, score
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 from tangram.search.problem import options_of, parent_facts
 
 
 def test_linear_forms_add_up_to_the_prediction():
-    tables = library(0, 3)
+    tables = library(0, 3, head=PRECISIONS)
     constraints = [limit(quantity, 0.7) for quantity in ("latency", "time_to_first_token", "memory")]
     constraints += [limit("throughput", 1.3), limit("parameters", 2.0, None, relative=False)]
     problem = tables.problem({"constraints": constraints})
     resources = problem.resources({"chat": 4})
-    last = [problem.layer_of.tolist().index(layer) + len(problem.options[layer]) - 2 for layer in range(3)]
-    architecture = tuple(layer[-2].choice for layer in problem.options)
+    last = [problem.group_of.tolist().index(group) + len(problem.options[group]) - 2 for group in range(4)]
+    architecture = Architecture.of(group[-2].choice for group in problem.options)
     for row, constraint in enumerate(problem.target.constraints):
         used = resources.usage[row, last].sum() + resources.fixed[row]
         slack = problem.slack(constraint, architecture, {"chat": 4})
@@ -27,7 +27,8 @@ def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
     rows = [score(0, "attention", "no-op", 0.5), score(0, "ffn", "linear", -0.25), score(1, "ffn", "linear", 1.0)]
     rows += [score(0, "block", "no-op+linear", 0.2), score(0, "block", "gqa-1+parent", 0.1)]
     rows += [score(0, "attention", "parent", 7.0), score(0, "ffn", "linear", 9.0, metric="lm_loss_increase")]
-    first, second = options_of(pd.DataFrame(rows), "kl", 2)
+    rows += [score(0, "head", "parent@int8", 0.3), score(0, "head", "parent@bf16", 0.01)]
+    first, second, head = options_of(pd.DataFrame(rows), "kl", 2)
     assert {o.choice: (o.score, o.parts) for o in first} == {
         LayerChoice(): (0.0, (0.0, 0.0)),
         LayerChoice("parent", "linear"): (-0.25, (0.0, -0.25)),
@@ -36,6 +37,7 @@ def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
         LayerChoice("gqa-1", "parent"): (0.1, None),
     }
     assert [o.choice for o in second] == [LayerChoice(), LayerChoice("parent", "linear")]
+    assert [(o.choice, o.score) for o in head] == [("parent", 0.0), ("parent@bf16", 0.01), ("parent@int8", 0.3)]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +46,12 @@ def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
         ("scores", lambda t: t.assign(value=float("nan")), "scores: attention 'gqa-1' of layer 0 is nan"),
         ("scores", lambda t: pd.concat([t, t]), "appears twice"),
         ("scores", lambda t: t.assign(layer=5), "does not belong to a parent of 2 layers"),
+        ("scores", lambda t: t.assign(kind="head", layer=1), "head 'gqa-1' of layer 1 does not belong"),
         ("scores", lambda t: t.assign(metric="agreement"), "no metric 'kl'"),
         ("costs", lambda t: pd.concat([t, t]), "appears twice"),
         ("costs", lambda t: t.assign(parent_seconds=0.0), "costs: attention 'parent', scenario 'chat', prefill"),
         ("costs", lambda t: t.query("variant != 'gqa-1'"), "no row of attention 'gqa-1'"),
+        ("costs", lambda t: t.query("kind != 'head'"), "no row of head 'parent'"),
         ("costs", lambda t: t.query("phase != 'decode'"), "no decode seconds"),
         ("calibration", lambda t: t.assign(scale=float("nan")), "scale nan"),
         ("calibration", lambda t: t.query("phase == 'decode'"), "calibration holds no prefill row"),

@@ -7,9 +7,9 @@ import pytest
 from brute_force import BruteForce
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_library import CHAT, SUMMARY, VARIANTS, library, limit
+from synthetic_library import CHAT, PRECISIONS, SUMMARY, VARIANTS, library, limit
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Search, Target
 from tangram.errors import TangramError
 from tangram.search.solve import solve
@@ -28,10 +28,16 @@ def constraint(draw, scenarios: list[str]) -> dict:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), seed=st.integers(0, 10_000), layers=st.integers(1, 3), pairs=st.sampled_from([0.0, 0.4, 1.0]))
-def test_equals_brute_force(data, seed, layers, pairs):
+@given(
+    data=st.data(),
+    seed=st.integers(0, 10_000),
+    layers=st.integers(1, 3),
+    pairs=st.sampled_from([0.0, 0.4, 1.0]),
+    head=st.sampled_from([{}, PRECISIONS]),
+)
+def test_equals_brute_force(data, seed, layers, pairs, head):
     scenarios = {"chat": CHAT, "summary": SUMMARY} if data.draw(st.booleans()) else {"chat": CHAT}
-    tables = library(seed, layers, **VARIANTS, scenarios=scenarios, pairs=pairs)
+    tables = library(seed, layers, **VARIANTS, scenarios=scenarios, pairs=pairs, head=head)
     constraints = data.draw(st.lists(constraint(list(scenarios)), min_size=1, max_size=3))
     expected = BruteForce(tables).best(constraints)
     problem = tables.problem({"constraints": constraints})
@@ -66,12 +72,41 @@ def test_every_solution_equals_brute_force_under_the_cuts(seed):
         assert solution.objective == pytest.approx(brute.best(constraints, earlier, 0.4), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_solutions_with_heads_equal_brute_force_under_the_cuts(seed):
+    tables = library(
+        seed, 2, {"gqa-1": 0.7, "no-op": 0.0}, {"width-0.5": 0.6}, scenarios={"chat": CHAT}, head=PRECISIONS
+    )
+    constraints = [limit("throughput", 1.25)]
+    problem = tables.problem({"constraints": constraints, "solutions": 4, "max_shared": 0.5})
+    solutions, brute = solve(problem, EXACT), BruteForce(tables)
+    for number, solution in enumerate(solutions):
+        earlier = [s.architecture for s in solutions[:number]]
+        assert solution.objective == pytest.approx(brute.best(constraints, earlier, 0.5), abs=1e-9)
+
+
+def test_a_head_that_costs_nothing_in_quality_is_chosen():
+    tables = library(0, 4, head=PRECISIONS)
+    heads = tables.scores["kind"] == "head"
+    tables.scores.loc[heads, "value"] = [1e-6, 2e-6]
+    tables.scores.loc[~heads, "value"] = tables.scores.loc[~heads, "value"].abs() + 0.01
+    (solution,) = solve(tables.problem({"constraints": [limit("throughput", 1.01)]}), SEARCH)
+    assert (solution.architecture.head, solution.objective) == ("parent@bf16", 1e-6)
+
+
+def test_another_head_makes_no_solution_diverse():
+    tables = library(0, 1, {"no-op": 0.0}, {}, head=PRECISIONS)
+    target = {"constraints": [limit("parameters", 1.0, None)], "solutions": 3, "max_shared": 0.5}
+    with pytest.raises(TangramError, match="only 2 solutions"):  # three heads, but only two layers that differ
+        solve(tables.problem(target), SEARCH)
+
+
 def test_diverse_solutions_share_few_layers_and_state_their_gap():
     problem = library(1, 12).problem({"constraints": [limit("throughput", 1.4)], "solutions": 4, "max_shared": 0.7})
     solutions = solve(problem, SEARCH)
     assert len(solutions) == 4
     for one, other in itertools.combinations(solutions, 2):
-        same = sum(a == b for a, b in zip(one.architecture, other.architecture, strict=True))
+        same = sum(a == b for a, b in zip(one.architecture.layers, other.architecture.layers, strict=True))
         assert same <= 0.7 * 12
     assert solutions[0].gap <= 1e-9
     for solution in solutions:
@@ -85,7 +120,7 @@ def test_the_parent_is_the_answer_where_it_is_best():
     tables.scores["value"] = tables.scores["value"].abs() + 0.01
     same = [limit(q, 1.0) for q in ("throughput", "latency", "time_to_first_token", "memory")]
     (solution,) = solve(tables.problem({"constraints": same}), SEARCH)
-    assert solution.architecture == (LayerChoice(),) * 4
+    assert solution.architecture == Architecture((LayerChoice(),) * 4)
     assert solution.objective == 0.0
     assert solution.gap == 0.0
 

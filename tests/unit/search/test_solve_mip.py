@@ -19,7 +19,7 @@ LAYERS = 6
 @pytest.fixture
 def inputs(tmp_path) -> dict:
     """Tables and a parent's config on disk; one pair of layer 0 is scored as a whole, and is the best there."""
-    tables = library(2, LAYERS)
+    tables = library(2, LAYERS, head={"parent@bf16": 0.6})
     block = {**tables.scores.iloc[0].to_dict(), "kind": "block", "variant": "gqa-1+no-op", "value": -1.0}
     tables.scores.loc[len(tables.scores)] = block
     for name, frame, schema in (
@@ -66,11 +66,12 @@ def test_solve_mip_writes_the_same_bytes_twice(inputs, tmp_path):
         assert entry["scenarios"]["chat"]["speedup"] >= 1.4
         assert entry["bound"] <= entry["objective"]
         architecture = architectures[entry["solution"]]
-        for row in own.itertuples():
-            choice = architecture[row.layer]
+        assert own[own["kind"] == "head"][["layer", "variant"]].to_numpy().tolist() == [[0, architecture.head]]
+        for row in own[own["kind"] != "head"].itertuples():
+            choice = architecture.layers[row.layer]
             whole = f"{choice.attention}+{choice.ffn}"
             assert row.variant == (whole if row.kind == "block" else getattr(choice, row.kind))
-    first = rows[(rows["solution"] == "0") & (rows["layer"] == 0)]
+    first = rows[(rows["solution"] == "0") & (rows["layer"] == 0) & (rows["kind"] != "head")]
     assert first[["kind", "variant", "score"]].to_numpy().tolist() == [["block", "gqa-1+no-op", -1.0]]
 
 
@@ -78,7 +79,7 @@ def test_drop_layers_writes_an_architecture_and_its_numbers(inputs, tmp_path):
     drop_layers(**inputs, solutions=tmp_path / "layers-dropped.json")
     (content,) = json.loads((tmp_path / "layers-dropped.json").read_text())["solutions"]
     architecture = load_solutions(tmp_path / "layers-dropped.json")["layers-dropped"]
-    gone = [layer for layer, choice in enumerate(architecture) if choice.attention == choice.ffn == "no-op"]
+    gone = [layer for layer, choice in enumerate(architecture.layers) if choice.attention == choice.ffn == "no-op"]
     assert content["layers_dropped"] == gone
     assert gone
     speed = content["scenarios"]["chat"]

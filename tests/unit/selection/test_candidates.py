@@ -1,11 +1,13 @@
 """Scores of many children through the tree of their layers: equal to every child's own, kept, and shared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import HALVING
 from tangram.errors import TangramError
 from tangram.extensions import registered
@@ -13,7 +15,7 @@ from tangram.metrics import compare
 from tangram.selection.candidates import CandidateScores, cut_prompts, layer_importance, shared_layers
 from tangram.selection.choose import choose
 
-LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
+LATE = Architecture((*PARENT_ONLY.layers[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op")))
 CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]
 PROMPTS = torch.randint(2, VOCABULARY, (10, 12), generator=torch.Generator().manual_seed(3))
 
@@ -33,6 +35,21 @@ def test_scores_are_those_of_the_assembled_children(parent, metric):
         expected = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())
         values = expected["kl" if metric == "kl" else "loss"].unflatten(0, (10, -1)).mean(1)
         assert row == pytest.approx(values.numpy(), rel=1e-4, abs=1e-5)
+
+
+@torch.no_grad()
+def test_candidates_that_differ_in_heads_share_their_layers(llama):
+    model = llama.bfloat16()
+    heads = [LATE, replace(LATE, head="parent@bf16")]
+    scores = CandidateScores(model, PROMPTS, heads, pieces(model), "kl", 10)
+    found = scores.look(np.arange(2), np.arange(10))
+    assert scores.layers_run == LAYERS + (LAYERS - 3)
+    teacher = model(PROMPTS).logits[:, :-1].flatten(0, 1)
+    for child, row in zip(heads, found, strict=True):
+        logits = child_of(model, child)(PROMPTS).logits[:, :-1].flatten(0, 1)
+        values = compare(logits, teacher, PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1)).mean(1)
+        assert row == pytest.approx(values.float().numpy(), rel=0.05, abs=1e-3)
+    assert (found[1] > 2 * found[0]).all()
 
 
 def test_layers_of_the_parent_and_shared_layers_run_once(llama):
@@ -113,7 +130,8 @@ def test_a_layers_importance_is_the_kl_of_the_parent_without_it(parent):
     assert found.shape == (10, LAYERS)
     assert found[:, 2] == pytest.approx(0, abs=1e-6)
     nothing = LayerChoice("no-op", "no-op")
-    logits = child_of(parent, (*PARENT_ONLY[:3], nothing, *PARENT_ONLY[4:]))(PROMPTS).logits[:, :-1]
+    without = Architecture((*PARENT_ONLY.layers[:3], nothing, *PARENT_ONLY.layers[4:]))
+    logits = child_of(parent, without)(PROMPTS).logits[:, :-1]
     teacher = parent(PROMPTS).logits[:, :-1]
     kl = compare(logits.flatten(0, 1), teacher.flatten(0, 1), PROMPTS[:, 1:].flatten())["kl"].unflatten(0, (10, -1))
     assert found[:, 3] == pytest.approx(kl.mean(1).numpy(), rel=1e-4, abs=1e-5)

@@ -1,16 +1,18 @@
 """The parent's votes: readings equal to a loop without caches, kept, free at a second look, and without values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_children import MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, child_of, pieces
 from torch.nn import functional
 
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
 from tangram.selection.judge import JudgedScores
 
-LATE = (*PARENT_ONLY[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op"))
+LATE = Architecture((*PARENT_ONLY.layers[:3], LayerChoice("no-op", "width-0.5"), LayerChoice("gqa-1", "no-op")))
 CHILDREN = [MIXED, NO_ATTENTION, LATE, PARENT_ONLY]
 PROMPTS = torch.randint(2, VOCABULARY, (6, 7), generator=torch.Generator().manual_seed(3))
 WRITTEN = 5
@@ -32,6 +34,20 @@ def test_readings_are_those_of_a_loop_over_whole_sequences(parent):
         logits = parent(ids, use_cache=False).logits[:, 6:-1]
         losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 7:].flatten(), reduction="none")
         assert found[arm] == pytest.approx(losses.view(6, WRITTEN).mean(1).numpy(), rel=1e-4, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_child_writes_with_its_own_head_and_the_parent_judges(llama):
+    model = llama.bfloat16()
+    judged = JudgedScores(model, PROMPTS, [replace(MIXED, head="parent@bf16")], pieces(model), WRITTEN, 4)
+    (found,) = judged.look(np.arange(1), np.arange(6))
+    child = child_of(model, MIXED)
+    first = child(PROMPTS).logits[:, -1].argmin(-1)  # the head's weights have the other sign
+    assert judged.continuations[0, :, 0].tolist() == first.tolist()
+    ids = torch.cat([PROMPTS, torch.from_numpy(judged.continuations[0])], 1)
+    logits = model(ids, use_cache=False).logits[:, 6:-1].float()
+    losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 7:].flatten(), reduction="none")
+    assert found == pytest.approx(losses.view(6, WRITTEN).mean(1).numpy(), rel=0.02)
 
 
 def test_a_second_look_writes_and_reads_nothing(llama, monkeypatch):

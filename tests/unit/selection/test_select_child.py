@@ -1,12 +1,13 @@
 """The command: the winner's architecture, the scores that decided, and what they cost."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from tiny_children import LAYERS, MIXED, NO_ATTENTION, PARENT_ONLY, VOCABULARY, pieces
 
-from tangram.blocks.architecture import LayerChoice, layers_of
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.commands.pin_candidates import pin_candidates
 from tangram.commands.select_child import select_child
 from tangram.config import Selection, Target, slice_of
@@ -14,7 +15,7 @@ from tangram.files import write_tensors
 from tangram.search.solutions import load_solutions, save_solutions
 from tangram.tables import CORPUS, SELECTION, read_table, write_table
 
-MILD = (*PARENT_ONLY[:4], LayerChoice("parent", "width-0.5"))
+MILD = Architecture((*PARENT_ONLY.layers[:4], LayerChoice("parent", "width-0.5")))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def select(llama, tmp_path):
     ]
     write_table(rows, CORPUS, tmp_path / "score.parquet")
     entries = [
-        {"solution": str(number), "layers": layers_of(architecture)}
+        {"solution": str(number), **asdict(architecture)}
         for number, architecture in enumerate((MIXED, NO_ATTENTION, MILD))
     ]
     save_solutions({"solutions": entries}, tmp_path / "mip.json", {})

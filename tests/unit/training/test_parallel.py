@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tangram.activations import StreamedActivations, capture
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_config, load_parent, save_child
 from tangram.cli import Runtime
 from tangram.commands.finetune_child import finetune_child
@@ -31,7 +31,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
         shutil.copyfile(path, folder / "parent" / path.name)
     parent = folder / "parent"
     config, state = load_parent(parent)
-    architecture = (LayerChoice(), LayerChoice(ffn=ffn), LayerChoice())
+    architecture = Architecture((LayerChoice(), LayerChoice(ffn=ffn), LayerChoice()))
     tokens = torch.randint(0, config.vocab_size, (7, 12), generator=torch.Generator().manual_seed(0))
     states = StreamedActivations(model, tokens, 2)
     problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from tangram.activations import StreamedActivations
-from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config, save_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.finetune import Distillation, finetune
@@ -118,7 +118,7 @@ def test_a_saved_child_has_the_loss_of_the_trained_one(tiny_parent, tmp_path):
     child = disturbed(parent)
     states = StreamedActivations(parent, tokens, 4)
     finetune(child, parent, states, tokens, SETTINGS, 0)
-    config = build_config(parent.config, (LayerChoice(),) * parent.config.num_hidden_layers)
+    config = build_config(parent.config, Architecture((LayerChoice(),) * parent.config.num_hidden_layers))
     save_child(World().gather(child, torch.bfloat16), config, folder, tmp_path / "child", {})
     saved = load_model(tmp_path / "child", "bfloat16")
     assert all(parameter.dtype == torch.bfloat16 for parameter in child.parameters())

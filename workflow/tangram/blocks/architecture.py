@@ -1,14 +1,14 @@
-"""Architectures: one variant per layer and kind, as JSON and as transformers' `per_layer_config`."""
+"""Architectures: one variant per layer and kind and one for the head, as JSON and as a transformers config."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tangram.blocks.base import KINDS, PARENT
+from tangram.blocks.base import HEAD, KINDS, PARENT
 from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
@@ -34,28 +34,63 @@ class LayerChoice:
         return cls(*pair.split("+", 1))
 
 
-Architecture = tuple[LayerChoice, ...]
+Choice: TypeAlias = LayerChoice | str  # of a layer: both variants; of the head: its variant
 
 
-def layers_of(architecture: Architecture) -> list[dict[str, str]]:
-    """Return an architecture in the form of its JSON: every layer's variants by kind."""
-    return [asdict(choice) for choice in architecture]
+def pieces_of(choice: Choice) -> list[tuple[str, str]]:
+    """Return the kinds and variants of a layer's or the head's choice."""
+    return [(HEAD, choice)] if isinstance(choice, str) else [(kind, getattr(choice, kind)) for kind in KINDS]
 
 
-def from_layers(layers: Iterable[Mapping[str, str]]) -> Architecture:
-    """Return the architecture from the form of `layers_of`."""
-    return tuple(LayerChoice(**layer) for layer in layers)
+@dataclass(frozen=True)
+class Architecture:
+    """One variant for every subblock.
+
+    Attributes:
+        layers: the variants of every layer.
+        head: the variant of the LM head.
+    """
+
+    layers: tuple[LayerChoice, ...]
+    head: str = PARENT
+
+    @classmethod
+    def of(cls, choices: Iterable[Choice]) -> Architecture:
+        """Return the architecture of all layers' choices and the head's."""
+        chosen = list(choices)
+        layers = tuple(choice for choice in chosen if isinstance(choice, LayerChoice))
+        return cls(layers, *(choice for choice in chosen if isinstance(choice, str)))
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The choices of all layers in order, then the head's."""
+        return (*self.layers, self.head)
+
+    def pieces(self) -> Iterator[tuple[int, str, str]]:
+        """Yield layer, kind and variant of every subblock; the head is the last, as of layer 0."""
+        for layer, choice in enumerate(self.layers):
+            yield from ((layer, kind, variant) for kind, variant in pieces_of(choice))
+        yield 0, HEAD, self.head
+
+
+def from_json(content: Mapping[str, Any]) -> Architecture:
+    """Return the architecture in JSON of the form of `dataclasses.asdict`; further entries are ignored.
+
+    Raises:
+        KeyError: it lacks the layers, or the head.
+        TypeError: an entry has another form.
+    """
+    return Architecture(tuple(LayerChoice(**layer) for layer in content["layers"]), content["head"])
 
 
 def pinned(architecture: Architecture, sha256: Mapping[str, str]) -> dict[str, Any]:
-    """Return the content of an `architecture.json`: its layers, and the checksum of each piece from the library."""
-    return {"layers": layers_of(architecture), "sha256": dict(sha256)}
+    """Return the content of an `architecture.json`: its variants, and the checksum of each piece from the library."""
+    return {**asdict(architecture), "sha256": dict(sha256)}
 
 
 def modules_of(*architectures: Architecture) -> list[str]:
     """Return the modules that define the variants of architectures, for `provenance.code_hash`."""
-    choices = {choice for architecture in architectures for choice in architecture}
-    return modules_of_variants(getattr(choice, kind) for choice in choices for kind in KINDS)
+    return modules_of_variants({variant for a in architectures for _, _, variant in a.pieces()})
 
 
 def save_architecture(architecture: Architecture, sha256: Mapping[str, str], path: str | Path) -> None:
@@ -70,9 +105,9 @@ def load_architecture(path: str | Path) -> Architecture:
         TangramError: the file is missing or not an architecture.
     """
     try:
-        return from_layers(json.loads(Path(path).read_text())["layers"])
+        return from_json(json.loads(Path(path).read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TangramError(f"{path} is not an architecture ({error}); delete it and run again") from error
+        raise TangramError(f"{path} is not an architecture ({error!r}); delete it and run again") from error
 
 
 def variants_in(path: str | Path) -> set[str]:
@@ -83,19 +118,19 @@ def variants_in(path: str | Path) -> set[str]:
     """
     try:
         content = json.loads(Path(path).read_text())
-        entries = content.get("candidates", [content])
-        return {layer[kind] for entry in entries for layer in entry["layers"] for kind in KINDS}
+        architectures = map(from_json, content.get("candidates", [content]))
+        return {variant for architecture in architectures for _, _, variant in architecture.pieces()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TangramError(f"{path} holds no architecture ({error}); delete it and run again") from error
+        raise TangramError(f"{path} holds no architecture ({error!r}); delete it and run again") from error
 
 
 def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict[str, Any]]:
     """Return transformers' `per_layer_config` of an architecture: entries of layers that differ from the parent."""
     overrides: dict[int, dict[str, Any]] = {}
-    for layer, choice in enumerate(architecture):
+    for layer, choice in enumerate(architecture.layers):
         merged: dict[str, Any] = {}
-        for kind in KINDS:
-            for key, value in get_block(kind, getattr(choice, kind), shape).entries().items():
+        for kind, variant in pieces_of(choice):
+            for key, value in get_block(kind, variant, shape).entries().items():
                 merged[key] = [*merged.get(key, []), *value] if isinstance(value, list) else value
         if merged:
             overrides[layer] = merged
@@ -105,9 +140,9 @@ def per_layer_config(architecture: Architecture, shape: Shape) -> dict[int, dict
 def stock_overrides(architecture: Architecture, shape: Shape) -> dict[str, Any] | None:
     """Return the changes of a stock config that describe an architecture; None if no stock model can compute it."""
     overrides = per_layer_config(architecture, shape)
-    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
-    uniform = all(layer == layers[0] for layer in layers) and layers[0].keys() <= STOCK_ATTRIBUTES
-    return layers[0] if uniform else None
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture.layers))]
+    alike = all(layer == layers[0] for layer in layers) and layers[0].keys() <= STOCK_ATTRIBUTES
+    return layers[0] if alike and architecture.head == PARENT else None
 
 
 def heterogeneous_config(
@@ -117,7 +152,7 @@ def heterogeneous_config(
 
     Args:
         parent_config: the parent's config.
-        architecture: the variants of every layer; any number of layers.
+        architecture: the variants, for any number of layers.
         changes: further attributes that differ from the parent's.
     """
     from tangram.models.configuration_tangram import CONFIG_CLASSES, lacks_attention
@@ -126,7 +161,7 @@ def heterogeneous_config(
     config_class = CONFIG_CLASSES[f"{CHILD_PREFIX}{shape.model_type}"]
     settings = {**parent_config.to_dict(), **(changes or {}), "model_type": config_class.model_type}
     overrides = per_layer_config(architecture, shape)
-    layers = [overrides.get(layer, {}) for layer in range(len(architecture))]
+    layers = [overrides.get(layer, {}) for layer in range(len(architecture.layers))]
     if all(lacks_attention(layer.get("skip", []), layer.get("linear", [])) for layer in layers):
         # Otherwise the cache that counts tokens would be a sliding-window cache.
         settings |= {"sliding_window": None, "use_sliding_window": False}
@@ -135,6 +170,11 @@ def heterogeneous_config(
     settings |= {
         "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],
+        "precision": [],
+        "head_precision": None,
+        **get_block(HEAD, architecture.head, shape).entries(),
         "per_layer_config": overrides,
     }
+    if architecture.head != PARENT:  # a matrix of its own, even if the parent's is the embedding
+        settings["tie_word_embeddings"] = False
     return config_class.from_dict(settings)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import NO_OP, PARENT
+from tangram.blocks.base import NO_OP, PARENT, Variant
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
@@ -64,9 +64,9 @@ def build_config(parent_config: PreTrainedConfig, architecture: Architecture) ->
         TangramError: the architecture has another number of layers than the parent.
     """
     shape = Shape.of(parent_config)
-    if len(architecture) != shape.num_layers:
+    if len(architecture.layers) != shape.num_layers:
         raise TangramError(
-            f"the architecture has {len(architecture)} layers, but the parent has {shape.num_layers}; "
+            f"the architecture has {len(architecture.layers)} layers, but the parent has {shape.num_layers}; "
             "solve again for this parent"
         )
     if (stock := stock_overrides(architecture, shape)) is not None:
@@ -86,30 +86,40 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
 
     Args:
         parent_state: the parent's tensors by their names in its checkpoint.
-        architecture: the variants of every layer.
+        architecture: the child's variants.
         library: source of the pieces; not called for variant ``'parent'``.
 
     Raises:
         TangramError: a piece holds NaN or infinite values.
     """
     state = dict(parent_state)
-    for layer, choice in enumerate(architecture):
-        for kind, (_, norm) in SUBBLOCK_NAMES.items():
-            variant = getattr(choice, kind)
-            if variant == PARENT:
-                continue
-            prefixes = [tensor_name(layer, kind, "")]
-            if variant == NO_OP:
-                prefixes.append(f"model.layers.{layer}.{norm}.")
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
-            for name, tensor in library(kind, variant, layer).items():
-                if not tensor.isfinite().all():
-                    raise TangramError(
-                        f"library: {kind} {variant} of layer {layer} holds NaN or infinite values in '{name}'; "
-                        "delete this variant's library files and run again"
-                    )
-                state[tensor_name(layer, kind, name)] = tensor
+    for layer, kind, variant in architecture.pieces():
+        if variant == PARENT:
+            continue
+        prefixes = [tensor_name(layer, kind, "")]
+        if variant == NO_OP:
+            prefixes.append(f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
+        for name, tensor in library(kind, variant, layer).items():
+            if not tensor.isfinite().all():
+                raise TangramError(
+                    f"library: {kind} {variant} of layer {layer} holds NaN or infinite values in '{name}'; "
+                    "delete this variant's library files and run again"
+                )
+            state[tensor_name(layer, kind, name)] = tensor
     return state
+
+
+def cast_state(state: State, architecture: Architecture, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return a child's tensors in a dtype, except those of pieces with a precision, whose types are their precision."""
+    pieces = architecture.pieces()
+    fixed = tuple(tensor_name(layer, kind, "") for layer, kind, variant in pieces if Variant.parse(variant).precision)
+    return {name: tensor if name.startswith(fixed) else tensor.to(dtype) for name, tensor in state.items()}
+
+
+def dtype_of(state: State) -> torch.dtype:
+    """Return the dtype of a child's computation; matrices with a precision have types of their own."""
+    return state["model.embed_tokens.weight"].dtype
 
 
 def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> None:
@@ -146,7 +156,7 @@ def build_child(config: PreTrainedConfig, state: State) -> Any:
         None,
         config=copy.deepcopy(config),
         state_dict={name: tensor.clone() for name, tensor in state.items()},
-        dtype=next(iter(state.values())).dtype,
+        dtype=dtype_of(state),
     )
 
 
@@ -188,7 +198,7 @@ def save_child(
 
     Args:
         weights: a model, or a child's tensors.
-        config: the child's config; the dtype of the weights replaces its dtype.
+        config: the child's config; the dtype of the embedding replaces its dtype.
         parent: checkpoint folder from which tokenizer, chat templates and generation config are copied.
         output: folder to write or to replace.
         provenance: flat metadata, for the weights' file and `provenance.json`.
@@ -203,7 +213,7 @@ def save_child(
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     check_fits(config, {name: tensor.shape for name, tensor in state.items()}, output)
     config = copy.deepcopy(config)
-    config.dtype = next(iter(state.values())).dtype
+    config.dtype = dtype_of(state)
     with atomic_path(output) as folder:
         folder.mkdir()
         if Path(parent).is_dir():

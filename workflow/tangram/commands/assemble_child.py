@@ -9,7 +9,7 @@ from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run
 
 def assemble_child(
     parent: Annotated[str, reads_model("parent")],
-    architecture: Annotated[str, reads("architecture.json: a variant per layer and kind")],
+    architecture: Annotated[str, reads("architecture.json: a variant per layer and kind, and of the head")],
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     folder: Annotated[str, typer.Option(help="folder of the child")],
@@ -17,13 +17,21 @@ def assemble_child(
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
     runtime.start()
+    from dataclasses import asdict
     from pathlib import Path
 
     import torch
 
-    from tangram.blocks.architecture import layers_of, load_architecture, modules_of
+    from tangram.blocks.architecture import load_architecture, modules_of
     from tangram.blocks.base import PARENT
-    from tangram.child.assemble import WEIGHTS_FILE, assemble_state, build_config, load_parent, save_child
+    from tangram.child.assemble import (
+        WEIGHTS_FILE,
+        assemble_state,
+        build_config,
+        cast_state,
+        load_parent,
+        save_child,
+    )
     from tangram.files import sha256_of
     from tangram.library.pieces import read_library, shard_file
     from tangram.provenance import provenance
@@ -35,21 +43,20 @@ def assemble_child(
     state = assemble_state(parent_state, choices, read_library(library, ranges))
     used = {
         shard_file(library, ranges, kind, variant, layer)
-        for layer, choice in enumerate(layers_of(choices))
-        for kind, variant in choice.items()
+        for layer, kind, variant in choices.pieces()
         if variant != PARENT
     }
     sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
     settings = {"dtype": runtime.dtype, "shards": shards}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(
-        {name: tensor.to(getattr(torch, runtime.dtype)) for name, tensor in state.items()},
+        cast_state(state, choices, getattr(torch, runtime.dtype)),
         config,
         parent,
         folder,
         metadata,
         {
-            "architecture": layers_of(choices),
+            "architecture": asdict(choices),
             "sources": {"parent": sha256_of(Path(parent) / WEIGHTS_FILE), **sources},
         },
     )

@@ -25,7 +25,7 @@ def calibrate_costs(
     from tqdm import tqdm
 
     from tangram.blocks.architecture import modules_of
-    from tangram.costs.calibration import WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
+    from tangram.costs.calibration import STOCK, WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
     from tangram.costs.torch_engine import measure_whole
     from tangram.models.families import shape_of
     from tangram.provenance import provenance
@@ -47,7 +47,8 @@ def calibrate_costs(
     modules = modules_of(*architectures.values())
     metadata = provenance("tangram.commands.calibrate_costs", settings, runtime.device, modules)
     write_table(rows, CALIBRATION, output, metadata)
-    for workload, group in pd.DataFrame(rows).groupby(WORKLOAD):
+    frame = pd.DataFrame(rows)
+    for workload, group in frame[frame["model"] != STOCK].groupby(WORKLOAD):
         predicted = list(group["subblock_seconds"] + group["fixed_seconds"])
         errors = leave_one_out_errors(predicted, list(group["measured_seconds"]))
         worst = max(map(abs, errors))

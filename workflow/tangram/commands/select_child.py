@@ -30,11 +30,12 @@ def select_child(
     import functools
     import json
     import sys
+    from dataclasses import asdict
     from pathlib import Path
 
     import numpy as np
 
-    from tangram.blocks.architecture import from_layers, layers_of, modules_of
+    from tangram.blocks.architecture import from_json, modules_of
     from tangram.child.assemble import WEIGHTS_FILE
     from tangram.corpus.tokens import read_tokens
     from tangram.files import write_text
@@ -49,7 +50,7 @@ def select_child(
 
     section = Selection.model_validate_json(settings)
     entries = json.loads(Path(candidates).read_text(encoding="utf-8"))["candidates"]
-    architectures = [from_layers(entry["layers"]) for entry in entries]
+    architectures = [from_json(entry) for entry in entries]
     metadata = provenance("tangram.commands.select_child", settings, runtime.device, modules_of(*architectures))
     prompts = cut_prompts(read_tokens(corpus), section.prompt_tokens)
     judged = section.metric == "judge"
@@ -81,7 +82,7 @@ def select_child(
         f"{content['evaluated']} of {scores.values.size} evaluations ({section.policy})",
         file=sys.stderr,
     )
-    entry = {"solution": "0", "candidate": selected, "layers": layers_of(architectures[selected])}
+    entry = {"solution": "0", "candidate": selected, **asdict(architectures[selected])}
     save_solutions({"solutions": [entry]}, solutions, metadata)
     write_table(_rows(section, scores, tokens), SELECTION, table, metadata)
     write_text(summary, json.dumps({**content, "provenance": metadata}, indent=2) + "\n")

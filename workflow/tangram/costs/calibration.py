@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import HEAD, PARENT
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WORKLOAD = ["scenario", "phase", "batch"]
+STOCK = "stock parent"  # the calibration's name of the parent as stock transformers runs it, without packed kernels
 
 
 def steady_seconds(costs: pd.DataFrame) -> pd.Series:
@@ -33,13 +33,13 @@ def steady_seconds(costs: pd.DataFrame) -> pd.Series:
 def sum_of_parts(costs: pd.DataFrame, architecture: Architecture) -> dict[tuple[str, str, int], tuple[float, float]]:
     """Return a model's predicted seconds from the cost table, by scenario, phase and batch.
 
-    Each value is a pair: the sum over all subblocks, and the rest (embedding, final norm and LM head).
+    Each value is a pair: the sum over all subblocks with the LM head, and the rest (embedding and final norm).
 
     Raises:
         TangramError: the table lacks a variant.
     """
     steady = costs.assign(seconds=steady_seconds(costs))
-    counts = Counter(itertools.chain.from_iterable((("attention", c.attention), ("ffn", c.ffn)) for c in architecture))
+    counts = Counter((kind, variant) for _, kind, variant in architecture.pieces())
     sums = {}
     workload: Any  # a tuple, which pandas declares as hashable only
     for workload, rows in steady.groupby(WORKLOAD):
@@ -61,11 +61,15 @@ def calibration_architectures(library: Mapping[str, Sequence[str]], num_layers: 
     """Return four architectures by name, from the parent to a mix of all variants.
 
     Args:
-        library: the variants of ``'attention'`` and ``'ffn'``, without the parent's.
+        library: the variants of ``'attention'``, ``'ffn'`` and ``'head'``, without the parent's.
         num_layers: layers of the parent.
     """
-    attention = [(PARENT, *library["attention"])[i % (1 + len(library["attention"]))] for i in range(num_layers)]
-    ffn = [(PARENT, *library["ffn"])[i % (1 + len(library["ffn"]))] for i in range(num_layers)]
+
+    def cycle(kind: str, count: int) -> list[str]:
+        variants = (PARENT, *library.get(kind, ()))
+        return [variants[i % len(variants)] for i in range(count)]
+
+    attention, ffn, heads = cycle("attention", num_layers), cycle("ffn", num_layers), cycle(HEAD, 4)
     parent = [PARENT] * num_layers
     choices = {
         "parent": (parent, parent),
@@ -73,7 +77,10 @@ def calibration_architectures(library: Mapping[str, Sequence[str]], num_layers: 
         "mixed-ffn": (parent, ffn),
         "mixed": (attention, ffn[::-1]),  # reversed, so that the pairs of variants vary over the layers
     }
-    return {name: tuple(map(LayerChoice, *pair)) for name, pair in choices.items()}
+    return {
+        name: Architecture(tuple(map(LayerChoice, *pair)), head)
+        for (name, pair), head in zip(choices.items(), heads, strict=True)
+    }
 
 
 def fit_scale(predicted: Sequence[float], measured: Sequence[float]) -> float:
@@ -97,11 +104,11 @@ def calibrate(
     architectures: Mapping[str, Architecture],
     measured: Mapping[tuple[str, str, int], Mapping[str, float]],
 ) -> list[dict[str, Any]]:
-    """Fit one scale per scenario, phase and batch.
+    """Fit one scale per scenario, phase and batch, to all models but the stock parent.
 
     Args:
         costs: rows of `tables.COSTS`.
-        architectures: the measured models, by name.
+        architectures: the measured models, by name, without the stock parent.
         measured: the measured seconds by scenario, phase and batch, then by model.
 
     Returns:
@@ -110,9 +117,10 @@ def calibrate(
     parts = {name: sum_of_parts(costs, architecture) for name, architecture in architectures.items()}
     rows = []
     for workload, seconds in measured.items():
-        scale = fit_scale([sum(parts[name][workload]) for name in seconds], list(seconds.values()))
+        fitted = [name for name in seconds if name != STOCK]
+        scale = fit_scale([sum(parts[name][workload]) for name in fitted], [seconds[name] for name in fitted])
         for name, value in seconds.items():
-            subblocks, fixed = parts[name][workload]
+            subblocks, fixed = parts[PARENT if name == STOCK else name][workload]
             rows.append(
                 {
                     "model": name,
@@ -124,3 +132,16 @@ def calibrate(
                 }
             )
     return rows
+
+
+def stock_factors(calibration: pd.DataFrame) -> dict[tuple[str, str, int], float]:
+    """Return the stock parent's seconds over the packed parent's, by scenario, phase and batch; empty without it.
+
+    Args:
+        calibration: rows of `tables.CALIBRATION`.
+    """
+    measured = calibration.pivot_table("measured_seconds", WORKLOAD, "model")
+    if STOCK not in measured:
+        return {}
+    factors: Any = (measured[STOCK] / measured[PARENT]).dropna().to_dict()  # pandas declares keys as hashable only
+    return dict(factors)

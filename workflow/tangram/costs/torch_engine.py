@@ -44,12 +44,12 @@ def random_model(
 
     Args:
         parent: the parent's folder.
-        architecture: the variants of every layer; any number of layers.
+        architecture: the variants, for any number of layers.
         dtype: ``'float32'`` or ``'bfloat16'``.
         device: ``'cpu'`` or ``'cuda'``.
         vocabulary: size of the vocabulary; the parent's by default.
     """
-    parent_config, layers = read_config(parent), len(architecture)
+    parent_config, layers = read_config(parent), len(architecture.layers)
     sizes: dict[str, Any] = {"num_hidden_layers": layers}
     if getattr(parent_config, "layer_types", None):
         sizes["layer_types"] = parent_config.layer_types[:1] * layers
@@ -71,10 +71,10 @@ def only(kind: str, variant: str) -> LayerChoice:
 
 
 def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> PreTrainedModel:
-    model = random_model(parent, (choice,), dtype, device, STACK_VOCABULARY)
+    model = random_model(parent, Architecture((choice,)), dtype, device, STACK_VOCABULARY)
     copies = math.ceil(stack_megabytes * 1e6 / parameter_bytes(decoder_layers(model)[0]))
     copies = min(max(copies, COPIES[0]), COPIES[1])
-    return random_model(parent, (choice,) * copies, dtype, device, STACK_VOCABULARY)
+    return random_model(parent, Architecture((choice,) * copies), dtype, device, STACK_VOCABULARY)
 
 
 def measure(
@@ -103,7 +103,7 @@ def measure(
         Rows of `tables.COSTS`. A no-op costs 0 by definition; its job times only the parent's subblock.
     """
     if kind == MODEL:
-        empty = random_model(parent, (), dtype, device)
+        empty = random_model(parent, Architecture(()), dtype, device)
         models, copies, prepare = {PARENT: empty}, {PARENT: 1}, Passes.of_model
         size, kv_bytes = parameter_bytes(empty), 0
     else:

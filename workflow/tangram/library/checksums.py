@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from tangram.blocks.architecture import Architecture, layers_of
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT
 from tangram.library.pieces import Library, State
 
@@ -23,8 +23,7 @@ def piece_checksums(architectures: Iterable[Architecture], library: Library) -> 
     return [
         {
             f"{layer:03} {kind} {variant}": checksum(kind, variant, layer)
-            for layer, choice in enumerate(layers_of(architecture))
-            for kind, variant in choice.items()
+            for layer, kind, variant in architecture.pieces()
             if variant != PARENT
         }
         for architecture in architectures

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import torch
 
+from tangram.blocks.base import HEAD, HEAD_SHARD
 from tangram.errors import TangramError
 from tangram.files import check_tensors
 from tangram.models.families import SUBBLOCK_NAMES
@@ -17,12 +18,15 @@ Library: TypeAlias = Callable[[str, str, int], State]  # maps kind, variant and 
 
 
 def tensor_name(layer: int, kind: str, name: str) -> str:
-    """Return a subblock tensor's full name in a checkpoint, e.g. ``model.layers.7.mlp.up_proj.weight``."""
-    return f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][0]}.{name}"
+    """Return a subblock tensor's full name in a checkpoint, e.g. ``model.layers.7.mlp.up_proj.weight``.
+
+    The head's tensors are ``lm_head.weight``, …, whatever the layer.
+    """
+    return f"lm_head.{name}" if kind == HEAD else f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][0]}.{name}"
 
 
 def read_piece(path: str | Path, layer: int, kind: str) -> dict[str, torch.Tensor]:
-    """Read one layer's subblock tensors from a library shard, by their names inside the subblock.
+    """Read one layer's subblock tensors, or the head's, from a library shard, by their names inside the subblock.
 
     Raises:
         TangramError: the shard is missing or damaged.
@@ -44,7 +48,7 @@ def read_library(folder: str | Path, shards: tuple[str, ...]) -> Library:
 
     Args:
         folder: the library.
-        shards: ranges of layers, such as ``("00-14", "15-29")``.
+        shards: ranges of layers, such as ``("00-14", "15-29")``; the head has one shard of its own.
     """
 
     def piece(kind: str, variant: str, layer: int) -> State:
@@ -59,6 +63,8 @@ def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: 
     Raises:
         TangramError: no shard contains the layer.
     """
+    if kind == HEAD:
+        return Path(folder) / kind / variant / f"{HEAD_SHARD}.safetensors"
     for shard in shards:
         first, last = (int(part) for part in shard.split("-"))
         if first <= layer <= last:

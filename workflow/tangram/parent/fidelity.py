@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tangram.activations import StreamedActivations
-from tangram.blocks.architecture import LayerChoice, heterogeneous_config
+from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
 from tangram.errors import TangramError
 from tangram.evaluation.question_tree import Tree, target_logits
 from tangram.models.by_layer import load_by_layer
@@ -81,7 +81,8 @@ def as_a_question(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def built_by_layer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits of a heterogeneous child whose subblocks are all the parent's."""
-    config = heterogeneous_config(model.config, (LayerChoice(),) * len(decoder_layers(model)))
+    parent = Architecture((LayerChoice(),) * len(decoder_layers(model)))
+    config = heterogeneous_config(model.config, parent)
     return stock_logits(_with_weights(config, model), tokens)
 
 

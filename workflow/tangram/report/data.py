@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tangram.blocks import PARENT, Variant, block_class
-from tangram.blocks.architecture import Architecture, from_layers, load_architecture
+from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.config import LAYERS_DROPPED, Section
 from tangram.errors import TangramError
 from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
 
-KINDS = ("attention", "ffn")
 HELDOUT = "heldout"
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 
@@ -159,8 +158,7 @@ class Results:
         """Return the sum of replace-1-block scores of an architecture, or None if a piece has no score."""
         frame = self.scores[self.scores["metric"] == metric]
         values = {(row.layer, row.kind, row.variant): row.value for row in rows_of(frame) if not math.isnan(row.value)}
-        chosen = [(layer, kind, getattr(choice, kind)) for layer, choice in enumerate(architecture) for kind in KINDS]
-        changed = [piece for piece in chosen if piece[2] != PARENT]
+        changed = [piece for piece in architecture.pieces() if piece[2] != PARENT]
         if any(piece not in values for piece in changed):
             return None
         return math.fsum(values[piece] for piece in changed)
@@ -171,7 +169,7 @@ class Results:
         for frame in (self.library, self.scores, self.costs):
             names |= set(frame[frame["kind"] == kind]["variant"])
         for architecture in self.architectures.values():
-            names |= {getattr(choice, kind) for choice in architecture}
+            names |= {variant for _, of_kind, variant in architecture.pieces() if of_kind == kind}
         return sorted(names - {PARENT}, key=strength)
 
 
@@ -264,7 +262,7 @@ def _solutions(
     selected = {
         (target, BEST): entry
         for (target, solution), entry in solutions.items()
-        if solution.isdigit() and from_layers(entry["layers"]) == architectures.get((target, BEST))
+        if solution.isdigit() and from_json(entry) == architectures.get((target, BEST))
     }
     return solutions | selected
 
@@ -300,7 +298,7 @@ def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple
         run=folder.resolve().name,
         primary_target=next(iter([*sorted(with_tasks), *targets]), ""),
         targets=targets,
-        num_layers=max((len(architecture) for architecture in architectures.values()), default=0),
+        num_layers=max((len(architecture.layers) for architecture in architectures.values()), default=0),
         default_scenario=next(iter(scenarios), ""),
         seed=0,
     )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tangram.blocks.base import KINDS
 from tangram.config import LAYERS_DROPPED
 from tangram.report.comparison import Scored
-from tangram.report.data import BEST, KINDS, PARENT_KEY, Estimate, Key, Results
+from tangram.report.data import BEST, PARENT_KEY, Estimate, Key, Results
 from tangram.report.drawing import label_ends, log_axis, new_figure, render
 from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, number
 

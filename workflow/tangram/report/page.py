@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tangram.blocks.base import NO_OP, PARENT
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT
 from tangram.report import tiles
 from tangram.report.comparison import compare
-from tangram.report.data import BEST, KINDS, PARENT_KEY, Results, rows_of
+from tangram.report.data import BEST, PARENT_KEY, Results, rows_of
 from tangram.report.document import Fact, Section, render_document
 from tangram.report.names import parent_name
 from tangram.report.prediction import predicted
@@ -25,7 +25,7 @@ from tangram.report.style import estimate, number, variant_colors
 
 def render_page(results: Results) -> str:
     """Return the report: one self-contained HTML page without scripts."""
-    variants = [variant for kind in KINDS for variant in results.variants(kind)]
+    variants = [variant for kind in (*KINDS, HEAD) for variant in results.variants(kind)]
     colors = variant_colors(variants)
     key = [(name, tiles.swatch(name, colors)) for name in colors]
     return render_document(
@@ -108,10 +108,10 @@ def _sentence(results: Results) -> str:
     architecture = results.architectures.get((results.settings.primary_target, BEST))
     sentences = []
     if architecture:
-        unchanged = sum(getattr(choice, kind) == PARENT for choice in architecture for kind in KINDS)
-        sentences.append(f"{unchanged} of {2 * len(architecture)} subblocks are the parent’s.")
+        unchanged = sum(getattr(choice, kind) == PARENT for choice in architecture.layers for kind in KINDS)
+        sentences.append(f"{unchanged} of {2 * len(architecture.layers)} subblocks are the parent’s.")
         for kind, name in (("attention", "Attention"), ("ffn", "FFN")):
-            counts = Counter(getattr(choice, kind) for choice in architecture)
+            counts = Counter(getattr(choice, kind) for choice in architecture.layers)
             changed = [f"{counts[v]} {'removed' if v == NO_OP else v}" for v in results.variants(kind) if counts[v]]
             if changed:
                 sentences.append(f"{name}: {', '.join(changed)}.")

@@ -9,8 +9,8 @@ from html import escape
 import pandas as pd
 
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import NO_OP, PARENT
-from tangram.report.data import KINDS, Estimate, rows_of
+from tangram.blocks.base import KINDS, NO_OP, PARENT
+from tangram.report.data import Estimate, rows_of
 from tangram.report.style import estimate, ink_on, short, themed
 
 WIDTH = 1000.0  # of every map, in SVG units
@@ -49,12 +49,12 @@ def skyline(
     """Draw one architecture by layer, attention above, FFN below, with heights as shares of the parent's time.
 
     Args:
-        architecture: variants by layer.
+        architecture: the variants.
         colors: colors by variant.
         relative_cost: seconds relative to the parent's subblock, by kind and variant; 1 if missing.
         tips: texts of tooltips, by layer, kind and variant.
     """
-    lot = (WIDTH - LABEL) / max(1, len(architecture))
+    lot = (WIDTH - LABEL) / max(1, len(architecture.layers))
     gap, height, street = min(4.0, lot * 0.12), 92.0, 18.0
     middle = height + 6
     parts = [
@@ -63,7 +63,7 @@ def skyline(
         _text(LABEL - 12, middle + 13, "layer", 10.5, "end"),
     ]
     every = 1 if lot >= 16 else 5
-    for layer, choice in enumerate(architecture):
+    for layer, choice in enumerate(architecture.layers):
         x = LABEL + layer * lot
         if layer % every == 0:
             parts.append(_text(x + lot / 2, middle + 13, str(layer), 10.5))
@@ -98,7 +98,7 @@ def architecture_rows(
         rows: label, notes for the right margin, architecture, and whether it starts a group.
         colors: colors by variant.
     """
-    layers = max((len(architecture) for _, _, architecture, _ in rows), default=1)
+    layers = max((len(architecture.layers) for _, _, architecture, _ in rows), default=1)
     left, right = 130.0, 150.0
     lot = (WIDTH - left - right) / layers
     tall, y = 13.0, -34.0
@@ -108,7 +108,7 @@ def architecture_rows(
         parts.append(_text(left - 12, y + tall + 5, label, 12, "end", "var(--ink)" if opens else "var(--muted)"))
         for i, note in enumerate(notes):
             parts.append(_text(WIDTH - right + 12 + 62 * i, y + tall + 5, note, 12, "start"))
-        for layer, choice in enumerate(architecture):
+        for layer, choice in enumerate(architecture.layers):
             for j, kind in enumerate(KINDS):
                 variant = getattr(choice, kind)
                 x = left + layer * lot
@@ -128,15 +128,18 @@ def ramp(share: float) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in mix)
 
 
-def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layers: int, chosen: Architecture) -> str:
+def score_map(
+    scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layers: int, chosen: Architecture | None
+) -> str:
     """Draw replace-1-block KL by variant (rows) and layer (columns), on a logarithmic scale, with a legend.
 
     Args:
         scores: rows of SCORES of metric ``kl``.
         variants: variants by kind, from top to bottom.
         num_layers: number of columns.
-        chosen: architecture whose pieces a dot marks.
+        chosen: architecture whose pieces a dot marks, or None.
     """
+    marked = set(chosen.pieces()) if chosen else set()
     values = {
         (row.kind, row.variant, row.layer): (row.value, row.standard_error, row.tokens) for row in rows_of(scores)
     }
@@ -164,7 +167,7 @@ def score_map(scores: pd.DataFrame, variants: Mapping[str, list[str]], num_layer
                 tip = f"layer {layer} · {kind} {variant} · KL {estimate(Estimate(value, error))} ({tokens:,} tokens)"
                 x, color = LABEL + layer * lot, ramp(share)
                 parts.append(_rect(x + 0.5, y + 0.5, lot - 1, tall - 1, f'fill="{color}"', tip))
-                if layer < len(chosen) and getattr(chosen[layer], kind) == variant:
+                if (layer, kind, variant) in marked:
                     look = f'fill="{ink_on(color)}" pointer-events="none"'
                     parts.append(f'<circle cx="{x + lot / 2:.1f}" cy="{y + tall / 2:.1f}" r="3" {look}/>')
             y += tall

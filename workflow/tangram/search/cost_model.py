@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT
 from tangram.config import Scenario
-from tangram.costs.calibration import steady_seconds
+from tangram.costs.calibration import steady_seconds, stock_factors
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class CostModel:
     """Predict time and memory of any architecture as sums over its pieces.
 
     Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, which cancels
-    drift between jobs. The calibration's scale multiplies the sum over a whole model.
+    drift between jobs. The calibration's scale multiplies the sum over a whole model. Pieces are measured with
+    packed and fused kernels; `stock` returns the costs of the same pieces as stock transformers runs them.
 
     Args:
         costs: rows of `tables.COSTS`.
@@ -89,6 +91,17 @@ class CostModel:
             workload = (row.scenario, row.phase, row.batch)
             if not 0 < row.scale < math.inf or self._scales.setdefault(workload, row.scale) != row.scale:
                 raise TangramError(f"calibration: scale {row.scale} of {workload} is unusable or not unique; {REMEDY}")
+        self._stock_factors = stock_factors(calibration)
+
+    def stock(self) -> CostModel:
+        """Return the costs as stock transformers runs the pieces, by the ratio of both measurements of the parent.
+
+        The costs are the same if the calibration holds no such measurement.
+        """
+        stock = copy.copy(self)
+        stock._scales = {workload: s * self._stock_factors.get(workload, 1.0) for workload, s in self._scales.items()}
+        stock._stock_factors = {}
+        return stock
 
     def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
         """Return the key of a layer's class: the last class that starts at or before the layer."""
@@ -125,9 +138,7 @@ class CostModel:
 
     def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
         """Sum the costs of an architecture's pieces; `verify` checks the solver's linear forms against this sum."""
-        pieces = [(0, "model", PARENT)]
-        for layer, choice in enumerate(architecture):
-            pieces += [(layer, "attention", choice.attention), (layer, "ffn", choice.ffn)]
+        pieces = [(0, "model", PARENT), *architecture.pieces()]
         prefill, step = (
             self.scale(scenario, phase, batch)
             * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)

@@ -1,21 +1,26 @@
-"""The baseline of the search: drop whole layers (Puzzle, arXiv 2411.19146, table 12)."""
+"""The baseline of the search: drop whole layers (Puzzle, arXiv 2411.19146, table 12), in the best uniform precision."""
 
 from __future__ import annotations
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import NO_OP
+from tangram.blocks.base import KINDS, NO_OP
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, Batches, Problem
+from tangram.search.uniform import uniform_precisions
 
 DROPPED = LayerChoice(NO_OP, NO_OP)
+Dropped = tuple[Architecture, Batches, tuple[int, ...]]  # with the batch sizes, and the dropped layers in order
 
 
-def drop_whole_layers(problem: Problem) -> tuple[Architecture, Batches, tuple[int, ...]]:
+def drop_whole_layers(problem: Problem) -> Dropped:
     """Drop the layers whose attention and FFN no-ops have the smallest sums of scores; keep at least one layer.
 
+    The layers that stay, and the head, are the parent's in one precision: of all precisions, the one whose architecture
+    has the smallest sum of scores.
+
     With throughput constraints, it drops as many layers as possible without exceeding any of them in predicted
-    throughput: the baseline is never faster than the target, which favors its quality. Without, it drops as few layers
-    as satisfy all constraints.
+    throughput: the baseline is never faster than the target, which favors its quality, unless the precision alone is.
+    Without, it drops as few layers as satisfy all constraints.
 
     Returns:
         The architecture, batch sizes (of largest throughput), and the dropped layers in ascending order.
@@ -23,35 +28,41 @@ def drop_whole_layers(problem: Problem) -> tuple[Architecture, Batches, tuple[in
     Raises:
         TangramError: a layer has no no-op scores, or no number of layers satisfies the constraints.
     """
-    layers = range(len(problem.options))
-    for kind in ("attention", "ffn"):
-        for layer in layers:
+    for kind in KINDS:
+        for layer in range(problem.num_layers):
             if not any(getattr(option.choice, kind) == NO_OP for option in problem.options[layer]):
                 raise TangramError(
                     f"layers cannot be dropped: scores hold no '{NO_OP}' of {kind} for layer {layer}; add it to "
                     f"library.{kind}, or set the target's compare_layers_dropped: false"
                 )
+    bases = [problem.parent, *uniform_precisions(problem).values()]
+    baselines = [baseline for base in bases if (baseline := _drop(problem, base)) is not None]
+    if not baselines:
+        raise TangramError("no number of dropped layers satisfies the target's constraints; loosen them")
+    return min(baselines, key=lambda baseline: problem.objective(baseline[0]))
+
+
+def _drop(problem: Problem, base: Architecture) -> Dropped | None:
+    """Drop layers of one architecture; None if no number of them satisfies the constraints."""
+    layers = range(problem.num_layers)
     order = sorted(layers, key=lambda layer: (problem.option(layer, DROPPED).score, layer))
     candidates = []  # by number of dropped layers
     for count in layers:
         dropped = tuple(sorted(order[:count]))
-        candidates.append((tuple(DROPPED if layer in dropped else LayerChoice() for layer in layers), dropped))
+        choices = tuple(DROPPED if layer in dropped else base.layers[layer] for layer in layers)
+        candidates.append((Architecture(choices, base.head), dropped))
     limits = [constraint for constraint in problem.target.constraints if constraint.quantity == "throughput"]
     if limits:
 
         def too_fast(architecture: Architecture) -> bool:
-            batches = _best_batches(problem, architecture)
+            batches = problem.usual_batches(architecture)
             return any(problem.slack(constraint, architecture, batches) > TOLERANCE for constraint in limits)
 
         slow = [entry for entry in candidates if not too_fast(entry[0])] or candidates[:1]
         architecture, dropped = slow[-1]
-        return architecture, _best_batches(problem, architecture), dropped
+        return architecture, problem.usual_batches(architecture), dropped
     for architecture, dropped in candidates:
         for batches in problem.batch_grid():
             if problem.feasible(architecture, batches):
                 return architecture, batches, dropped
-    raise TangramError("no number of dropped layers satisfies the target's constraints; loosen them")
-
-
-def _best_batches(problem: Problem, architecture: Architecture) -> Batches:
-    return {name: problem.usual_batch(architecture, name) for name in problem.constrained_scenarios()}
+    return None

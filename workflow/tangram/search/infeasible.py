@@ -20,7 +20,7 @@ def infeasible(problem: Problem, search: Search) -> TangramError:
         nearest = [
             (result[0], i, result[1])
             for i in range(len(constraints))
-            if (result := _reachable(problem, search, i, alone)) is not None and result[0] > 1
+            if (result := _reachable(problem, search, i, alone)) is not None
         ]
         if nearest:
             parts = [f"{describe(constraints[i])} (feasible: {describe(near)})" for _, i, near in sorted(nearest)[:3]]
@@ -45,6 +45,8 @@ def too_few(problem: Problem, solutions: int) -> TangramError:
 def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple[float, Constraint] | None:
     """Return the smallest factor that makes the problem feasible if one constraint is loosened, and that constraint.
 
+    None if no factor does, or if the constraint need not be loosened.
+
     Args:
         problem: an infeasible problem.
         search: the solver's settings, of which the time limit is used.
@@ -56,11 +58,11 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
         usage = resources.usage[row]
-        program = Program(usage, problem.layer_of, resources.usage[others], resources.budget[others])
+        program = Program(usage, problem.group_of, resources.usage[others], resources.budget[others])
         minimum = minimize(program, search.time_limit, relative_gap=1e-4)
         if minimum is not None:
             factor = min(factor, float(usage @ np.round(minimum.values) + resources.fixed[row]))
-    if factor == math.inf:
+    if not 1 < factor < math.inf:
         return None
     constraint = _loosened(problem.target.constraints[row], factor)
     # A limit on memory changes the parent's best throughput, and with it relative limits: check the loosened problem.
@@ -72,7 +74,7 @@ def _feasible(problem: Problem, search: Search) -> bool:
     """Return whether some architecture satisfies every limit at some batch sizes."""
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
-        program = Program(np.zeros(len(problem.scores)), problem.layer_of, resources.usage, resources.budget)
+        program = Program(np.zeros(len(problem.scores)), problem.group_of, resources.usage, resources.budget)
         if minimize(program, search.time_limit) is not None:
             return True
     return False

@@ -1,8 +1,9 @@
-"""The search problem of one target: options of every layer, their costs, and the limits (Puzzle, appendix B).
+"""The search problem of one target: groups of options, their costs, and the limits (Puzzle, appendix B).
 
-Every layer has one option per *pair* of an attention and an FFN variant. A pair's score is the sum of its two
-replace-1-block scores; a score of the pair itself (kind ``'block'`` in the table) replaces the sum. The parent's
-subblock scores 0 and is always an option.
+One option of every group is chosen. Every layer is a group with one option per *pair* of an attention and an FFN
+variant. A pair's score is the sum of its two replace-1-block scores; a score of the pair itself (kind ``'block'`` in
+the table) replaces the sum. The last group is the LM head with one option per variant. The parent's subblock scores 0
+and is always an option.
 
 All constraints are linear in the options once the batch size of each scenario is fixed; throughput >= T is
 batch * (prefill + generate) / T >= seconds.
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import PARENT
+from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
+from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Constraint, Scenario, Search, Section, Target
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, CostModel, records
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOLERANCE = 1e-8  # relative excess of a limit that counts as rounding in the solver's arithmetic
+PAIR = "block"  # the table's kind for a layer's attention and FFN, replaced together
 EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Settings(Section):
-    """The slice of the config that `solve_mip` and `drop_layers` need."""
+    """The slice of the config that the solver and its baselines need."""
 
     target: Target
     search: Search
@@ -50,17 +52,17 @@ def rounding(objective: float) -> float:
 
 @dataclass(frozen=True)
 class Option:
-    """One pair of variants for one layer.
+    """One pair of variants for one layer, or one variant of the head.
 
     Attributes:
-        choice: the pair's variants.
-        score: the pair's term of the objective.
-        parts: scores of attention and FFN, whose sum is the score; None if the pair itself was scored.
+        choice: the variants.
+        score: the option's term of the objective.
+        parts: scores of the choice's pieces, whose sum is the score; None if the pair itself was scored.
     """
 
-    choice: LayerChoice
+    choice: Choice
     score: float
-    parts: tuple[float, float] | None
+    parts: tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class Resources:
     """The constraints at fixed batch sizes: ``usage @ x <= budget``, every row divided by its limit.
 
     Attributes:
-        usage: ``(constraints, options)``, options of all layers in order.
-        fixed: ``(constraints,)``, the share of embedding, final norm and LM head.
+        usage: ``(constraints, options)``, options of all groups in order.
+        fixed: ``(constraints,)``, the share of embedding and final norm.
     """
 
     usage: np.ndarray
@@ -77,12 +79,12 @@ class Resources:
 
     @property
     def budget(self) -> np.ndarray:
-        """The layers' share of every limit, ``(constraints,)``."""
+        """The options' share of every limit, ``(constraints,)``."""
         return 1.0 - self.fixed
 
 
 def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tuple[Option, ...], ...]:
-    """Return every layer's options, the parent's pair first, then in the order of names.
+    """Return the options of every layer and of the head, the parent's first, then in the order of names.
 
     Args:
         scores: rows of `tables.SCORES`.
@@ -95,33 +97,36 @@ def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tupl
     rows = scores[scores["metric"] == metric]
     if rows.empty:
         raise TangramError(f"scores hold no metric '{metric}' (search.metric), only {sorted(set(scores['metric']))}")
-    scores_of_layer: list[dict[str, dict[str, float]]] = [
-        {"attention": {PARENT: 0.0}, "ffn": {PARENT: 0.0}, "block": {}} for _ in range(num_layers)
-    ]
+    layers = range(num_layers)
+    known: dict[tuple[int, str], dict[str, float]] = {(0, HEAD): {PARENT: 0.0}}
+    for layer in layers:
+        known |= {(layer, "attention"): {PARENT: 0.0}, (layer, "ffn"): {PARENT: 0.0}, (layer, PAIR): {}}
     for row in records(rows.sort_values(["layer", "kind", "variant"])):
         where = f"scores: {row.kind} '{row.variant}' of layer {row.layer}"
-        if not 0 <= row.layer < num_layers or row.kind not in scores_of_layer[0]:
+        if (row.layer, row.kind) not in known:
             raise TangramError(f"{where} does not belong to a parent of {num_layers} layers; {REMEDY}")
         if not math.isfinite(row.value):
             raise TangramError(f"{where} is {row.value}; {REMEDY}")
-        by_variant = scores_of_layer[row.layer][row.kind]
+        by_variant = known[row.layer, row.kind]
         if row.variant == PARENT:
             continue
         if row.variant in by_variant:
             raise TangramError(f"{where} appears twice; {REMEDY}")
         by_variant[row.variant] = float(row.value)
-    layers = []
-    for by_kind in scores_of_layer:
+    groups = []
+    for layer in layers:
         pairs: dict[LayerChoice, Option] = {}
-        for (attention, a), (ffn, f) in itertools.product(by_kind["attention"].items(), by_kind["ffn"].items()):
+        for (attention, a), (ffn, f) in itertools.product(
+            known[layer, "attention"].items(), known[layer, "ffn"].items()
+        ):
             choice = LayerChoice(attention, ffn)
             pairs[choice] = Option(choice, a + f, (a, f))
-        for variant, score in by_kind["block"].items():
+        for variant, score in known[layer, PAIR].items():
             choice = LayerChoice.parse(variant)
             if choice != LayerChoice():
                 pairs[choice] = Option(choice, score, None)
-        layers.append(tuple(pairs.values()))
-    return tuple(layers)
+        groups.append(tuple(pairs.values()))
+    return (*groups, tuple(Option(variant, score, (score,)) for variant, score in known[0, HEAD].items()))
 
 
 Batches = dict[str, int]
@@ -129,7 +134,7 @@ Batches = dict[str, int]
 
 @dataclass(frozen=True)
 class Problem:
-    """One target's problem: options of every layer, their costs, and the limits."""
+    """One target's problem: options of every layer and, last, of the head; their costs; and the limits."""
 
     options: tuple[tuple[Option, ...], ...]
     costs: CostModel
@@ -138,12 +143,22 @@ class Problem:
     @functools.cached_property
     def parent(self) -> Architecture:
         """The parent's architecture."""
-        return (LayerChoice(),) * len(self.options)
+        return Architecture((LayerChoice(),) * self.num_layers)
 
     @functools.cached_property
-    def layer_of(self) -> np.ndarray:
-        """The layer of every option, ``(options,)``."""
-        return np.repeat(np.arange(len(self.options)), [len(layer) for layer in self.options])
+    def stock(self) -> Problem:
+        """The problem with the costs of models that stock transformers runs: the source of the parent's reference."""
+        return replace(self, costs=self.costs.stock())
+
+    @property
+    def num_layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self.options) - 1
+
+    @functools.cached_property
+    def group_of(self) -> np.ndarray:
+        """The group of every option, ``(options,)``: its layer, or the number of layers for the head's."""
+        return np.repeat(np.arange(len(self.options)), [len(group) for group in self.options])
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
@@ -155,43 +170,56 @@ class Problem:
         return tuple(itertools.chain.from_iterable(self.options))
 
     @functools.cached_property
-    def _positions(self) -> dict[tuple[int, LayerChoice], int]:
-        layers = self.layer_of.tolist()
-        return {(layer, option.choice): i for i, (layer, option) in enumerate(zip(layers, self._flat, strict=True))}
+    def _positions(self) -> dict[tuple[int, Choice], int]:
+        groups = self.group_of.tolist()
+        return {(group, option.choice): i for i, (group, option) in enumerate(zip(groups, self._flat, strict=True))}
 
-    def position(self, layer: int, choice: LayerChoice) -> int:
-        """Return the index of a layer's option among the options of all layers.
+    def position(self, group: int, choice: Choice) -> int:
+        """Return the index of a group's option among the options of all groups.
 
         Raises:
-            TangramError: the layer has no such option.
+            TangramError: the group has no such option.
         """
         try:
-            return self._positions[layer, choice]
+            return self._positions[group, choice]
         except KeyError:
-            raise TangramError(f"{choice} is not an option of layer {layer}: the library holds no score") from None
+            where = f"layer {group}" if group < self.num_layers else "the head"
+            raise TangramError(f"{choice} is not an option of {where}: the library holds no score") from None
 
-    def option(self, layer: int, choice: LayerChoice) -> Option:
-        """Return a layer's option.
+    def has(self, group: int, choice: Choice) -> bool:
+        """Return whether a group has an option."""
+        return (group, choice) in self._positions
+
+    def option(self, group: int, choice: Choice) -> Option:
+        """Return a group's option.
 
         Raises:
-            TangramError: the layer has no such option.
+            TangramError: the group has no such option.
         """
-        return self._flat[self.position(layer, choice)]
+        return self._flat[self.position(group, choice)]
+
+    def chosen(self, architecture: Architecture) -> list[Option]:
+        """Return an architecture's option of every group.
+
+        Raises:
+            TangramError: a group has no such option.
+        """
+        return [self.option(group, choice) for group, choice in enumerate(architecture.choices)]
 
     def architecture(self, values: np.ndarray) -> Architecture:
-        """Return the architecture of a program's binary values ``(options,)``: 1 for each layer's chosen option."""
-        return tuple(self._flat[i].choice for i in np.flatnonzero(values > 0.5))
+        """Return the architecture of a program's binary values ``(options,)``: 1 for each group's chosen option."""
+        return Architecture.of(self._flat[i].choice for i in np.flatnonzero(values > 0.5))
 
     def objective(self, architecture: Architecture) -> float:
         """Return the sum of scores."""
-        return math.fsum(self.option(layer, choice).score for layer, choice in enumerate(architecture))
+        return math.fsum(option.score for option in self.chosen(architecture))
 
     def scale_of_gap(self, objective: float, best: Architecture | None = None) -> float:
         """Return the scale of a gap: the objective, or the best solution's sum of absolute scores if that is larger.
 
         The two differ only if noise makes scores negative; a sum near zero then does not require a gap near zero.
         """
-        scores = [self.option(layer, choice).score for layer, choice in enumerate(best or ())]
+        scores = [option.score for option in self.chosen(best)] if best else []
         return max(abs(objective), math.fsum(map(abs, scores)))
 
     def constrained_scenarios(self) -> list[str]:
@@ -231,10 +259,15 @@ class Problem:
         """Return the batch size of largest throughput, or the smallest one if none fits into memory."""
         return self.best_batch(architecture, scenario) or min(self.costs.scenarios[scenario].batch_sizes)
 
+    def usual_batches(self, architecture: Architecture) -> Batches:
+        """Return the `usual_batch` of every constrained scenario."""
+        return {name: self.usual_batch(architecture, name) for name in self.constrained_scenarios()}
+
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return the parent's value that scales a relative constraint; 1 for an absolute one.
 
-        For throughput, the parent's best over the batch grid; for all other quantities, its value at the same batch.
+        The parent is the one that stock transformers runs. For throughput, its best over the batch grid; for all other
+        quantities, its value at the same batch.
 
         Raises:
             TangramError: the parent exceeds the memory limit at every batch size.
@@ -243,14 +276,14 @@ class Problem:
             return 1.0
         if constraint.quantity == "throughput":
             assert constraint.scenario is not None  # checked by the config
-            batch = self.best_batch(self.parent, constraint.scenario)
+            batch = self.stock.best_batch(self.parent, constraint.scenario)
             if batch is None:
                 raise TangramError(
                     f"the parent exceeds the memory limit of scenario '{constraint.scenario}' at every batch size, "
                     "so a throughput relative to it is undefined; make it absolute: relative_to_parent: false"
                 )
             batches = {constraint.scenario: batch}
-        return self.predict(constraint, self.parent, batches)
+        return self.stock.predict(constraint, self.parent, batches)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return a constraint's limit in the unit of its quantity."""
@@ -283,11 +316,15 @@ class Problem:
             return self.costs.usage(constraint.quantity, scenario, batch, layer, kind, variant) / limit
 
         usage = [
-            piece(layer, "attention", option.choice.attention) + piece(layer, "ffn", option.choice.ffn)
-            for layer, options in enumerate(self.options)
+            sum(piece(self.layer(group), kind, variant) for kind, variant in pieces_of(option.choice))
+            for group, options in enumerate(self.options)
             for option in options
         ]
         return piece(0, "model", PARENT), usage
+
+    def layer(self, group: int) -> int:
+        """Return the layer of a group's rows in the tables; the head's is 0."""
+        return group if group < self.num_layers else 0
 
     def with_constraints(self, constraints: tuple[Constraint, ...]) -> Problem:
         """Return the problem with other constraints."""

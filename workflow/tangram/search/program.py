@@ -1,8 +1,9 @@
 """The mixed-integer program of Puzzle (arXiv 2411.19146, appendix B), in Pyomo, solved by HiGHS.
 
-minimize Σ score · x  subject to  Σ_j x_lj = 1 for every layer l,  usage · x ≤ budget,  x binary,
-and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution y. As x chooses a *pair* of variants per
-layer, that cut counts layers: two solutions share a layer if both its attention and its FFN are the same.
+minimize Σ score · x  subject to  Σ_j x_gj = 1 for every group g,  usage · x ≤ budget,  x binary,
+and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution y. A group is a layer or the LM head. As x
+chooses a *pair* of variants per layer, that cut counts layers: two solutions share a layer if both its attention and
+its FFN are the same. The head does not count.
 
 The solver first sees only the options whose reduced cost in the LP relaxation is at most τ. Any x with another option
 costs at least LP + τ, so min(bound over these options, LP + τ) bounds the full program. If that bound is too weak, τ
@@ -22,7 +23,7 @@ import numpy as np
 from tangram.errors import TangramError
 from tangram.search.problem import TOLERANCE, rounding
 
-OPTIONS_PER_LAYER = 3  # mean number in the first restricted program
+OPTIONS_PER_GROUP = 3  # mean number in the first restricted program
 SOLVER_OPTIONS = {
     "threads": 1,
     "random_seed": 0,
@@ -34,11 +35,11 @@ SOLVER_OPTIONS = {
 
 @dataclass(frozen=True)
 class Program:
-    """Minimize ``scores @ x``: one option per layer, ``usage @ x <= budget``, few layers shared with earlier solutions.
+    """Minimize ``scores @ x``: one option per group, ``usage @ x <= budget``, few layers shared with earlier solutions.
 
     Attributes:
         scores: ``(options,)``.
-        layer_of: every option's layer, ascending, ``(options,)``.
+        group_of: every option's group, ascending, ``(options,)``.
         usage: ``(constraints, options)``.
         budget: ``(constraints,)``.
         earlier: the options of each earlier solution, by layer.
@@ -46,16 +47,16 @@ class Program:
     """
 
     scores: np.ndarray
-    layer_of: np.ndarray
+    group_of: np.ndarray
     usage: np.ndarray
     budget: np.ndarray
     earlier: tuple[tuple[int, ...], ...] = ()
     max_shared: int = 0
 
     @property
-    def layers(self) -> int:
-        """The number of layers."""
-        return int(self.layer_of[-1]) + 1
+    def groups(self) -> int:
+        """The number of groups."""
+        return int(self.group_of[-1]) + 1
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def minimize_few(
         The minimum, whose bound holds for all options; None if no x is feasible.
     """
     prices = np.sort(relaxation.reduced_costs)
-    count = OPTIONS_PER_LAYER * program.layers
+    count = OPTIONS_PER_GROUP * program.groups
     width = prices[min(count, len(prices)) - 1]
     while True:
         options = np.flatnonzero(relaxation.reduced_costs <= width)
@@ -187,7 +188,7 @@ def _model(program: Program, options: np.ndarray, binary: bool) -> Any | None:
     x = list(model.x.values())
     model.score = pyo.Objective(expr=linear(program.scores[options].tolist(), x))
     model.one_option = pyo.ConstraintList()
-    starts = np.searchsorted(program.layer_of[options], np.arange(program.layers + 1))
+    starts = np.searchsorted(program.group_of[options], np.arange(program.groups + 1))
     for first, last in itertools.pairwise(starts):
         model.one_option.add(linear([1.0] * (last - first), x[first:last]) == 1)
     model.limits = pyo.Constraint(pyo.Any)

@@ -1,6 +1,7 @@
 """The JSON files of solutions, in one shape for solver, baselines and selection.
 
-``{"solutions": [{"solution": "0", "layers": [...], ...}, ...], ...}``: every entry has a name and variants by layer.
+``{"solutions": [{"solution": "0", "layers": [...], "head": "parent", ...}, ...], ...}``: every entry has a name and an
+architecture.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tangram.blocks.architecture import Architecture, from_layers
+from tangram.blocks.architecture import Architecture, from_json
 from tangram.errors import TangramError
 from tangram.files import write_text
 
@@ -28,6 +29,6 @@ def load_solutions(path: str | Path) -> dict[str, Architecture]:
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))["solutions"]
-        return {entry["solution"]: from_layers(entry["layers"]) for entry in entries}
+        return {entry["solution"]: from_json(entry) for entry in entries}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TangramError(f"{path} holds no solutions ({error!r}); delete it and run again") from error

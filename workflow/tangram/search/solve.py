@@ -51,7 +51,7 @@ def _combinations(problem: Problem, search: Search) -> list[_Combination]:
     combinations = []
     for batches in problem.batch_grid():
         resources = problem.resources(batches)
-        program = Program(problem.scores, problem.layer_of, resources.usage, resources.budget)
+        program = Program(problem.scores, problem.group_of, resources.usage, resources.budget)
         relaxation = relax(program, search.time_limit)
         if relaxation is not None:
             combinations.append(_Combination(batches, program, relaxation, relaxation.lower))
@@ -86,10 +86,10 @@ def _solve(problem: Problem, search: Search, combination: _Combination, earlier:
     program, relaxation = combination.program, combination.relaxation
     if earlier:
         positions = tuple(
-            tuple(problem.position(layer, choice) for layer, choice in enumerate(solution.architecture))
+            tuple(problem.position(layer, choice) for layer, choice in enumerate(solution.architecture.layers))
             for solution in earlier
         )
-        max_shared = math.floor(problem.target.max_shared * program.layers + EXACT)
+        max_shared = math.floor(problem.target.max_shared * problem.num_layers + EXACT)
         program = replace(program, earlier=positions, max_shared=max_shared)
         diverse = relax(program, search.time_limit)
         if diverse is None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.architecture import Architecture, layers_of
-from tangram.search.problem import Problem
+from tangram.blocks.architecture import Architecture, pieces_of
+from tangram.search.problem import PAIR, Problem
 
 if TYPE_CHECKING:
     from tangram.search.verify import Solution
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def predictions(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Return an architecture's predictions by scenario, with ``speedup``: its throughput over the parent's best.
+
+    The parent is the one that stock transformers runs.
 
     Args:
         problem: costs and limits.
@@ -25,8 +27,9 @@ def predictions(problem: Problem, architecture: Architecture, batches: Mapping[s
     for name in problem.costs.scenarios:
         batch = batches.get(name) or problem.usual_batch(architecture, name)
         child = problem.costs.predict(architecture, name, batch)
-        parent = problem.costs.predict(problem.parent, name, problem.usual_batch(problem.parent, name))
-        scenarios[name] = {**asdict(child), "speedup": child.throughput / parent.throughput}
+        stock, parent = problem.stock, problem.parent
+        reference = stock.costs.predict(parent, name, stock.usual_batch(parent, name))
+        scenarios[name] = {**asdict(child), "speedup": child.throughput / reference.throughput}
     return scenarios
 
 
@@ -41,7 +44,7 @@ def constraint_values(problem: Problem, architecture: Architecture, batches: Map
 
 
 def architecture_summary(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, Any]:
-    """Return the entry of any architecture: layers, sum of scores, sizes, constraints, scenarios."""
+    """Return the entry of any architecture: variants, sum of scores, sizes, constraints, scenarios."""
     scenarios = predictions(problem, architecture, batches)
     first = next(iter(scenarios.values()))
     return {
@@ -51,7 +54,7 @@ def architecture_summary(problem: Problem, architecture: Architecture, batches: 
         "batches": dict(batches),
         "constraints": constraint_values(problem, architecture, batches),
         "scenarios": scenarios,
-        "layers": layers_of(architecture),
+        **asdict(architecture),
     }
 
 
@@ -71,8 +74,8 @@ def solver_entries(problem: Problem, solutions: Sequence[Solution]) -> list[dict
 
 
 def beside_parent(problem: Problem, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of a file of solutions: the parent's predictions and the solutions' entries."""
-    scenarios = predictions(problem, problem.parent, {})
+    """Return the content of a file of solutions: the stock parent's predictions and the solutions' entries."""
+    scenarios = predictions(problem.stock, problem.parent, {})
     first = next(iter(scenarios.values()))
     parent = {key: first[key] for key in ("parameters", "kv_bytes_per_token")}
     return {"parent": {**parent, "scenarios": scenarios}, "solutions": list(entries)}
@@ -84,21 +87,20 @@ def speeds(entry: Mapping[str, Any]) -> str:
 
 
 def solution_rows(problem: Problem, solutions: Sequence[Solution]) -> list[dict[str, Any]]:
-    """Return rows of `tables.SOLUTIONS`: attention and FFN of every layer, or one ``'block'`` if the pair was scored.
+    """Return rows of `tables.SOLUTIONS`: attention and FFN of every layer, and the head as of layer 0.
 
-    The variant of a ``'block'`` is ``attention+ffn``.
+    A layer whose pair was scored has one row of kind ``'block'`` and variant ``attention+ffn``.
     """
     rows = []
     for number, solution in enumerate(solutions):
-        for layer, choice in enumerate(solution.architecture):
-            option = problem.option(layer, choice)
+        for group, option in enumerate(problem.chosen(solution.architecture)):
+            layer, pieces = problem.layer(group), pieces_of(option.choice)
             if option.parts is None:
-                pieces = [("block", f"{choice.attention}+{choice.ffn}", option.score)]
+                scored = [(PAIR, "+".join(variant for _, variant in pieces), option.score)]
             else:
-                attention, ffn = option.parts
-                pieces = [("attention", choice.attention, attention), ("ffn", choice.ffn, ffn)]
+                scored = [(*piece, score) for piece, score in zip(pieces, option.parts, strict=True)]
             rows += [
                 {"solution": str(number), "layer": layer, "kind": kind, "variant": variant, "score": score}
-                for kind, variant, score in pieces
+                for kind, variant, score in scored
             ]
     return rows

@@ -16,7 +16,7 @@ class Solution:
     """One solution of the solver; `verify` checks it.
 
     Attributes:
-        architecture: one pair of variants per layer.
+        architecture: one pair of variants per layer, and one variant of the head.
         batches: batch size of every constrained scenario.
         objective: sum of scores.
         bound: lower bound of the sum of scores over all architectures that are diverse from the earlier solutions.
@@ -36,7 +36,7 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
     """Check a solution by sums over the tables, independently of the solver's model.
 
     Raises:
-        TangramError: the solution is not one option per layer, its objective is not the sum of its scores, it exceeds
+        TangramError: the solution has not one option per layer, its objective is not the sum of its scores, it exceeds
             a limit, it shares too many layers with an earlier solution, or its gap is too large.
     """
 
@@ -44,7 +44,7 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
         if not holds:
             raise TangramError(f"the solver's solution failed its re-check: {violation}; please report this as a bug")
 
-    require(len(solution.architecture) == len(problem.options), "it has not one option per layer")
+    require(len(solution.architecture.layers) == problem.num_layers, "it has not one option per layer")
     total = problem.objective(solution.architecture)
     require(
         abs(total - solution.objective) <= rounding(total),
@@ -56,8 +56,8 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
         slack = problem.slack(constraint, solution.architecture, solution.batches)
         require(slack >= -TOLERANCE, f"{describe(constraint)} is exceeded by {-slack:.2e}")
     for number, other in enumerate(earlier):
-        same = sum(a == b for a, b in zip(solution.architecture, other.architecture, strict=True))
-        allowed = problem.target.max_shared * len(problem.options) + EXACT
+        same = sum(a == b for a, b in zip(solution.architecture.layers, other.architecture.layers, strict=True))
+        allowed = problem.target.max_shared * problem.num_layers + EXACT
         require(same <= allowed, f"it shares {same} layers with solution {number}, allowed are {allowed:.1f}")
     scale = problem.scale_of_gap(total, earlier[0].architecture if earlier else None)
     allowed = (search.diverse_gap if earlier else 0.0) * scale + rounding(total)

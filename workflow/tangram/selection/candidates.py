@@ -1,28 +1,35 @@
 """Scores of many children on many prompts, computed on demand and cached.
 
 Children that agree on all layers up to some depth have the same hidden states there. Therefore a batch of prompts runs
-through the tree of the children's and the parent's layers, and each shared prefix of layers runs once.
+through the tree of the children's and the parent's layers, and each shared prefix of layers runs once. Each
+child's head follows.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
-from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config
-from tangram.blocks.base import NO_OP, PARENT
+from tangram.blocks.architecture import (
+    Architecture,
+    LayerChoice,
+    heterogeneous_config,
+    per_layer_config,
+    pieces_of,
+)
+from tangram.blocks.base import HEAD, NO_OP, PARENT
 from tangram.errors import TangramError
 from tangram.files import atomic_path
 from tangram.library.pieces import Library
 from tangram.metrics import compare
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.forward import layer_context
+from tangram.models.loading import model_class
 from tangram.models.replace import replace_subblocks
 
 if TYPE_CHECKING:
@@ -58,9 +65,20 @@ def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library
     parent_layer = decoder_layers(model)[index]
     if choice == LayerChoice():
         return parent_layer
-    overrides = per_layer_config((choice,), Shape.of(model.config)).get(0, {})
-    pieces = {kind: library(kind, variant, index) for kind, variant in asdict(choice).items() if variant != PARENT}
+    overrides = per_layer_config(Architecture((choice,)), Shape.of(model.config)).get(0, {})
+    pieces = {kind: library(kind, variant, index) for kind, variant in pieces_of(choice) if variant != PARENT}
     return replace_subblocks(parent_layer, model.config, index, overrides, pieces)
+
+
+def child_head(model: PreTrainedModel, variant: str, library: Library) -> nn.Module:
+    """Return a variant of the LM head; the parent's head itself for the parent's variant."""
+    if variant == PARENT:
+        return model.lm_head
+    config = heterogeneous_config(model.config, Architecture((LayerChoice(),) * len(decoder_layers(model)), variant))
+    with torch.device("meta"):
+        head: nn.Module = model_class(config.model_type)(config).lm_head
+    head.load_state_dict(library(HEAD, variant, 0), assign=True)
+    return head.to(model.device).eval().requires_grad_(False)
 
 
 class CandidateScores:
@@ -99,6 +117,7 @@ class CandidateScores:
         self._model, self._tokens, self._metric, self._batch_size = model, prompts, metric, batch_size
         self._architectures = dict(enumerate(architectures))
         self._library, self._layers = library, dict[tuple[int, LayerChoice], "nn.Module"]()
+        self._heads = {variant: child_head(model, variant, library) for variant in {a.head for a in architectures}}
         self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
         with torch.inference_mode():
             self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
@@ -138,26 +157,27 @@ class CandidateScores:
         """Return the scores of each arm, ``(prompts,)``."""
         ids = self._tokens[torch.from_numpy(prompts)].to(self._model.device)
         parent = (LayerChoice(),) * len(decoder_layers(self._model))
-        paths = {-1: parent, **{int(arm): self._architectures[int(arm)] for arm in arms}}
+        paths = {-1: parent, **{int(arm): self._architectures[int(arm)].layers for arm in arms}}
         finals = self._final_states(self._model.model.embed_tokens(ids), 0, paths)
-        norm, head = self._model.model.norm, self._model.lm_head
+        norm = self._model.model.norm
         hidden = {arm: norm(final[:, :-1]).flatten(0, 1).split(CHUNK) for arm, final in finals.items()}
         scores: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
         for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
-            parent_logits = head(hidden[-1][index])
+            parent_logits = self._model.lm_head(hidden[-1][index])
             for arm, parts in scores.items():
-                parts.append(compare(head(hidden[arm][index]), parent_logits, labels)[METRICS[self._metric]])
+                logits = self._head(arm)(hidden[arm][index])
+                parts.append(compare(logits, parent_logits, labels)[METRICS[self._metric]])
         return {arm: torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1) for arm, parts in scores.items()}
 
     def _final_states(
-        self, hidden: torch.Tensor, depth: int, paths: Mapping[int, Architecture]
+        self, hidden: torch.Tensor, depth: int, paths: Mapping[int, tuple[LayerChoice, ...]]
     ) -> dict[int, torch.Tensor]:
         """Return the final hidden states of all paths, which share the layers below ``depth``."""
         if depth == len(decoder_layers(self._model)):
             return dict.fromkeys(paths, hidden)
-        groups: dict[LayerChoice, dict[int, Architecture]] = {}
-        for arm, architecture in paths.items():
-            groups.setdefault(architecture[depth], {})[arm] = architecture
+        groups: dict[LayerChoice, dict[int, tuple[LayerChoice, ...]]] = {}
+        for arm, path in paths.items():
+            groups.setdefault(path[depth], {})[arm] = path
         finals = dict[int, torch.Tensor]()
         for choice, group in groups.items():
             self.layers_run, self.layers_asked = self.layers_run + 1, self.layers_asked + len(group)
@@ -168,6 +188,9 @@ class CandidateScores:
         if (depth, choice) not in self._layers:
             self._layers[depth, choice] = child_layer(self._model, depth, choice, self._library)
         return self._layers[depth, choice]
+
+    def _head(self, arm: int) -> nn.Module:
+        return self._heads[self._architectures[arm].head]
 
     def save(self) -> None:
         """Write the scores to the cache."""
@@ -189,7 +212,8 @@ class CandidateScores:
 
 def shared_layers(architectures: Sequence[Architecture]) -> float:
     """Return the share of layer passes that shared prefixes save if all candidates see every prompt."""
-    paths = [(LayerChoice(),) * len(architectures[0]), *architectures]
+    layers = [architecture.layers for architecture in architectures]
+    paths = [(LayerChoice(),) * len(layers[0]), *layers]
     run = {path[: depth + 1] for path in paths for depth in range(len(path))}
     return 1 - len(run) / sum(map(len, paths))
 
@@ -204,7 +228,7 @@ def layer_importance(
     """
     parent = (LayerChoice(),) * len(decoder_layers(model))
     dropped = (LayerChoice(NO_OP, NO_OP),)
-    without = [parent[:layer] + dropped + parent[layer + 1 :] for layer in range(len(parent))]
+    without = [Architecture(parent[:layer] + dropped + parent[layer + 1 :]) for layer in range(len(parent))]
     scores = CandidateScores(model, prompts, without, lambda *_: {}, "kl", batch_size, cache, identity)
     values = scores.look(np.arange(scores.arms), np.arange(scores.prompts))
     scores.save()

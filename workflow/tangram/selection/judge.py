@@ -89,14 +89,14 @@ class JudgedScores(CandidateScores):
 
     def _continue(self, arm: int, ids: torch.Tensor) -> torch.Tensor:
         """Return the greedy continuations of a candidate, ``(prompts, continuation_tokens)``."""
-        layers = [self._layer(depth, choice) for depth, choice in enumerate(self._architectures[arm])]
+        layers = [self._layer(depth, choice) for depth, choice in enumerate(self._architectures[arm].layers)]
         cache, past, next_ids, steps = DynamicCache(), 0, ids, []
         for _ in range(self.continuations.shape[2]):
             hidden = self._advance(layers, next_ids, cache, past)
             if not hidden.isfinite().all():
                 raise not_finite(arm)
             past += next_ids.shape[1]
-            next_ids = self._model.lm_head(hidden[:, -1:]).argmax(-1)
+            next_ids = self._head(arm)(hidden[:, -1:]).argmax(-1)
             steps.append(next_ids)
         return torch.cat(steps, dim=1)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import HEAD, KINDS, PARENT
 from tangram.report import figures, tiles
-from tangram.report.data import BEST, KINDS, Results
+from tangram.report.data import BEST, Results
 from tangram.report.document import Cell, Figure, Section, Table
 from tangram.report.sections.speed import workloads_of
 from tangram.report.style import ink_on
 
-KIND_NAMES = {"attention": "attention", "ffn": "FFN", "model": "embedding, final norm, LM head"}
+KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
 
 
 def scores_section(results: Results) -> Section:
@@ -26,8 +26,8 @@ def scores_section(results: Results) -> Section:
     )
     frame = results.scores[results.scores["metric"] == "kl"]
     if len(frame):
-        variants = {kind: results.variants(kind) for kind in KINDS}
-        chosen = results.architectures.get((results.settings.primary_target, BEST), ())
+        variants: dict[str, list[str]] = {kind: results.variants(kind) for kind in KINDS}
+        chosen = results.architectures.get((results.settings.primary_target, BEST))
         layers = max(results.settings.num_layers, int(frame["layer"].max()) + 1)
         drawn = tiles.score_map(frame, variants, layers, chosen)
         section.parts.append(
@@ -49,8 +49,8 @@ def costs_section(results: Results) -> Section:
     classes = frame["layer_class"].nunique() > 1
     workloads = workloads_of(frame)
     rows: list[list[Cell | str]] = []
-    order = {kind: i for i, kind in enumerate(("attention", "ffn", "model"))}
-    names = {kind: [PARENT, *results.variants(kind)] for kind in KINDS} | {"model": [PARENT]}
+    order = {kind: i for i, kind in enumerate(KIND_NAMES)}
+    names = {kind: [PARENT, *results.variants(kind)] for kind in (*KINDS, HEAD)} | {"model": [PARENT]}
     groups = [
         (layer_class, kind, variant)
         for layer_class in sorted(set(frame["layer_class"]))
