@@ -22,11 +22,58 @@ def quantize_blocks(
 ) -> None:
     """Write the pieces' weights in the variant's precision, and their held-out losses before and after quantization."""
     runtime.start()
-    from tangram.blocks.registry import get_block
-    from tangram.models.families import shape_of
+    import time
 
-    get_block(pieces.kind, pieces.variant, shape_of(parent))
-    raise NotImplementedError
+    import torch
+    from tqdm import tqdm
+
+    from tangram.activations import open_activations
+    from tangram.blocks import HEAD
+    from tangram.blocks.registry import modules_of_variants
+    from tangram.config import BlockDistillation
+    from tangram.corpus.tokens import read_tokens
+    from tangram.files import write_tensors
+    from tangram.library.distill import LayerDistillation
+    from tangram.library.pieces import read_piece, tensor_name
+    from tangram.library.quantize import quantize_head, quantize_subblock
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.loading import load_model
+    from tangram.provenance import provenance
+    from tangram.tables import LIBRARY, write_table
+
+    section = BlockDistillation.model_validate_json(settings)
+    kind, variant = pieces.kind, pieces.variant
+    model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
+    model.requires_grad_(False)
+    input_ids = read_tokens(corpus)
+    states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
+    tensors: dict[str, torch.Tensor] = {}
+    rows = []
+    for layer in tqdm(pieces.layers, desc=f"quantize_blocks {kind} {variant}", mininterval=5):
+        begin = time.monotonic()
+        if kind == HEAD:
+            piece = quantize_head(model, states, variant, section.holdout_fraction)
+        else:
+            problem = LayerDistillation(model, layer, states.hidden(layer), states.hidden(layer + 1), section)
+            float_piece = None if source is None else read_piece(source, layer, kind)
+            piece = quantize_subblock(problem, kind, variant, float_piece)
+        tensors |= {tensor_name(layer, kind, name): tensor.contiguous() for name, tensor in piece.weights.items()}
+        rows.append(
+            {
+                "layer": layer,
+                "kind": kind,
+                "variant": variant,
+                "parameters": sum(tensor.numel() for tensor in piece.weights.values()),
+                "bld_loss_before": piece.loss_before,
+                "bld_loss_after": piece.loss_after,
+                "kept": piece.rounding,
+                "tokens": 0,
+                "seconds": time.monotonic() - begin,
+            }
+        )
+    metadata = provenance("tangram.commands.quantize_blocks", settings, runtime.device, modules_of_variants([variant]))
+    write_tensors(library, tensors, metadata)
+    write_table(rows, LIBRARY, table, metadata)
 
 
 if __name__ == "__main__":

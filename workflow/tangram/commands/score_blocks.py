@@ -1,4 +1,4 @@
-"""Score one variant of one kind for a range of layers: the parent with one subblock replaced."""
+"""Score one variant of one kind for a range of layers: the parent with one subblock or its LM head replaced."""
 
 from typing import Annotated
 
@@ -23,13 +23,14 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
+    from tangram.blocks import HEAD
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
     from tangram.models.by_layer import load_by_layer, materialize
     from tangram.models.families import decoder_layers, shape_of
     from tangram.models.loading import load_model
-    from tangram.models.replace import replace_subblocks
+    from tangram.models.replace import replace_head, replace_subblocks
     from tangram.provenance import provenance
     from tangram.scores.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
@@ -40,13 +41,17 @@ def score_blocks(
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
     scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
     kind, variant = pieces.kind, pieces.variant
-    overrides = get_block(kind, variant, shape_of(parent)).overrides()
+    block = get_block(kind, variant, shape_of(parent))
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
-        tensors = {kind: read_piece(library, layer, kind)}
-        parent_layer = materialize(decoder_layers(model)[layer])
-        candidate = replace_subblocks(parent_layer, model.config, layer, overrides, tensors)
-        for row in scorer.score(layer, candidate):
+        tensors = read_piece(library, layer, kind)
+        if kind == HEAD:
+            scores = scorer.score_head(replace_head(model.lm_head, str(block.variant.precision), tensors))
+        else:
+            parent_layer = materialize(decoder_layers(model)[layer])
+            candidate = replace_subblocks(parent_layer, model.config, layer, block.entries(), {kind: tensors})
+            scores = scorer.score(layer, candidate)
+        for row in scores:
             rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
     modules = modules_of_variants([variant])
     write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, runtime.device, modules))

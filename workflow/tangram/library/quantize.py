@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from tangram.activations import Activations
 from tangram.blocks import HEAD, get_block
 from tangram.blocks.base import FITTED_TOKENS
 from tangram.library.distill import LayerDistillation
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, subblock
+from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.packed import SAME_INPUT
 from tangram.models.quantized import LARGEST
-from tangram.models.replace import replace_subblocks
+from tangram.models.replace import replace_head, replace_subblocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EXPONENTS = (0.0, 0.35, 0.5, 0.65)  # of smoothing; 0 leaves the inputs as they are
 DAMPING = 0.01  # of GPTQ: share of the mean of the second moments' diagonal
@@ -223,33 +227,36 @@ def _groups(
 
 
 @torch.no_grad()
-def quantize_head(
-    head: nn.Linear, training: torch.Tensor, held_out: torch.Tensor, precision: str, shape: Shape
-) -> Quantized:
+def quantize_head(model: PreTrainedModel, states: Activations, variant: str, holdout_fraction: float) -> Quantized:
     """Quantize the LM head; its loss is KL(float ‖ quantized) in nats per token.
 
     Args:
-        head: the parent's head.
-        training: normed hidden states that feed the head, ``(tokens, hidden)``.
-        held_out: further ones, for the loss.
-        precision: such as ``'int8'``.
-        shape: the parent's sizes.
+        model: the parent.
+        states: its hidden states on the distill split.
+        variant: such as ``'parent@int8'``.
+        holdout_fraction: share of the sequences that measure the loss, at every fourth position.
     """
-    from tangram.models.quantized import with_precision
-
-    get_block(HEAD, f"parent@{precision}", shape)  # raises if there is none
-    target = head(held_out).float().log_softmax(-1)
+    precision = get_block(HEAD, variant, Shape.of(model.config)).variant.precision
+    assert precision is not None  # the head's only float variant is the parent's
+    head: Any = model.lm_head
+    hidden = states.hidden(len(decoder_layers(model)))
+    normed = torch.cat([model.model.norm(part) for part in hidden.split(1)])
+    held_out = max(1, round(holdout_fraction * len(normed)))
+    training, scored = normed[:-held_out].flatten(0, 1), normed[-held_out:, ::4].flatten(0, 1)
+    target = head(scored).float().log_softmax(-1)
 
     def loss(tensors: Tensors) -> float:
-        quantized: Any = with_precision(head, precision)
-        quantized.load_state_dict({name.removeprefix("lm_head."): tensor for name, tensor in tensors.items()})
-        predicted = quantized.to(held_out.device)(held_out).float().log_softmax(-1)
+        predicted = replace_head(head, precision, tensors)(scored).float().log_softmax(-1)
         return float((target.exp() * (target - predicted)).sum(-1).mean())
 
-    weights = {f"lm_head.{name}": tensor for name, tensor in head.state_dict().items()}
+    weights = dict(head.state_dict())
     if precision == "bf16":
-        tensors = _bf16(weights, {"lm_head"})
+        tensors = {name: t.bfloat16() if name == "weight" else t for name, t in weights.items()}
         return Quantized(tensors, 0.0, loss(tensors), "nearest")
-    groups = [(["lm_head"], Statistics.of(training))]
-    tensors, after, rounding = _best_int8(weights, groups, loss)
-    return Quantized(tensors, 0.0, after, rounding)
+    named = {f"head.{name}": tensor for name, tensor in weights.items()}  # a group names its matrices
+
+    def loss_of_named(tensors: Tensors) -> float:
+        return loss({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
+
+    tensors, after, rounding = _best_int8(named, [(["head"], Statistics.of(training))], loss_of_named)
+    return Quantized({name.removeprefix("head."): t for name, t in tensors.items()}, 0.0, after, rounding)

@@ -10,6 +10,7 @@ import torch
 
 from tangram.models.families import SUBBLOCK_NAMES
 from tangram.models.modeling_tangram import heterogeneous
+from tangram.models.quantized import with_precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,3 +53,16 @@ def replace_subblocks(
         state |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     replaced.load_state_dict(state)
     return replaced.eval().requires_grad_(False)
+
+
+def replace_head(head: Any, precision: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Return an LM head of the parent's shape in another precision, in evaluation mode and without gradients.
+
+    Args:
+        head: the parent's head; it is not changed.
+        precision: such as ``'int8'``.
+        tensors: the weights by their names inside the head.
+    """
+    replaced = with_precision(head, precision)
+    replaced.load_state_dict(dict(tensors))
+    return replaced.to(head.weight.device).eval().requires_grad_(False)

@@ -6,7 +6,7 @@ evaluated at a subset of the positions, the same for every piece, in chunks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -18,6 +18,8 @@ from tangram.models.forward import layer_context
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+Row: TypeAlias = dict[str, float | int | str]
 
 
 def scored_positions(length: int, stride: int) -> torch.Tensor:
@@ -51,13 +53,13 @@ class ReplaceOne:
             final = activations.hidden(len(decoder_layers(model)))
             self._parent = [self._logits(batch) for batch in final.split(batch_size)]
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits at the scored positions, ``(sequences * positions, vocabulary)``."""
+    def _logits(self, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
+        """Return the logits at the scored positions, ``(sequences * positions, vocabulary)``, by default of its head."""
         normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
-        return self._model.lm_head(normed).flatten(0, 1)
+        return (head or self._model.lm_head)(normed).flatten(0, 1)
 
     @torch.inference_mode()
-    def score(self, index: int, layer: nn.Module) -> list[dict[str, float | int | str]]:
+    def score(self, index: int, layer: nn.Module) -> list[Row]:
         """Return metric, value, standard error and tokens for the parent with ``layer`` as its layer ``index``."""
         later = list(decoder_layers(self._model))[index + 1 :]
         batches = list(self._activations.hidden(index).split(self._batch_size))
@@ -67,16 +69,26 @@ class ReplaceOne:
             *later,
         ):  # all batches layer by layer, so that one layer's weights are in memory at a time
             batches = [module(hidden, **context) for hidden in batches]
+        return self._compare(batches)
+
+    @torch.inference_mode()
+    def score_head(self, head: nn.Module) -> list[Row]:
+        """Return the rows of `score` for the parent with another LM head."""
+        final = self._activations.hidden(len(decoder_layers(self._model)))
+        return self._compare(list(final.split(self._batch_size)), head)
+
+    def _compare(self, batches: list[torch.Tensor], head: nn.Module | None = None) -> list[Row]:
+        """Compare the logits of last hidden states with the parent's."""
         parts: dict[str, list[torch.Tensor]] = {}
         for hidden, parent_logits, labels in zip(
             batches, self._parent, self._labels.split(self._batch_size), strict=True
         ):
             sequences = len(hidden)
-            metrics = compare(self._logits(hidden), parent_logits, labels.flatten())
+            metrics = compare(self._logits(hidden, head), parent_logits, labels.flatten())
             metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
             for name, values in metrics.items():
                 parts.setdefault(name, []).append(values.unflatten(0, (sequences, -1)))
-        rows: list[dict[str, float | int | str]] = []
+        rows: list[Row] = []
         for name in ("kl", "lm_loss_increase", "agreement"):
             values = torch.cat(parts[name])
             mean, error = standard_error_by_sequence(values)
