@@ -15,22 +15,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from tangram.blocks.architecture import (
-    Architecture,
-    LayerChoice,
-    heterogeneous_config,
-    per_layer_config,
-    pieces_of,
-)
-from tangram.blocks.base import HEAD, NO_OP, PARENT
+from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config, pieces_of
+from tangram.blocks.base import HEAD, NO_OP, PARENT, Variant
 from tangram.errors import TangramError
 from tangram.files import atomic_path
 from tangram.library.pieces import Library
 from tangram.metrics import compare
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.forward import layer_context
-from tangram.models.loading import model_class
-from tangram.models.replace import replace_subblocks
+from tangram.models.replace import replace_head, replace_subblocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,13 +65,8 @@ def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library
 
 def child_head(model: PreTrainedModel, variant: str, library: Library) -> nn.Module:
     """Return a variant of the LM head; the parent's head itself for the parent's variant."""
-    if variant == PARENT:
-        return model.lm_head
-    config = heterogeneous_config(model.config, Architecture((LayerChoice(),) * len(decoder_layers(model)), variant))
-    with torch.device("meta"):
-        head: nn.Module = model_class(config.model_type)(config).lm_head
-    head.load_state_dict(library(HEAD, variant, 0), assign=True)
-    return head.to(model.device).eval().requires_grad_(False)
+    precision = Variant.parse(variant).precision
+    return model.lm_head if precision is None else replace_head(model.lm_head, precision, library(HEAD, variant, 0))
 
 
 class CandidateScores:
