@@ -16,6 +16,7 @@ import torch
 from tangram.errors import TangramError
 from tangram.files import check_tensors, sha256_of
 from tangram.models.families import CHILD_PREFIX, Shape, read_config, shape_of
+from tangram.models.quantized import BFloat16Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,10 +81,18 @@ def check_files(folder: Path) -> None:
                 types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {REMEDY}") from error
-        if quantized := sorted(types - FLOATING):
+        allowed = FLOATING | {"I8"} if has_precisions(folder) else FLOATING
+        if quantized := sorted(types - allowed):
             raise TangramError(f"{shard} is quantized (type {', '.join(quantized)}); dequantize it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
+
+
+def has_precisions(folder: Path) -> bool:
+    """Return whether a checkpoint is a child with matrices in a precision of their own (`models.quantized`)."""
+    config = read_config(folder)
+    layers = getattr(config, "per_layer_config", None) or ()
+    return bool(getattr(config, "head_precision", None) or any(getattr(layer, "precision", []) for layer in layers))
 
 
 def shard_names(index: Path) -> list[str]:
@@ -152,6 +161,9 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {REMEDY}") from error
     _check_weights(folder, model, info)
+    for module in model.modules():
+        if isinstance(module, BFloat16Linear):  # transformers converts all floating weights to the model's dtype
+            module.weight.data = module.weight.data.bfloat16()
     if device == "cpu":  # tensors of a mapped file are not aligned, which slows matrix kernels by several per cent
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
