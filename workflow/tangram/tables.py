@@ -44,7 +44,7 @@ LIBRARY = pa.schema(
         _field("parameters", _INT, "parameters"),
         _field("bld_loss_before", _REAL, "normalized MSE, held out"),
         _field("bld_loss_after", _REAL, "normalized MSE, held out", nullable=True),
-        _field("kept", _TEXT, "'initial' or 'trained'"),
+        _field("kept", _TEXT, "'initial' or 'trained'; of a quantized piece, its rounding"),
         _field("tokens", _INT, "tokens"),
         _field("seconds", _REAL, "seconds"),
     ]
@@ -107,7 +107,7 @@ SOLUTIONS = pa.schema(
 )
 EVALUATION = pa.schema(
     [
-        _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
+        _field("model", _TEXT, "'parent', 'packed parent' (throughput), 'child' (before finetuning) or 'finetuned'"),
         _field("task", _TEXT, "'heldout', an lm-eval task, a scenario, or a readout and its labels per class"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says"),

@@ -55,7 +55,7 @@ def test_a_child_with_a_head_of_its_own_keeps_its_embedding(parent):
 
 
 @torch.no_grad()
-def test_a_child_in_int8_keeps_its_types_and_computes_nearly_the_same(parent):
+def test_a_child_in_int8_keeps_its_types_and_nearly_its_logits(parent):
     plain = [replace(c, **{k: v.removesuffix("@int8") for k, v in asdict(c).items()}) for c in QUANTIZED.layers]
     child, reference = child_of(parent, QUANTIZED), child_of(parent, Architecture(tuple(plain)))
     types = {name: tensor.dtype for name, tensor in child.state_dict().items()}

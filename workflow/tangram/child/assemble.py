@@ -122,8 +122,11 @@ def dtype_of(state: State) -> torch.dtype:
     return state["model.embed_tokens.weight"].dtype
 
 
-def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> None:
+def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where: str | Path) -> dict[str, torch.dtype]:
     """Check that tensors have the names and shapes of a child's config.
+
+    Returns:
+        The types of the tensors whose precision the config fixes, such as int8.
 
     Args:
         config: the child's config.
@@ -134,7 +137,8 @@ def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where
         TangramError: a tensor is missing, superfluous, or of another shape.
     """
     with torch.device("meta"):
-        expected = {name: t.shape for name, t in model_class(config.model_type)(config).state_dict().items()}
+        tensors = model_class(config.model_type)(config).state_dict()
+    expected = {name: tensor.shape for name, tensor in tensors.items()}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     for name in sorted((expected.keys() | shapes.keys()) - tied):
         actual, required = (tuple(by_name[name]) if name in by_name else "nothing" for by_name in (shapes, expected))
@@ -143,6 +147,7 @@ def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where
                 f"{where}: '{name}' is {actual}, but the child's config asks for {required}; "
                 "weights and config are not of one parent: delete both and run again"
             )
+    return {name: t.dtype for name, t in tensors.items() if t.dtype in (torch.int8, torch.bfloat16)}
 
 
 def build_child(config: PreTrainedConfig, state: State) -> Any:
@@ -211,7 +216,8 @@ def save_child(
     if config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    check_fits(config, {name: tensor.shape for name, tensor in state.items()}, output)
+    types = check_fits(config, {name: tensor.shape for name, tensor in state.items()}, output)
+    state = {name: tensor.to(types.get(name, tensor.dtype)) for name, tensor in state.items()}
     config = copy.deepcopy(config)
     config.dtype = dtype_of(state)
     with atomic_path(output) as folder:

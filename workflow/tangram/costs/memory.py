@@ -9,19 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from tangram.models.operators import StructuredLinear
-
 
 def parameter_bytes(module: nn.Module) -> int:
-    """Return the bytes of a module's weights, including untrained factors; tied weights count once."""
-    fixed = [buffer for part in module.modules() if isinstance(part, StructuredLinear) for buffer in part.buffers()]
-    return sum(weight.numel() * weight.element_size() for weight in (*module.parameters(), *fixed))
+    """Return the bytes of a module's stored tensors, each in its own precision; tied weights count once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def kv_bytes_per_token(layer: Any) -> int:
     """Return the bytes that a decoder layer adds to the KV cache per token and sequence.
 
-    That is ``2 · KV heads · head_dim · bytes per element`` for attention, and 0 for a linear map or a no-op.
+    That is ``2 · KV heads · head_dim · bytes per element`` for attention, and 0 for a linear map or a no-op. The cache
+    has the dtype of the residual stream, whatever the precision of the projections.
     """
     projections = [getattr(layer.self_attn, name, None) for name in ("k_proj", "v_proj")]
-    return sum(p.out_features * next(p.parameters()).element_size() for p in projections if p is not None)
+    return sum(p.out_features * layer.input_layernorm.weight.element_size() for p in projections if p is not None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tangram.config import Scenario
@@ -124,6 +125,26 @@ class Passes:
             return hidden
 
         return cls(lambda: run([prefill], fork(empty)), lambda: run(decode, fork(cache)), steps)
+
+    @classmethod
+    def of_heads(cls, heads: Sequence[nn.Module], hidden: torch.Tensor, steps: int) -> Passes:
+        """Prepare copies of an LM head with the greedy choice; a pass runs every copy once.
+
+        Args:
+            heads: the copies; together larger than the processor's caches.
+            hidden: last hidden states of the prompt, ``(batch, prefill, hidden)``.
+            steps: number of decode steps.
+        """
+
+        @torch.inference_mode()
+        def run(states: torch.Tensor) -> torch.Tensor:
+            return torch.stack([head(states[:, -1:])[:, -1].argmax(dim=-1) for head in heads])
+
+        def decode() -> torch.Tensor:
+            last = hidden[:, -1:].contiguous()
+            return torch.stack([run(last) for _ in range(steps)])
+
+        return cls(lambda: run(hidden), decode, steps)
 
 
 def mean_length_passes(

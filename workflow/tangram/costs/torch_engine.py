@@ -1,39 +1,46 @@
-"""Measure the speed of subblocks and whole models in PyTorch, with the model's modules and KV cache.
+"""Measure the speed of subblocks, LM heads and whole models in PyTorch, with the model's modules and KV cache.
 
-Weights are random, because speed depends on shapes and not on values; only the parent's `config.json` is needed. A
-subblock is timed as a stack of layers that contain only this subblock, its norm and the residual. The stack is larger
-than the processor's caches, because a whole model also reads every layer's weights from memory at each decode step.
+All run with packed kernels (`models.packed`), except the stock parent, which runs as in transformers. Weights are
+random, because speed depends on shapes and not on values; only the parent's `config.json` is needed. A subblock is
+timed as a stack of layers that contain only this subblock, its norm and the residual. The stack is larger than the
+processor's caches, because a whole model also reads every layer's weights from memory at each decode step.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from tangram.blocks import HEAD, get_block
 from tangram.blocks.architecture import Architecture, LayerChoice, heterogeneous_config
 from tangram.blocks.no_op import NoOp
 from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
+from tangram.costs.calibration import STOCK
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
-from tangram.costs.passes import Passes, mean_length_passes, time_passes
-from tangram.models.families import decoder_layers, read_config
+from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_passes
+from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
+from tangram.models.packed import PackedLinear, pack
+from tangram.models.quantized import LARGEST, Int8Linear, with_precision
 from tangram.timing import interquartile_range
 
-PARENT, NO_OP = (
-    Parent.family,
-    NoOp.family,
-)  # in every job: every job times the first; the second completes a stack.s layers
+# Every job times the parent's subblock, and a no-op completes the layers of its stack.
+PARENT, NO_OP = Parent.family, NoOp.family
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
-MODEL = "model"  # the table's kind for embedding, mask, rotary angles, final norm, LM head and greedy choice
+MODEL = "model"  # the table's kind for embedding, mask, rotary angles and final norm
 COPIES = (8, 96)  # smallest and largest number of layers in a stack
+HEAD_COPIES = 8  # largest number of LM heads
 STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
 
 
@@ -59,10 +66,19 @@ def random_model(
     with torch.device(device), no_init_weights():
         model = MODEL_CLASSES[config.model_type]._from_config(config, dtype=getattr(torch, dtype))
     model.tie_weights()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.uniform_(-0.02, 0.02)  # zero pages would be faster than real weights, and denormals slower
+    randomize(model)
     return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def randomize(module: nn.Module) -> None:
+    """Fill a module's weights at random: zero pages would be faster than real weights, and denormals slower."""
+    for weight in module.parameters():
+        weight.uniform_(-0.02, 0.02)
+    for part in module.modules():
+        if isinstance(part, Int8Linear):
+            part.weight.random_(-LARGEST, LARGEST + 1)
+            part.smooth.uniform_(0.5, 2.0)
 
 
 def only(kind: str, variant: str) -> LayerChoice:
@@ -70,11 +86,77 @@ def only(kind: str, variant: str) -> LayerChoice:
     return LayerChoice(**{"attention": NO_OP, "ffn": NO_OP, kind: variant})
 
 
-def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> PreTrainedModel:
-    model = random_model(parent, Architecture((choice,)), dtype, device, STACK_VOCABULARY)
-    copies = math.ceil(stack_megabytes * 1e6 / parameter_bytes(decoder_layers(model)[0]))
-    copies = min(max(copies, COPIES[0]), COPIES[1])
-    return random_model(parent, Architecture((choice,) * copies), dtype, device, STACK_VOCABULARY)
+@dataclass(frozen=True)
+class Timed:
+    """Something to time.
+
+    Attributes:
+        prepare: returns the passes of a scenario at a batch size.
+        copies: number of copies that every pass runs.
+        parameter_bytes: bytes of one copy's weights.
+        kv_bytes_per_token: bytes of one copy's KV cache per token and sequence.
+    """
+
+    prepare: Callable[[Scenario, int], Passes]
+    copies: int
+    parameter_bytes: int
+    kv_bytes_per_token: int
+
+
+def _no_passes(scenario: Scenario, batch: int) -> Passes:
+    raise ValueError("a no-op is not timed")
+
+
+NOTHING = Timed(_no_passes, 1, 0, 0)
+
+
+def _copies(size: int, stack_megabytes: int) -> int:
+    return min(max(math.ceil(stack_megabytes * 1e6 / size), COPIES[0]), COPIES[1])
+
+
+def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> Timed:
+    one = decoder_layers(random_model(parent, Architecture((choice,)), dtype, device, STACK_VOCABULARY))[0]
+    size, kv_bytes = parameter_bytes(one), kv_bytes_per_token(one)
+    copies = _copies(size, stack_megabytes)
+    model = pack(random_model(parent, Architecture((choice,) * copies), dtype, device, STACK_VOCABULARY))
+    return Timed(functools.partial(mean_length_passes, Passes.of_layers, model), copies, size, kv_bytes)
+
+
+def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, device: str) -> Timed:
+    """Return copies of an LM head; a head that is tied to the embedding stores no weights of its own."""
+    config = read_config(parent)
+    head: Any = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=getattr(torch, dtype), device=device)
+    precision = get_block(HEAD, variant, Shape.of(config)).variant.precision
+    if precision is not None:
+        with torch.device(device):
+            head = with_precision(head, precision)
+    randomize(head)
+    size = parameter_bytes(head)
+    copies = min(HEAD_COPIES, max(1, math.ceil(stack_megabytes * 1e6 / size)))
+    heads = [PackedLinear([head]) for _ in range(copies)]
+
+    def prepare(scenario: Scenario, batch: int) -> Passes:
+        hidden = torch.randn(batch, scenario.prefill, config.hidden_size, dtype=getattr(torch, dtype)).to(device)
+        return Passes.of_heads(heads, hidden, min(DECODE_STEPS, scenario.generate))
+
+    stored = 0 if config.tie_word_embeddings and variant == PARENT else size
+    return Timed(prepare, copies, stored, 0)
+
+
+def _rest(parent: str | Path, dtype: str, device: str) -> Timed:
+    """Return a model without layers and LM head."""
+    empty = random_model(parent, Architecture(()), dtype, device)
+    empty.lm_head = nn.Identity()
+    prepare = functools.partial(mean_length_passes, Passes.of_model, empty)
+    return Timed(prepare, 1, parameter_bytes(empty), 0)
+
+
+def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str, device: str) -> Timed:
+    if kind == MODEL:
+        return _rest(parent, dtype, device)
+    if kind == HEAD:
+        return _head(parent, variant, costs.stack_megabytes, dtype, device)
+    return _stack(parent, only(kind, variant), costs.stack_megabytes, dtype, device)
 
 
 def measure(
@@ -87,11 +169,11 @@ def measure(
     dtype: str,
     progress: Callable[[list], Any] = iter,
 ) -> list[dict[str, Any]]:
-    """Time one variant of a subblock and the parent's round-robin; or, for kind ``'model'``, a model without layers.
+    """Time one variant of a subblock and the parent's round-robin; or, for kind ``'model'``, the rest of the model.
 
     Args:
         parent: the parent's folder; only its `config.json` is read.
-        kind: ``'attention'``, ``'ffn'`` or ``'model'``.
+        kind: ``'attention'``, ``'ffn'``, ``'head'`` or ``'model'``.
         variant: a variant of that kind; for ``'model'`` only ``'parent'``.
         costs: number of samples and size of the stacks.
         scenarios: inference workloads, by name.
@@ -102,25 +184,14 @@ def measure(
     Returns:
         Rows of `tables.COSTS`. A no-op costs 0 by definition; its job times only the parent's subblock.
     """
-    if kind == MODEL:
-        empty = random_model(parent, Architecture(()), dtype, device)
-        models, copies, prepare = {PARENT: empty}, {PARENT: 1}, Passes.of_model
-        size, kv_bytes = parameter_bytes(empty), 0
-    else:
-        names = dict.fromkeys((PARENT, variant))
-        timed = [name for name in names if name != NO_OP]
-        models = {n: _stack(parent, only(kind, n), costs.stack_megabytes, dtype, device) for n in timed}
-        copies = {name: len(decoder_layers(model)) for name, model in models.items()}
-        prepare = Passes.of_layers
-        size = kv_bytes = 0
-        if variant != NO_OP:
-            layer = decoder_layers(models[variant])[0]
-            size, kv_bytes = parameter_bytes(layer), kv_bytes_per_token(layer)
+    names = [name for name in dict.fromkeys((PARENT, variant)) if name != NO_OP]
+    timed = {name: _timed(parent, kind, name, costs, dtype, device) for name in names}
+    sizes = timed.get(variant, NOTHING)
     rows = []
     for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):
-        passes = {n: mean_length_passes(prepare, m, scenarios[name], batch) for n, m in models.items()}
+        passes = {n: t.prepare(scenarios[name], batch) for n, t in timed.items()}
         for phase, samples in time_passes(passes, costs.repeats, device).items():
-            seconds = {n: [value / copies[n] for value in values] for n, values in samples.items()}
+            seconds = {n: [value / timed[n].copies for value in values] for n, values in samples.items()}
             variant_seconds = seconds.get(variant, [0.0, 0.0])
             rows.append(
                 {
@@ -135,8 +206,8 @@ def measure(
                     "seconds": statistics.median(variant_seconds),
                     "seconds_spread": interquartile_range(variant_seconds),
                     "parent_seconds": statistics.median(seconds[PARENT]),
-                    "parameter_bytes": size,
-                    "kv_bytes_per_token": kv_bytes,
+                    "parameter_bytes": sizes.parameter_bytes,
+                    "kv_bytes_per_token": sizes.kv_bytes_per_token,
                 }
             )
     return rows
@@ -151,12 +222,13 @@ def measure_whole(
     dtype: str,
     progress: Callable[[list], Any] = iter,
 ) -> dict[tuple[str, str, int], dict[str, float]]:
-    """Time whole models round-robin, with all of them in memory at once.
+    """Time whole models and the stock parent round-robin, with all of them in memory at once.
 
     Returns:
         Seconds (median) of each model, by scenario, phase and batch. Arguments as in `measure`.
     """
-    models = {name: random_model(parent, a, dtype, device) for name, a in architectures.items()}
+    models = {name: pack(random_model(parent, a, dtype, device)) for name, a in architectures.items()}
+    models[STOCK] = random_model(parent, architectures[PARENT], dtype, device)
     seconds = {}
     for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):
         passes = {n: mean_length_passes(Passes.of_model, m, scenarios[name], batch) for n, m in models.items()}

@@ -15,14 +15,16 @@ from tangram.timing import interleaved, median_and_error
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PACKED = "packed parent"  # the parent with packed kernels (`models.packed`); `PARENT` runs as in stock transformers
+
 
 def throughput_rows(
     seconds: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str, scenario: Scenario, batch: int
 ) -> list[dict[str, Any]]:
     """Return throughputs: ``batch · (prefill + generate) / (seconds of the prefill + seconds of all decode steps)``.
 
-    Every model but the parent also gets a `speedup`: the median ratio of its throughput to the parent's in the same
-    round.
+    Every model but the parent also gets a `speedup`, the median ratio of its throughput to the parent's in the same
+    round, and a child also the `packed_speedup`, over the packed parent.
 
     Args:
         seconds: by model, the seconds of the prefill and of all decode steps in each round.
@@ -41,9 +43,10 @@ def throughput_rows(
             "prefill_throughput": [prompt / p for p in prefill],
             "decode_throughput": [generated / d for d in decode],
         }
-    for model in [model for model in metrics if PARENT in metrics and model != PARENT]:
-        pairs = zip(metrics[model]["throughput"], metrics[PARENT]["throughput"], strict=True)
-        metrics[model]["speedup"] = [child / parent for child, parent in pairs]
+    for metric, reference in (("speedup", PARENT), ("packed_speedup", PACKED)):
+        for model in [m for m in metrics if reference in metrics and m not in (PARENT, reference)]:
+            pairs = zip(metrics[model]["throughput"], metrics[reference]["throughput"], strict=True)
+            metrics[model][metric] = [child / parent for child, parent in pairs]
     rows = []
     for model, samples in metrics.items():
         for metric, values in samples.items():
@@ -65,7 +68,7 @@ def measure_throughput(
     """Measure a scenario's prefill and greedy generation with a KV cache, round-robin over the models.
 
     Args:
-        models: causal language models, by name (``'parent'``, ``'child'``, ``'finetuned'``), on one device.
+        models: causal language models, by name (``'parent'``, ``'packed parent'``, ``'child'``), on one device.
         name: the scenario's name.
         scenario: the scenario.
         batch: batch size.

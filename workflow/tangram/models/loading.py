@@ -16,6 +16,7 @@ import torch
 from tangram.errors import TangramError
 from tangram.files import check_tensors, sha256_of
 from tangram.models.families import CHILD_PREFIX, Shape, read_config, shape_of
+from tangram.models.quantized import BFloat16Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,11 +59,8 @@ def config_of(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def check_files(folder: Path, child: bool = False) -> None:
-    """Raise unless the folder holds readable safetensors; a header states the file's exact size.
-
-    Only a child that stock code cannot run may have int8 weights.
-    """
+def check_files(folder: Path) -> None:
+    """Raise unless the folder holds readable safetensors; a header states the file's exact size."""
     from safetensors import SafetensorError, safe_open
 
     shards = sorted(folder.glob("*.safetensors"))
@@ -83,10 +81,18 @@ def check_files(folder: Path, child: bool = False) -> None:
                 types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {REMEDY}") from error
-        if quantized := sorted(types - FLOATING - ({"I8"} if child else set())):
+        allowed = FLOATING | {"I8"} if has_precisions(folder) else FLOATING
+        if quantized := sorted(types - allowed):
             raise TangramError(f"{shard} is quantized (type {', '.join(quantized)}); dequantize it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
+
+
+def has_precisions(folder: Path) -> bool:
+    """Return whether a checkpoint is a child with matrices in a precision of their own (`models.quantized`)."""
+    config = read_config(folder)
+    layers = getattr(config, "per_layer_config", None) or ()
+    return bool(getattr(config, "head_precision", None) or any(getattr(layer, "precision", []) for layer in layers))
 
 
 def shard_names(index: Path) -> list[str]:
@@ -139,7 +145,7 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
     if not folder.is_dir():
         raise TangramError(f"checkpoint folder {folder} does not exist")
     config = config_of(folder)
-    check_files(folder, config.model_type.startswith(CHILD_PREFIX))
+    check_files(folder)
     quieten()
     try:
         model, info = model_class(config.model_type).from_pretrained(
@@ -155,6 +161,9 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {REMEDY}") from error
     _check_weights(folder, model, info)
+    for module in model.modules():
+        if isinstance(module, BFloat16Linear):  # transformers converts all floating weights to the model's dtype
+            module.weight.data = module.weight.data.bfloat16()
     if device == "cpu":  # tensors of a mapped file are not aligned, which slows matrix kernels by several per cent
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()

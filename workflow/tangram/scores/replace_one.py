@@ -54,7 +54,7 @@ class ReplaceOne:
             self._parent = [self._logits(batch) for batch in final.split(batch_size)]
 
     def _logits(self, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
-        """Return the logits at the scored positions, ``(sequences * positions, vocabulary)``, by default of its head."""
+        """Return a head's (by default the parent's) logits at the scored positions, ``(tokens, vocabulary)``."""
         normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
         return (head or self._model.lm_head)(normed).flatten(0, 1)
 
