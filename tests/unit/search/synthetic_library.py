@@ -46,7 +46,8 @@ def cost(
 ) -> dict:
     row = {"layer_class": 0, "kind": kind, "variant": variant, "engine": "torch", "device": "cpu"}
     row |= {"scenario": scenario, "phase": phase, "batch": batch, "seconds": seconds, "seconds_spread": 0.0}
-    return {**row, "parent_seconds": parent, "parameters": 0, "parameter_bytes": 0, "kv_bytes_per_token": 0, **sizes}
+    row |= {"parent_seconds": parent, "ratio_error": 0.0}
+    return {**row, "parameters": 0, "parameter_bytes": 0, "kv_bytes_per_token": 0, **sizes}
 
 
 def library(

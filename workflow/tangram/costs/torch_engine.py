@@ -33,13 +33,14 @@ from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.models.packed import PackedLinear, pack
 from tangram.models.quantized import LARGEST, Int8Linear, with_precision
-from tangram.timing import interquartile_range
+from tangram.timing import interquartile_range, median_and_error
 
 # Every job times the parent's subblock, and a no-op completes the layers of its stack.
 PARENT, NO_OP = Parent.family, NoOp.family
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
 MODEL = "model"  # the table's kind for embedding, mask, rotary angles and final norm
 COPIES = (8, 96)  # smallest and largest number of layers in a stack
+NORMAL_95 = 1.96  # half-width of the 95 % interval of a normal distribution, in standard errors
 HEAD_COPIES = 8  # largest number of LM heads
 STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
 
@@ -162,6 +163,28 @@ def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str
     return _stack(parent, only(kind, variant), costs.stack_megabytes, dtype, device)
 
 
+def _ratio_error(samples: Mapping[str, list[float]], variant: str) -> tuple[float, float]:
+    """Return the median ratio of a variant's seconds to the parent's in the same round, and its standard error."""
+    if variant == PARENT or variant not in samples:
+        return float(variant == PARENT), 0.0
+    return median_and_error([v / p for v, p in zip(samples[variant], samples[PARENT], strict=True)])
+
+
+def _precise_samples(passes: Mapping[str, Passes], costs: Costs, device: str) -> dict[str, dict[str, list[float]]]:
+    """Time the parent's subblock and a variant until `costs.interval` or `costs.max_repeats` is reached."""
+    samples = time_passes(passes, costs.repeats, device)
+
+    def precise() -> bool:
+        ratios = [_ratio_error(seconds, variant) for seconds in samples.values() for variant in passes]
+        return all(NORMAL_95 * error <= costs.interval * ratio for ratio, error in ratios)
+
+    while not precise() and len(samples["decode"][PARENT]) < costs.max_repeats:
+        for phase, more in time_passes(passes, costs.repeats, device, warmup=1).items():
+            for name, seconds in more.items():
+                samples[phase][name] += seconds
+    return samples
+
+
 def measure(
     parent: str | Path,
     kind: str,
@@ -193,7 +216,7 @@ def measure(
     rows = []
     for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):
         passes = {n: t.prepare(scenarios[name], batch) for n, t in timed.items()}
-        for phase, samples in time_passes(passes, costs.repeats, device).items():
+        for phase, samples in _precise_samples(passes, costs, device).items():
             seconds = {n: [value / timed[n].copies for value in values] for n, values in samples.items()}
             variant_seconds = seconds.get(variant, [0.0, 0.0])
             rows.append(
@@ -209,6 +232,7 @@ def measure(
                     "seconds": statistics.median(variant_seconds),
                     "seconds_spread": interquartile_range(variant_seconds),
                     "parent_seconds": statistics.median(seconds[PARENT]),
+                    "ratio_error": _ratio_error(seconds, variant)[1],
                     "parameters": sizes.parameters,
                     "parameter_bytes": sizes.parameter_bytes,
                     "kv_bytes_per_token": sizes.kv_bytes_per_token,
