@@ -67,6 +67,9 @@ QUANTIZED = Architecture(
 )
 
 
+IN_BF16 = Architecture((LayerChoice("parent@bf16", "parent@bf16"),) * LAYERS, "parent@bf16")
+
+
 def in_int8(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a piece's tensors with its matrices rounded to nearest in int8."""
     tensors = {}
@@ -90,6 +93,9 @@ def pieces(parent: PreTrainedModel):
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
         if variant.endswith("@int8"):
             return in_int8(piece(kind, variant.removesuffix("@int8"), layer))
+        if kind != "head" and variant.endswith("@bf16"):
+            state = piece(kind, variant.removesuffix("@bf16"), layer)
+            return {name: tensor.bfloat16() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
         if (kind, variant) == ("head", "parent"):
             return dict(parent.lm_head.state_dict())
         if kind == "head":

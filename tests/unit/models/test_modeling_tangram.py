@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import save_file
 from tiny_children import (
     CONFIGS,
+    IN_BF16,
     INTERMEDIATE,
     LAYERS,
     MIXED,
     NO_ATTENTION,
     PARENT_ONLY,
+    QUANTIZED,
     STRUCTURED,
     UNIFORM,
     VOCABULARY,
@@ -251,6 +253,11 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
             expected["padded"], attention_mask=expected["mask"], max_new_tokens=4, do_sample=False
         )
         assert torch.equal(generated, expected["generated"]), folder
+    if not stock:
+        with torch.no_grad():
+            packed = load(folder).pack()(expected["tokens"]).logits
+        error = (packed - expected["logits"]).norm() / expected["logits"].norm()
+        assert error < (0.02 if "in-" in folder.name else 1e-5), folder
     print(f"\\nright: {folder.name}")
 """
 
@@ -260,13 +267,13 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     torch.set_num_threads(1)
     padded = nn.functional.pad(TOKENS, (2, 0), value=0)
     mask = (torch.arange(padded.shape[1]) >= 2).long().expand(2, -1).contiguous()
-    children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED)]
+    children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED, QUANTIZED)] + [("qwen2", IN_BF16)]
     children += [("llama", NO_ATTENTION), ("mistral-sliding", NO_ATTENTION), ("llama", UNIFORM), ("llama", PARENT_ONLY)]
     (tmp_path / "parent").mkdir()
     for index, (name, architecture) in enumerate(children):
         child = child_of(random_model(CONFIGS[name]), architecture)
-        stock = "-stock" if architecture in (UNIFORM, PARENT_ONLY) else ""
-        folder = tmp_path / "children" / f"{index}-{name}{stock}"
+        named = {UNIFORM: "-stock", PARENT_ONLY: "-stock", QUANTIZED: "-in-int8", IN_BF16: "-in-bf16"}
+        folder = tmp_path / "children" / f"{index}-{name}{named.get(architecture, '')}"
         save_child(child, child.config, tmp_path / "parent", folder, {})
         generated = child.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)
         expected = {"logits": child(TOKENS).logits, "generated": generated, "padded": padded, "mask": mask}

@@ -1,0 +1,154 @@
+"""Linear layers in bf16 and int8 against float64, within the bounds of their rounding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tangram.library.quantize import Statistics, round_to_nearest, smoothing
+from tangram.models.quantized import BFloat16Linear, Int8Linear, set_precision, token_scales, with_precision
+
+
+def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int8_layer(weight: torch.Tensor, smooth: torch.Tensor | None = None, bias: bool = False) -> Int8Linear:
+    """Return a layer that holds a float matrix, rounded to nearest."""
+    layer = Int8Linear(weight.shape[1], weight.shape[0], bias)
+    smooth = torch.ones(weight.shape[1]) if smooth is None else smooth
+    rounded, scale = round_to_nearest(weight / smooth)
+    state = {"weight": rounded, "scale": scale, "smooth": smooth}
+    layer.load_state_dict(state | ({"bias": seeded(len(weight), seed=9)} if bias else {}))
+    return layer.requires_grad_(False)
+
+
+def steps(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:
+    """Return the product of a token's and a row's step, ``(tokens, out)``, float64."""
+    return token_scales(x * layer.smooth).double() * layer.scale.double()
+
+
+shapes = st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 24))  # torch._int_mm errs at a width of 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes, seed=st.integers(0, 1000), exponent=st.integers(-20, 20))
+def test_int8_errs_by_half_a_step_of_inputs_and_weights(shape, seed, exponent):
+    """With x = a (q + e) and w = s (Q + d), |e| and |d| <= 1/2, the error is a s (Q·e + d·q + d·e)."""
+    tokens, width, rows = shape
+    x, weight = seeded(tokens, width, seed=seed) * 2.0**exponent, seeded(rows, width, seed=seed + 1)
+    layer = int8_layer(weight, smooth=seeded(width, seed=seed + 2).abs() + 0.1)
+    y, step = layer(x).double(), steps(layer, x)
+    q = (x * layer.smooth / token_scales(x * layer.smooth)).round().double().abs().sum(1, keepdim=True)
+    of_inputs = 0.5 * layer.weight.double().abs().sum(1)
+    slack = 1e-5 * step * 127 * 127 * width  # of float32
+    stored = x.double() @ layer.matrix().double().t()
+    assert ((y - stored).abs() <= step * of_inputs + slack).all()
+    true = x.double() @ weight.double().t()
+    assert ((y - true).abs() <= step * (of_inputs + 0.5 * q + 0.25 * width) + slack).all()
+
+
+def test_int8_rounds_both_factors():
+    x, weight = seeded(50, 64), seeded(20, 64, seed=1)
+    layer = int8_layer(weight)
+    errors = [(layer(x) - x @ matrix.t()).norm() / (x @ matrix.t()).norm() for matrix in (layer.matrix(), weight)]
+    assert 1e-3 < errors[0] < errors[1] < 2e-2
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-30, 30), token=st.integers(0, 3))
+def test_int8_is_invariant_to_the_scale_of_each_token(seed, exponent, token):
+    layer = int8_layer(seeded(7, 33, seed=seed))
+    x = seeded(4, 33, seed=seed + 1)
+    scaled = x.clone()
+    scaled[token] *= 2.0**exponent
+    expected = layer(x)
+    expected[token] *= 2.0**exponent
+    assert torch.equal(layer(scaled), expected)
+    assert torch.equal(layer(x[token]), layer(x)[token])  # alone as in a batch
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), exponent=st.integers(-30, 30), row=st.integers(0, 6))
+def test_int8_is_invariant_to_the_scale_of_each_row(seed, exponent, row):
+    weight, x = seeded(7, 33, seed=seed), seeded(4, 33, seed=seed + 1)
+    factor = torch.ones(7)
+    factor[row] = 2.0**exponent
+    assert torch.equal(int8_layer(weight * factor[:, None])(x), int8_layer(weight)(x) * factor)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_token_of_zeros_gives_the_bias(precision, bias):
+    layer = int8_layer(seeded(5, 8), bias=bias) if precision == "int8" else BFloat16Linear(8, 5, bias)
+    y = layer(torch.cat([torch.zeros(1, 8), seeded(1, 8, seed=3)]))
+    expected = layer.bias if bias else torch.zeros(5)
+    assert torch.equal(y[0], expected.detach())
+    assert (y[1] != y[0]).any()
+
+
+def test_smoothing_saves_the_channels_beside_an_outlier():
+    x, weight = seeded(200, 32), seeded(16, 32, seed=1)
+    x[:, 5] *= 1000
+    weight[:, 5] /= 1000
+    smooth = smoothing(Statistics.of(x), [weight], 0.5)
+    plain, smoothed = int8_layer(weight), int8_layer(weight, smooth)
+    true = x @ weight.t()
+    errors = [(layer(x) - true).norm() / true.norm() for layer in (plain, smoothed)]
+    assert errors[0] > 0.3  # the step of each token is as large as its other channels
+    assert errors[1] < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_outputs_have_the_shape_and_the_dtype_of_inputs(precision, dtype):
+    layer = with_precision(nn.Linear(8, 5), precision)
+    y = layer(torch.ones(2, 3, 8, dtype=dtype))
+    assert (y.shape, y.dtype) == ((2, 3, 5), dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bf16_rounds_inputs_weights_and_sums(bias):
+    x, layer = seeded(30, 64), BFloat16Linear(64, 20, bias)
+    layer.load_state_dict({name: seeded(*t.shape, seed=1).to(t.dtype) for name, t in layer.state_dict().items()})
+    assert layer.weight.dtype == torch.bfloat16
+    exact = x.bfloat16().double() @ layer.weight.double().t()
+    terms = x.abs().double() @ layer.weight.abs().double().t()
+    bound = 2.0**-8 * exact.abs() + 1e-5 * terms
+    exact = exact if layer.bias is None else exact + layer.bias.double()
+    with torch.no_grad():
+        assert ((layer(x).double() - exact).abs() <= bound + 1e-6).all()
+
+
+def test_training_and_inference_in_int8_agree():
+    layer, x = int8_layer(seeded(20, 64), seeded(64, seed=2).abs() + 0.5, bias=True), seeded(30, 64, seed=1)
+    expected = layer(x)
+    trained = layer.requires_grad_(True)(x)
+    assert trained.requires_grad
+    torch.testing.assert_close(trained.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rounding_in_int8_passes_gradients_on_unchanged():
+    layer, x = int8_layer(seeded(20, 64), seeded(64, seed=2).abs() + 0.5, bias=True), seeded(30, 64, seed=1)
+    layer.requires_grad_(True)
+    x.requires_grad_(True)
+    direction = seeded(30, 20, seed=3)
+    (layer(x) * direction).sum().backward()
+    torch.testing.assert_close(x.grad, direction @ layer.matrix().detach(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(layer.bias.grad, direction.sum(0))
+    with torch.no_grad():  # the sum is linear in the scales, so a difference of any size is the derivative
+        before = (layer(x) * direction).sum(0)
+        layer.scale *= 2
+        after = (layer(x) * direction).sum(0)
+    change = (layer.scale.detach() / 2) * layer.scale.grad
+    torch.testing.assert_close(after - before, change, rtol=1e-3, atol=1e-3)
+    assert {name for name, _ in layer.named_parameters()} == {"scale", "bias"}  # the integers are not trained
+
+
+def test_only_a_subblocks_linear_layers_change():
+    subblock = nn.ModuleDict({"up": nn.Linear(4, 6, bias=False), "act": nn.SiLU(), "down": nn.Linear(6, 4)})
+    set_precision(subblock, "int8")
+    assert [type(module) for module in subblock.values()] == [Int8Linear, nn.SiLU, Int8Linear]
+    assert [module.bias is None for module in (subblock["up"], subblock["down"])] == [True, False]
+    assert (subblock["down"].in_features, subblock["down"].out_features) == (6, 4)
