@@ -27,7 +27,7 @@ from tangram.blocks.no_op import NoOp
 from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
 from tangram.costs.calibration import STOCK
-from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
+from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_passes
 from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
@@ -94,12 +94,14 @@ class Timed:
     Attributes:
         prepare: returns the passes of a scenario at a batch size.
         copies: number of copies that every pass runs.
+        parameters: number of one copy's weights.
         parameter_bytes: bytes of one copy's weights.
         kv_bytes_per_token: bytes of one copy's KV cache per token and sequence.
     """
 
     prepare: Callable[[Scenario, int], Passes]
     copies: int
+    parameters: int
     parameter_bytes: int
     kv_bytes_per_token: int
 
@@ -108,7 +110,7 @@ def _no_passes(scenario: Scenario, batch: int) -> Passes:
     raise ValueError("a no-op is not timed")
 
 
-NOTHING = Timed(_no_passes, 1, 0, 0)
+NOTHING = Timed(_no_passes, 1, 0, 0, 0)
 
 
 def _copies(size: int, stack_megabytes: int) -> int:
@@ -117,10 +119,11 @@ def _copies(size: int, stack_megabytes: int) -> int:
 
 def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> Timed:
     one = decoder_layers(random_model(parent, Architecture((choice,)), dtype, device, STACK_VOCABULARY))[0]
-    size, kv_bytes = parameter_bytes(one), kv_bytes_per_token(one)
+    size = parameter_bytes(one)
     copies = _copies(size, stack_megabytes)
     model = pack(random_model(parent, Architecture((choice,) * copies), dtype, device, STACK_VOCABULARY))
-    return Timed(functools.partial(mean_length_passes, Passes.of_layers, model), copies, size, kv_bytes)
+    prepare = functools.partial(mean_length_passes, Passes.of_layers, model)
+    return Timed(prepare, copies, parameters(one), size, kv_bytes_per_token(one))
 
 
 def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, device: str) -> Timed:
@@ -140,8 +143,8 @@ def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, de
         hidden = torch.randn(batch, scenario.prefill, config.hidden_size, dtype=getattr(torch, dtype)).to(device)
         return Passes.of_heads(heads, hidden, min(DECODE_STEPS, scenario.generate))
 
-    stored = 0 if config.tie_word_embeddings and variant == PARENT else size
-    return Timed(prepare, copies, stored, 0)
+    tied = config.tie_word_embeddings and variant == PARENT
+    return Timed(prepare, copies, 0 if tied else parameters(head), 0 if tied else size, 0)
 
 
 def _rest(parent: str | Path, dtype: str, device: str) -> Timed:
@@ -149,7 +152,7 @@ def _rest(parent: str | Path, dtype: str, device: str) -> Timed:
     empty = random_model(parent, Architecture(()), dtype, device)
     empty.lm_head = nn.Identity()
     prepare = functools.partial(mean_length_passes, Passes.of_model, empty)
-    return Timed(prepare, 1, parameter_bytes(empty), 0)
+    return Timed(prepare, 1, parameters(empty), parameter_bytes(empty), 0)
 
 
 def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str, device: str) -> Timed:
@@ -230,6 +233,7 @@ def measure(
                     "seconds_spread": interquartile_range(variant_seconds),
                     "parent_seconds": statistics.median(seconds[PARENT]),
                     "ratio_error": _ratio_error(seconds, variant)[1],
+                    "parameters": sizes.parameters,
                     "parameter_bytes": sizes.parameter_bytes,
                     "kv_bytes_per_token": sizes.kv_bytes_per_token,
                 }
