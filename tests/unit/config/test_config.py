@@ -251,6 +251,11 @@ MISTAKES = {
         {"device": "cuda", "library": {"ffn": ["no-op", "width-0.5@int8"]}},
         "library.ffn[1]: 'width-0.5@int8': int8 runs on cpu only, not on device: cuda",
     ),
+    "shards of pieces with a precision": (
+        None,
+        {"finetune": {"parallel": {"strategy": "fsdp"}}, "library": {"precisions": {"ffn": ["int8"]}}},
+        "finetune.parallel.strategy: fsdp cannot shard pieces with a precision, such as library.ffn's 'parent@int8'",
+    ),
     "nothing to choose from": ("library", {"attention": [], "ffn": []}, "attention and ffn are empty"),
     "two spellings of a width": (
         "library/ffn",

@@ -100,6 +100,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _sharded_training(self) -> Config:
+        quantized = [(kind, name) for kind in (*KINDS, HEAD) for name in self.library.quantized(kind)]
+        if quantized and self.finetune.parallel.strategy == "fsdp":
+            kind, name = quantized[0]
+            raise ValueError(
+                f"finetune.parallel.strategy: fsdp cannot shard pieces with a precision, such as library.{kind}'s "
+                f"'{name}'; set strategy: ddp, or leave the precisions out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _layers_to_drop(self) -> Config:
         kinds_without_no_op = [kind for kind in KINDS if NO_OP not in self.library.listed(kind)]
         for name, target in self.targets.items():

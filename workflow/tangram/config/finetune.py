@@ -18,7 +18,7 @@ class Parallel(Section):
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="`ddp`: every process holds the child; `fsdp`: every process holds a shard of it and recomputes "
-        "each layer's activations in the backward pass.",
+        "each layer's activations in the backward pass, for children without precisions.",
     )
 
 

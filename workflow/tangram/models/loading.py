@@ -125,8 +125,8 @@ def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]
         if keys:
             names = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise TangramError(f"{folder} {fault}: {names}; {REMEDY}")
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.isfinite(tensor).all():
             raise TangramError(f"{folder}: weight {name} holds NaN or infinite values; {REMEDY}")
 
 
