@@ -4,10 +4,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
+from tangram.costs import torch_engine
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
-from tangram.costs.torch_engine import measure, only, random_model
+from tangram.costs.torch_engine import measure, measure_whole, only, random_model
 from tangram.models.families import decoder_layers
+from tangram.models.packed import pack
 from tangram.tables import COSTS, read_table, write_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -18,6 +20,11 @@ VARIANTS = {
 MIXED = Architecture(
     (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
 )
+
+MIXED_PRECISIONS = {
+    variant: Architecture((LayerChoice(variant, variant), *MIXED.layers[1:]), variant)
+    for variant in ("parent@bf16", "parent@int8")
+}
 
 
 def expected_parameters(family, kind, variant):
@@ -141,6 +148,78 @@ def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, var
     assert set(table.parameters) == {expected}
     assert set(table.parameter_bytes) == {4 * expected}
     assert set(table.kv_bytes_per_token) == {2 * 1 * 16 * 4 if kind == "attention" else 0}
+
+
+HEADS = {"parent": (1600, 4 * 1600), "parent@bf16": (1600, 2 * 1600), "parent@int8": (1682, 1600 + 4 * 82)}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("variant", HEADS)
+def test_heads_are_measured_with_their_stored_sizes(parents, settings, family, variant):
+    """A head that is tied to the embedding stores nothing, but one in a precision is a matrix of its own."""
+    expected = (0, 0) if (family, variant) == ("llama", "parent") else HEADS[variant]
+    for row in measure(parents[family], "head", variant, *settings, "cpu", "float32"):
+        assert (row["parameters"], row["parameter_bytes"], row["kv_bytes_per_token"]) == (*expected, 0)
+        assert row["seconds"] > 0
+        assert row["parent_seconds"] > 0
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize(("precision", "size"), [("bf16", 2), ("int8", 1)])
+def test_memory_of_a_precision_is_that_of_its_matrices(parents, kind, precision, size):
+    """Matrices of the subblock in the precision, the norm and the scales in float32."""
+    one, plain = (
+        decoder_layers(random_model(parents["qwen3"], Architecture((only(kind, v),)), "float32", "cpu", 8))[0]
+        for v in (f"parent@{precision}", "parent")
+    )
+    state = plain.state_dict()
+    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
+    scales = sum(sum(tensor.shape) for tensor in matrices) if precision == "int8" else 0
+    weights = sum(tensor.numel() for tensor in matrices)
+    assert parameters(one) == parameters(plain) + scales
+    assert parameter_bytes(one) == parameter_bytes(plain) - (4 - size) * weights + 4 * scales
+    assert kv_bytes_per_token(one) == kv_bytes_per_token(plain)
+
+
+def test_a_tied_head_is_stored_once(parents):
+    tied = random_model(parents["llama"], Architecture(()), "float32", "cpu")
+    own = random_model(parents["llama"], Architecture((), "parent@int8"), "float32", "cpu")
+    assert parameters(tied) == 50 * 32 + 32
+    assert parameters(own) == parameters(tied) + 50 * 32 + 50 + 32
+    assert parameter_bytes(own) == parameter_bytes(tied) + 50 * 32 + 4 * (50 + 32)
+
+
+@pytest.mark.parametrize("variant", ["parent@bf16", "parent@int8"])
+def test_random_weights_are_those_of_the_precision(parents, variant):
+    """Zeros would be faster than real weights."""
+    layer = decoder_layers(random_model(parents["llama"], MIXED_PRECISIONS[variant], "float32", "cpu"))[0]
+    state = layer.state_dict()
+    assert all(tensor.abs().sum() > 0 for tensor in state.values())
+    types = {state[f"{name}.weight"].dtype for name in ("self_attn.q_proj", "mlp.down_proj")}
+    assert types == {torch.int8 if variant.endswith("int8") else torch.bfloat16}
+    assert state["input_layernorm.weight"].dtype == torch.float32
+
+
+def test_head_passes_choose_the_likeliest_token_of_every_copy(parents):
+    heads = [torch.nn.Linear(8, 11, bias=False) for _ in range(3)]
+    hidden = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    passes = Passes.of_heads(heads, hidden, steps=2)
+    with torch.no_grad():
+        expected = torch.stack([head(hidden)[:, -1].argmax(-1) for head in heads])
+    assert torch.equal(passes.prefill(), expected)
+    assert torch.equal(passes.decode(), torch.stack([expected, expected]))
+    assert passes.steps == 2
+
+
+def test_every_architecture_is_timed_packed_and_the_parent_also_as_stock(parents, settings, monkeypatch):
+    packed = []
+    monkeypatch.setattr(torch_engine, "pack", lambda model: packed.append(model) or pack(model))
+    architectures = {"parent": Architecture((LayerChoice(),) * 3), "mixed": MIXED_PRECISIONS["parent@int8"]}
+    seconds = measure_whole(parents["qwen2"], architectures, *settings, "cpu", "float32")
+    assert seconds.keys() == {("chat", phase, batch) for phase in ("prefill", "decode") for batch in (1, 2)}
+    assert all(times.keys() == {"parent", "mixed", "stock parent"} for times in seconds.values())
+    assert all(second > 0 for times in seconds.values() for second in times.values())
+    assert len(packed) == len(architectures)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

@@ -25,6 +25,17 @@ def test_rates_are_tokens_over_seconds():
     assert ("parent", "speedup") not in rows
 
 
+def test_children_are_compared_with_both_parents():
+    seconds = {
+        "parent": ([2.0, 3.0, 4.0], [6.0, 5.0, 4.0]),
+        "packed parent": ([1.0, 1.0, 2.0], [3.0, 3.0, 2.0]),
+        "child": ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
+    }
+    rows = throughput_rows(seconds, "chat", SCENARIO, batch=2)
+    ratios = {(r["model"], r["metric"]): r["value"] for r in rows if r["metric"].endswith("speedup")}
+    assert ratios == {("packed parent", "speedup"): 2, ("child", "speedup"): 4, ("child", "packed_speedup"): 2}
+
+
 def test_models_are_measured_end_to_end(tmp_path):
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -8,8 +8,14 @@ from replaced import replaced
 
 from tangram.activations import StreamedActivations, capture, open_activations
 from tangram.blocks import get_block
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.child.assemble import assemble_state, build_child, build_config
+from tangram.config import BlockDistillation
+from tangram.library.distill import LayerDistillation
+from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.loading import load_model
+from tangram.models.replace import replace_head, replace_subblocks
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 
 
@@ -56,6 +62,61 @@ def test_scores_equal_the_naive_full_forward(model, tokens, tmp_path, kind):
             error = values.mean(1).std() / len(values) ** 0.5
             assert rows[name]["standard_error"] == pytest.approx(error.item(), rel=1e-2, abs=1e-6), name
             assert rows[name]["tokens"] == values.numel()
+
+
+def kl_of(child, model, tokens, positions) -> torch.Tensor:
+    """Return KL(parent ‖ child) by whole forward passes in float64, ``(sequences, positions)``."""
+    with torch.inference_mode():
+        logits = [m(tokens).logits[:, positions].double() for m in (model, child)]
+    return torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=each) for each in logits))
+
+
+def quantized(model, tokens, kind, variant):
+    """Return a quantized piece of layer 1, or of the head."""
+    states = StreamedActivations(model, tokens, 5)
+    if kind == "head":
+        return quantize_head(model, states, variant, 0.25).weights
+    problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation())
+    return quantize_subblock(problem, kind, variant, None).weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("attention", "parent@int8"), ("ffn", "parent@int8"), ("ffn", "parent@bf16"), ("head", "parent@int8")],
+)
+def test_scores_of_quantized_pieces_are_those_of_a_child_with_one(model, tokens, kind, variant):
+    weights = quantized(model, tokens, kind, variant)
+    scorer = ReplaceOne(model, StreamedActivations(model, tokens, 5), tokens, 3, 2)
+    if kind == "head":
+        rows = scorer.score_head(replace_head(model.lm_head, "int8", weights))
+        architecture = Architecture((LayerChoice(),) * 3, variant)
+    else:
+        entries = get_block(kind, variant, Shape.of(model.config)).entries()
+        layer = replace_subblocks(decoder_layers(model)[1], model.config, 1, entries, {kind: weights})
+        rows = scorer.score(1, layer)
+        architecture = Architecture((LayerChoice(), LayerChoice(**{kind: variant}), LayerChoice()))
+    state = assemble_state(model.state_dict(), architecture, lambda *_: weights)
+    child = build_child(build_config(model.config, architecture), state)
+    kl = kl_of(child, model, tokens, scored_positions(13, 3)).mean().item()
+    score = {row["metric"]: row["value"] for row in rows}["kl"]
+    assert 1e-6 < score < 0.1
+    assert score == pytest.approx(kl, rel=0.05, abs=1e-6)  # float32; an input may be rounded to the next integer
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_heads_score_is_the_models_kl(model, tokens, precision):
+    weights = quantized(model, tokens, "head", f"parent@{precision}")
+    head = replace_head(model.lm_head, precision, weights)
+    scorer = ReplaceOne(model, StreamedActivations(model, tokens, 5), tokens, 3, 2)
+    rows = {row["metric"]: row for row in scorer.score_head(head)}
+    child = copy.deepcopy(model)
+    child.lm_head = head
+    positions = scored_positions(13, 3)
+    kl = kl_of(child, model, tokens, positions)
+    assert rows["kl"]["value"] == pytest.approx(kl.mean().item(), rel=1e-2, abs=1e-6)
+    assert rows["kl"]["tokens"] == kl.numel()
+    own = {row["metric"]: row["value"] for row in scorer.score_head(model.lm_head)}
+    assert own == {"kl": pytest.approx(0, abs=1e-6), "lm_loss_increase": pytest.approx(0, abs=1e-6), "agreement": 1}
 
 
 def test_the_parents_own_layer_scores_zero(model, tokens):
