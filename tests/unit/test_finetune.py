@@ -7,10 +7,15 @@ import torch
 from torch.nn import functional
 
 from tangram.activations import StreamedActivations
-from tangram.config import Finetune
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.child.assemble import assemble_state, build_config, save_child
+from tangram.config import BlockDistillation, Finetune
 from tangram.finetune import Distillation, finetune
+from tangram.library.distill import LayerDistillation
+from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.models.loading import load_model
 from tangram.training.loop import Checkpointing
+from tangram.training.parallel import World
 
 
 @pytest.fixture
@@ -74,6 +79,73 @@ def test_recomputing_layers_changes_no_gradient(parent, child, tokens):
         loss(torch.arange(4))[0].backward()
         found.append([parameter.grad.clone() for parameter in child.parameters()])
     assert all(map(torch.equal, *found))
+
+
+PRECISIONS = Architecture(
+    (LayerChoice("parent@int8", "width-0.5@int8"), LayerChoice("parent", "parent@bf16"), LayerChoice("gqa-1", "no-op")),
+    "parent@int8",
+)
+
+
+def pieces_of(parent, tokens):
+    """Return a library of initial pieces and their quantized ones."""
+    states = StreamedActivations(parent, tokens, 4)
+
+    def piece(kind, variant, layer):
+        if kind == "head":
+            return quantize_head(parent, states, variant, 0.25).weights
+        inputs, outputs = states.hidden(layer), states.hidden(layer + 1)
+        problem = LayerDistillation(parent, layer, inputs, outputs, BlockDistillation(epochs=0))
+        name, _, precision = variant.partition("@")
+        source = None if name == "parent" else problem.distill(kind, name, 0).weights
+        return quantize_subblock(problem, kind, variant, source).weights if precision else source
+
+    return piece
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def quantized(request, tiny_parent, tokens, tmp_path):
+    """A parent, and a child with pieces in int8 and bf16 that was loaded from disk."""
+    folder = tiny_parent("llama", tie_word_embeddings=request.param)
+    parent = load_model(folder).requires_grad_(False)
+    state = assemble_state(parent.state_dict(), PRECISIONS, pieces_of(parent, tokens))
+    save_child(state, build_config(parent.config, PRECISIONS), folder, tmp_path / "child", {})
+    return parent, load_model(tmp_path / "child")
+
+
+def test_a_quantized_child_trains_its_scales_and_keeps_its_integers(quantized, tokens, tmp_path):
+    parent, child = quantized
+    states = StreamedActivations(parent, tokens, 4)
+    before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    settings = Finetune(epochs=8, learning_rate=3e-4)
+    loss = Distillation(child, parent, states, tokens, settings)
+    with torch.no_grad():
+        first = loss(torch.arange(4))[0].item()
+    finetune(child, parent, states, tokens, settings, seed=0)
+    with torch.no_grad():
+        assert loss(torch.arange(4))[0].item() < 0.8 * first
+    after = child.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype, name
+        kept = tensor.dtype == torch.int8 or name.endswith(".smooth")
+        assert torch.equal(after[name], tensor) == kept, name
+    save_child(World().gather(child, torch.float32), child.config, tmp_path, tmp_path / "finetuned", {})
+    loaded = load_model(tmp_path / "finetuned").eval()
+    assert {name: t.dtype for name, t in loaded.state_dict().items()} == {name: t.dtype for name, t in before.items()}
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, child.eval()(tokens).logits)
+
+
+def test_the_loss_of_a_quantized_child_is_that_of_inference(quantized, tokens):
+    """Training computes with float sums, inference with sums of integers."""
+    parent, child = quantized
+    loss = Distillation(child, parent, StreamedActivations(parent, tokens, 4), tokens, Finetune())
+    with torch.no_grad():
+        of_inference = loss(torch.arange(4))[0].item()
+    child.requires_grad_(True)
+    assert loss(torch.arange(4))[0].item() == pytest.approx(of_inference, rel=1e-2)
+    assert of_inference > 0.01
 
 
 def test_the_parent_itself_has_no_loss(parent, tokens):

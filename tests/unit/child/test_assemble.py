@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_children import HIDDEN, MIXED, PARENT_ONLY, QUANTIZED, child_of, pieces
+from tiny_children import HIDDEN, IN_BF16, MIXED, PARENT_ONLY, QUANTIZED, child_of, pieces
 from transformers import AutoModelForCausalLM
 
 from tangram.blocks.architecture import Architecture, LayerChoice
@@ -184,6 +184,22 @@ def test_config_takes_the_dtype_of_the_weights(llama, tmp_path):
     child = child_of(llama, MIXED).bfloat16()
     save_child(child, child.config, tmp_path, tmp_path / "child", {})
     assert read_config(tmp_path / "child").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architecture", [QUANTIZED, IN_BF16], ids=["int8", "bf16"])
+def test_a_child_trained_in_float32_is_saved_in_its_precisions(parent, tmp_path, architecture):
+    """Training converts floating weights to float32; the integers stay."""
+    child = child_of(parent, architecture)
+    save_child(child, child.config, tmp_path, tmp_path / "assembled", {})
+    save_child(child.float(), child.config, tmp_path, tmp_path / "trained", {})
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("assembled", "trained"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype, name
+        assert torch.equal(after[name], tensor), name
+    matrices = torch.int8 if architecture is QUANTIZED else torch.bfloat16
+    assert before["lm_head.weight"].dtype == before["model.layers.0.mlp.up_proj.weight"].dtype == matrices
+    assert read_config(tmp_path / "trained").dtype == torch.float32
 
 
 def test_layer_outside_all_shards_is_refused(tmp_path):
