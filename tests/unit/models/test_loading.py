@@ -11,6 +11,7 @@ from tiny_models import random_model
 from tangram.child.assemble import save_child
 from tangram.errors import TangramError
 from tangram.models.loading import has_precisions, load_model
+from tangram.training.parallel import World
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 ARCHITECTURES = {"int8": QUANTIZED, "bf16": IN_BF16}
@@ -37,6 +38,24 @@ def test_a_loaded_child_is_the_one_in_memory(saved):
     types = {tensor.dtype for tensor in loaded.state_dict().values()}
     assert len(types) == 2
     assert types < {torch.float32, torch.bfloat16, torch.int8}
+    assert torch.equal(loaded(TOKENS).logits, child(TOKENS).logits)
+
+
+@torch.no_grad()
+def test_factors_of_int8_stay_in_float32_in_a_bfloat16_child(parent, tmp_path):
+    """In bfloat16 they would have eight significant bits, and smoothing would not cancel."""
+    library = child_of(parent, QUANTIZED).state_dict()
+    child = child_of(parent.bfloat16(), QUANTIZED)
+    save_child(World().gather(child, torch.bfloat16), child.config, tmp_path, tmp_path / "child", {})
+    loaded = load_model(tmp_path / "child", "bfloat16")
+    for name, tensor in loaded.state_dict().items():
+        factor = name.endswith((".scale", ".smooth"))
+        assert tensor.dtype == (
+            torch.float32 if factor else torch.int8 if library[name].dtype == torch.int8 else torch.bfloat16
+        )
+        assert torch.equal(tensor, child.state_dict()[name]), name
+    name = "model.layers.0.mlp.up_proj.scale"
+    assert not torch.equal(loaded.state_dict()[name], loaded.state_dict()[name].bfloat16().float())
     assert torch.equal(loaded(TOKENS).logits, child(TOKENS).logits)
 
 

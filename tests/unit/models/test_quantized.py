@@ -146,6 +146,18 @@ def test_rounding_in_int8_passes_gradients_on_unchanged():
     assert {name for name, _ in layer.named_parameters()} == {"scale", "bias"}  # the integers are not trained
 
 
+def test_factors_keep_their_bits_when_the_dtype_changes():
+    layer = int8_layer(seeded(5, 8), seeded(8, seed=2).abs() + 0.1, bias=True)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    empty = Int8Linear(8, 5, bias=True).to(torch.bfloat16)  # as in scoring: cast, then filled
+    empty.load_state_dict(before)
+    for changed in (empty, layer.to(torch.bfloat16)):
+        for name in ("weight", "scale", "smooth"):
+            assert changed.state_dict()[name].dtype == before[name].dtype
+            assert torch.equal(changed.state_dict()[name], before[name])
+        assert changed.bias.dtype == torch.bfloat16
+
+
 def test_only_a_subblocks_linear_layers_change():
     subblock = nn.ModuleDict({"up": nn.Linear(4, 6, bias=False), "act": nn.SiLU(), "down": nn.Linear(6, 4)})
     set_precision(subblock, "int8")

@@ -1,12 +1,14 @@
 """Linear layers with matrices in a lower precision than the model's dtype, in plain torch.
 
-This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch. The residual
-stream, norms and attention keep the model's dtype.
+This file is copied into every child checkpoint that has the model's code, so it imports no package but torch. The
+residual stream, norms and attention keep the model's dtype.
 
 - ``bf16``: weights and inputs are rounded to bfloat16, sums are float32 inside the kernel.
 - ``int8``: weights are int8 with a scale per row; inputs are int8 with a scale per token, after a multiplication by
   `smooth` (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). Sums are exact 32-bit integers.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,9 +51,17 @@ class Int8Linear(nn.Module):
         self.weight: torch.Tensor
         self.smooth: torch.Tensor
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("smooth", torch.ones(in_features))
-        self.scale = nn.Parameter(torch.ones(out_features))
+        self.register_buffer("smooth", torch.ones(in_features, dtype=torch.float32))
+        self.scale = nn.Parameter(torch.ones(out_features, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Int8Linear":
+        """Keep the factors in float32 when the model's dtype changes: bfloat16 would round them as coarsely as int8."""
+        smooth, scale = self.smooth, self.scale.data
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.smooth, self.scale.data = smooth.to(self.smooth.device), scale.to(self.scale.device)
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``; rounding passes gradients on unchanged."""

@@ -212,18 +212,19 @@ class World:
             distributed.barrier()
 
     def gather(self, module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return a module's full state, with its parameters in ``dtype``.
+        """Return a module's full state.
 
-        If sharded, rank 0 gets the state on the CPU, and the other ranks get an empty state.
+        If sharded, the parameters are rounded to ``dtype``; rank 0 gets the state on the CPU, and the other ranks get
+        an empty state.
         """
+        if not self.sharded:
+            return dict(module.state_dict())
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         state = {}
         for name, tensor in module.state_dict().items():
             tensor = tensor.to(dtype) if name in parameters else tensor  # before the gather: fewer bytes to send
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if not self.sharded:
-                state[name] = full
-            elif self.rank == 0:
+            if self.rank == 0:
                 state[name] = full.cpu()
         return state
 
