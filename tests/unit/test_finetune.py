@@ -113,7 +113,7 @@ def quantized(request, tiny_parent, tokens, tmp_path):
     return parent, load_model(tmp_path / "child")
 
 
-def test_a_quantized_child_trains_its_scales_and_keeps_its_integers(quantized, tokens, tmp_path):
+def test_a_quantized_child_trains_scales_and_no_integers(quantized, tokens, tmp_path):
     parent, child = quantized
     states = StreamedActivations(parent, tokens, 4)
     before = {name: tensor.clone() for name, tensor in child.state_dict().items()}

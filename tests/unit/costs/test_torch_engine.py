@@ -211,7 +211,7 @@ def test_head_passes_choose_the_likeliest_token_of_every_copy(parents):
     assert passes.steps == 2
 
 
-def test_every_architecture_is_timed_packed_and_the_parent_also_as_stock(parents, settings, monkeypatch):
+def test_models_are_timed_packed_and_the_parent_also_as_stock(parents, settings, monkeypatch):
     packed = []
     monkeypatch.setattr(torch_engine, "pack", lambda model: packed.append(model) or pack(model))
     architectures = {"parent": Architecture((LayerChoice(),) * 3), "mixed": MIXED_PRECISIONS["parent@int8"]}

@@ -134,6 +134,17 @@ def test_half_smoothing_makes_inputs_and_weights_equally_large():
     torch.testing.assert_close((inputs * smooth).abs().amax(0), largest)
 
 
+def test_compensation_is_of_the_smoothed_inputs():
+    inputs, weight = correlated(500, 32) * torch.logspace(-1, 1, 32), seeded(8, 32, seed=3)
+    statistics = Statistics.of(inputs)
+    tensors = quantize._int8({"a.weight": weight}, [(["a"], statistics)], 0.5, compensated=True)
+    smooth = smoothing(statistics, [weight], 0.5)
+    rounded, scale = round_compensated(weight / smooth, Statistics.of(inputs * smooth).moment)
+    assert torch.equal(tensors["a.smooth"], smooth)
+    assert torch.equal(tensors["a.scale"], scale)
+    assert (tensors["a.weight"] == rounded).float().mean() > 0.995
+
+
 def test_statistics_of_parts_are_those_of_the_whole():
     inputs = seeded(40_000, 6)
     whole, parts = Statistics.of(inputs), Statistics.of(inputs[:7])

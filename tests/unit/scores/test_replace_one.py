@@ -84,7 +84,7 @@ def quantized(model, tokens, kind, variant):
     ("kind", "variant"),
     [("attention", "parent@int8"), ("ffn", "parent@int8"), ("ffn", "parent@bf16"), ("head", "parent@int8")],
 )
-def test_scores_of_quantized_pieces_are_those_of_a_child_with_one(model, tokens, kind, variant):
+def test_a_quantized_pieces_score_is_that_of_a_child_with_it(model, tokens, kind, variant):
     weights = quantized(model, tokens, kind, variant)
     scorer = ReplaceOne(model, StreamedActivations(model, tokens, 5), tokens, 3, 2)
     if kind == "head":

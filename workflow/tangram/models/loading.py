@@ -16,7 +16,6 @@ import torch
 from tangram.errors import TangramError
 from tangram.files import check_tensors, sha256_of
 from tangram.models.families import CHILD_PREFIX, Shape, read_config, shape_of
-from tangram.models.quantized import BFloat16Linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -161,9 +160,6 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TangramError(f"{folder}: transformers cannot build this model ({reason}); {REMEDY}") from error
     _check_weights(folder, model, info)
-    for module in model.modules():
-        if isinstance(module, BFloat16Linear):  # transformers converts all floating weights to the model's dtype
-            module.weight.data = module.weight.data.bfloat16()
     if device == "cpu":  # tensors of a mapped file are not aligned, which slows matrix kernels by several per cent
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()

@@ -109,7 +109,6 @@ class HeterogeneousMixin(PreTrainedModel):
     """Builds each decoder layer of a stock model from the config of that layer."""
 
     layer_class: type[nn.Module]
-    _keep_in_fp32_modules_strict = ["scale", "smooth"]  # noqa: RUF012 (of `Int8Linear`; the type is transformers')
 
     def __init__(self, config: PreTrainedConfig):
         # The stock constructor cannot read a per-layer attribute such as the KV heads, so it gets a homogeneous config
