@@ -14,8 +14,9 @@ from tiny_run import shown_jobs
 from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
-DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+MAIN_JOB = ROOT / "config" / "config.yaml"
+CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB})  # those without precisions
+DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 
 
@@ -66,6 +67,18 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
     assert all(jobs[rule] == children for rule in of_children)
     assert all(jobs[rule] == 1 for rule in ("fetch_parent", "collect_costs", "calibrate_costs", "build_report"))
+
+
+def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    jobs = {rule: len(commands) for rule, commands in plan(yaml.safe_load(MAIN_JOB.read_text())).items()}
+    assert jobs["distill_blocks"] == 2 + 3  # attention and FFN, sources of quantized pieces included
+    assert jobs["quantize_blocks"] == 3 + 4 + 2  # and the head
+    assert jobs["score_blocks"] == 4 + 5 + 2
+    assert jobs["measure_costs"] == jobs["score_blocks"] + 4
+    assert jobs["solve_mip"] == 3
+    assert jobs["drop_layers"] == jobs["uniform_precision"] == 1
+    of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
+    assert all(jobs[rule] == 3 + 1 + 2 for rule in of_children)
 
 
 REACHES = {
@@ -158,9 +171,9 @@ def test_quantized_pieces_are_made_from_trained_ones(quantized_plan: dict[str, l
     for pieces, command in jobs.items():
         kind, variant, shard = pieces.split("/")
         source = variant.partition("@")[0]
-        path = "" if source == "parent" else f"results/smollm2-cpu/library/{kind}/{source}/{shard}.safetensors"
+        path = "" if source == "parent" else f"results/smollm2-structure/library/{kind}/{source}/{shard}.safetensors"
         assert re.search(r" --source=(\S*) ", command)[1].strip("'") == path
-        assert " --library results/smollm2-cpu/library/" + pieces + ".safetensors " in command
+        assert " --library results/smollm2-structure/library/" + pieces + ".safetensors " in command
 
 
 def test_a_source_alone_is_trained_but_neither_scored_nor_timed(quantized_plan: dict[str, list[str]]) -> None:
@@ -186,7 +199,7 @@ def test_a_uniform_rival_is_a_child_of_the_primary_target(
     quantized_plan: dict[str, list[str]], default_plan: dict[str, list[str]]
 ) -> None:
     (search,) = quantized_plan["uniform_precision"]
-    assert " --solutions results/smollm2-cpu/targets/speed-1.2/solutions/uniform.json " in search
+    assert " --solutions results/smollm2-structure/targets/speed-1.2/solutions/uniform.json " in search
     for rule in ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model"):
         (rival,) = (command for command in quantized_plan[rule] if "/uniform-" in command or "uniform-int8" in command)
         assert len(quantized_plan[rule]) == len(default_plan[rule]) + 1

@@ -10,7 +10,7 @@ from tiny_run import shown_jobs
 from warm_snakemake import warm_snakemake
 
 ROOT = Path(__file__).parents[2]
-DEFAULT = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 
 

@@ -80,6 +80,8 @@ COSTS = pa.schema(
         _field("seconds", _REAL, "seconds, median"),
         _field("seconds_spread", _REAL, "seconds, interquartile range"),
         _field("parent_seconds", _REAL, "seconds of the parent's own subblock, interleaved in the same job, median"),
+        _field("ratio_error", _REAL, "standard error of seconds / parent_seconds"),
+        _field("parameters", _INT, "stored weights and scales, whatever their precision"),
         _field("parameter_bytes", _INT, "bytes"),
         _field("kv_bytes_per_token", _INT, "bytes per token and sequence"),
     ]

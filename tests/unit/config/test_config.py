@@ -12,7 +12,7 @@ from tangram.config import Config, Corpus, Evaluation, Library, Scenario, Target
 from tangram.errors import TangramError
 
 CONFIGS = Path(__file__).parents[3] / "config"
-DEFAULT = yaml.safe_load((CONFIGS / "config.yaml").read_text())
+DEFAULT = yaml.safe_load((CONFIGS / "smollm2-structure.yaml").read_text())
 TEXT = [{"type": "python-docs"}]
 
 

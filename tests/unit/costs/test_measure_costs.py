@@ -12,7 +12,7 @@ from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.tables import CALIBRATION, COSTS, SCORES, read_table, write_table
 
-LIBRARY = {"attention": ["gqa-1"], "ffn": ["no-op"]}
+LIBRARY = {"attention": ["gqa-1"], "ffn": ["no-op", "parent@int8"], "head": ["parent@bf16"]}
 
 
 def test_pieces_are_measured_collected_and_calibrated(parents, tmp_path):
@@ -37,7 +37,7 @@ def test_pieces_are_measured_collected_and_calibrated(parents, tmp_path):
         for variant in ["parent", *variants]
         for phase in ("prefill", "decode")
     )
-    assert set(rows.model) == {"parent", "mixed-attention", "mixed-ffn", "mixed"}
+    assert set(rows.model) == {"stock parent", "parent", "mixed-attention", "mixed-ffn", "mixed"}
     assert rows.groupby("phase")["scale"].nunique().tolist() == [1, 1]
     assert (rows.measured_seconds > 0).all()
 

@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
-from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
+from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
 from tangram.costs.torch_engine import measure, only, random_model
 from tangram.models.families import decoder_layers
@@ -51,6 +51,7 @@ def test_subblock_parameters_are_counted_exactly(parents, family, kind, dtype, s
         model = random_model(parents[family], Architecture((only(kind, variant),)), dtype, "cpu", vocabulary=8)
         counted = parameter_bytes(decoder_layers(model)[0])
         assert counted == size * expected_parameters(family, kind, variant), variant
+        assert parameters(decoder_layers(model)[0]) == expected_parameters(family, kind, variant), variant
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,8 +136,9 @@ def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, var
     assert (table.seconds > 0).all()
     assert (table.parent_seconds > 0).all()
     assert (table.seconds == table.parent_seconds).all() == (variant == "parent")
-    untied_model = 32 * 50 * 2 + 32  # embedding, LM head and final norm
-    expected = untied_model if kind == "model" else expected_parameters("qwen3", kind, variant)
+    fixed = 32 * 50 + 32  # embedding and final norm
+    expected = fixed if kind == "model" else expected_parameters("qwen3", kind, variant)
+    assert set(table.parameters) == {expected}
     assert set(table.parameter_bytes) == {4 * expected}
     assert set(table.kv_bytes_per_token) == {2 * 1 * 16 * 4 if kind == "attention" else 0}
 
@@ -144,5 +146,6 @@ def test_measured_rows_fit_the_cost_table(parents, settings, tmp_path, kind, var
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_a_no_op_costs_nothing(parents, settings, kind):
     for row in measure(parents["llama"], kind, "no-op", *settings, "cpu", "float32"):
-        assert row["seconds"] == row["seconds_spread"] == row["parameter_bytes"] == row["kv_bytes_per_token"] == 0
+        assert row["seconds"] == row["seconds_spread"] == 0
+        assert row["parameters"] == row["parameter_bytes"] == row["kv_bytes_per_token"] == 0
         assert row["parent_seconds"] > 0

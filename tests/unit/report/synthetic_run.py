@@ -273,6 +273,8 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
                         "seconds": parent * cost * (1.03 if phase == "decode" else 1.0),
                         "seconds_spread": parent * spread,
                         "parent_seconds": parent,
+                        "ratio_error": 0.005,
+                        "parameters": int(884736 * cost),
                         "parameter_bytes": int(3538944 * cost),
                         "kv_bytes_per_token": 1536 if kind == "attention" else 0,
                     }

@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-from synthetic_library import ELEMENT_BYTES, Library
+from synthetic_library import Library
 
 
 class BruteForce:
@@ -34,7 +34,7 @@ class BruteForce:
             workload = (r.scenario, r.phase, r.batch)
             seconds = r.seconds / r.parent_seconds * np.median(clock[r.kind, *workload])
             self.steady[r.kind, r.variant, *workload] = seconds
-            self.sizes[r.kind, r.variant] = np.array([r.parameter_bytes, r.kv_bytes_per_token])
+            self.sizes[r.kind, r.variant] = np.array([r.parameters, r.parameter_bytes, r.kv_bytes_per_token])
         self.scale = {(r.scenario, r.phase, r.batch): r.scale for r in tables.calibration.itertuples()}
 
     def total(self, value) -> np.ndarray:
@@ -49,7 +49,7 @@ class BruteForce:
             * self.total(lambda kind, variant, phase=phase: self.steady[kind, variant, scenario, phase, batch])
             for phase in ("prefill", "decode")
         )
-        parameter_bytes, kv_bytes = self.total(lambda kind, variant: self.sizes[kind, variant]).T
+        parameters, parameter_bytes, kv_bytes = self.total(lambda kind, variant: self.sizes[kind, variant]).T
         workload = self.tables.scenarios[scenario]
         tokens = batch * (workload.prefill + workload.generate)
         latency = prefill + workload.generate * step
@@ -58,7 +58,7 @@ class BruteForce:
             "latency": latency,
             "time_to_first_token": prefill,
             "memory": parameter_bytes + tokens * kv_bytes,
-            "parameters": parameter_bytes / ELEMENT_BYTES,
+            "parameters": parameters,
             "kv_bytes_per_token": kv_bytes,
         }
 

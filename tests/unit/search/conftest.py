@@ -21,7 +21,7 @@ def by_hand() -> Library:
             ("model", "parent", 1.0, 1.0, 400, 0),
             ("head", "parent", 4.0, 4.0, 600, 0),
         ):
-            sizes = {"parameter_bytes": size, "kv_bytes_per_token": kv}
+            sizes = {"parameters": size // 4, "parameter_bytes": size, "kv_bytes_per_token": kv}
             costs.append(cost(kind, variant, "chat", phase, 2, seconds * unit, parent * unit, **sizes))
     rows = [
         {"model": "parent", "scenario": "chat", "phase": phase, "batch": 2, "scale": scale}

@@ -12,7 +12,6 @@ from tangram.search.problem import Problem, options_of
 
 ATTENTION = {"gqa-2": 0.8, "gqa-1": 0.7, "linear": 0.35, "no-op": 0.0}
 FFN = {"width-0.75": 0.8, "width-0.5": 0.6, "width-0.25": 0.35, "linear": 0.15, "no-op": 0.0}
-ELEMENT_BYTES = 4
 VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "no-op": 0.0}}  # few: to try them all
 PRECISIONS = {"parent@bf16": 0.6, "parent@int8": 0.4}
 CHAT = Scenario(prefill=128, generate=32, batch_sizes=(2, 8))
@@ -28,7 +27,7 @@ class Library:
     num_layers: int
 
     def problem(self, target: Target | dict) -> Problem:
-        costs = CostModel(self.costs, self.calibration, self.scenarios, ELEMENT_BYTES)
+        costs = CostModel(self.costs, self.calibration, self.scenarios)
         return Problem(options_of(self.scores, "kl", self.num_layers), costs, Target.model_validate(target))
 
 
@@ -47,7 +46,8 @@ def cost(
 ) -> dict:
     row = {"layer_class": 0, "kind": kind, "variant": variant, "engine": "torch", "device": "cpu"}
     row |= {"scenario": scenario, "phase": phase, "batch": batch, "seconds": seconds, "seconds_spread": 0.0}
-    return {**row, "parent_seconds": parent, "parameter_bytes": 0, "kv_bytes_per_token": 0, **sizes}
+    row |= {"parent_seconds": parent, "ratio_error": 0.0}
+    return {**row, "parameters": 0, "parameter_bytes": 0, "kv_bytes_per_token": 0, **sizes}
 
 
 def library(
@@ -84,7 +84,9 @@ def library(
     for kind, variants in {**kinds, "model": {}, "head": head or {}}.items():
         for variant, ratio in {"parent": 1.0, **variants}.items():
             drift = random.uniform(0.8, 1.25)
-            sizes = {"parameter_bytes": int(4e6 * ratio) * ELEMENT_BYTES, "kv_bytes_per_token": 0}
+            width = 1 if variant.endswith("@int8") else 2 if variant.endswith("@bf16") else 4
+            count = int(4e6) if "@" in variant else int(4e6 * ratio)
+            sizes = {"parameters": count, "parameter_bytes": width * count, "kv_bytes_per_token": 0}
             if kind == "attention" and variant.startswith(("parent", "gqa")):
                 sizes["kv_bytes_per_token"] = 8192 * (int(variant[4:]) if variant.startswith("gqa") else 4)
             for name, scenario in scenarios.items():

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from synthetic_library import limit
+from synthetic_library import PRECISIONS, library, limit
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 
@@ -33,3 +33,17 @@ def test_a_layer_costs_what_its_class_costs(by_hand):
     by_hand.costs = pd.concat([by_hand.costs, slower], ignore_index=True)
     costs = by_hand.problem(TARGET).costs
     assert costs.predict(PARENT, "chat", 2).time_to_first_token == pytest.approx(2 + 3 + 2 + 30 + 5)
+
+
+def test_parameters_count_weights_and_not_bytes():
+    tables = library(0, 2, PRECISIONS, PRECISIONS, head=PRECISIONS)
+    costs = tables.problem(TARGET).costs
+    parent, *others = (
+        costs.predict(Architecture((LayerChoice(variant, variant),) * 2, variant), "chat", 4)
+        for variant in ("parent", "parent@bf16", "parent@int8")
+    )
+    assert [other.parameters for other in others] == [parent.parameters] * 2
+    kv_cache = 4 * (128 + 32) * parent.kv_bytes_per_token
+    embedding = costs.sizes(0, "model", "parent").parameter_bytes
+    weights = parent.memory - kv_cache - embedding
+    assert [other.memory - kv_cache - embedding for other in others] == [weights / 2, weights / 4]

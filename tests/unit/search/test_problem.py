@@ -6,7 +6,7 @@ from synthetic_library import PRECISIONS, library, limit, score
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.errors import TangramError
-from tangram.search.problem import options_of, parent_facts
+from tangram.search.problem import layers_of, options_of
 
 
 def test_linear_forms_add_up_to_the_prediction():
@@ -71,9 +71,9 @@ def test_parent_that_never_fits_cannot_be_a_reference(by_hand):
         problem.resources({"chat": 2})
 
 
-def test_parent_facts(tmp_path):
-    (tmp_path / "config.json").write_text('{"num_hidden_layers": 7, "dtype": "bfloat16"}')
-    assert parent_facts(tmp_path) == (7, 2)
+def test_layers_of_a_parent(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 7}')
+    assert layers_of(tmp_path) == 7
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TangramError, match="not a readable model config"):
-        parent_facts(tmp_path)
+        layers_of(tmp_path)

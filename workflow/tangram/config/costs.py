@@ -24,6 +24,13 @@ class Costs(Section):
 
     engine: Literal["torch"] = Field("torch", description="Inference engine.")
     repeats: int = Field(5, ge=3, description="Interleaved measurements per subblock; the median counts.")
+    interval: float = Field(
+        0.02,
+        gt=0,
+        description="Half-width of the 95 % interval of a piece's time relative to the parent's, at which repeated "
+        "measurements end.",
+    )
+    max_repeats: int = Field(40, ge=3, description="Measurements after which they end in any case.")
     stack_megabytes: int = Field(
         128, gt=0, description="Weights of the subblock's copies that timing cycles through, so that caches miss."
     )

@@ -1,4 +1,4 @@
-"""Memory of a model's parts: bytes of parameters and of the KV cache, read from the modules.
+"""Memory of a model's parts: parameters, their bytes, and bytes of the KV cache, read from the modules.
 
 A model needs ``Σ parameter bytes + batch · (prefill + generate) · Σ KV bytes per token``.
 """
@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+
+
+def stored_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """Return a module's stored tensors; tied weights appear once."""
+    return list({tensor.data_ptr(): tensor for tensor in module.state_dict(keep_vars=True).values()}.values())
+
+
+def parameters(module: nn.Module) -> int:
+    """Return the number of a module's stored weights, scales of int8 matrices included; tied weights count once."""
+    return sum(tensor.numel() for tensor in stored_tensors(module))
 
 
 def parameter_bytes(module: nn.Module) -> int:
     """Return the bytes of a module's stored tensors, each in its own precision; tied weights count once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in module.state_dict(keep_vars=True).values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(module))
 
 
 def kv_bytes_per_token(layer: Any) -> int:

@@ -27,19 +27,20 @@ from tangram.blocks.no_op import NoOp
 from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
 from tangram.costs.calibration import STOCK
-from tangram.costs.memory import kv_bytes_per_token, parameter_bytes
+from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_passes
 from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.models.packed import PackedLinear, pack
 from tangram.models.quantized import LARGEST, Int8Linear, with_precision
-from tangram.timing import interquartile_range
+from tangram.timing import interquartile_range, median_and_error
 
 # Every job times the parent's subblock, and a no-op completes the layers of its stack.
 PARENT, NO_OP = Parent.family, NoOp.family
 LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
 MODEL = "model"  # the table's kind for embedding, mask, rotary angles and final norm
 COPIES = (8, 96)  # smallest and largest number of layers in a stack
+NORMAL_95 = 1.96  # half-width of the 95 % interval of a normal distribution, in standard errors
 HEAD_COPIES = 8  # largest number of LM heads
 STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
 
@@ -93,12 +94,14 @@ class Timed:
     Attributes:
         prepare: returns the passes of a scenario at a batch size.
         copies: number of copies that every pass runs.
+        parameters: number of one copy's weights.
         parameter_bytes: bytes of one copy's weights.
         kv_bytes_per_token: bytes of one copy's KV cache per token and sequence.
     """
 
     prepare: Callable[[Scenario, int], Passes]
     copies: int
+    parameters: int
     parameter_bytes: int
     kv_bytes_per_token: int
 
@@ -107,7 +110,7 @@ def _no_passes(scenario: Scenario, batch: int) -> Passes:
     raise ValueError("a no-op is not timed")
 
 
-NOTHING = Timed(_no_passes, 1, 0, 0)
+NOTHING = Timed(_no_passes, 1, 0, 0, 0)
 
 
 def _copies(size: int, stack_megabytes: int) -> int:
@@ -116,10 +119,11 @@ def _copies(size: int, stack_megabytes: int) -> int:
 
 def _stack(parent: str | Path, choice: LayerChoice, stack_megabytes: int, dtype: str, device: str) -> Timed:
     one = decoder_layers(random_model(parent, Architecture((choice,)), dtype, device, STACK_VOCABULARY))[0]
-    size, kv_bytes = parameter_bytes(one), kv_bytes_per_token(one)
+    size = parameter_bytes(one)
     copies = _copies(size, stack_megabytes)
     model = pack(random_model(parent, Architecture((choice,) * copies), dtype, device, STACK_VOCABULARY))
-    return Timed(functools.partial(mean_length_passes, Passes.of_layers, model), copies, size, kv_bytes)
+    prepare = functools.partial(mean_length_passes, Passes.of_layers, model)
+    return Timed(prepare, copies, parameters(one), size, kv_bytes_per_token(one))
 
 
 def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, device: str) -> Timed:
@@ -139,8 +143,8 @@ def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, de
         hidden = torch.randn(batch, scenario.prefill, config.hidden_size, dtype=getattr(torch, dtype)).to(device)
         return Passes.of_heads(heads, hidden, min(DECODE_STEPS, scenario.generate))
 
-    stored = 0 if config.tie_word_embeddings and variant == PARENT else size
-    return Timed(prepare, copies, stored, 0)
+    tied = config.tie_word_embeddings and variant == PARENT
+    return Timed(prepare, copies, 0 if tied else parameters(head), 0 if tied else size, 0)
 
 
 def _rest(parent: str | Path, dtype: str, device: str) -> Timed:
@@ -148,7 +152,7 @@ def _rest(parent: str | Path, dtype: str, device: str) -> Timed:
     empty = random_model(parent, Architecture(()), dtype, device)
     empty.lm_head = nn.Identity()
     prepare = functools.partial(mean_length_passes, Passes.of_model, empty)
-    return Timed(prepare, 1, parameter_bytes(empty), 0)
+    return Timed(prepare, 1, parameters(empty), parameter_bytes(empty), 0)
 
 
 def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str, device: str) -> Timed:
@@ -157,6 +161,28 @@ def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str
     if kind == HEAD:
         return _head(parent, variant, costs.stack_megabytes, dtype, device)
     return _stack(parent, only(kind, variant), costs.stack_megabytes, dtype, device)
+
+
+def _ratio_error(samples: Mapping[str, list[float]], variant: str) -> tuple[float, float]:
+    """Return the median ratio of a variant's seconds to the parent's in the same round, and its standard error."""
+    if variant == PARENT or variant not in samples:
+        return float(variant == PARENT), 0.0
+    return median_and_error([v / p for v, p in zip(samples[variant], samples[PARENT], strict=True)])
+
+
+def _precise_samples(passes: Mapping[str, Passes], costs: Costs, device: str) -> dict[str, dict[str, list[float]]]:
+    """Time the parent's subblock and a variant until `costs.interval` or `costs.max_repeats` is reached."""
+    samples = time_passes(passes, costs.repeats, device)
+
+    def precise() -> bool:
+        ratios = [_ratio_error(seconds, variant) for seconds in samples.values() for variant in passes]
+        return all(NORMAL_95 * error <= costs.interval * ratio for ratio, error in ratios)
+
+    while not precise() and len(samples["decode"][PARENT]) < costs.max_repeats:
+        for phase, more in time_passes(passes, costs.repeats, device, warmup=1).items():
+            for name, seconds in more.items():
+                samples[phase][name] += seconds
+    return samples
 
 
 def measure(
@@ -190,7 +216,7 @@ def measure(
     rows = []
     for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):
         passes = {n: t.prepare(scenarios[name], batch) for n, t in timed.items()}
-        for phase, samples in time_passes(passes, costs.repeats, device).items():
+        for phase, samples in _precise_samples(passes, costs, device).items():
             seconds = {n: [value / timed[n].copies for value in values] for n, values in samples.items()}
             variant_seconds = seconds.get(variant, [0.0, 0.0])
             rows.append(
@@ -206,6 +232,8 @@ def measure(
                     "seconds": statistics.median(variant_seconds),
                     "seconds_spread": interquartile_range(variant_seconds),
                     "parent_seconds": statistics.median(seconds[PARENT]),
+                    "ratio_error": _ratio_error(seconds, variant)[1],
+                    "parameters": sizes.parameters,
                     "parameter_bytes": sizes.parameter_bytes,
                     "kv_bytes_per_token": sizes.kv_bytes_per_token,
                 }

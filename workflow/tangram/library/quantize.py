@@ -28,7 +28,7 @@ from tangram.models.replace import replace_head, replace_subblocks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-EXPONENTS = (0.0, 0.35, 0.5, 0.65)  # of smoothing; 0 leaves the inputs as they are
+EXPONENTS = (0.0, 0.5, 0.65, 0.8)  # of smoothing; 0 leaves the inputs as they are
 DAMPING = 0.01  # of GPTQ: share of the mean of the second moments' diagonal
 COLUMNS = 64  # per block of GPTQ's updates
 

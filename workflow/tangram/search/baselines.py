@@ -97,7 +97,7 @@ def max_parameters(problem: Problem, batches: Batches, search: Search) -> Archit
     """
     sizes = np.array(
         [
-            sum(problem.costs.sizes(problem.layer(group), *piece)[0] for piece in pieces_of(option.choice))
+            sum(problem.costs.sizes(problem.layer(group), *piece).parameters for piece in pieces_of(option.choice))
             for group, options in enumerate(problem.options)
             for option in options
         ]

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT
@@ -35,7 +35,7 @@ class Prediction:
         latency: seconds from the prompt to the last token, for the whole batch.
         time_to_first_token: seconds of the prefill.
         memory: bytes of parameters and full KV cache.
-        parameters: number of parameters, embedding included.
+        parameters: number of weights whatever their precision, embedding included.
         kv_bytes_per_token: bytes per token and sequence.
     """
 
@@ -46,6 +46,24 @@ class Prediction:
     memory: float
     parameters: float
     kv_bytes_per_token: float
+
+
+class Sizes(NamedTuple):
+    """Sizes of a piece, or their sums over pieces.
+
+    Attributes:
+        parameters: number of stored weights, whatever their precision.
+        parameter_bytes: their bytes.
+        kv_bytes_per_token: bytes of the KV cache per token and sequence.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    kv_bytes_per_token: int
+
+    def memory(self, tokens: int) -> int:
+        """Return the bytes of the weights and of the KV cache of a number of tokens."""
+        return self.parameter_bytes + tokens * self.kv_bytes_per_token
 
 
 class CostModel:
@@ -59,33 +77,26 @@ class CostModel:
         costs: rows of `tables.COSTS`.
         calibration: rows of `tables.CALIBRATION`.
         scenarios: workloads by name.
-        element_bytes: bytes per parameter.
 
     Raises:
         TangramError: a row appears twice or its seconds are negative or not finite.
     """
 
-    def __init__(
-        self,
-        costs: pd.DataFrame,
-        calibration: pd.DataFrame,
-        scenarios: Mapping[str, Scenario],
-        element_bytes: int,
-    ):
-        self.scenarios, self.element_bytes = dict(scenarios), element_bytes
+    def __init__(self, costs: pd.DataFrame, calibration: pd.DataFrame, scenarios: Mapping[str, Scenario]):
+        self.scenarios = dict(scenarios)
         self._times: dict[tuple[Any, ...], float] = {}
-        self._bytes: dict[tuple[int, str, str], tuple[int, int]] = {}
+        self._sizes: dict[tuple[int, str, str], Sizes] = {}
         for row in records(costs.assign(seconds=steady_seconds(costs))):
             piece = (row.layer_class, row.kind, row.variant)
             key = (*piece, row.scenario, row.phase, row.batch)
-            sizes = (int(row.parameter_bytes), int(row.kv_bytes_per_token))
+            sizes = Sizes(int(row.parameters), int(row.parameter_bytes), int(row.kv_bytes_per_token))
             where = f"costs: {row.kind} '{row.variant}', scenario '{row.scenario}', {row.phase}, batch {row.batch}"
-            if key in self._times or self._bytes.setdefault(piece, sizes) != sizes:
+            if key in self._times or self._sizes.setdefault(piece, sizes) != sizes:
                 raise TangramError(f"{where} appears twice or with different sizes; {REMEDY}")
             if not 0 <= row.seconds < math.inf:
                 raise TangramError(f"{where}: {row.seconds} s against {row.parent_seconds} s of the parent; {REMEDY}")
             self._times[key] = float(row.seconds)
-        self._classes = sorted({piece[0] for piece in self._bytes})
+        self._classes = sorted({piece[0] for piece in self._sizes})
         self._scales: dict[tuple[str, str, int], float] = {}
         for row in records(calibration):
             workload = (row.scenario, row.phase, row.batch)
@@ -106,13 +117,13 @@ class CostModel:
     def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
         """Return the key of a layer's class: the last class that starts at or before the layer."""
         for first in reversed(self._classes):
-            if first <= layer and (first, kind, variant) in self._bytes:
+            if first <= layer and (first, kind, variant) in self._sizes:
                 return first, kind, variant
         raise TangramError(f"costs hold no row of {kind} '{variant}' for layer {layer}; {REMEDY}")
 
-    def sizes(self, layer: int, kind: str, variant: str) -> tuple[int, int]:
-        """Return a piece's parameter bytes and KV-cache bytes per token and sequence."""
-        return self._bytes[self._piece(layer, kind, variant)]
+    def sizes(self, layer: int, kind: str, variant: str) -> Sizes:
+        """Return a piece's sizes."""
+        return self._sizes[self._piece(layer, kind, variant)]
 
     def seconds(self, layer: int, kind: str, variant: str, scenario: str, phase: str, batch: int) -> float:
         """Return a piece's seconds, before calibration."""
@@ -144,8 +155,7 @@ class CostModel:
             * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)
             for phase in ("prefill", "decode")
         )
-        parameter_bytes = sum(self.sizes(*piece)[0] for piece in pieces)
-        kv_bytes = sum(self.sizes(*piece)[1] for piece in pieces)
+        sizes = Sizes(*map(sum, zip(*(self.sizes(*piece) for piece in pieces), strict=True)))
         latency = prefill + self.scenarios[scenario].generate * step
         tokens = self.tokens(scenario, batch)
         return Prediction(
@@ -153,19 +163,18 @@ class CostModel:
             throughput=tokens / latency,
             latency=latency,
             time_to_first_token=prefill,
-            memory=parameter_bytes + tokens * kv_bytes,
-            parameters=parameter_bytes / self.element_bytes,
-            kv_bytes_per_token=kv_bytes,
+            memory=sizes.memory(tokens),
+            parameters=sizes.parameters,
+            kv_bytes_per_token=sizes.kv_bytes_per_token,
         )
 
     def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
         """Return one piece's contribution to a quantity; for throughput, its seconds (as for `latency`)."""
         piece = (layer, kind, variant)
-        if quantity in ("parameters", "kv_bytes_per_token", "memory"):
-            parameter_bytes, kv_bytes = self.sizes(*piece)
-            if quantity == "memory":
-                return parameter_bytes + self.tokens(scenario, batch) * kv_bytes
-            return parameter_bytes / self.element_bytes if quantity == "parameters" else kv_bytes
+        if quantity == "memory":
+            return self.sizes(*piece).memory(self.tokens(scenario, batch))
+        if quantity in ("parameters", "kv_bytes_per_token"):
+            return float(getattr(self.sizes(*piece), quantity))
         prefill = self.scale(scenario, "prefill", batch) * self.seconds(*piece, scenario, "prefill", batch)
         if quantity == "time_to_first_token":
             return prefill

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-8  # relative excess of a limit that counts as rounding in the solver's arithmetic
 PAIR = "block"  # the table's kind for a layer's attention and FFN, replaced together
 EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
-ELEMENT_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class Settings(Section):
@@ -339,18 +338,16 @@ def describe(constraint: Constraint) -> str:
     return f"{constraint.quantity}{where} {sign} {limit:g}{unit}"
 
 
-def parent_facts(folder: str | Path) -> tuple[int, int]:
-    """Return a checkpoint folder's number of layers and bytes per parameter.
+def layers_of(folder: str | Path) -> int:
+    """Return a checkpoint folder's number of layers.
 
     Raises:
-        TangramError: its config is missing or lacks one of them.
+        TangramError: its config is missing or lacks it.
     """
     path = Path(folder) / "config.json"
     remedy = "delete the folder and run again"
     try:
-        config = json.loads(path.read_text())
-        dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-        return int(config["num_hidden_layers"]), ELEMENT_BYTES[dtype]
+        return int(json.loads(path.read_text())["num_hidden_layers"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TangramError(f"{path} is not a readable model config: {error!r}; {remedy}") from error
 
@@ -363,8 +360,6 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     """
     from tangram.tables import CALIBRATION, COSTS, SCORES, read_table
 
-    num_layers, element_bytes = parent_facts(parent)
-    calibrated = read_table(calibration, CALIBRATION)
-    model = CostModel(read_table(costs, COSTS), calibrated, settings.scenarios, element_bytes)
-    options = options_of(read_table(scores, SCORES), settings.search.metric, num_layers)
+    model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
+    options = options_of(read_table(scores, SCORES), settings.search.metric, layers_of(parent))
     return Problem(options, model, settings.target)
