@@ -274,8 +274,7 @@ def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
     first = next(iter(cfg.scenarios))
-    section |= {"num_layers": cfg.parent.num_layers, "default_scenario": first, "cost_repeats": cfg.costs.repeats}
-    return slice_of(section)
+    return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
 def quantization_settings():

@@ -2,7 +2,6 @@
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
-import math
 import re
 import shutil
 
@@ -90,10 +89,9 @@ def test_costs_name_the_stock_parents_factor(page):
 
 
 def test_uncertain_costs_are_listed_with_the_targets_that_chose_them(complete, page):
-    half_width = 1.96 * math.sqrt(math.pi / 2) * 0.05 / 1.349 / math.sqrt(5)
     rows = [row for row in page.rows["costs"] if len(row) == 4 and row[0] == "FFN width-0.5@int8"]
     assert [row[:3] for row in rows] == [
-        ["FFN width-0.5@int8", "chat, batch 4: decode", f"{0.3 * 1.03:.3f} ± {half_width:.3f}"]
+        ["FFN width-0.5@int8", "chat, batch 4: decode", f"{0.3 * 1.03:.3f} ± {1.96 * 0.02:.3f}"]
     ]
     architectures = load_results(complete, settings_of()).architectures
     counts = {
@@ -138,3 +136,12 @@ def test_layers_dropped_in_a_precision_say_so(complete, tmp_path):
     page = Page(render_page(load_results(folder, settings_of())))
     assert page.row("measurements", "speed-1.4, layers dropped, int8, finetuned")
     assert page.row("measurements", "speed-1.6, layers dropped, finetuned")
+
+
+def test_certain_costs_are_said_to_be_certain(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    frame = read_table(folder / "costs.parquet", COSTS)
+    write_table(frame.assign(ratio_error=0.01).to_dict("records"), COSTS, folder / "costs.parquet")
+    page = render_page(load_results(folder, settings_of()))
+    assert "every piece’s relative time is within ± 2 %" in page
+    assert "Uncertain costs" not in page

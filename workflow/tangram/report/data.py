@@ -29,7 +29,7 @@ SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the sto
 
 
 class Settings(Section):
-    """Settings of the report beyond the tables; ``cost_repeats`` is 0 if the number of repeats is unknown."""
+    """Settings of the report beyond the tables."""
 
     run: str
     primary_target: str
@@ -37,7 +37,6 @@ class Settings(Section):
     num_layers: int
     default_scenario: str
     seed: int
-    cost_repeats: int = 0
 
 
 class Estimate(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 from tangram.blocks.base import HEAD, KINDS, PARENT, Variant
 from tangram.report import figures, tiles
 from tangram.report.data import BEST, Results
-from tangram.report.document import Cell, Figure, Part, Section, Table
+from tangram.report.document import Cell, Figure, Note, Part, Section, Table
 from tangram.report.names import KIND_NAMES
 from tangram.report.noise import noisy_costs
 from tangram.report.sections.speed import workloads_of
@@ -105,10 +105,7 @@ def _stock_sentence(results: Results) -> str:
 
 
 def _noise_table(results: Results) -> list[Part]:
-    """Return the variants whose cost is uncertain, with the targets that chose them; empty if the noise is unknown."""
-    noisy = noisy_costs(results)
-    if noisy is None:
-        return []
+    """Return the variants whose cost is uncertain, with the targets that chose them."""
     rows = [
         [
             f"{KIND_NAMES[cost.kind]} {cost.variant}",
@@ -116,18 +113,14 @@ def _noise_table(results: Results) -> list[Part]:
             f"{cost.ratio:.3f} ± {cost.half_width:.3f}",
             ", ".join(f"{count} in {target}" for target, count in cost.chosen.items()) or "–",
         ]
-        for cost in noisy
+        for cost in noisy_costs(results)
     ]
+    if not rows:
+        return [Note("The 95 % interval of every piece’s relative time is within ± 2 % of the parent’s piece.")]
     caption = (
-        "Variants whose interval is wider than 2 % of the parent’s piece: the median’s 95 % interval from the "
-        f"interquartile range of {results.settings.cost_repeats} repeats. Another cost within it could change these "
+        "Variants whose 95 % interval exceeds ± 2 % of the parent’s piece. Another cost within it could change these "
         "choices of the targets."
     )
-    if not rows:
-        rows, caption = (
-            [["none", "", "", ""]],
-            "No variant’s cost has an interval wider than 2 % of the parent’s piece.",
-        )
     heads = ["piece", "workload", "relative time", "subblocks of solution 0"]
     return [Table(heads, rows, labels=2, title="Uncertain costs", caption=caption)]
 
