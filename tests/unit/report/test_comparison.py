@@ -196,7 +196,7 @@ def test_a_run_without_packed_parent_claims_over_the_stock_one(complete, tmp_pat
         assert comparison.speed.value == value_of(folder, comparison.key.target, "0", "child", "chat", "speedup")
 
 
-def test_quality_kept_is_a_share_with_the_error_of_the_paired_difference(complete):
+def test_quality_kept_has_the_error_of_the_paired_difference(complete):
     results = load_results(complete)
     kept = quality_kept(results, Key("speed-1.2", "0", "child"))
     assert kept.value == pytest.approx((0.358 - 1.3 * 0.05) / 0.358)

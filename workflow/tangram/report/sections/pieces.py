@@ -35,7 +35,10 @@ def scores_section(results: Results, colors: dict[str, str]) -> Section:
         layers = max(results.settings.num_layers, int(frame["layer"].max()) + 1)
         drawn = tiles.score_map(frame, variants, layers, chosen, colors)
         section.parts.append(
-            Figure(drawn, "Columns are layers; dark is a large loss. Point at a tile for its numbers.")
+            Figure(
+                drawn,
+                "Columns are layers, except for the LM head. Dark is a large loss. Point at a tile for its numbers.",
+            )
         )
     return section
 

@@ -99,7 +99,7 @@ def _score_parts(results: Results, children: list[Scored]) -> list[Part]:
             solution_name(results, child.target, child.solution),
             number(child.score),
             estimate(child.kl),
-            f"{child.kl.value / child.score:.2f}" if child.score > 0 else "–",
+            number(child.kl.value / child.score) if child.score > 0 else "–",
         ]
         for child in children
     ]

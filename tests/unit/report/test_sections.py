@@ -16,37 +16,6 @@ from tangram.report.page import render_page
 from tangram.tables import COSTS, LIBRARY, SCORES, read_table, write_table
 
 
-def test_textures_show_precisions_on_the_maps(complete, html):
-    """Every quantized subblock of the chosen child, and its head, has the texture of its precision over its tile."""
-    architecture = load_results(complete, settings_of()).architectures["speed-1.2", "0"]
-    skyline = html[: html.index("</figure>")]
-    precisions = [variant.partition("@")[2] for _, _, variant in architecture.pieces()]
-    drawn = skyline[: skyline.index('class="key"')]
-    for precision in PRECISIONS:
-        assert len(re.findall(rf'fill="url\(#{precision}-\w+\)"', drawn)) == precisions.count(precision) > 0
-    assert "<title>head · parent@bf16" in drawn
-    used = set(re.findall(r'fill="url\(#([\w-]+)\)"', html))
-    assert used <= set(re.findall(r'<pattern id="([\w-]+)"', html))
-    assert {f"{p}-theme" for p in PRECISIONS} <= used  # on the parent's gray, which follows the theme
-
-
-def test_legend_names_structures_and_precisions_once(html):
-    key = html[html.index('<div class="key">') : html.index("</figure>")]
-    names = re.findall(r"</svg>([^<]+)</span>", key)
-    assert names[0] == "parent"
-    assert names[-2:] == ["bf16", "int8"]
-    assert set(names[:-2]) == {
-        "parent",
-        "gqa-1",
-        "linear",
-        "no-op",
-        "width-0.75",
-        "width-0.5",
-        "width-0.25",
-        "lowrank-144",
-    }
-
-
 def test_rivals_stand_beside_the_chosen_child(complete, page):
     for name, over in (("parent", ["1", "1"]), ("packed parent", ["1.050 ×", "1.050 ± 0.006 ×"])):
         row = page.row("frontier", name)
@@ -88,20 +57,6 @@ def test_costs_name_the_stock_parents_factor(page):
     assert "takes the packed parent’s time × 1.05 (chat, prefill, batch 4), 1.05 (chat, decode, batch 4)." in page.text
 
 
-def test_uncertain_costs_are_listed_with_the_targets_that_chose_them(complete, page):
-    rows = [row for row in page.rows["costs"] if len(row) == 4 and row[0] == "FFN width-0.5@int8"]
-    assert [row[:3] for row in rows] == [
-        ["FFN width-0.5@int8", "chat, batch 4: decode", f"{0.3 * 1.03:.3f} ± {1.96 * 0.02:.3f}"]
-    ]
-    architectures = load_results(complete, settings_of()).architectures
-    counts = {
-        t: sum(v == "width-0.5@int8" for _, _, v in architectures[t, "0"].pieces()) for t in settings_of().targets
-    }
-    assert rows[0][3] == ", ".join(f"{count} in {target}" for target, count in counts.items() if count)
-    wide = {row[0] for row in page.rows["costs"] if len(row) == 4}
-    assert wide == {"piece", "FFN width-0.5@int8"}
-
-
 def test_scores_stand_beside_true_kl(complete, page):
     rows = [row for row in page.rows["solver"] if len(row) == 4 and row[0] != "model"]
     children = scored_children(load_results(complete, settings_of()))
@@ -136,12 +91,3 @@ def test_layers_dropped_in_a_precision_say_so(complete, tmp_path):
     page = Page(render_page(load_results(folder, settings_of())))
     assert page.row("measurements", "speed-1.4, layers dropped, int8, finetuned")
     assert page.row("measurements", "speed-1.6, layers dropped, finetuned")
-
-
-def test_certain_costs_are_said_to_be_certain(complete, tmp_path):
-    folder = shutil.copytree(complete, tmp_path / "run")
-    frame = read_table(folder / "costs.parquet", COSTS)
-    write_table(frame.assign(ratio_error=0.01).to_dict("records"), COSTS, folder / "costs.parquet")
-    page = render_page(load_results(folder, settings_of()))
-    assert "every piece’s relative time is within ± 2 %" in page
-    assert "Uncertain costs" not in page
