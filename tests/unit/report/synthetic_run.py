@@ -1,4 +1,4 @@
-"""A results folder as a run leaves it, with plausible made-up numbers: 30 layers, four targets, a plain baseline."""
+"""A results folder as a run leaves it, with plausible made-up numbers: 30 layers, four targets, precisions, rivals."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ LIBRARY_OF = {
     "attention": {"gqa-1": 0.9, "linear": 0.35, "no-op": 0.0},
     "ffn": {"width-0.75": 0.77, "width-0.5": 0.53, "width-0.25": 0.28, "linear": 0.24, "no-op": 0.0},
 }
+QUANTIZED = {
+    "attention": {"parent@bf16": 0.7, "parent@int8": 0.55},
+    "ffn": {"parent@bf16": 0.7, "parent@int8": 0.5, "width-0.5@int8": 0.3, "lowrank-144@int8": 0.2},
+    "head": {"parent@bf16": 0.6, "parent@int8": 0.4},
+}
+SOURCE = ("ffn", "lowrank-144", 0.4)  # trained, but neither scored nor timed
+PRIMARY = "speed-1.2"
+RIVALS = {"uniform-bf16": (1.15, 0.001), "uniform-int8": (1.3, 1.2)}  # speed-up and KL before finetuning
+PACKED = 1.05  # the packed parent's speed-up over the stock parent
 SPEEDS = {"speed-1.1": 1.1, "speed-1.2": 1.2, "speed-1.4": 1.4, "speed-1.6": 1.6}
 TASKS = {
     "general_knowledge": (70, 0.67),
@@ -33,7 +42,7 @@ TASKS = {
 def settings_of(layers: int = 30) -> Settings:
     return Settings(
         run="smollm2-cpu",
-        primary_target="speed-1.2",
+        primary_target=PRIMARY,
         targets=tuple(SPEEDS),
         num_layers=layers,
         default_scenario="chat",
@@ -56,11 +65,14 @@ def evaluation_rows(models: dict[str, tuple[float, float]], speed: float | None)
             for metric, (v, e) in heldout.items()
         ]
     timed = {"parent": 1.0} if speed is None else {"parent": 1.01, "child": speed}
+    timed |= {"packed parent": PACKED if speed is None else 1.01 * PACKED}
     for model, factor in timed.items():
         values = {"throughput": 400.0, "prefill_throughput": 900.0, "decode_throughput": 130.0}
         values = {name: (value * factor, 3.0 * factor) for name, value in values.items()}
         if model == "child":
-            values["speedup"] = (speed, 0.008)
+            values |= {"speedup": (speed, 0.008), "packed_speedup": (speed / PACKED, 0.007)}
+        if model == "packed parent":
+            values["speedup"] = (factor, 0.006)
         rows += [
             {"model": model, "task": "chat", "metric": metric, "value": v, "standard_error": e, "n": 3}
             for metric, (v, e) in values.items()
@@ -90,6 +102,11 @@ def task_rows(models: dict[str, float]) -> list[dict]:
     return rows
 
 
+def kl_of(speed: float) -> float:
+    """A child's KL before finetuning."""
+    return 2.3 * (speed - 1) ** 0.8
+
+
 def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> Architecture:
     chance = min(0.95, (speed - 1) * 1.8)
     middle = [1 - abs(2 * layer / layers - 1.1) for layer in range(layers)]
@@ -104,7 +121,19 @@ def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> Arc
                 ffn[int(rng.integers(1, 6))] if narrow else "parent",
             )
         )
-    return Architecture(tuple(choices))
+    for layer in range(0, layers, 3):
+        quantized = {
+            "attention": {"parent": "parent@int8"},
+            "ffn": {"parent": "parent@int8", "width-0.5": "width-0.5@int8"},
+        }
+        choice = asdict(choices[layer])
+        choices[layer] = LayerChoice(**{kind: quantized[kind].get(name, name) for kind, name in choice.items()})
+    return Architecture(tuple(choices), "parent@bf16")
+
+
+def uniform(precision: str, layers: int) -> Architecture:
+    """The parent with one precision for all."""
+    return Architecture((LayerChoice(f"parent@{precision}", f"parent@{precision}"),) * layers, f"parent@{precision}")
 
 
 def readout(accuracies: dict[str, float]) -> list[dict]:
@@ -125,7 +154,7 @@ def write_results(folder: Path, layers: int = 30) -> Path:
     write_table(evaluation_rows({"parent": (0.0, 3.82)}, None), EVALUATION, folder / "parent_evaluation.parquet")
     for target, speed in SPEEDS.items():
         _write_target(folder / "targets" / target, speed, layers, rng, made_by)
-    tasks = folder / "targets" / "speed-1.2" / "0"
+    tasks = folder / "targets" / PRIMARY / "0"
     answers = task_rows({"parent": 0.0, "child": 0.05, "finetuned": 0.02})
     write_table(answers, EVALUATION, tasks / "tasks.parquet", made_by)
     read = {"parent": 0.8, "child": 0.7, "finetuned": 0.75}
@@ -190,16 +219,45 @@ def _write_pieces(folder: Path, layers: int, rng: np.random.Generator, made_by: 
             shard = folder / "library" / kind / variant / f"00-{layers - 1:02d}"
             write_table(pieces, LIBRARY, shard.with_suffix(".parquet"), made_by)
             write_table(curves, CURVES, shard.with_suffix(".curves.parquet"), made_by)
+    scores += _write_quantized(folder, layers, rng, made_by)
     write_table(scores, SCORES, folder / "scores.parquet", made_by)
+
+
+def _write_quantized(folder: Path, layers: int, rng: np.random.Generator, made_by: dict[str, str]) -> list[dict]:
+    """Write the library's tables of quantized pieces and of a source; return the quantized pieces' scores."""
+    scores = []
+    named = [(kind, variant, cost) for kind, variants in QUANTIZED.items() for variant, cost in variants.items()]
+    for kind, variant, cost in [*named, SOURCE]:
+        pieces = []
+        for layer in range(1 if kind == "head" else layers):
+            piece = {"layer": layer, "kind": kind, "variant": variant}
+            before = 0.0 if variant.startswith("parent") else 0.2 * rng.lognormal(0, 0.3)
+            after = before + (1e-5 if "bf16" in variant else 1e-3) * rng.lognormal(0, 0.4)
+            kept = "compensated, smoothing 0.5" if layer % 3 else "nearest, smoothing 0.35"
+            kept = kept if "int8" in variant else "nearest"
+            losses = {"bld_loss_before": before, "bld_loss_after": after}
+            size = {"parameters": int(884736 * cost), "tokens": 7168, "seconds": 1.5}
+            pieces.append({**piece, **losses, "kept": kept, **size})
+            if (kind, variant, cost) != SOURCE:
+                kl = 0.02 * after + 0.1 * before * rng.lognormal(0, 0.5)
+                scores += [
+                    {**piece, "metric": metric, "value": value, "standard_error": 0.08 * value, "tokens": 1024}
+                    for metric, value in (("kl", kl), ("lm_loss_increase", 0.9 * kl), ("agreement", math.exp(-kl)))
+                ]
+        shard = "00-00" if kind == "head" else f"00-{layers - 1:02d}"
+        write_table(pieces, LIBRARY, folder / "library" / kind / variant / f"{shard}.parquet", made_by)
+    return scores
 
 
 def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
     rows = []
     whole = {"attention": {"prefill": 0.012, "decode": 0.0011}, "ffn": {"prefill": 0.022, "decode": 0.0021}}
-    for kind, variants in [*LIBRARY_OF.items(), ("model", {})]:
+    costs = {kind: {**LIBRARY_OF.get(kind, {}), **variants} for kind, variants in QUANTIZED.items()}
+    for kind, variants in [*costs.items(), ("model", {})]:
         for variant, cost in {"parent": 1.0, **variants}.items():
             for phase in ("prefill", "decode"):
                 parent = whole.get(kind, {"prefill": 0.07, "decode": 0.009})[phase]
+                error = 0.02 if variant == "width-0.5@int8" and phase == "decode" else 0.005
                 rows.append(
                     {
                         "layer_class": 0,
@@ -213,7 +271,7 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
                         "seconds": parent * cost * (1.03 if phase == "decode" else 1.0),
                         "seconds_spread": parent * 0.02,
                         "parent_seconds": parent,
-                        "ratio_error": 0.005,
+                        "ratio_error": error,
                         "parameters": int(884736 * cost),
                         "parameter_bytes": int(3538944 * cost),
                         "kv_bytes_per_token": 1536 if kind == "attention" else 0,
@@ -228,6 +286,9 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
             row = {"model": model, "scenario": "chat", "phase": phase, "batch": 4, "scale": scale}
             seconds = {"subblock_seconds": subblocks, "fixed_seconds": fixed, "measured_seconds": measured}
             calibration.append({**row, **seconds})
+            if model == "parent":
+                stock = {"model": "stock parent", "measured_seconds": PACKED * measured}
+                calibration.append({**row, **seconds, **stock})
     write_table(calibration, CALIBRATION, folder / "calibration.parquet", made_by)
 
 
@@ -245,11 +306,15 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
     ]
     write_table(rows, SOLUTIONS, folder / "solutions.parquet", made_by)
     write_solutions(folder, speed, {"0": architecture, "layers-dropped": dropped}, made_by)
-    cut = 2.3 * (speed - 1) ** 0.8
-    for solution, factor, off in (("0", 1.0, 0.01), ("layers-dropped", 1.45, 0.03)):
-        before, after = cut * factor, 0.72 * cut * factor
+    cut = kl_of(speed)
+    evaluated = {"0": (speed + 0.01, cut), "layers-dropped": (speed + 0.03, 1.45 * cut)}
+    if folder.name == PRIMARY:
+        write_uniform(folder, layers, made_by)
+        evaluated |= RIVALS
+    for solution, (measured, before) in evaluated.items():
+        after = 0.72 * before
         models = {"child": (before, 3.82 + 0.8 * before), "finetuned": (after, 3.82 + 0.7 * after)}
-        write_table(evaluation_rows(models, speed + off), EVALUATION, folder / solution / "evaluation.parquet", made_by)
+        write_table(evaluation_rows(models, measured), EVALUATION, folder / solution / "evaluation.parquet", made_by)
         curves = []
         for step in range(32):
             done = 1 - math.exp(-step / 8)
@@ -285,13 +350,31 @@ def summary_of(speed: float) -> dict:
     }
 
 
+def stock_parent() -> dict:
+    """What solvers say of the stock parent."""
+    chat = {"batch": 4, "throughput": 400.0, "latency": 1.6, "time_to_first_token": 0.5}
+    return {"scenarios": {"chat": chat}}
+
+
+def write_uniform(folder: Path, layers: int, made_by: dict[str, str]) -> None:
+    """Write the rivals of uniform precision: their architectures, and what is said of them."""
+    entries = []
+    for solution, (speed, _) in RIVALS.items():
+        architecture = uniform(solution.removeprefix("uniform-"), layers)
+        save_architecture(architecture, {}, folder / solution / "architecture.json")
+        entries.append({"solution": solution, **summary_of(speed), **asdict(architecture)})
+    save_solutions({"parent": stock_parent(), "solutions": entries}, folder / "solutions" / "uniform.json", made_by)
+
+
 def write_solutions(folder: Path, speed: float, architectures: dict, made_by: dict[str, str]) -> None:
     """Write what solver and baseline say of their architectures."""
     entry = summary_of(speed)
     entry["constraints"][0]["shadow_price"] = 0.0123
     proof = {"solution": "0", "objective": entry["sum_of_scores"], "bound": entry["sum_of_scores"], "gap": 0.0}
     solved = {**proof, **entry, **asdict(architectures["0"])}
-    save_solutions({"parent": {}, "solutions": [solved]}, folder / "solutions" / "mip.json", made_by)
+    save_solutions({"parent": stock_parent(), "solutions": [solved]}, folder / "solutions" / "mip.json", made_by)
     dropped = {"solution": "layers-dropped", "layers_dropped": [15], **summary_of(speed + 0.02)}
     dropped |= asdict(architectures["layers-dropped"])
-    save_solutions({"parent": {}, "solutions": [dropped]}, folder / "solutions" / "layers-dropped.json", made_by)
+    save_solutions(
+        {"parent": stock_parent(), "solutions": [dropped]}, folder / "solutions" / "layers-dropped.json", made_by
+    )

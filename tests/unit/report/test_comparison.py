@@ -5,10 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from synthetic_run import evaluation_rows
+from synthetic_run import PACKED, RIVALS, evaluation_rows, write_results
 
-from tangram.report.comparison import compare, decide, interpolate, rank_correlation, scored_children
-from tangram.report.data import Estimate, Key, load_results
+from tangram.report.comparison import (
+    beside_uniform,
+    compare,
+    decide,
+    interpolate,
+    quality_kept,
+    rank_correlation,
+    scored_children,
+)
+from tangram.report.data import PACKED_KEY, PARENT_KEY, Estimate, Key, load_results
 from tangram.tables import EVALUATION, SCORES, read_table, write_table
 
 POINTS = [
@@ -84,10 +92,10 @@ def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
     found = compare(results, "kl", "finetuned")
     targets = list(results.settings.targets)
     assert [comparison.key for comparison in found] == [Key(target, "0", "finetuned") for target in targets]
-    x = [1.0, *(value_of(complete, target, "layers-dropped", "child", "chat", "speedup") for target in targets)]
+    x = [1.0, *(value_of(complete, target, "layers-dropped", "child", "chat", "packed_speedup") for target in targets)]
     y = [0.0, *(value_of(complete, target, "layers-dropped", "finetuned", "heldout", "kl") for target in targets)]
     for comparison, target in zip(found, targets, strict=True):
-        speed = value_of(complete, target, "0", "child", "chat", "speedup")
+        speed = value_of(complete, target, "0", "child", "chat", "packed_speedup")
         own = value_of(complete, target, "0", "finetuned", "heldout", "kl")
         assert comparison.speed.value == speed
         assert comparison.baseline.value == pytest.approx(np.interp(speed, x, y))
@@ -95,10 +103,10 @@ def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
 
 
 def write_pair(folder, child, baseline):
-    """Write one target's child and baseline, each (speed-up, KL with a standard error of 2 %)."""
+    """Write one target's child and baseline, each (speed-up over the packed parent, KL with an error of 2 %)."""
     for solution, (speed, kl) in (("0", child), ("layers-dropped", baseline)):
         path = folder / "targets" / "fast" / solution / "evaluation.parquet"
-        write_table(evaluation_rows({"child": (kl, 4.0)}, speed), EVALUATION, path)
+        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
     write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
     return compare(load_results(folder), "kl", "child")[0]
 
@@ -106,7 +114,7 @@ def write_pair(folder, child, baseline):
 @pytest.mark.parametrize(("kl", "verdict"), [(0.5, "child"), (0.99, ""), (1.5, "")])
 def test_a_child_beyond_all_baselines_wins_only_if_it_is_better(tmp_path, kl, verdict):
     found = write_pair(tmp_path, (1.3, kl), (1.25, 1.0))
-    assert (found.baseline.value, found.slower.value, found.verdict) == (1.0, 1.25, verdict)
+    assert (found.baseline.value, found.slower.value, found.verdict) == (1.0, pytest.approx(1.25), verdict)
 
 
 def test_child_slower_than_the_parent_has_no_baseline(tmp_path):
@@ -127,4 +135,75 @@ def test_sum_of_scores_adds_every_changed_piece_once(complete):
             for kind in ("attention", "ffn")
             if getattr(choice, kind) != "parent"
         )
+        expected += kl[0, "head", architecture.head] if architecture.head != "parent" else 0
         assert children[key].score == pytest.approx(expected)
+
+
+def test_uniform_rivals_meet_the_children_at_their_speed_and_kl(complete):
+    results = load_results(complete)
+    found = {rivalry.key.solution: rivalry for rivalry in beside_uniform(results, "finetuned")}
+    assert list(found) == list(RIVALS)
+    targets = list(results.settings.targets)
+    speeds = [1.0, *(value_of(complete, target, "0", "child", "chat", "packed_speedup") for target in targets)]
+    losses = [0.0, *(value_of(complete, target, "0", "finetuned", "heldout", "kl") for target in targets)]
+    for solution, (speed, before) in RIVALS.items():
+        rivalry, kl = found[solution], 0.72 * before
+        assert (rivalry.speed.value, rivalry.kl.value) == pytest.approx((speed / PACKED, kl))
+        assert rivalry.at_speed.children.value == pytest.approx(np.interp(speed / PACKED, speeds, losses))
+        assert rivalry.at_kl.children.value == pytest.approx(np.interp(kl, losses, speeds))
+        assert rivalry.at_speed.nearest is rivalry.at_kl.nearest is None
+        lower, faster = kl > rivalry.at_speed.children.value, speed / PACKED < rivalry.at_kl.children.value
+        assert rivalry.at_speed.verdict == ("child" if lower else "baseline")
+        assert rivalry.at_kl.verdict == ("child" if faster else "baseline")
+
+
+def rivalry_of(folder, child, rival):
+    """Return the comparison of a rival with one target's child, each (speed-up over the packed parent, KL)."""
+    for solution, (speed, kl) in (("0", child), ("uniform-int8", rival)):
+        path = folder / "targets" / "fast" / solution / "evaluation.parquet"
+        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
+    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+    (found,) = beside_uniform(load_results(folder), "child")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rival", "at_speed", "at_kl"),
+    [
+        ((1.25, 0.8), "child", "child"),  # the children: 0.5 at 1.25, and 1.4 at 0.8
+        ((1.25, 0.505), "tie", "tie"),
+        ((1.25, 0.3), "baseline", "baseline"),
+        ((1.6, 0.8), "baseline", "baseline"),  # faster than every child, and closer
+        ((1.6, 1.2), "", ""),  # faster than every child, but not as close
+        ((1.4, 1.2), "child", "child"),  # less close than every child, and slower
+        ((0.8, 0.1), "child", "child"),  # slower than the packed parent, whose KL is 0
+    ],
+)
+def test_verdict_on_a_rival_within_and_beyond_the_children(tmp_path, rival, at_speed, at_kl):
+    found = rivalry_of(tmp_path, (1.5, 1.0), rival)
+    assert (found.at_speed.verdict, found.at_kl.verdict) == (at_speed, at_kl)
+
+
+def test_a_run_without_packed_parent_claims_over_the_stock_one(complete, tmp_path):
+    folder = write_results(tmp_path / "run", layers=4)
+    for path in [*folder.glob("targets/*/*/evaluation.parquet"), folder / "parent_evaluation.parquet"]:
+        frame = read_table(path, EVALUATION)
+        stock = (frame["model"] != "packed parent") & (frame["metric"] != "packed_speedup")
+        write_table(frame[stock].to_dict("records"), EVALUATION, path)
+    results = load_results(folder)
+    assert (load_results(complete).best_parent, results.best_parent) == (PACKED_KEY, PARENT_KEY)
+    for comparison in compare(results, "kl", "finetuned"):
+        assert comparison.speed.value == value_of(folder, comparison.key.target, "0", "child", "chat", "speedup")
+
+
+def test_quality_kept_has_the_error_of_the_paired_difference(complete):
+    results = load_results(complete)
+    kept = quality_kept(results, Key("speed-1.2", "0", "child"))
+    assert kept.value == pytest.approx((0.358 - 1.3 * 0.05) / 0.358)
+    step, center = 1e-6, np.array([-1.3 * 0.05, 0.358])
+    slopes = [
+        (np.divide(*(center + step * unit)) - np.divide(*(center - step * unit))) / (2 * step) for unit in np.eye(2)
+    ]
+    assert kept.standard_error == pytest.approx(math.hypot(slopes[0] * 0.0187, slopes[1] * 0.0321), rel=1e-6)
+    assert quality_kept(results, PARENT_KEY).value == 1
+    assert quality_kept(results, Key("speed-1.4", "0", "child")) is None

@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
-from synthetic_run import TASKS, settings_of, write_results
+from page_parser import Page
+from synthetic_run import PACKED, TASKS, settings_of, write_results
 
 from tangram.errors import TangramError
 from tangram.report.data import Estimate, Settings, load_results
@@ -20,50 +20,6 @@ from tangram.report.style import estimate, number
 from tangram.report.summary import summary_text
 from tangram.report.timing import stage_seconds
 from tangram.tables import EVALUATION, SCORES, read_table, write_table
-
-
-class Page(HTMLParser):
-    """The text of every table, by the id of its section, as rows of cells; every tag with its attributes; every id."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.rows, self.section, self.text = [], {}, "", ""
-        self.open = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "path", "rect", "use", "circle"):
-            self.open.append(tag)
-        if tag == "section":
-            self.section = dict(attributes)["id"]
-        if tag == "tr":
-            self.rows.setdefault(self.section, []).append([])
-        if tag in ("td", "th"):
-            self.rows[self.section][-1].append("")
-
-    def handle_endtag(self, tag):
-        if tag in self.open:
-            assert self.open.pop() == tag, f"{tag} closes what it did not open"
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[self.section][-1][-1] += data
-
-    def row(self, section, label):
-        return next(row for row in self.rows[section] if row and row[0] == label)
-
-
-@pytest.fixture(scope="module")
-def html(complete):
-    return render_page(load_results(complete, settings_of()))
-
-
-@pytest.fixture(scope="module")
-def page(html):
-    return Page(html)
 
 
 @pytest.fixture
@@ -84,9 +40,13 @@ def test_headline_says_how_fast_and_how_close_the_child_is(complete, html):
     kl, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "kl")
     perplexity, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "perplexity")
     agreement, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "agreement")
-    expected = [f"{value:.2f}", f"{kl:.3f}", f"{perplexity:.1f}", f"{100 * agreement:.1f}", f"{35.8 - 2.6:.1f}"]
-    assert facts == expected
+    kept = f"{100 * (1 - 2.6 / 35.8):.1f}"
+    packed = f"{value / PACKED:.2f}"
+    assert facts == [f"{value:.2f}", packed, f"{kl:.3f}", f"{perplexity:.1f}", f"{100 * agreement:.1f}", kept]
+    assert f"tasks above chance: {35.8 - 2.6:.1f}" in html
     assert "predicted 1.204" in html
+    assert f"predicted {1.2036 / PACKED:.3f}" in html
+    assert f"({packed} × the packed parent)</h1>" in html
     assert "dequantized from Q4_1 GGUF" in html
 
 
@@ -206,7 +166,8 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
     assert "representation" not in page.text
     assert "no layers-dropped baseline" in page.text
     assert "has no benchmarks" in page.text
-    assert page.row("frontier", "speed-1.2")[3:5] == ["–", "–"]
+    beside_dropped = [row for row in page.rows["frontier"] if row[:1] == ["speed-1.2"]][1]  # after that of all rivals
+    assert beside_dropped[3:5] == ["–", "–"]
 
 
 def test_run_with_evaluations_only(small):
@@ -221,7 +182,12 @@ def test_run_with_evaluations_only(small):
 def test_summary_tells_the_pages_numbers(complete, page):
     text = summary_text(load_results(complete))
     assert re.search(r"^total +11 +6 min 00 s$", text, re.MULTILINE)
-    assert re.search(r"^speed-1\.2 +1\.204 +1\.210 ± 0\.008 +-0\.5%$", text, re.MULTILINE)
+    packed = rf"{1.2036 / PACKED:.3f} +{1.21 / PACKED:.3f} ± 0\.007 +-0\.5%"
+    assert re.search(rf"^speed-1\.2 +1\.204 +1\.210 ± 0\.008 +-0\.5% +{packed}$", text, re.MULTILINE)
+    assert re.search(r"^packed parent +1\.050 +1\.050 ± 0\.006 +\+0\.0% +1 +1 +–$", text, re.MULTILINE)
+    for precision in ("bf16", "int8"):
+        assert re.search(rf"^parent in {precision}, finetuned ", text, re.MULTILINE)
+    assert re.search(r"^speed-1\.2, finetuned .* 92\.7 ± 5\.3$", text, re.MULTILINE)
     for label in ("speed-1.2, finetuned", "speed-1.2, layers dropped, finetuned"):
         line = next(line for line in text.splitlines() if line.startswith(label + " "))
         row = page.row("measurements", label)

@@ -8,9 +8,7 @@ from tangram.cli import run, writes
 
 
 def build_report(
-    settings: Annotated[
-        str, typer.Option(help="run, primary_target, targets, num_layers, default_scenario, seed as JSON")
-    ],
+    settings: Annotated[str, typer.Option(help="`run` and the other fields of `report.data.Settings` as JSON")],
     results: Annotated[str, typer.Option(help="the run's folder")],
     output: Annotated[str, writes("page (HTML)")],
 ) -> None:

@@ -1,4 +1,4 @@
-"""Statistics of the report: comparison of a child with the baseline at the child's speed, and rank correlation."""
+"""Statistics of the report: comparisons of children with rivals, quality that tasks show, and rank correlation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, PARENT_KEY, Estimate, Key, Results
+from tangram.report.data import BEST, PARENT_KEY, UNIFORM, Estimate, Key, Results, ratio
 
 VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}  # for people  # noqa: RUF001
+RIVAL_VERDICTS = {**VERDICTS, "baseline": "uniform"}
 CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A child and the baseline at the child's measured speed.
+    """A child and the baseline at the child's measured speed over `Results.best_parent`.
 
     Nothing is extrapolated: a child faster than every baseline is compared with the fastest one, whose lower speed is
     ``slower``. This favors the baseline, so that only the child can win. ``baseline`` is None if no baseline was
@@ -61,27 +62,33 @@ def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) ->
     return None
 
 
+def _measured(results: Results, key: Key, metric: str) -> tuple[Estimate, Estimate] | None:
+    speed, value = results.claimed_speedup(key), results.heldout(key, metric)
+    return (speed, value) if speed and value else None
+
+
+def _frontier(results: Results, metric: str, model: str, solution: str) -> list[tuple[Estimate, Estimate]]:
+    """Return speed and loss of the best-run parent and of one solution of every target, from slow to fast."""
+    keys = [results.best_parent, *(Key(target, solution, model) for target in results.settings.targets)]
+    points = (_measured(results, key, metric) for key in keys)
+    return sorted((point for point in points if point), key=lambda point: point[0].value)
+
+
 def compare(results: Results, metric: str, model: str) -> list[Comparison]:
     """Compare the best child of every target with the layers-dropped baseline, by a held-out loss (lower is better).
 
-    The parent, without dropped layers and at speed 1, is the baseline's first point.
+    The best-run parent, without dropped layers and at speed 1, is the baseline's first point.
 
     Args:
         results: the run.
         metric: ``'kl'`` or ``'lm_loss'``, nats per token.
         model: ``'child'`` (before finetuning) or ``'finetuned'``.
     """
-
-    def measured(key: Key) -> tuple[Estimate, Estimate] | None:
-        speed, value = results.speedup(key), results.heldout(key, metric)
-        return (speed, value) if speed and value else None
-
-    keys = [PARENT_KEY, *(Key(target, LAYERS_DROPPED, model) for target in results.settings.targets)]
-    baseline = sorted((point for point in map(measured, keys) if point), key=lambda point: point[0].value)
+    baseline = _frontier(results, metric, model, LAYERS_DROPPED)
     comparisons = []
     for target in results.settings.targets:
         key = Key(target, BEST, model)
-        point = measured(key)
+        point = _measured(results, key, metric)
         if point is None:
             continue
         speed, child = point
@@ -107,6 +114,94 @@ def decide(difference: Estimate) -> str:
     if not abs(difference.value) > CONFIDENCE * (difference.standard_error or 0):  # true for a NaN error, too
         return "tie"
     return "child" if difference.value < 0 else "baseline"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The searched children where a rival is: their loss at its speed, or their speed at its loss.
+
+    ``nearest`` is the place of the nearest child if none is on both sides of the rival; the verdict is then given only
+    if this child or the rival is better in both. ``verdict`` is as in `Comparison`.
+    """
+
+    children: Estimate
+    verdict: str
+    nearest: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """A rival of uniform precision, with its measured speed over `Results.best_parent` and its KL."""
+
+    key: Key
+    speed: Estimate
+    kl: Estimate
+    at_speed: Meeting
+    at_kl: Meeting
+
+
+def _meet(
+    points: Sequence[tuple[Estimate, Estimate]], place: Estimate, value: Estimate, sign: int, ends: tuple[str, str]
+) -> Meeting:
+    """Compare a rival's value with points of the children, interpolated at the rival's place.
+
+    Args:
+        points: place and value of every child, in the order of places.
+        place: the rival's place.
+        value: the rival's value.
+        sign: 1 if a lower value is better, -1 if a higher one is.
+        ends: who can win against the first child beyond it, and against the last child beyond it.
+    """
+    children, nearest, winner = interpolate(points, place), None, ""
+    if children is None:
+        last = place.value > points[-1][0].value
+        nearest, children = points[-1 if last else 0]
+        winner = ends[last]
+    error = math.hypot(children.standard_error or 0, value.standard_error or 0)
+    verdict = decide(Estimate(sign * (children.value - value.value), error))
+    return Meeting(children, verdict if nearest is None or verdict == winner else "", nearest)
+
+
+def beside_uniform(results: Results, model: str) -> list[Rivalry]:
+    """Compare every rival of uniform precision with the searched children, at its speed and at its KL.
+
+    The children are the best ones of all targets and the best-run parent.
+
+    Args:
+        results: the run.
+        model: ``'child'`` (before finetuning) or ``'finetuned'``.
+    """
+    children = _frontier(results, "kl", model, BEST)
+    by_kl = sorted(((kl, speed) for speed, kl in children), key=lambda point: point[0].value)
+    rivalries = []
+    for target, solution in results.children:
+        key = Key(target, solution, model)
+        point = _measured(results, key, "kl") if solution in UNIFORM else None
+        if point is None or len(children) < 2:
+            continue
+        speed, kl = point
+        at_speed = _meet(children, speed, kl, 1, ("child", "baseline"))
+        at_kl = _meet(by_kl, kl, speed, -1, ("baseline", "child"))
+        rivalries.append(Rivalry(key, speed, kl, at_speed, at_kl))
+    return rivalries
+
+
+def quality_kept(results: Results, key: Key) -> Estimate | None:
+    """Return the mean normalized accuracy on tasks as a share of the parent's; None without tasks.
+
+    Normalized is (accuracy - chance) / (1 - chance). The difference to the parent is paired by question, so its error,
+    not those of both accuracies, enters the ratio 1 + difference / parent.
+    """
+    parent = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
+    if parent is None or parent.value <= 0:
+        return None
+    difference = results.estimate(key, "mean", "acc_above_chance_difference")
+    if key == PARENT_KEY or difference is None:
+        return Estimate(1.0, 0.0, parent.n) if key == PARENT_KEY else None
+    if difference.value == 0:
+        return Estimate(1.0, (difference.standard_error or 0) / parent.value, difference.n)
+    share = ratio(difference, parent)
+    return Estimate(1 + share.value, share.standard_error, difference.n)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

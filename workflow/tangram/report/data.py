@@ -16,13 +16,16 @@ import pyarrow.parquet as pq
 
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
-from tangram.config import LAYERS_DROPPED, Section
+from tangram.blocks.base import PRECISIONS
+from tangram.config import LAYERS_DROPPED, Section, uniform_solution
 from tangram.errors import TangramError
 from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
 
 HELDOUT = "heldout"
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
+UNIFORM = {uniform_solution(precision): precision for precision in PRECISIONS}  # precisions of the uniform rivals
+SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the stock parent's, and over the packed one's
 
 
 class Settings(Section):
@@ -56,14 +59,15 @@ class Estimate(NamedTuple):
 
 
 class Key(NamedTuple):
-    """One evaluated model: ``solution`` is the solver's or ``layers-dropped``; both are empty for the parent."""
+    """One evaluated model: ``solution`` is the solver's or a rival's; it and ``target`` are empty for the parent."""
 
     target: str
     solution: str
     model: str
 
 
-PARENT_KEY = Key("", "", "parent")
+PARENT_KEY = Key("", "", "parent")  # as stock transformers runs it
+PACKED_KEY = Key("", "", "packed parent")  # with the kernels that children have
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Results:
 
     ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with leading columns ``target`` and ``solution``;
     ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
-    ``solutions`` holds the entries of the files of solutions by target and solution.
+    ``solutions`` holds the entries of the files of solutions by target and solution, and ``stock`` the predictions of
+    the stock parent by target.
     """
 
     folder: Path
@@ -92,6 +97,7 @@ class Results:
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stock: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -106,33 +112,51 @@ class Results:
         return estimates
 
     def heldout(self, key: Key, metric: str) -> Estimate | None:
-        """Return a metric on held-out text; the parent's KL to itself is 0 and its agreement 1."""
+        """Return a metric on held-out text; the parent's KL to itself is 0 and its agreement 1.
+
+        The packed parent computes what the parent does, up to rounding.
+        """
+        key = PARENT_KEY if key == PACKED_KEY else key
         if key == PARENT_KEY and metric in ("kl", "agreement"):
             return Estimate(float(metric == "agreement"), 0.0)
         return self.estimate(key, HELDOUT, metric)
 
-    def speedup(self, key: Key, scenario: str | None = None) -> Estimate | None:
-        """Return the measured throughput as a multiple of the parent's, in the default scenario by default.
+    def speedup(self, key: Key, metric: str = SPEEDUP) -> Estimate | None:
+        """Return the measured throughput in the default scenario as a multiple of the parent's.
 
         Finetuning does not change the shape of a model, so child and finetuned child have the same speed.
+
+        Args:
+            key: the model.
+            metric: ``SPEEDUP``, over the parent in stock transformers, or ``PACKED_SPEEDUP``, over the packed parent.
         """
-        scenario = scenario or self.settings.default_scenario
-        if key == PARENT_KEY:
+        reference, scenario = PARENT_KEY if metric == SPEEDUP else PACKED_KEY, self.settings.default_scenario
+        if key == reference:
             return Estimate(1.0, 0.0)
         for model in dict.fromkeys((key.model, "finetuned", "child")):
             same_shape = key._replace(model=model)
-            speedup = self.estimate(same_shape, scenario, "speedup")
+            speedup = self.estimate(same_shape, scenario, metric)
             if speedup:
                 return speedup
             throughput = self.estimate(same_shape, scenario, "throughput")
-            parent_throughput = self.estimate(PARENT_KEY, scenario, "throughput")
+            parent_throughput = self.estimate(reference, scenario, "throughput")
             if throughput and parent_throughput:
                 return ratio(throughput, parent_throughput)
         return None
 
     @property
+    def best_parent(self) -> Key:
+        """The fastest measured parent, over which a claim is made: the packed one, or the stock one without it."""
+        packed = self.estimate(PACKED_KEY, self.settings.default_scenario, "throughput")
+        return PACKED_KEY if packed else PARENT_KEY
+
+    def claimed_speedup(self, key: Key) -> Estimate | None:
+        """Return the measured speed-up over `best_parent`."""
+        return self.speedup(key, PACKED_SPEEDUP if self.best_parent == PACKED_KEY else SPEEDUP)
+
+    @property
     def children(self) -> list[tuple[str, str]]:
-        """Return every (target, solution) with an architecture or an evaluation, in config order, the baseline last."""
+        """Return every (target, solution) with an architecture or an evaluation, in config order, rivals last."""
         evaluated = set(zip(self.evaluations["target"], self.evaluations["solution"], strict=True))
         pairs = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
         order = {name: i for i, name in enumerate(self.settings.targets)}
@@ -163,10 +187,15 @@ class Results:
             return None
         return math.fsum(values[piece] for piece in changed)
 
-    def variants(self, kind: str) -> list[str]:
-        """Return the variants of a kind except the parent's, from mildest to strongest."""
+    def variants(self, kind: str, searched: bool = False) -> list[str]:
+        """Return the variants of a kind except the parent's, from mildest to strongest.
+
+        Args:
+            kind: the kind of subblock.
+            searched: leave out those that are only sources of quantized pieces, neither scored nor timed.
+        """
         names: set[str] = set()
-        for frame in (self.library, self.scores, self.costs):
+        for frame in (self.scores, self.costs) if searched else (self.library, self.scores, self.costs):
             names |= set(frame[frame["kind"] == kind]["variant"])
         for architecture in self.architectures.values():
             names |= {variant for _, of_kind, variant in architecture.pieces() if of_kind == kind}
@@ -212,8 +241,8 @@ def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str,
 
 
 def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
-    """Clear the parent's target and keep its first rows, from its own evaluation: every child's rows repeat it."""
-    frame.loc[frame["model"] == PARENT_KEY.model, ["target", "solution"]] = ""
+    """Clear the parents' target and keep their first rows, from their own evaluation: each child's repeat them."""
+    frame.loc[frame["model"].isin([PARENT_KEY.model, PACKED_KEY.model]), ["target", "solution"]] = ""
     return frame.drop_duplicates(["target", "solution", "model", "task", "metric"], ignore_index=True)
 
 
@@ -235,7 +264,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
     folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    folders = [path for path in folders if path.name.isdigit() or path.name == LAYERS_DROPPED]
+    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM)]
     return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
@@ -358,4 +387,5 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
+        stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -11,13 +11,17 @@ TEMPLATES = Path(__file__).parents[2] / "report"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: text, and optionally a CSS class, a background color, or a bar as a share of the cell's width."""
+    """A table's cell: text, and optionally a CSS class, a background color, a bar as a share of the width, or a swatch.
+
+    ``swatch`` is an SVG before the text.
+    """
 
     text: str
     look: str = ""
     background: str = ""
     ink: str = ""
     bar: float | None = None
+    swatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence about missing data."""
+    """A sentence about missing data, or about the meaning of the others."""
 
     text: str
 

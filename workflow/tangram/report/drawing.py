@@ -95,6 +95,14 @@ def new_figure(columns: int, rows: int, width: float, height: float, **options: 
     return figure, list(axes.flat)
 
 
+WIDE = 20.0  # largest over smallest value, above which an axis from 0 hides the smallest
+
+
+def wide(values: Sequence[float]) -> bool:
+    """Return whether positive values need a logarithmic axis."""
+    return min(values, default=0.0) > 0 and max(values) > WIDE * min(values)
+
+
 def log_axis(axis: Axes, which: str = "y") -> None:
     """Make an axis logarithmic, with ticks also within decades if it spans less than two."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -1,134 +1,25 @@
 """The report's plots, from a run's tables."""
 
-# ruff: noqa: RUF001 - the typographic signs are meant
-
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tangram.blocks.base import KINDS
-from tangram.config import LAYERS_DROPPED
+from tangram.blocks.base import KINDS, Variant
 from tangram.report.comparison import Scored
-from tangram.report.data import BEST, PARENT_KEY, Estimate, Key, Results
-from tangram.report.drawing import label_ends, log_axis, new_figure, render
-from tangram.report.style import BASELINE, CHILD, INK, MUTED, PAPER, number
+from tangram.report.data import BEST, Estimate, Results
+from tangram.report.drawing import label_ends, log_axis, new_figure, render, wide
+from tangram.report.names import solution_name
+from tangram.report.style import CHILD, INK, MUTED, PAPER, solution_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 POINTS = 80  # maximum number per curve
-
-
-def _points(results: Results, solution: str, model: str, metric: str) -> list[tuple[Estimate, Estimate]]:
-    points = []
-    for target in results.settings.targets:
-        key = Key(target, solution, model)
-        speed, value = results.speedup(key), results.heldout(key, metric)
-        if speed and value:
-            points.append((speed, value))
-    return sorted(points)
-
-
-class _Series(NamedTuple):
-    """One line of the frontier: its label, its models, and its look."""
-
-    label: str
-    solution: str
-    model: str
-    color: str
-    finetuned: bool
-
-
-_FRONTIER = (
-    _Series("Tangram, finetuned", BEST, "finetuned", CHILD, True),
-    _Series("Tangram, before", BEST, "child", CHILD, False),
-    _Series("layers dropped, finetuned", LAYERS_DROPPED, "finetuned", BASELINE, True),
-    _Series("layers dropped, before", LAYERS_DROPPED, "child", BASELINE, False),
-)
-
-
-def frontier(results: Results) -> str | None:
-    """Draw KL and perplexity on held-out text over measured speed-up, children and baseline, before and after GKD."""
-    if not any(_points(results, series.solution, series.model, "kl") for series in _FRONTIER):
-        return None
-
-    def draw() -> Figure:
-        figure, axes = new_figure(2, 1, 11.0, 4.6)
-        titles = {"kl": "KL(parent ‖ child), nats per token", "perplexity": "perplexity, log scale"}
-        for axis, (metric, title) in zip(axes, titles.items(), strict=True):
-            _frontier_panel(axis, results, metric)
-            axis.set_title(title)
-        return figure
-
-    return render("frontier", "held-out KL and perplexity over measured speed-up", draw)
-
-
-def _frontier_panel(axis: Axes, results: Results, metric: str) -> None:
-    """Draw one metric's lines, the parent and the chosen child."""
-    parent = results.heldout(PARENT_KEY, metric)
-    points = {series: _points(results, series.solution, series.model, metric) for series in _FRONTIER}
-    ends = [_frontier_line(axis, series, line, parent) for series, line in points.items() if line]
-    if parent:
-        axis.plot([1.0], [parent.value], marker="D", ms=6, color=INK)
-        axis.annotate("parent", (1.0, parent.value), (7, -3), textcoords="offset points", va="top", color=INK)
-    _mark_chosen(axis, results, metric)
-    axis.set_xlabel("measured speed-up over the parent")
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.1f} ×")
-    if metric == "perplexity":
-        log_axis(axis)
-    else:
-        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-    # The range follows the points, not their error bars, which are wide on a busy machine.
-    speeds = [1.0, *(speed.value for line in points.values() for speed, _ in line)]
-    room = 0.08 * (max(speeds) - min(speeds) or 1)
-    axis.set_xlim(min(speeds) - room, max(speeds) + room)
-    label_ends(axis, ends)
-
-
-def _frontier_line(
-    axis: Axes, series: _Series, points: Sequence[tuple[Estimate, Estimate]], parent: Estimate | None
-) -> tuple[float, float, str, str]:
-    """Draw a line from the parent through points of speed and value; return its end for `label_ends`."""
-    x, y = [speed.value for speed, _ in points], [value.value for _, value in points]
-    line_x, line_y = ([1.0, *x], [parent.value, *y]) if parent else (x, y)
-    width, dashes = (1.6, "-") if series.finetuned else (1.0, (0, (3, 3)))
-    axis.plot(line_x, line_y, color=series.color, lw=width, ls=dashes)
-    axis.errorbar(
-        x,
-        y,
-        xerr=[speed.bar for speed, _ in points],
-        yerr=[value.bar for _, value in points],
-        fmt="o",
-        color=series.color,
-        ms=5.5,
-        mfc=series.color if series.finetuned else PAPER,
-        mew=1.3,
-        elinewidth=1,
-        capsize=0,
-    )
-    return x[-1], y[-1], series.label, series.color
-
-
-def _mark_chosen(axis: Axes, results: Results, metric: str) -> None:
-    """Draw a ring around the primary target's best child, with its speed and value."""
-    chosen = results.final(results.settings.primary_target, BEST)
-    speed, value = (results.speedup(chosen), results.heldout(chosen, metric)) if chosen else (None, None)
-    if not speed or not value:
-        return
-    axis.plot([speed.value], [value.value], marker="o", ms=14, mfc="none", mec=INK, mew=1.3)
-    axis.annotate(
-        f"chosen: {speed.value:.2f} ×, {number(value.value)}",
-        (speed.value, value.value),
-        (12, -15),
-        textcoords="offset points",
-        color=INK,
-        weight="bold",
-    )
 
 
 def _token_axis(axis: Axes) -> None:
@@ -143,6 +34,7 @@ def bld_losses(results: Results, colors: Mapping[str, str]) -> str | None:
     """Draw every piece's held-out BLD loss before (ring) and after training (dot), by layer, one panel per variant."""
     frame = results.library
     groups = [(kind, variant) for kind in KINDS for variant in results.variants(kind)]
+    groups = [g for g in groups if Variant.parse(g[1]).precision is None]  # quantized pieces are not trained
     groups = [g for g in groups if len(frame[(frame["kind"] == g[0]) & (frame["variant"] == g[1])])]
     if not groups:
         return None
@@ -245,14 +137,12 @@ def gkd_curves(results: Results) -> str | None:
                 part = frame[picked].sort_values("step")
                 if not len(part):
                     continue
-                dropped = solution == LAYERS_DROPPED
-                color = BASELINE if dropped else CHILD
+                color = solution_color(solution)
                 values = part["value"].rolling(max(1, len(part) // 8), min_periods=1).mean()
                 x, y = thin(part["tokens"].to_numpy(dtype=float), values.to_numpy(dtype=float))
                 primary = (target, solution) == (results.settings.primary_target, BEST)
-                axis.plot(x, y, color=color, lw=2.2 if primary else 1.1, ls=(0, (4, 2)) if dropped else "-")
-                label = f"{target}{', layers dropped' if dropped else '' if solution == BEST else f' #{solution}'}"
-                ends.append((x[-1], y[-1], label, color))
+                axis.plot(x, y, color=color, lw=2.2 if primary else 1.1, ls="-" if solution.isdigit() else (0, (4, 2)))
+                ends.append((x[-1], y[-1], solution_name(results, target, solution), color))
             axis.set_title(names[metric])
             _token_axis(axis)
             axis.set_ylim(bottom=0)
@@ -262,7 +152,7 @@ def gkd_curves(results: Results) -> str | None:
     return render("gkd-curves", "finetuning curves by child", draw)
 
 
-def score_against_truth(children: Sequence[Scored]) -> str | None:
+def score_against_truth(results: Results, children: Sequence[Scored]) -> str | None:
     """Draw Σ replace-1-block score against the true KL of the assembled children, with the line of equality."""
     if not children:
         return None
@@ -270,11 +160,14 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
     def draw() -> Figure:
         figure, axes = new_figure(1, 1, 5.4, 4.4)
         axis = axes[0]
-        top = 1.08 * max(max(child.score, child.kl.value) for child in children)
-        axis.plot([0, top], [0, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
+        values = [value for child in children for value in (child.score, child.kl.value)]
+        logarithmic = wide(values)
+        top = (1.6 if logarithmic else 1.08) * max(values)
+        bottom = min(values) / 1.6 if logarithmic else 0.0
+        axis.plot([bottom, top], [bottom, top], color=MUTED, lw=0.8, ls=(0, (2, 3)))
         axis.annotate("equal", (top, top), (-18, -4), textcoords="offset points", ha="right", va="top", color=MUTED)
         for child in children:
-            color = BASELINE if child.solution == LAYERS_DROPPED else CHILD
+            color = solution_color(child.solution)
             axis.errorbar(
                 child.score,
                 child.kl.value,
@@ -284,10 +177,8 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
                 ms=5.5,
                 elinewidth=1,
             )
-            names = {BEST: child.target, LAYERS_DROPPED: f"{child.target}, layers dropped"}
-            name = names.get(child.solution, f"{child.target} #{child.solution}")
             axis.annotate(
-                name,
+                solution_name(results, child.target, child.solution),
                 (child.score, child.kl.value),
                 (7, -3),
                 textcoords="offset points",
@@ -297,8 +188,10 @@ def score_against_truth(children: Sequence[Scored]) -> str | None:
             )
         axis.set_xlabel("Σ replace-1-block score, nats per token")
         axis.set_ylabel("true KL before finetuning, nats per token")
-        axis.set_xlim(0, top)
-        axis.set_ylim(0, top)
+        axis.set_xlim(bottom, top)
+        axis.set_ylim(bottom, top)
+        for which in "xy" if logarithmic else "":
+            log_axis(axis, which)
         return figure
 
     return render("score-truth", "sum of scores against true KL of the children", draw)

@@ -1,21 +1,46 @@
-"""Display names of models."""
+"""Display names of models and solutions."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tangram.blocks import NO_OP, Variant
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, PARENT_KEY, Key, Results
+from tangram.report.data import BEST, PACKED_KEY, PARENT_KEY, UNIFORM, Key, Results
+
+KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
 
 
-def name_of(key: Key) -> str:
+def name_of(results: Results, key: Key) -> str:
     """Return an evaluated model's display name."""
-    if key == PARENT_KEY:
-        return "parent"
+    if key in (PARENT_KEY, PACKED_KEY):
+        return key.model
     stage = "finetuned" if key.model == "finetuned" else "before finetuning"
-    if key.solution == LAYERS_DROPPED:
-        return f"{key.target}, layers dropped, {stage}"
-    return f"{key.target}, {stage}" if key.solution == BEST else f"{key.target} #{key.solution}, {stage}"
+    return f"{solution_name(results, key.target, key.solution)}, {stage}"
+
+
+def solution_name(results: Results, target: str, solution: str) -> str:
+    """Return a solution's display name, which is unique in a run."""
+    if solution == BEST:
+        return target
+    if solution in UNIFORM:
+        return f"parent in {UNIFORM[solution]}"
+    return f"{target}, {_dropped(results, target)}" if solution == LAYERS_DROPPED else f"{target} #{solution}"
+
+
+def short_name(results: Results, target: str, solution: str) -> str:
+    """Return a solution's display name below its target's."""
+    if solution == LAYERS_DROPPED:
+        return _dropped(results, target)
+    return solution_name(results, target, solution) if solution == BEST or solution in UNIFORM else f"#{solution}"
+
+
+def _dropped(results: Results, target: str) -> str:
+    """Return the name of the layers-dropped baseline, with the precision of its remaining layers."""
+    architecture = results.architectures.get((target, LAYERS_DROPPED))
+    variants = {v for layer in (architecture.layers if architecture else ()) for v in (layer.attention, layer.ffn)}
+    precisions = {Variant.parse(variant).precision for variant in variants if variant != NO_OP} - {None}
+    return ", ".join(["layers dropped", *sorted(filter(None, precisions))])
 
 
 def parent_name(results: Results) -> str:

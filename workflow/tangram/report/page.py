@@ -10,24 +10,26 @@ from typing import Any
 
 from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT
 from tangram.report import tiles
-from tangram.report.comparison import compare
-from tangram.report.data import BEST, PARENT_KEY, Results, rows_of
+from tangram.report.comparison import Meeting, beside_uniform, compare, quality_kept
+from tangram.report.data import BEST, PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SPEEDUP, Key, Results, rows_of, strength
 from tangram.report.document import Fact, Section, render_document
-from tangram.report.names import parent_name
-from tangram.report.prediction import predicted
+from tangram.report.names import parent_name, solution_name
+from tangram.report.prediction import predicted_speedup
+from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
-from tangram.report.sections.quality import frontier_section, measurements_section, readout_section, tasks_section
+from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
 from tangram.report.sections.speed import speed_section
-from tangram.report.style import estimate, number, variant_colors
+from tangram.report.style import estimate, number, percent_of, variant_colors
 
 
 def render_page(results: Results) -> str:
     """Return the report: one self-contained HTML page without scripts."""
-    variants = [variant for kind in (*KINDS, HEAD) for variant in results.variants(kind)]
-    colors = variant_colors(variants)
-    key = [(name, tiles.swatch(name, colors)) for name in colors]
+    kinds = (*KINDS, HEAD)
+    colors = variant_colors([variant for kind in kinds for variant in results.variants(kind)])
+    searched = [variant for kind in kinds for variant in results.variants(kind, searched=True)]
+    key = tiles.legend(sorted(searched, key=strength), colors)
     return render_document(
         run=results.settings.run,
         weights=results.parent.get("weights", ""),
@@ -48,8 +50,8 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         readout_section(results),
         speed_section(results),
         solver_section(results),
-        scores_section(results),
-        costs_section(results),
+        scores_section(results, colors),
+        costs_section(results, colors),
         training_section(results, colors),
         measurements_section(results),
         time_section(results),
@@ -63,7 +65,9 @@ def _title(results: Results) -> str:
     speed = results.speedup(chosen) if chosen else None
     if speed is None:
         return f"{parent_name(results)}: no child measured yet"
-    return f"{parent_name(results)}, {speed.value:.2f} × as fast"
+    packed = results.speedup(chosen, PACKED_SPEEDUP) if chosen and results.best_parent == PACKED_KEY else None
+    beside = f" ({packed.value:.2f} × the packed parent)" if packed else ""
+    return f"{parent_name(results)}, {speed.value:.2f} × as fast{beside}"
 
 
 def _facts(results: Results) -> list[Fact]:
@@ -71,17 +75,20 @@ def _facts(results: Results) -> list[Fact]:
     if chosen is None:
         return []
     facts = []
-    speed = results.speedup(chosen)
-    prediction = predicted(results, chosen.target, chosen.solution, "speedup")
-    if speed:
-        detail = f"measured {estimate(speed)}" + (f"; predicted {prediction:.3f}" if prediction else "")
-        facts.append(Fact(f"{speed.value:.2f}", "×", "the parent’s speed", detail))
+    packed = results.best_parent == PACKED_KEY
+    for metric, label in [(SPEEDUP, "over the stock parent"), *([(PACKED_SPEEDUP, "over the packed parent")] * packed)]:
+        speed = results.speedup(chosen, metric)
+        prediction = predicted_speedup(results, chosen.target, chosen.solution, metric)
+        if speed:
+            detail = f"measured {estimate(speed)}" + (f"; predicted {prediction:.3f}" if prediction else "")
+            facts.append(Fact(f"{speed.value:.2f}", "×", label, detail))
     divergence = results.heldout(chosen, "kl")
     if divergence:
         before = results.heldout(chosen._replace(model="child"), "kl")
         detail = estimate(divergence)
         detail += f"; before finetuning {estimate(before)}" if before and chosen.model != "child" else ""
-        facts.append(Fact(number(divergence.value), "nats", "KL from the parent", detail))
+        digits = 3 if divergence.value >= 0.1 else 2
+        facts.append(Fact(number(divergence.value, digits), "", "KL from the parent, nats/token", detail))
     perplexity, reference = results.heldout(chosen, "perplexity"), results.heldout(PARENT_KEY, "perplexity")
     if perplexity:
         detail = estimate(perplexity) + (f"; parent {estimate(reference)}" if reference else "")
@@ -92,15 +99,23 @@ def _facts(results: Results) -> list[Fact]:
         facts.append(
             Fact(f"{share.value:.1f}", "%", "same next token", f"as the parent’s first choice: {estimate(share)}")
         )
-    accuracy = results.estimate(chosen, "mean", "acc_above_chance")
-    if accuracy:
-        share = accuracy.times(100)
-        reference = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
-        paired = results.estimate(chosen, "mean", "acc_above_chance_difference")
-        detail = estimate(share) + (f"; parent {estimate(reference.times(100))}" if reference else "")
-        detail += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
-        facts.append(Fact(f"{share.value:.1f}", "%", "tasks, above chance", detail))
+    facts += _accuracy_facts(results, chosen)
     return [replace(fact, detail=fact.detail.replace(" ± ", "\u00a0±\u00a0")) for fact in facts]
+
+
+def _accuracy_facts(results: Results, chosen: Key) -> list[Fact]:
+    """Return the share of the parent's accuracy above chance that the child keeps; empty without tasks."""
+    accuracy, kept = results.estimate(chosen, "mean", "acc_above_chance"), quality_kept(results, chosen)
+    if accuracy is None:
+        return []
+    share = accuracy.times(100)
+    reference = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
+    paired = results.estimate(chosen, "mean", "acc_above_chance_difference")
+    detail = estimate(share) + (f"; parent {estimate(reference.times(100))}" if reference else "")
+    detail += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
+    if kept is None:
+        return [Fact(f"{share.value:.1f}", "%", "tasks, above chance", detail)]
+    return [Fact(f"{100 * kept.value:.1f}", "%", "quality kept", f"{percent_of(kept)}; tasks above chance: {detail}")]
 
 
 def _sentence(results: Results) -> str:
@@ -115,21 +130,56 @@ def _sentence(results: Results) -> str:
             changed = [f"{counts[v]} {'removed' if v == NO_OP else v}" for v in results.variants(kind) if counts[v]]
             if changed:
                 sentences.append(f"{name}: {', '.join(changed)}.")
+        if architecture.head != PARENT:
+            sentences.append(f"LM head: {architecture.head}.")
     if chosen:
-        comparison = next((c for c in compare(results, "kl", chosen.model) if c.key == chosen), None)
-        if comparison and comparison.baseline:
-            slower = comparison.slower
-            verb = "has" if slower else "would have"
-            speed = f"only {slower.value:.2f} ×" if slower else "the same measured speed"
-            outcome = {
-                "child": "this child is closer to the parent",
-                "baseline": "the baseline is closer to the parent",
-                "tie": "a tie within the errors",
-                "": "no verdict",
-            }[comparison.verdict]
-            baseline = estimate(comparison.baseline)
-            sentences.append(f"The baseline of dropped layers {verb} KL {baseline} at {speed}: {outcome}.")
+        sentences += [*_parent_verdict(results, chosen), *_dropped_verdict(results, chosen)]
+        sentences += _uniform_verdicts(results, chosen.model)
     return " ".join(sentences)
+
+
+def _parent_verdict(results: Results, chosen: Key) -> list[str]:
+    speed = results.claimed_speedup(chosen)
+    slower = speed is not None and speed.value < 1
+    return [f"The {results.best_parent.model} is as fast or faster: this child saves no time."] if slower else []
+
+
+def _dropped_verdict(results: Results, chosen: Key) -> list[str]:
+    """Return the sentence on layers dropped at the chosen child's speed; empty without a baseline."""
+    comparison = next((c for c in compare(results, "kl", chosen.model) if c.key == chosen), None)
+    if comparison is None or comparison.baseline is None:
+        return []
+    slower = comparison.slower
+    verb = "has" if slower else "would have"
+    reference = f"{slower.value:.2f} × the {results.best_parent.model}" if slower else ""
+    speed = f"only {reference}’s speed" if slower else "the same measured speed"
+    outcome = {
+        "child": "this child is closer to the parent",
+        "baseline": "the baseline is closer to the parent",
+        "tie": "a tie within the errors",
+        "": "no verdict",
+    }[comparison.verdict]
+    baseline = estimate(comparison.baseline)
+    return [f"The baseline of dropped layers {verb} KL {baseline} at {speed}: {outcome}."]
+
+
+def _uniform_verdicts(results: Results, model: str) -> list[str]:
+    """Return a sentence for every rival of uniform precision: who is better at its speed, and at its KL."""
+
+    def outcome(meeting: Meeting, better: str) -> str:
+        return {
+            "child": f"the searched children are {better}",
+            "baseline": f"the rival is {better}",
+            "tie": "a tie within the errors",
+            "": "no verdict, as no child is there",
+        }[meeting.verdict]
+
+    return [
+        f"Beside the {solution_name(results, *rivalry.key[:2])} (KL {estimate(rivalry.kl)} at "
+        f"{rivalry.speed.value:.2f} × the {results.best_parent.model}): at its speed, "
+        f"{outcome(rivalry.at_speed, 'closer to the parent')}; at its KL, {outcome(rivalry.at_kl, 'faster')}."
+        for rivalry in beside_uniform(results, model)
+    ]
 
 
 def _relative_costs(results: Results) -> dict[tuple[str, str], float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, Results
+from tangram.report.data import SPEEDUP, Results
+from tangram.report.names import solution_name
 from tangram.report.style import number, percent
 
 ROUNDING = 1e-9  # relative gaps below it are rounding errors
@@ -30,11 +30,30 @@ def predicted(results: Results, target: str, solution: str, quantity: str) -> fl
     return float(value[quantity]) if quantity in value else None
 
 
-def model_label(target: str, solution: str) -> str:
-    """Return a solution's display name."""
-    if solution == LAYERS_DROPPED:
-        return f"{target}, layers dropped"
-    return target if solution == BEST else f"{target} #{solution}"
+def predicted_packed_parent(results: Results, target: str) -> float | None:
+    """Return the packed parent's predicted speed-up over the stock parent, in the default scenario.
+
+    It follows from the calibration's measurements of both parents; None without a measurement of the stock parent.
+    """
+    from tangram.costs.calibration import stock_factors
+
+    scenario = results.settings.default_scenario
+    stock = results.stock.get(target, {}).get("scenarios", {}).get(scenario)
+    factors = stock_factors(results.calibration)
+    if not stock or (scenario, "decode", stock["batch"]) not in factors:
+        return None
+    prefill, decode = stock["time_to_first_token"], stock["latency"] - stock["time_to_first_token"]
+    packed = [s / factors[scenario, p, stock["batch"]] for s, p in ((prefill, "prefill"), (decode, "decode"))]
+    return float(stock["latency"] / sum(packed))
+
+
+def predicted_speedup(results: Results, target: str, solution: str, metric: str = SPEEDUP) -> float | None:
+    """Return a solution's predicted speed-up over the stock parent, or the packed one (``PACKED_SPEEDUP``)."""
+    speedup = predicted(results, target, solution, "speedup")
+    if metric == SPEEDUP or speedup is None:
+        return speedup
+    packed = predicted_packed_parent(results, target)
+    return speedup / packed if packed else None
 
 
 def constraint_facts(results: Results) -> list[list[str]]:
@@ -45,7 +64,7 @@ def constraint_facts(results: Results) -> list[list[str]]:
     rows = []
     for target, solution in results.children:
         entry = summary_of(results, target, solution)
-        if solution == LAYERS_DROPPED or not entry:
+        if not solution.isdigit() or not entry:
             continue
         for constraint in entry.get("constraints", []):
             factor, unit = UNITS.get(constraint["quantity"], (1.0, ""))
@@ -53,7 +72,7 @@ def constraint_facts(results: Results) -> list[list[str]]:
             scenario = f" ({constraint['scenario']})" if constraint.get("scenario") else ""
             rows.append(
                 [
-                    model_label(target, solution),
+                    solution_name(results, target, solution),
                     f"{constraint['quantity'].replace('_', ' ')}{scenario}",
                     f"{'≥' if is_minimum else '≤'} {number(constraint['limit'] * factor, 4)} {unit}",
                     f"{number(constraint['value'] * factor, 4)} {unit}",

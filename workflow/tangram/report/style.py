@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 
 from tangram.blocks import PARENT, Variant, block_class
-from tangram.report.data import Estimate, strength
+from tangram.config import LAYERS_DROPPED
+from tangram.report.data import UNIFORM, Estimate, strength
 
 # `themed` replaces these colors of figures by the page's CSS variables, so that figures follow its theme.
 INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
-CHILD, BASELINE = "#0f8a7e", "#a0567b"  # teal and mauve: distinct in lightness and with color blindness
+# Teal, mauve and ocher: distinct in lightness and with color blindness.
+CHILD, BASELINE, RIVAL = "#0f8a7e", "#a0567b", "#8f6a08"
 CSS_VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -20,6 +22,7 @@ CSS_VARIABLES = {
     PAPER: "var(--paper)",
     CHILD: "var(--child)",
     BASELINE: "var(--baseline)",
+    RIVAL: "var(--rival)",
 }
 
 
@@ -29,16 +32,24 @@ def _mix(mild: str, strong: str, share: float) -> str:
 
 
 def variant_colors(variants: Sequence[str]) -> dict[str, str]:
-    """Return a color per variant: a hue per family, darker for smaller variants."""
+    """Return a color per variant: a hue per family, darker for smaller variants, equal for all precisions."""
+    sources = {variant: str(Variant.parse(variant).source) for variant in sorted({PARENT, *variants}, key=strength)}
     families: dict[str, list[str]] = {}
-    for variant in sorted({PARENT, *variants}, key=strength):
-        families.setdefault(Variant.parse(variant).family, []).append(variant)
+    for source in dict.fromkeys(sources.values()):
+        families.setdefault(Variant.parse(source).family, []).append(source)
     colors = {}
     for members in families.values():
         mild, strong = block_class(members[0]).hue
-        for i, variant in enumerate(members):
-            colors[variant] = _mix(mild, strong, share=(i + 1) / len(members)) if mild != strong else mild
-    return colors
+        for i, source in enumerate(members):
+            colors[source] = _mix(mild, strong, share=(i + 1) / len(members)) if mild != strong else mild
+    return {variant: colors[source] for variant, source in sources.items()}
+
+
+def solution_color(solution: str) -> str:
+    """Return the color of a solution's lines and points: children, layers dropped, or uniform precision."""
+    if solution in UNIFORM:
+        return RIVAL
+    return BASELINE if solution == LAYERS_DROPPED else CHILD
 
 
 def themed(text: str) -> str:
@@ -86,6 +97,11 @@ def estimate(measured: Estimate | None, signed: bool = False, least: int = 0) ->
         places = min(6, max(least, (error < 3.55 * 10.0**leading) - leading))  # the particle data group's rule
         text = f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
     return f"+{text}" if signed and value > 0 else text
+
+
+def percent_of(share: Estimate | None) -> str:
+    """Format a share and its standard error as numbers in per cent, without the sign; None becomes a dash."""
+    return estimate(share.times(100), least=1) if share else "–"
 
 
 def percent(value: float, signed: bool = False, places: int = 1) -> str:

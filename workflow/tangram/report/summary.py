@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tangram.report.comparison import VERDICTS, compare
-from tangram.report.data import PARENT_KEY, Key, Results
-from tangram.report.prediction import model_label, predicted
-from tangram.report.style import estimate, seconds
+from tangram.report.comparison import RIVAL_VERDICTS, VERDICTS, Meeting, beside_uniform, compare, quality_kept
+from tangram.report.data import PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SPEEDUP, Estimate, Key, Results
+from tangram.report.names import solution_name
+from tangram.report.prediction import predicted_packed_parent, predicted_speedup
+from tangram.report.style import estimate, percent_of, seconds
 from tangram.report.timing import stage_seconds
 
 
@@ -26,10 +27,12 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _quality(results: Results, label: str, key: Key) -> list[str]:
     accuracy = results.estimate(key, "mean", "acc_above_chance")
+    kept = quality_kept(results, key) if key != PARENT_KEY else None
     return [
         label,
         *(estimate(results.heldout(key, metric)) for metric in ("kl", "perplexity", "agreement")),
         estimate(accuracy.times(100), least=1) if accuracy else "",
+        percent_of(kept) if kept else "",
     ]
 
 
@@ -44,14 +47,25 @@ def _stages(results: Results) -> list[str]:
 
 def _speeds(results: Results) -> list[str]:
     rows = []
+    packed = results.speedup(PACKED_KEY)
+    if packed:
+        prediction = predicted_packed_parent(results, results.settings.primary_target)
+        rows.append([PACKED_KEY.model, *_speed(prediction, packed), "1", "1", "–"])
     for target, solution in results.children:
         final = results.final(target, solution)
-        measured = results.speedup(final) if final else None
-        prediction = predicted(results, target, solution, "speedup")
-        error = f"{prediction / measured.value - 1:+.1%}" if prediction and measured else "–"
-        predicted_speed = f"{prediction:.3f}" if prediction else "–"
-        rows.append([model_label(target, solution), predicted_speed, estimate(measured), error])
-    return [*_aligned([["speed-up", "predicted", "measured", "error"], *rows]), ""] if rows else []
+        row = [solution_name(results, target, solution)]
+        for metric in (SPEEDUP, PACKED_SPEEDUP):
+            measured = results.speedup(final, metric) if final else None
+            row += _speed(predicted_speedup(results, target, solution, metric), measured)
+        rows.append(row)
+    heads = ["over the stock parent: predicted", "measured", "error", "over the packed parent: predicted", "measured"]
+    return [*_aligned([["speed-up", *heads, "error"], *rows]), ""] if rows else []
+
+
+def _speed(prediction: float | None, measured: Estimate | None) -> list[str]:
+    """Return predicted and measured speed-up and the relative error."""
+    error = f"{prediction / measured.value - 1:+.1%}" if prediction and measured else "–"
+    return [f"{prediction:.3f}" if prediction else "–", estimate(measured), error]
 
 
 def _qualities(results: Results) -> list[str]:
@@ -59,14 +73,16 @@ def _qualities(results: Results) -> list[str]:
     for target, solution in results.children:
         for key in results.models(target, solution):
             stage = "finetuned" if key.model == "finetuned" else "before"
-            rows.append(_quality(results, f"{model_label(target, solution)}, {stage}", key))
-    return _aligned([["quality", "KL, nats/token", "perplexity", "agreement", "tasks above chance, %"], *rows])
+            rows.append(_quality(results, f"{solution_name(results, target, solution)}, {stage}", key))
+    heads = ["KL, nats/token", "perplexity", "agreement", "tasks above chance, %", "quality kept, %"]
+    return _aligned([["quality", *heads], *rows])
 
 
 def _comparisons(results: Results) -> list[str]:
+    reference = results.best_parent.model
     rows = [
         [
-            model_label(*comparison.key[:2]),
+            solution_name(results, *comparison.key[:2]),
             f"{comparison.speed.value:.3f}",
             estimate(comparison.child),
             estimate(comparison.baseline) + (f", at {comparison.slower.value:.3f}" if comparison.slower else ""),
@@ -74,8 +90,26 @@ def _comparisons(results: Results) -> list[str]:
         ]
         for comparison in compare(results, "kl", "finetuned")
     ]
-    heads = ["finetuned, at the child’s speed", "speed-up", "KL, Tangram", "KL, layers dropped", "closer"]
-    return ["", *_aligned([heads, *rows])] if rows else []
+    heads = ["finetuned, at the child’s speed", f"over the {reference}", "KL, Tangram", "KL, layers dropped", "closer"]
+    lines = ["", *_aligned([heads, *rows])] if rows else []
+    rivals = [
+        [
+            solution_name(results, *rivalry.key[:2]),
+            f"{rivalry.speed.value:.3f}",
+            estimate(rivalry.kl),
+            *_meeting(rivalry.at_speed),
+            *_meeting(rivalry.at_kl),
+        ]
+        for rivalry in beside_uniform(results, "finetuned")
+    ]
+    heads = ["finetuned, beside uniform precision", f"over the {reference}", "KL"]
+    heads += ["KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster"]
+    return [*lines, *(["", *_aligned([heads, *rivals])] if rivals else [])]
+
+
+def _meeting(meeting: Meeting) -> list[str]:
+    nearest = f", at {meeting.nearest.value:.3g}" if meeting.nearest else ""
+    return [f"{estimate(meeting.children)}{nearest}", RIVAL_VERDICTS[meeting.verdict]]
 
 
 def _tasks(results: Results, target: str, solution: str) -> list[str]:
@@ -93,7 +127,7 @@ def _tasks(results: Results, target: str, solution: str) -> list[str]:
             ]
         )
     heads = ["n", "parent", "child", "finetuned", "child − parent", "finetuned − parent"]
-    return ["", *_aligned([[f"accuracy of {model_label(target, solution)}, %", *heads], *rows])]
+    return ["", *_aligned([[f"accuracy of {solution_name(results, target, solution)}, %", *heads], *rows])]
 
 
 def summary_text(results: Results) -> str:

@@ -7,17 +7,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tangram.blocks.base import HEAD, KINDS, PARENT
+from tangram.blocks.base import HEAD, KINDS, PARENT, Variant
 from tangram.report import figures, tiles
 from tangram.report.data import BEST, Results
-from tangram.report.document import Cell, Figure, Section, Table
+from tangram.report.document import Cell, Figure, Note, Part, Section, Table
+from tangram.report.names import KIND_NAMES
+from tangram.report.noise import noisy_costs
 from tangram.report.sections.speed import workloads_of
-from tangram.report.style import ink_on
-
-KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
+from tangram.report.style import ink_on, number, percent
 
 
-def scores_section(results: Results) -> Section:
+def scores_section(results: Results, colors: dict[str, str]) -> Section:
     """Return the section `scores`."""
     section = Section(
         "scores",
@@ -26,23 +26,30 @@ def scores_section(results: Results) -> Section:
     )
     frame = results.scores[results.scores["metric"] == "kl"]
     if len(frame):
-        variants: dict[str, list[str]] = {kind: results.variants(kind) for kind in KINDS}
+        scored = set(zip(frame["kind"], frame["variant"], strict=True))
+        variants: dict[str, list[str]] = {
+            kind: [variant for variant in results.variants(kind) if (kind, variant) in scored]
+            for kind in (*KINDS, HEAD)
+        }
         chosen = results.architectures.get((results.settings.primary_target, BEST))
         layers = max(results.settings.num_layers, int(frame["layer"].max()) + 1)
-        drawn = tiles.score_map(frame, variants, layers, chosen)
+        drawn = tiles.score_map(frame, variants, layers, chosen, colors)
         section.parts.append(
-            Figure(drawn, "Columns are layers; dark is a large loss. Point at a tile for its numbers.")
+            Figure(
+                drawn,
+                "Columns are layers, except for the LM head. Dark is a large loss. Point at a tile for its numbers.",
+            )
         )
     return section
 
 
-def costs_section(results: Results) -> Section:
+def costs_section(results: Results, colors: dict[str, str]) -> Section:
     """Return the section `costs`."""
-    section = Section(
-        "costs",
-        "Time and memory by piece",
-        "Time relative to the parent’s subblock, timed round-robin with it; memory in absolute units.",
+    lead = (
+        "Time relative to the parent’s subblock, timed round-robin with it; memory in absolute units. All pieces are "
+        "timed with packed kernels, the parent’s too."
     )
+    section = Section("costs", "Time and memory by piece", f"{lead} {_stock_sentence(results)}".strip())
     frame = results.costs
     if not len(frame):
         return section
@@ -63,7 +70,8 @@ def costs_section(results: Results) -> Section:
         if not len(part):
             continue
         label = f"{KIND_NAMES[kind]}{' ' + variant if kind != 'model' else ''}"
-        row: list[Cell | str] = [f"{label}, as layer {layer_class}" if classes and kind != "model" else label]
+        label = f"{label}, as layer {layer_class}" if classes and kind != "model" else label
+        row: list[Cell | str] = [Cell(label, swatch="" if kind == "model" else tiles.swatch(variant, colors))]
         for scenario, batch, phase in workloads:
             cell = part[(part["scenario"] == scenario) & (part["batch"] == batch) & (part["phase"] == phase)]
             row.append(_cost_cell(cell.iloc[0]) if len(cell) else "–")
@@ -77,7 +85,47 @@ def costs_section(results: Results) -> Section:
             caption="Relative time, and the median in milliseconds. Prefill is the whole prompt, decode one step.",
         )
     )
+    section.parts.extend(_noise_table(results))
     return section
+
+
+def _stock_sentence(results: Results) -> str:
+    """Return a sentence with the stock parent's seconds over the packed parent's; empty without a measurement."""
+    from tangram.costs.calibration import stock_factors
+
+    factors = stock_factors(results.calibration)
+    shown = [
+        f"{factors[scenario, phase, batch]:.2f} ({scenario}, {phase}, batch {batch})"
+        for scenario, batch, phase in workloads_of(results.calibration)
+        if (scenario, phase, batch) in factors
+    ]
+    if not shown:
+        return ""
+    return (
+        "The calibration’s row “stock parent” gives the factor between both ways to run the whole parent: in stock "
+        f"transformers it takes the packed parent’s time × {', '.join(shown)}."
+    )
+
+
+def _noise_table(results: Results) -> list[Part]:
+    """Return the variants whose cost is uncertain, with the targets that chose them."""
+    rows = [
+        [
+            f"{KIND_NAMES[cost.kind]} {cost.variant}",
+            f"{cost.scenario}, batch {cost.batch}: {cost.phase}",
+            f"{cost.ratio:.3f} ± {cost.half_width:.3f}",
+            ", ".join(f"{count} in {target}" for target, count in cost.chosen.items()) or "–",
+        ]
+        for cost in noisy_costs(results)
+    ]
+    if not rows:
+        return [Note("The 95 % interval of every piece’s relative time is within ± 2 % of the parent’s piece.")]
+    caption = (
+        "Variants whose 95 % interval exceeds ± 2 % of the parent’s piece. Another cost within it could change these "
+        "choices of the targets."
+    )
+    heads = ["piece", "workload", "relative time", "subblocks of solution 0"]
+    return [Table(heads, rows, labels=2, title="Uncertain costs", caption=caption)]
 
 
 def _cost_cell(row: Any) -> Cell:
@@ -115,4 +163,37 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
         ),
     ]
     section.parts.extend(Figure(svg, caption, title) for svg, title, caption in drawn if svg)
+    section.parts.extend(_quantized_table(results, colors))
     return section
+
+
+def _quantized_table(results: Results, colors: dict[str, str]) -> list[Part]:
+    """Return the held-out losses of all quantized pieces by variant; empty without one."""
+    rows: list[list[Cell | str]] = []
+    for kind in (*KINDS, HEAD):
+        for variant in results.variants(kind):
+            frame = results.library
+            part = frame[(frame["kind"] == kind) & (frame["variant"] == variant)].dropna(subset="bld_loss_after")
+            if Variant.parse(variant).precision is None or not len(part):
+                continue
+            worst = part.nlargest(1, "bld_loss_after").iloc[0]
+            layer = "" if kind == HEAD else f" in layer {worst['layer']}"
+            roundings = part["kept"].value_counts(sort=True).sort_index(kind="stable")
+            rows.append(
+                [
+                    Cell(f"{KIND_NAMES[kind]} {variant}", swatch=tiles.swatch(variant, colors)),
+                    "KL, nats/token" if kind == HEAD else "normalized MSE",
+                    number(float(part["bld_loss_before"].median())),
+                    number(float(part["bld_loss_after"].median())),
+                    f"{number(float(worst['bld_loss_after']))}{layer}",
+                    ", ".join(f"{rounding} ({percent(n / len(part), places=0)})" for rounding, n in roundings.items()),
+                ]
+            )
+    if not rows:
+        return []
+    caption = (
+        "Held-out loss of the piece in the run’s dtype, from which a quantized piece is made, and of the quantized "
+        "piece. The rounding with the smallest held-out loss is kept."
+    )
+    heads = ["piece", "loss", "before, median over layers", "quantized, median", "quantized, largest", "rounding"]
+    return [Table(heads, rows, labels=2, title="Blocks: quantization", caption=caption)]

@@ -1,87 +1,15 @@
-"""Sections on quality: the frontier, tasks, readouts, and every measurement."""
+"""Sections on quality: tasks, readouts, and every measurement."""
 
 # ruff: noqa: RUF001 - typographic signs
 
 from __future__ import annotations
 
-import math
-
-from tangram.config import LAYERS_DROPPED
 from tangram.report import figures
-from tangram.report.comparison import VERDICTS, Comparison, compare
-from tangram.report.data import HELDOUT, PARENT_KEY, Estimate, Results
+from tangram.report.comparison import quality_kept
+from tangram.report.data import HELDOUT, PACKED_KEY, PARENT_KEY, Estimate, Results
 from tangram.report.document import Cell, Figure, Note, Section, Table
 from tangram.report.names import name_of
-from tangram.report.style import estimate
-
-
-def _comparison_cells(comparison: Comparison, exponential: bool) -> list[Cell | str]:
-    def shown(loss: Estimate | None) -> str:
-        if loss is None:
-            return "–"
-        if not exponential:
-            return estimate(loss)
-        value = math.exp(loss.value)
-        return estimate(Estimate(value, value * (loss.standard_error or 0)))
-
-    slower = f", at {comparison.slower.value:.3f} ×" if comparison.slower else ""
-    verdict = Cell(VERDICTS[comparison.verdict], f"verdict {comparison.verdict}")
-    return [shown(comparison.child), f"{shown(comparison.baseline)}{slower}", verdict]
-
-
-def frontier_section(results: Results) -> Section:
-    """Return the section `frontier`."""
-    section = Section(
-        "frontier",
-        "The frontier: quality against measured speed",
-        "The best child of every target and the baseline: the parent with whole layers dropped for the same speed, "
-        "finetuned on the same tokens. Lower is better; speeds are measured end to end, round-robin with the parent.",
-    )
-    drawn = figures.frontier(results)
-    if not drawn:
-        section.parts.append(Note("No child has been evaluated yet."))
-        return section
-    scenario = results.settings.default_scenario
-    section.parts.append(
-        Figure(drawn, f"Held-out text; scenario “{scenario}”. Bars: one standard error. Rings: before finetuning.")
-    )
-    for model, stage in (("finetuned", "after finetuning"), ("child", "before finetuning")):
-        rows = []
-        losses = {c.key: c for c in compare(results, "lm_loss", model)}
-        for comparison in compare(results, "kl", model):
-            loss = losses.get(comparison.key)
-            rows.append(
-                [
-                    comparison.key.target,
-                    f"{estimate(comparison.speed)} ×",
-                    *_comparison_cells(comparison, False),
-                    *(_comparison_cells(loss, True) if loss else ["–"] * 3),
-                ]
-            )
-        if rows:
-            section.parts.append(
-                Table(
-                    [
-                        "target",
-                        "measured speed-up",
-                        "KL, Tangram",
-                        "KL, layers dropped",
-                        "closer",
-                        "perplexity, Tangram",
-                        "perplexity, layers dropped",
-                        "lower",
-                    ],
-                    rows,
-                    title=f"At the child’s speed, {stage}",
-                    caption="Layers dropped: linear interpolation (KL; log perplexity) at the child’s measured speed, "
-                    "with the parent as first point. Nothing is extrapolated: a child faster than every baseline is "
-                    "compared with the fastest one at its lower speed, and only the child can win. Less than 1.96 "
-                    "standard errors apart is a tie.",
-                )
-            )
-    if not any(solution == LAYERS_DROPPED for _, solution in results.children):
-        section.parts.append(Note("This run builds no layers-dropped baseline (compare_layers_dropped)."))
-    return section
+from tangram.report.style import estimate, percent_of
 
 
 def tasks_section(results: Results) -> Section:
@@ -131,7 +59,14 @@ def tasks_section(results: Results) -> Section:
         rows.append(row)
     heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
     columns = ["task", "questions", "chance", "parent", *(c for m in heads if m in keys for c in heads[m])]
-    section.parts.append(Table(columns, rows, caption="Accuracy in %, ± one standard error over questions."))
+    caption = "Accuracy in %, ± one standard error over questions."
+    kept = quality_kept(results, chosen)
+    if kept:
+        caption += (
+            f" The child keeps {percent_of(kept)} % of the parent’s mean above chance, the accuracy preserved of the "
+            "Puzzle paper, with the error of the paired difference."
+        )
+    section.parts.append(Table(columns, rows, caption=caption))
     return section
 
 
@@ -190,23 +125,26 @@ def measurements_section(results: Results) -> Section:
         measured = [results.heldout(key, metric) for metric, _ in quality]
         counts = [value.n for value in measured if value and value.n]
         if any(results.estimate(key, HELDOUT, metric) for metric, _ in quality):
-            rows.append([name_of(key), *(estimate(value) for value in measured), f"{counts[0]:,}" if counts else "–"])
+            rows.append(
+                [name_of(results, key), *(estimate(value) for value in measured), f"{counts[0]:,}" if counts else "–"]
+            )
     if rows:
         section.parts.append(Table(["model", *(label for _, label in quality), "tokens"], rows, title="Held-out text"))
     rows = []
     metrics = [
-        ("speedup", "speed-up"),
+        ("speedup", "over the stock parent"),
+        ("packed_speedup", "over the packed parent"),
         ("throughput", "throughput, tokens/s"),
         ("prefill_throughput", "prefill, tokens/s"),
         ("decode_throughput", "decode, tokens/s"),
     ]
     frame = results.evaluations
     for scenario in dict.fromkeys(frame[frame["metric"] == "throughput"]["task"]):
-        for key in keys:
+        for key in [PARENT_KEY, PACKED_KEY, *keys[1:]]:
             timed = [results.estimate(key, scenario, metric) for metric, _ in metrics]
             counts = [value.n for value in timed if value and value.n]
             if counts:
-                rows.append([name_of(key), scenario, *(estimate(value) for value in timed), str(counts[0])])
+                rows.append([name_of(results, key), scenario, *(estimate(value) for value in timed), str(counts[0])])
     if rows:
         heads = ["model", "scenario", *(label for _, label in metrics), "rounds"]
         section.parts.append(
@@ -215,7 +153,8 @@ def measurements_section(results: Results) -> Section:
                 rows,
                 labels=2,
                 title="Speed",
-                caption="The speed-up is relative to the parent timed in the same rounds, not to the parent’s row. "
+                caption="Speed-ups are relative to a parent timed in the same rounds, not to that parent’s row: the "
+                "stock parent runs in stock transformers, the packed parent with the kernels of the children. "
                 "Finetuning does not change a child’s shape, so a finetuned child is not timed again.",
             )
         )

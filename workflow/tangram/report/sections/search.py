@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-from tangram.config import LAYERS_DROPPED
 from tangram.report import figures, tiles
-from tangram.report.comparison import rank_correlation, scored_children
+from tangram.report.comparison import Scored, rank_correlation, scored_children
 from tangram.report.data import BEST, Results
 from tangram.report.document import Figure, Part, Section, Table
+from tangram.report.names import short_name, solution_name
 from tangram.report.prediction import constraint_facts
-from tangram.report.style import number
+from tangram.report.style import estimate, number
+
+CORRELATED = 4  # smallest number of models whose rank correlation is shown
 
 
 def architectures_section(results: Results, colors: dict[str, str]) -> Section:
@@ -22,15 +24,15 @@ def architectures_section(results: Results, colors: dict[str, str]) -> Section:
             continue
         final = results.final(target, solution)
         speed, divergence = (results.speedup(final), results.heldout(final, "kl")) if final else (None, None)
-        notes = (f"{speed.value:.2f} ×" if speed else "", f"KL {number(divergence.value)}" if divergence else "")
-        label = "layers dropped" if solution == LAYERS_DROPPED else target if solution == BEST else f"#{solution}"
-        rows.append((label, notes, architecture, solution == BEST))
+        notes = (f"{speed.value:.2f} ×" if speed else "", f"KL {number(divergence.value, 2)}" if divergence else "")
+        rows.append((short_name(results, target, solution), notes, architecture, solution == BEST))
     parts: list[Part] = []
     if rows:
         parts.append(
             Figure(
                 tiles.architecture_rows(rows, colors),
-                "Attention above, FFN below; layer 0 at the left. Speed-up and KL as measured.",
+                "Attention above, FFN below, the LM head at the right; layer 0 at the left. Color: structure; texture: "
+                "precision. Measured speed-up over the stock parent, and measured KL.",
             )
         )
     return Section(
@@ -77,19 +79,29 @@ def solver_section(results: Results) -> Section:
             "compares two candidates on a prompt; with the parent as judge, it is a vote."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
-    children = scored_children(results)
-    drawn = figures.score_against_truth(children)
-    if drawn:
-        correlation = rank_correlation([c.score for c in children], [c.kl.value for c in children])
-        solved = [c for c in children if c.solution != LAYERS_DROPPED]
-        solved_correlation = rank_correlation([c.score for c in solved], [c.kl.value for c in solved])
-        caption = "Σ score ranks architectures; it does not predict their KL."
-        if correlation is not None:
-            caption += f" Spearman’s ρ over all {len(children)} models is {correlation:.2f}"
-            caption += (
-                f", over the solver’s {len(solved)} children {solved_correlation:.2f}."
-                if solved_correlation is not None
-                else "."
-            )
-        section.parts.append(Figure(drawn, caption, title="Σ score against the true KL"))
+    section.parts.extend(_score_parts(results, scored_children(results)))
     return section
+
+
+def _score_parts(results: Results, children: list[Scored]) -> list[Part]:
+    """Return figure and table of the sums of scores beside the true KL."""
+    drawn = figures.score_against_truth(results, children)
+    if not drawn:
+        return []
+    caption = "Σ score ranks architectures; it does not predict their KL."
+    solved = [child for child in children if child.solution.isdigit()]
+    for models, words in ((children, f"all {len(children)} models"), (solved, f"the solver’s {len(solved)} children")):
+        correlation = rank_correlation([c.score for c in models], [c.kl.value for c in models])
+        if len(models) >= CORRELATED and correlation is not None:
+            caption += f" Spearman’s ρ over {words} is {correlation:.2f}."
+    rows = [
+        [
+            solution_name(results, child.target, child.solution),
+            number(child.score),
+            estimate(child.kl),
+            number(child.kl.value / child.score) if child.score > 0 else "–",
+        ]
+        for child in children
+    ]
+    heads = ["model", "Σ score, nats/token", "KL before finetuning, nats/token", "KL / Σ score"]
+    return [Figure(drawn, caption, title="Σ score against the true KL"), Table(heads, rows)]

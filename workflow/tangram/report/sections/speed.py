@@ -8,9 +8,10 @@ import math
 
 import pandas as pd
 
-from tangram.report.data import Results, rows_of
+from tangram.report.data import PACKED_KEY, PACKED_SPEEDUP, SPEEDUP, Estimate, Key, Results, rows_of
 from tangram.report.document import Cell, Section, Table
-from tangram.report.prediction import model_label, predicted, summary_of
+from tangram.report.names import solution_name
+from tangram.report.prediction import predicted, predicted_packed_parent, predicted_speedup, summary_of
 from tangram.report.style import estimate, number, percent
 
 
@@ -21,40 +22,63 @@ def speed_section(results: Results) -> Section:
         "Speed: predicted and measured",
         "The cost model adds up measured pieces; these tables compare its predictions with whole models.",
     )
-    section.parts.extend(table for table in (_children_table(results), _calibration_table(results)) if table)
+    section.parts.extend(_children_tables(results))
+    calibration = _calibration_table(results)
+    section.parts.extend([calibration] if calibration else [])
     return section
 
 
-def _children_table(results: Results) -> Table | None:
-    """Return predicted and measured speeds of all children; None without a measured one."""
-    rows = [row for child in results.children if (row := _child_row(results, *child))]
-    if not rows:
-        return None
-    heads = ["model", "speed-up, predicted", "measured", "error", "tokens/s, predicted", "measured", "error"]
-    return Table(
-        [*heads, "parameters, M", "KV, kB/token"],
-        rows,
-        title="The children",
-        caption="Predicted from the calibrated cost table, before the child existed; measured end to end. "
-        "Drift of the machine’s load cancels in speed-ups, but not in tokens per second.",
+def _children_tables(results: Results) -> list[Table]:
+    """Return predicted and measured speed-ups, and throughput with sizes, of all children with both speeds."""
+    finals = [key for child in results.children if (key := results.final(*child))]
+    finals = [key for key in finals if results.speedup(key) and predicted_speedup(results, key.target, key.solution)]
+    if not finals:
+        return []
+    rows = [_speedup_row(results, key) for key in finals]
+    measured, prediction = (
+        results.speedup(PACKED_KEY),
+        predicted_packed_parent(results, results.settings.primary_target),
     )
+    if measured:
+        rows.insert(0, [PACKED_KEY.model, *compared(prediction, measured), "1", "1", "–"])
+    heads = ["model", "over the stock parent, predicted", "measured", "error"]
+    heads += ["over the packed parent, predicted", "measured", "error"]
+    speedups = Table(
+        heads,
+        rows,
+        title="The children’s speed-up",
+        caption="Predicted from the calibrated cost table, before the child existed; measured end to end. The stock "
+        "parent runs in stock transformers, the packed parent with the kernels of the children.",
+    )
+    throughput = Table(
+        ["model", "tokens/s, predicted", "measured", "error", "parameters, M", "KV, kB/token"],
+        [_throughput_row(results, key) for key in finals],
+        title="The children’s throughput and size",
+        caption="Drift of the machine’s load cancels in speed-ups, but not in tokens per second.",
+    )
+    return [speedups, throughput]
 
 
-def _child_row(results: Results, target: str, solution: str) -> list[Cell | str] | None:
-    """Return a child's row; None unless its speed was predicted and measured."""
-    final = results.final(target, solution)
-    measured = results.speedup(final) if final else None
-    speedup, speed = (predicted(results, target, solution, quantity) for quantity in ("speedup", "throughput"))
-    if measured is None or speedup is None:
-        return None
-    scenario, models = results.settings.default_scenario, results.models(target, solution)
+def compared(value: float | None, measured: Estimate | None) -> list[str]:
+    """Return a predicted and a measured speed-up, and the relative error of the prediction, as text."""
+    error = percent(value / measured.value - 1, signed=True) if value and measured else "–"
+    return [f"{value:.3f} ×" if value else "–", f"{estimate(measured)} ×" if measured else "–", error]
+
+
+def _speedup_row(results: Results, key: Key) -> list[str]:
+    row = [solution_name(results, key.target, key.solution)]
+    for metric in (SPEEDUP, PACKED_SPEEDUP):
+        row += compared(predicted_speedup(results, key.target, key.solution, metric), results.speedup(key, metric))
+    return row
+
+
+def _throughput_row(results: Results, key: Key) -> list[str]:
+    speed = predicted(results, key.target, key.solution, "throughput")
+    scenario, models = results.settings.default_scenario, results.models(key.target, key.solution)
     throughput = next(filter(None, (results.estimate(key, scenario, "throughput") for key in models)), None)
-    summary = summary_of(results, target, solution)
+    summary = summary_of(results, key.target, key.solution)
     return [
-        model_label(target, solution),
-        f"{speedup:.3f} ×",
-        f"{estimate(measured)} ×",
-        percent(speedup / measured.value - 1, signed=True),
+        solution_name(results, key.target, key.solution),
         number(speed, 4),
         estimate(throughput),
         percent(speed / throughput.value - 1, signed=True) if throughput and speed else "–",

@@ -1,0 +1,93 @@
+"""The page of a run with precisions, a searched head and rivals of uniform precision."""
+
+# ruff: noqa: RUF001 - the typographic signs are meant
+
+import re
+import shutil
+
+import pytest
+from page_parser import Page
+from synthetic_run import PACKED, RIVALS, settings_of
+
+from tangram.blocks.base import PRECISIONS
+from tangram.report.comparison import scored_children
+from tangram.report.data import load_results
+from tangram.report.page import render_page
+from tangram.tables import COSTS, LIBRARY, SCORES, read_table, write_table
+
+
+def test_rivals_stand_beside_the_chosen_child(complete, page):
+    for name, over in (("parent", ["1", "1"]), ("packed parent", ["1.050 ×", "1.050 ± 0.006 ×"])):
+        row = page.row("frontier", name)
+        assert row[1:3] == over
+        assert row[-1] == "100"
+    assert page.row("frontier", "speed-1.2")[-1] == "92.7 ± 5.3"
+    for precision in PRECISIONS:
+        row = page.row("frontier", f"parent in {precision}")
+        speed, before = RIVALS[f"uniform-{precision}"]
+        assert row[1:4] == [f"{1.003 * speed:.3f} ×", f"{speed:.3f} ± 0.008 ×", f"{1.003 * speed / PACKED:.3f} ×"]
+        assert float(row[5].split(" ± ")[0]) == pytest.approx(0.72 * before, rel=0.02)
+
+
+@pytest.mark.parametrize(("precision", "winner"), [("bf16", "the rival is"), ("int8", "the searched children are")])
+def test_verdicts_on_uniform_rivals_are_said_in_words(page, precision, winner):
+    sentence = rf"Beside the parent in {precision} [^:]*: at its speed, {winner} closer to the parent; at its KL, "
+    assert re.search(rf"{sentence}{winner} faster\.", page.text)
+
+
+def test_quantized_pieces_show_their_losses_and_roundings(complete, page):
+    frame = read_table(complete / "library" / "ffn" / "width-0.5@int8" / "00-29.parquet", LIBRARY)
+    row = page.row("training", "FFN width-0.5@int8")
+    medians = [frame["bld_loss_before"].median(), frame["bld_loss_after"].median()]
+    assert [float(cell) for cell in row[2:4]] == pytest.approx(medians, rel=0.01)
+    assert row[4].endswith(f" in layer {frame['bld_loss_after'].idxmax()}")
+    assert row[5] == "compensated, smoothing 0.5 (67 %), nearest, smoothing 0.35 (33 %)"
+    assert page.row("training", "LM head parent@int8")[1] == "KL, nats/token"
+    assert not [row for row in page.rows["training"] if row[0] == "FFN lowrank-144"]
+
+
+def test_sources_that_are_not_scored_have_no_row(page):
+    assert page.row("costs", "FFN lowrank-144@int8")
+    assert not [row for row in page.rows["costs"] if row[0] == "FFN lowrank-144"]
+    assert ">lowrank-144@int8</text>" in page.source
+    assert ">lowrank-144</text>" not in page.source[page.source.index('id="scores"') : page.source.index('id="costs"')]
+
+
+def test_costs_name_the_stock_parents_factor(page):
+    assert "takes the packed parent’s time × 1.05 (chat, prefill, batch 4), 1.05 (chat, decode, batch 4)." in page.text
+
+
+def test_scores_stand_beside_true_kl(complete, page):
+    rows = [row for row in page.rows["solver"] if len(row) == 4 and row[0] != "model"]
+    children = scored_children(load_results(complete, settings_of()))
+    assert [float(row[1].replace("−", "-")) for row in rows] == pytest.approx([c.score for c in children], rel=0.01)
+    assert f"Spearman’s ρ over all {len(children)} models is" in page.text
+
+
+@pytest.mark.parametrize("change", ["hub", "float"])
+def test_note_on_dequantized_weights_needs_a_gguf_and_int8(complete, tmp_path, page, change):
+    note = "they lie on a coarse grid"
+    assert note in page.text
+    folder = shutil.copytree(complete, tmp_path / "run")
+    if change == "hub":
+        path = folder / "parent" / "provenance.json"
+        path.write_text(path.read_text().replace(".gguf", ""))
+    else:
+        for path in folder.glob("library/*/*@int8"):
+            shutil.rmtree(path)
+        for schema, name in ((SCORES, "scores"), (COSTS, "costs")):
+            frame = read_table(folder / f"{name}.parquet", schema)
+            frame = frame[~frame["variant"].str.endswith("@int8")]
+            write_table(frame.to_dict("records"), schema, folder / f"{name}.parquet")
+        for path in [*folder.glob("targets/*/*/architecture.json"), *folder.glob("targets/*/solutions/*.json")]:
+            path.write_text(path.read_text().replace("@int8", "@bf16"))
+    assert note not in render_page(load_results(folder, settings_of()))
+
+
+def test_layers_dropped_in_a_precision_say_so(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    path = folder / "targets" / "speed-1.4" / "layers-dropped" / "architecture.json"
+    path.write_text(path.read_text().replace('"parent"', '"parent@int8"'))
+    page = Page(render_page(load_results(folder, settings_of())))
+    assert page.row("measurements", "speed-1.4, layers dropped, int8, finetuned")
+    assert page.row("measurements", "speed-1.6, layers dropped, finetuned")

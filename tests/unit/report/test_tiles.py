@@ -1,0 +1,39 @@
+"""Textures of precisions on the maps, and their legend."""
+
+import re
+
+from synthetic_run import settings_of
+
+from tangram.blocks.base import PRECISIONS
+from tangram.report.data import load_results
+
+
+def test_textures_show_precisions_on_the_maps(complete, html):
+    """Every quantized subblock of the chosen child, and its head, has the texture of its precision over its tile."""
+    architecture = load_results(complete, settings_of()).architectures["speed-1.2", "0"]
+    skyline = html[: html.index("</figure>")]
+    precisions = [variant.partition("@")[2] for _, _, variant in architecture.pieces()]
+    drawn = skyline[: skyline.index('class="key"')]
+    for precision in PRECISIONS:
+        assert len(re.findall(rf'fill="url\(#{precision}-\w+\)"', drawn)) == precisions.count(precision) > 0
+    assert "<title>head · parent@bf16" in drawn
+    used = set(re.findall(r'fill="url\(#([\w-]+)\)"', html))
+    assert used <= set(re.findall(r'<pattern id="([\w-]+)"', html))
+    assert {f"{p}-theme" for p in PRECISIONS} <= used  # on the parent's gray, which follows the theme
+
+
+def test_legend_names_structures_and_precisions_once(html):
+    key = html[html.index('<div class="key">') : html.index("</figure>")]
+    names = re.findall(r"</svg>([^<]+)</span>", key)
+    assert names[0] == "parent"
+    assert names[-2:] == ["bf16", "int8"]
+    assert set(names[:-2]) == {
+        "parent",
+        "gqa-1",
+        "linear",
+        "no-op",
+        "width-0.75",
+        "width-0.5",
+        "width-0.25",
+        "lowrank-144",
+    }
