@@ -15,6 +15,8 @@ rule finetune_child:
         architecture=architecture_of,
         corpus="<results>/corpus/finetune.parquet",
         activations=cached_activations("finetune"),
+        score="<results>/corpus/score.parquet",
+        score_activations=cached_activations("score"),
     output:
         finetuned=checkpoint_of(f"{CHILD}/finetuned"),
         curves="<results>/targets/{target}/{solution}/curves.parquet",

@@ -13,10 +13,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tangram.activations import Activations
+from tangram.activations import Activations, open_activations
 from tangram.config import Finetune
+from tangram.corpus.tokens import read_tokens
+from tangram.evaluation.text import compare_on_text
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
+from tangram.models.quantized import Int8Linear
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import cosine_distance, kl_divergence, span_loss
 from tangram.training.parallel import World
@@ -108,6 +111,22 @@ def span_terms(
     )
 
 
+def kl_on(child: PreTrainedModel, parent: PreTrainedModel, split: str, activations: str | None, batch: int) -> float:
+    """Return KL(parent ‖ child) on a split of the corpus, in nats per token.
+
+    Args:
+        child: the model.
+        parent: the parent; only its final norm and LM head run if there are cached activations.
+        split: file of the split.
+        activations: its cached activations; recomputed by default.
+        batch: sequences per forward pass.
+    """
+    input_ids = read_tokens(split)
+    states = open_activations(activations, parent, input_ids, batch)
+    final = states.hidden(len(decoder_layers(parent)))
+    return compare_on_text(child, parent, final, input_ids, batch, "KL on the score split")["kl"].mean().item()
+
+
 def finetune(
     child: PreTrainedModel,
     parent: PreTrainedModel,
@@ -120,7 +139,9 @@ def finetune(
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Train all weights of ``child`` in place; see `Distillation` and `training.loop.train` for arguments and errors.
+    """Train the weights of ``child`` in place, except int8 matrices and their scales.
+
+    See `Distillation` and `training.loop.train` for arguments and errors.
 
     If the world is sharded, ``child`` is a `models.by_layer.meta_model`, ``weights`` is its checkpoint folder, and
     `World.gather` rounds the trained weights to the child's dtype.
@@ -137,6 +158,9 @@ def finetune(
         seed=seed,
     )
     child.requires_grad_(True)
+    for module in child.modules():
+        if isinstance(module, Int8Linear):  # AdamW's steps are absolute; they exceed the precision of a scale
+            module.scale.requires_grad_(False)
     parent.requires_grad_(False)
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
     # A sharded model needs the memory; also, FSDP frees the gathered and rounded weights before the backward pass.

@@ -46,15 +46,25 @@ def load_parent(folder: str | Path) -> tuple[PreTrainedConfig, dict[str, torch.T
     Raises:
         TangramError: the checkpoint is missing, damaged or of an unknown family.
     """
+    config = read_config(folder)
+    check_parent(Path(folder))
+    return config, load_weights(folder)
+
+
+def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors.
+
+    Raises:
+        TangramError: the file cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config, path = read_config(folder), Path(folder) / WEIGHTS_FILE
-    check_parent(Path(folder))
+    path = Path(folder) / WEIGHTS_FILE
     try:
-        return config, load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise TangramError(f"{path} cannot be read ({error}); fetch the parent again") from error
+        raise TangramError(f"{path} cannot be read ({error}); make the checkpoint again") from error
 
 
 def build_config(parent_config: PreTrainedConfig, architecture: Architecture) -> PreTrainedConfig:

@@ -17,11 +17,17 @@ def finetune_child(
     folder: Annotated[str, typer.Option(help="folder of the finetuned child")],
     curves: Annotated[str, writes("CURVES table")],
     activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
+    score: Annotated[str | None, reads("score split, which decides whether the trained weights are better")] = None,
+    score_activations: Annotated[str | None, reads("its cached activations; recomputed if omitted")] = None,
     parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
     checkpoint_seconds: Annotated[float, typer.Option(help="seconds between two saves of the training state")] = 120,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write the finetuned checkpoint and the training curves, in as many processes as `parallel` sets."""
+    """Write the finetuned checkpoint and the training curves, in as many processes as `parallel` sets.
+
+    The assembled child's weights are written again if training has raised KL on the score split, which it was not
+    trained on. A sharded child is not compared.
+    """
     layout = Parallel.model_validate_json(parallel)
     check_device(runtime.device, layout.processes_per_node)
     if layout.nodes * layout.processes_per_node > 1:
@@ -29,15 +35,17 @@ def finetune_child(
 
         launch(layout.nodes, layout.processes_per_node)
     use_threads(max(1, runtime.threads // layout.processes_per_node), runtime.seed, runtime.device)
+    import math
     import shutil
+    import sys
     from pathlib import Path
 
     import torch
 
     from tangram.activations import open_activations
-    from tangram.child.assemble import save_child
+    from tangram.child.assemble import load_weights, save_child
     from tangram.corpus.tokens import read_tokens
-    from tangram.finetune import finetune
+    from tangram.finetune import finetune, kl_on
     from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
@@ -57,13 +65,26 @@ def finetune_child(
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         source = child if world.sharded else None
+        compared = score is not None and not world.sharded
+
+        def kl() -> float:
+            return kl_on(student, teacher, str(score), score_activations, section.micro_batch_size)
+
+        before = kl() if compared else math.nan
         rows = finetune(student, teacher, states, input_ids, section, runtime.seed, label, checkpointing, world, source)
         weights = world.gather(student, getattr(torch, runtime.dtype))
+        record: dict[str, object] = {"kept": "trained"}
+        if compared and world.rank == 0:
+            after = kl()
+            record = {"kept": "trained" if after < before else "initial", "kl_before": before, "kl_after": after}
+            print(f"{label}: KL {before:.4f} -> {after:.4f} on the score split, {record['kept']} kept", file=sys.stderr)
+            if after >= before:
+                weights = load_weights(child)
         if world.rank == 0:
             per_step = section.batch_size * input_ids.shape[1]
             rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
             write_table(rows, CURVES, curves, metadata)
-            save_child(weights, student.config, parent, folder, metadata)
+            save_child(weights, student.config, parent, folder, metadata, record)
             shutil.rmtree(checkpoints, ignore_errors=True)
         world.barrier()
 

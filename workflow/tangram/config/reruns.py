@@ -43,7 +43,11 @@ READS: dict[str, tuple[str, ...]] = {
     "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
     "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", "select_child", *_PIECES),
     "assemble_child": ("fetch_parent", "pin_architecture"),
-    "finetune_child": ("assemble_child", "build_corpus finetune", "capture_activations finetune"),
+    "finetune_child": (
+        "assemble_child",
+        *("build_corpus finetune", "capture_activations finetune"),
+        *("build_corpus score", "capture_activations score"),
+    ),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_tasks": ("finetune_child",),
