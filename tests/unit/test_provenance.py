@@ -16,6 +16,8 @@ from tangram_studies.code import modules_of_study
 VARIANTS = [Variant(family) for family in registry()]
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
 STUDIES_ROOT = provenance.ROOT.parent / "tangram_studies"
+# Training and quantization of a piece share its inputs and its loss.
+DISTILLS = {f"{rule}{v}" for rule in ("distill_blocks", "quantize_blocks") for v in ("", *(f" {v}" for v in VARIANTS))}
 STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
@@ -81,7 +83,7 @@ def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> 
 def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
     assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
     assert changed_by("scores/replace_one.py", _real) == {"score_blocks", *(f"score_blocks {v}" for v in VARIANTS)}
-    assert changed_by("library/distill.py", _real) == {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS)}
+    assert changed_by("library/distill.py", _real) == DISTILLS
     assert changed_by("finetune.py", _real) == {"finetune_child"}
     assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
@@ -94,9 +96,8 @@ def test_a_change_in_a_study_reaches_it_alone(changed_by: Callable) -> None:
 
 
 def test_what_packages_register_is_code_of_its_users(changed_by: Callable) -> None:
-    distills = {"distill_blocks", *(f"distill_blocks {v}" for v in VARIANTS), "finetune_child"}
     users = {"bandits/dueling.py": {"select_child"}, "metric_learning/readouts.py": {"evaluate_readout"}}
-    users |= {"metric_learning/spans.py": distills}
+    users |= {"metric_learning/spans.py": {*DISTILLS, "finetune_child"}}
     for module, commands in users.items():
         changed = changed_by(module, _real, "tangram_studies")
         assert {name for name in changed if not name.startswith("study_")} == commands

@@ -91,10 +91,12 @@ def test_the_command_writes_metrics_and_speed_of_all_models(models, input_ids, t
     evaluate_model(*common, str(tmp_path / "all.parquet"), str(tmp_path / "child"), str(tmp_path / "finetuned"))
     alone = read_table(tmp_path / "parent.parquet", EVALUATION).set_index(["model", "task", "metric"])
     both = read_table(tmp_path / "all.parquet", EVALUATION).set_index(["model", "task", "metric"])
-    assert set(alone.index.get_level_values("model")) == {"parent"}
+    assert set(alone.index.get_level_values("model")) == {"parent", "packed parent"}
+    assert set(alone.loc["packed parent"].index.get_level_values("task")) == {"tiny"}, "its text is the parent's"
     assert both.index.is_unique
     for model in ("child", "finetuned"):
         same = both.loc[model, "heldout", "perplexity"].value
         assert same == pytest.approx(alone.loc["parent", "heldout", "perplexity"].value, rel=1e-5)
     assert {("parent", "tiny", "throughput"), ("child", "tiny", "speedup")} <= set(both.index)
+    assert ("child", "tiny", "packed_speedup") in both.index
     assert ("finetuned", "tiny", "throughput") not in both.index
