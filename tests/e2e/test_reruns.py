@@ -158,6 +158,7 @@ OTHERS: dict[str, Any] = {
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
+    "finetune.parallel.strategy": None,  # fsdp is refused with precisions; it is in one parameter with the nodes
     "evaluation.tasks": ["numbers", "others"],
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
