@@ -65,7 +65,7 @@ def finetune_child(
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         source = child if world.sharded else None
-        compared = score is not None and not world.sharded
+        compared = score is not None and not world.sharded and world.rank == 0
 
         def kl() -> float:
             return kl_on(student, teacher, str(score), score_activations, section.micro_batch_size)
@@ -74,11 +74,12 @@ def finetune_child(
         rows = finetune(student, teacher, states, input_ids, section, runtime.seed, label, checkpointing, world, source)
         weights = world.gather(student, getattr(torch, runtime.dtype))
         record: dict[str, object] = {"kept": "trained"}
-        if compared and world.rank == 0:
+        if compared:
             after = kl()
-            record = {"kept": "trained" if after < before else "initial", "kl_before": before, "kl_after": after}
-            print(f"{label}: KL {before:.4f} -> {after:.4f} on the score split, {record['kept']} kept", file=sys.stderr)
-            if after >= before:
+            kept = "trained" if after < before else "initial"
+            record = {"kept": kept, "kl_before": before, "kl_after": after}
+            print(f"{label}: KL {before:.4f} -> {after:.4f} on the score split, {kept} kept", file=sys.stderr)
+            if kept == "initial":
                 weights = load_weights(child)
         if world.rank == 0:
             per_step = section.batch_size * input_ids.shape[1]
