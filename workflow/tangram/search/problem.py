@@ -25,6 +25,7 @@ import numpy as np
 from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
 from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Constraint, Scenario, Search, Section, Target
+from tangram.engines import refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, CostModel, records
 
@@ -352,6 +353,11 @@ def layers_of(folder: str | Path) -> int:
         raise TangramError(f"{path} is not a readable model config: {error!r}; {remedy}") from error
 
 
+def is_usable(name: str, target: Target) -> bool:
+    """Return whether a target's engine and formats can express a variant, or both variants of a pair."""
+    return all(refusal(variant, target.engine, target.export) is None for variant in name.split("+"))
+
+
 def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Path, parent: Path) -> Problem:
     """Read the tables and return a target's problem.
 
@@ -360,6 +366,8 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     """
     from tangram.tables import CALIBRATION, COSTS, SCORES, read_table
 
+    table = read_table(scores, SCORES)
+    usable = [is_usable(variant, settings.target) for variant in table["variant"]]
     model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
-    options = options_of(read_table(scores, SCORES), settings.search.metric, layers_of(parent))
+    options = options_of(table[usable], settings.search.metric, layers_of(parent))
     return Problem(options, model, settings.target)
