@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tangram.blocks.base import PARENT, Variant
+from tangram.blocks.base import FORMATS, PARENT, Variant
 from tangram.blocks.registry import modules_of_variants, registry
 from tangram.provenance import ROOT, modules_of
 
@@ -51,7 +51,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_tasks": ("finetune_child",),
-    "export_gguf": ("finetune_child",),
+    **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
 }
@@ -131,11 +131,11 @@ SOURCES = {
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
 OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
 
-_COMMANDS = {
+COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
-    "export_gguf": "export_child",
+    **{f"export_{name}": "export_child" for name in FORMATS},
 }
 
 
@@ -165,7 +165,7 @@ def first_of_key(key: str) -> tuple[str, ...]:
 def command_of(rule: str) -> str:
     """Return the command that a rule runs."""
     name = rule.split()[0]
-    return _COMMANDS.get(name, name)
+    return COMMANDS.get(name, name)
 
 
 def modules() -> list[str]:
