@@ -186,9 +186,16 @@ def exported(*formats):
 
 
 def of_the_primary_target():
-    """Return the files of tasks and readout, which only solution 0 of the primary target has."""
-    configured = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
-    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in configured if configured[name]]
+    """Return the tables of tasks, of the parent and the primary target's children and rivals, and of the readout."""
+    files = []
+    if cfg.evaluation.tasks:
+        # The solver's other solutions would multiply the time and show nothing that the best one does not.
+        solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
+        children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
+        files += [f"{folder}/tasks.parquet" for folder in children] + [f"{RESULTS}/parent_tasks.parquet"]
+    if cfg.evaluation.readout.task:
+        files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
+    return files
 
 
 def cached_activations(split):
@@ -287,6 +294,11 @@ def text_evaluation():
     """Return the settings of the evaluation on text and of throughput, without the tasks."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def task_settings():
+    """Return the settings of the tasks."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"}))
 
 
 def report_settings():

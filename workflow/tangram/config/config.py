@@ -38,7 +38,7 @@ class Config(Section):
     costs: Costs = Field(Costs(), description="Time and memory of each piece.")
     search: Search = Field(Search(), description="The solver.")
     targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by target name.")
-    primary_target: Name = Field(description="Target that opens the report and that tasks and readout evaluate.")
+    primary_target: Name = Field(description="Target that opens the report, and whose child and rivals tasks evaluate.")
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
     studies: Studies = Field(Studies(), description="Reproductions of papers; not part of the main job.")

@@ -50,15 +50,20 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
+    "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
-    "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
+    "build_report": (
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"),
+        *("evaluate_parent", "evaluate_parent_tasks"),
+    ),
 }
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
-_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout")
+_TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
+_EVALUATE = ("evaluate_parent", "evaluate_model", *_TASKS, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision")
 _SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
 _ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, "measure_costs", "calibrate_costs", "finetune_child")
@@ -98,9 +103,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
     "evaluation": ("evaluate_parent", "evaluate_model"),
-    "evaluation.tasks": ("evaluate_tasks",),
-    "evaluation.task_archive": ("evaluate_tasks",),
-    "evaluation.task_limit": ("evaluate_tasks",),
+    "evaluation.tasks": _TASKS,
+    "evaluation.task_archive": _TASKS,
+    "evaluation.task_limit": _TASKS,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -133,6 +138,7 @@ OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_re
 
 COMMANDS = {
     "evaluate_parent": "evaluate_model",
+    "evaluate_parent_tasks": "evaluate_tasks",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
     **{f"export_{name}": "export_child" for name in FORMATS},
