@@ -53,6 +53,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
+    "write_card": ("evaluate_parent", "evaluate_model"),
     "evaluate_readout": ("finetune_child",),
     "build_report": (
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"),
@@ -134,7 +135,7 @@ SOURCES = {
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
-OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
+OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "write_card", "build_report")
 
 COMMANDS = {
     "evaluate_parent": "evaluate_model",
