@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .quantized import BFloat16Linear, Int8Linear, token_scales
+from .quantized import BFloat16Linear, Fp8Linear, Int8Linear, ScaledLinear, token_scales
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+PACKABLE = (nn.Linear, BFloat16Linear, Int8Linear, Fp8Linear)
 ZERO_POINT = 128  # oneDNN's fast kernels take unsigned inputs
 
 Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
@@ -54,19 +55,20 @@ def _onednn_int8(weight: torch.Tensor, scale: torch.Tensor) -> Kernel:
     )
 
 
-def _int8_kernel(weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor) -> Kernel:
-    """Return the product of `Int8Linear` for its weight, scale and smoothing factors."""
+def _scaled_kernel(
+    layer: type[ScaledLinear], weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor
+) -> Kernel:
+    """Return the product of a class of layers for weight, scale and smoothing factors."""
     scaled = not bool((smooth == 1).all())
-    exact = weight.device.type == "cpu" and _onednn_is_exact()
+    exact = layer is Int8Linear and weight.device.type == "cpu" and _onednn_is_exact()
     product = _onednn_int8(weight, scale) if exact else None
 
     def kernel(x: torch.Tensor) -> torch.Tensor:
         flat = x.float() * smooth if scaled else x.float()
-        scales = token_scales(flat)
-        rounded = (flat / scales).round_()
+        scales = token_scales(flat, layer.largest)
         if product is not None:
-            return product(rounded.add_(ZERO_POINT).to(torch.uint8)).mul_(scales)
-        return torch._int_mm(rounded.to(torch.int8), weight.t()).float().mul_(scales).mul_(scale)
+            return product((flat / scales).round_().add_(ZERO_POINT).to(torch.uint8)).mul_(scales)
+        return layer.product(layer.rounded(flat / scales), weight).mul_(scales).mul_(scale)
 
     return kernel
 
@@ -75,7 +77,7 @@ class PackedLinear(nn.Module):
     """Linear layers of equal class and equal input as one product; without parameters.
 
     Args:
-        layers: `nn.Linear`, `BFloat16Linear` or `Int8Linear`, all of one class.
+        layers: of `PACKABLE` classes, all of one class.
     """
 
     def __init__(self, layers: Sequence[Any]):
@@ -85,10 +87,10 @@ class PackedLinear(nn.Module):
         weight = torch.cat([layer.weight.detach() for layer in layers])
         self._kernel: Kernel
         self._input_dtype: torch.dtype = weight.dtype
-        if isinstance(layers[0], Int8Linear):
+        if isinstance(layers[0], ScaledLinear):
             self._input_dtype = torch.float32
             scale = torch.cat([layer.scale.detach() for layer in layers]).float()
-            self._kernel = _int8_kernel(weight, scale, layers[0].smooth.float())
+            self._kernel = _scaled_kernel(type(layers[0]), weight, scale, layers[0].smooth.float())
         elif isinstance(layers[0], BFloat16Linear):
             self._input_dtype = torch.bfloat16
             self._kernel = _float_kernel(weight.bfloat16())
@@ -138,11 +140,11 @@ class Part(nn.Module):
 def _joinable(layers: Sequence[Any]) -> bool:
     """Return whether layers can be one product: of one class, all or none with a bias, and equally smoothed."""
     first = layers[0]
-    if type(first) not in (nn.Linear, BFloat16Linear, Int8Linear) or any(type(x) is not type(first) for x in layers):
+    if type(first) not in PACKABLE or any(type(layer) is not type(first) for layer in layers):
         return False
     if len({layer.bias is None for layer in layers}) > 1:
         return False
-    return not isinstance(first, Int8Linear) or all(torch.equal(layer.smooth, first.smooth) for layer in layers)
+    return not isinstance(first, ScaledLinear) or all(torch.equal(layer.smooth, first.smooth) for layer in layers)
 
 
 @torch.no_grad()
@@ -170,5 +172,7 @@ def _pack_subblock(subblock: nn.Module) -> None:
             for index, name in enumerate(names):
                 setattr(subblock, name, Part(packed, index))
     for name, layer in list(subblock.named_children()):
-        if type(layer) in (nn.Linear, BFloat16Linear, Int8Linear) and _joinable([layer]):
+        if _joinable([layer]):
             setattr(subblock, name, PackedLinear([layer]))
+        elif isinstance(layer, nn.Sequential):  # the factors of an operator
+            _pack_subblock(layer)
