@@ -73,7 +73,10 @@ def random_model(
 
 @torch.no_grad()
 def randomize(module: nn.Module) -> None:
-    """Fill a module's weights at random: zero pages would be faster than real weights, and denormals slower."""
+    """Fill a module's weights at random: zero pages would be faster than real weights, and denormals slower.
+
+    Layers of equal inputs get equal smoothing factors, as in real pieces: only such layers become one product.
+    """
     for weight in module.parameters():
         weight.uniform_(-0.02, 0.02)
     for part in module.modules():
@@ -82,7 +85,7 @@ def randomize(module: nn.Module) -> None:
         elif isinstance(part, Fp8Linear):
             part.weight.copy_(torch.empty_like(part.weight, dtype=torch.float32).uniform_(-part.largest, part.largest))
         if isinstance(part, ScaledLinear):
-            part.smooth.uniform_(0.5, 2.0)
+            part.smooth.copy_(torch.linspace(0.5, 2.0, part.in_features))
 
 
 def only(kind: str, variant: str) -> LayerChoice:

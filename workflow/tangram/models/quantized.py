@@ -10,6 +10,7 @@ residual stream, norms and attention keep the model's dtype.
   2209.05433), and sums in float32. GPUs of compute capability 8.9 and later have kernels.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -17,11 +18,27 @@ from torch import nn
 from torch.nn import functional
 
 LARGEST = 127  # of a signed integer of 8 bits, symmetric about 0
+ZERO_POINT = 128  # oneDNN's fast kernels take unsigned inputs
 
 
-def token_scales(x: torch.Tensor, largest: float = LARGEST) -> torch.Tensor:
-    """Return the scale of each token, ``(tokens, 1)`` for ``(tokens, features)``: `largest` is its largest entry's."""
-    return x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / largest
+@functools.cache
+@torch.inference_mode(False)
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(ZERO_POINT + 0.5, device=device), torch.tensor(float(LARGEST), device=device)
+
+
+def round_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round tokens to integers between -127 and 127, each with a scale of its own: few operations, as they are short.
+
+    Args:
+        x: ``(tokens, features)``, float32.
+
+    Returns:
+        The integers plus 128, uint8, and the largest magnitude of each token, ``(tokens, 1)``, which became 127.
+    """
+    offset, steps = _constants(x.device)
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30)
+    return torch.addcmul(offset, x, steps / largest).to(torch.uint8), largest  # the conversion rounds down
 
 
 class BFloat16Linear(nn.Linear):
@@ -65,6 +82,12 @@ class ScaledLinear(nn.Module):
         """Round entries of a float tensor to the nearest values of the class's dtype."""
         raise NotImplementedError
 
+    @classmethod
+    def rounded_tokens(cls, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens ``(tokens, features)`` rounded, and the largest magnitude of each, which became `largest`."""
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30)
+        return cls.rounded(x * (cls.largest / largest)), largest
+
     @staticmethod
     def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return ``x weightᵀ``, ``(tokens, out)`` float32, of rounded inputs ``(tokens, in)`` and a layer's weights."""
@@ -82,13 +105,12 @@ class ScaledLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``; rounding passes gradients on unchanged."""
         flat = x.reshape(-1, self.in_features).float() * self.smooth
-        scales = token_scales(flat.detach(), self.largest)
-        rounded = self.rounded(flat.detach() / scales)
+        rounded, largest = self.rounded_tokens(flat.detach())
         if torch.is_grad_enabled() and (flat.requires_grad or self.scale.requires_grad):
-            flat = flat + (rounded.float() * scales - flat).detach()
+            flat = flat + (rounded.float() * (largest / self.largest) - flat).detach()
             y = functional.linear(flat, self.weight.float() * self.scale[:, None])
         else:
-            y = self.product(rounded, self.weight).mul_(scales).mul_(self.scale)
+            y = self.product(rounded, self.weight).mul_(self.scale / self.largest).mul_(largest)
         y = y if self.bias is None else y + self.bias.float()
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -110,6 +132,12 @@ class Int8Linear(ScaledLinear):
     def rounded(cls, x: torch.Tensor) -> torch.Tensor:
         """Round to integers from -127 to 127."""
         return x.round().clamp_(-LARGEST, LARGEST).to(torch.int8)
+
+    @classmethod
+    def rounded_tokens(cls, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tokens as integers, and the largest magnitude of each, as packed kernels round them."""
+        codes, largest = round_tokens(x)
+        return codes.to(torch.int16).sub_(ZERO_POINT).to(torch.int8), largest
 
     @staticmethod
     def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
