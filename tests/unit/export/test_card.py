@@ -51,7 +51,7 @@ def test_the_front_matter_is_the_hubs(facts: Facts) -> None:
 def test_the_picture_shows_what_remains_of_every_layer() -> None:
     layers, attention, ffn = picture(MIXED, SHAPE).splitlines()
     assert layers == "layer     0"
-    assert attention == "attention  ▆▃██"  # no-op, gqa-1 of 2 KV heads, linear, parent twice
+    assert attention == "attention  ▇▃██"  # none, 5/6 (gqa-1), 1/3 (linear), all, all
     assert ffn == "ffn       █▄▂ █"
 
 

@@ -24,7 +24,7 @@ HEAD: Kind = "head"  # the LM head, once per model
 HEAD_SHARD = "00-00"  # the name of the head's only shard in the library and the scores
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
-PRECISIONS = ("bf16", "int8")  # number formats of matrices that torch computes in, besides the run's dtype
+PRECISIONS = ("bf16", "int8", "fp8")  # formats of matrices that torch computes in, besides the run's dtype
 # Types of GGUF tensors that llama.cpp computes in; torch computes with the rounded values. K-quants need rows of whole
 # blocks of 256, and the `gguf` package cannot write them.
 GGUF_PRECISIONS = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")

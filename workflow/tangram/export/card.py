@@ -76,7 +76,7 @@ def card(facts: Facts) -> str:
         f"A faster child of {_name_of(facts.parent)}. Tangram chose the variant of every subblock and of the LM head, "
         "and finetuned the child on the parent's outputs.",
         "## Loading",
-        *(f"With {engine}:\n\n{_fenced(language, code)}" for engine, language, code in map(LOADING.get, facts.formats)),
+        *(_loading(*LOADING[name]) for name in facts.formats),
         "## Architecture",
         _fenced("text", picture(facts.architecture, facts.shape)),
         "A column is a layer, and its height is the share of the parent's weights that remains; an empty column was "
@@ -114,6 +114,10 @@ def _name_of(parent: Mapping[str, Any]) -> str:
 
 def _fenced(language: str, text: str) -> str:
     return f"```{language}\n{text}\n```"
+
+
+def _loading(engine: str, language: str, code: str) -> str:
+    return f"With {engine}:\n\n{_fenced(language, code)}"
 
 
 def _files(facts: Facts) -> str:
@@ -169,7 +173,9 @@ def _tables(evaluation: pd.DataFrame) -> list[str]:
 def _by_model(rows: pd.DataFrame, metrics: Mapping[str, str]) -> str:
     """Return a table with a row per model and a column per metric."""
     present = [metric for metric in metrics if metric in set(rows["metric"])]
-    values = {(row.model, row.metric): _interval(row.value, row.standard_error) for row in rows.itertuples()}
+    values = {
+        (row["model"], row["metric"]): _interval(row["value"], row["standard_error"]) for row in rows.to_dict("records")
+    }
     body = [
         [name, *(values.get((model, metric), "-") for metric in present)]
         for model, name in MODELS.items()

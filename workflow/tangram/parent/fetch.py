@@ -24,8 +24,8 @@ from tangram.parent.gguf_metadata import Metadata
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Config, index of the weights, tokenizer, chat templates, model card; the weights are downloaded afterwards, by index.
-HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+# Config, index of the weights, tokenizer and chat templates; the weights are downloaded afterwards, by the index.
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
 
 def _check_numbers(parent: Parent, shape: Shape) -> None:

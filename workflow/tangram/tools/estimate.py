@@ -12,7 +12,7 @@ from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
-BYTES = {"bf16": 2, "int8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
+BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
