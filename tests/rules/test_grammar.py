@@ -20,6 +20,7 @@ from typer.models import ArgumentInfo
 from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import load, reruns
+from tangram.engines import TIMERS
 from tangram.provenance import code_hash, modules_of
 
 ROOT = Path(__file__).parents[2]
@@ -166,12 +167,15 @@ def test_the_code_hash_is_that_of_the_command(
     monkeypatch.chdir(tmp_path)
     command, code = command_of(parsed[name]), parsed[name].params.code
     modules: list[str] = []
+    wildcards = SimpleNamespace(variant="gqa-1", engine="torch")
     if name in reruns.OF_A_VARIANT:
-        code, modules = code(SimpleNamespace(variant="gqa-1")), modules_of_variants(["gqa-1"])
+        code, modules = code(wildcards), modules_of_variants(["gqa-1"])
     elif name in OF_ARCHITECTURES:
         code, modules = code(pinned(parsed[name].workflow)), modules_of_variants(["linear", "width-0.5", "parent"])
     elif name in OF_THE_LIBRARY:
         modules = modules_of_variants(LIBRARY)
+    if name in reruns.IN_AN_ENGINE:
+        code, modules = code(wildcards) if callable(code) else code, [*modules, TIMERS["torch"]]
     assert code == code_hash(module_of(parsed[name]), *modules)
     assert name in (command, "evaluate_parent", "collect_scores", "collect_costs")
 

@@ -75,7 +75,7 @@ def test_note_on_dequantized_weights_needs_a_gguf_and_int8(complete, tmp_path, p
     else:
         for path in folder.glob("library/*/*@int8"):
             shutil.rmtree(path)
-        for schema, name in ((SCORES, "scores"), (COSTS, "costs")):
+        for schema, name in ((SCORES, "scores"), (COSTS, "costs/torch")):
             frame = read_table(folder / f"{name}.parquet", schema)
             frame = frame[~frame["variant"].str.endswith("@int8")]
             write_table(frame.to_dict("records"), schema, folder / f"{name}.parquet")

@@ -95,6 +95,8 @@ class Target(Section):
     """Constraints on a child; the mixed-integer program minimizes the loss of quality subject to them."""
 
     constraints: tuple[Constraint, ...] = Field(min_length=1, description="Limits, which must all hold.")
+    engine: Literal["torch", "llama.cpp"] = Field("torch", description="Inference engine.")
+    export: tuple[str, ...] = Field((), description="Formats.")
     solutions: int = Field(1, ge=1, description="Number of diverse solutions; the first, 0, is proven optimal.")
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Maximum share of layers that two solutions share (alpha of Puzzle, appendix B)."

@@ -18,6 +18,7 @@ from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.engines import ENGINES
 from tangram.errors import TangramError
 from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
@@ -340,6 +341,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         TangramError: the folder does not exist, or a file in it is damaged.
     """
     folder = Path(folder)
+    engine = next((name for name in ENGINES if (folder / "costs" / f"{name}.parquet").exists()), "")
     if not folder.is_dir():
         raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
     folders = _child_folders(folder)
@@ -362,7 +364,14 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
     tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
     readouts = [_labeled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
-    shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
+    of_engines = [path for name in ("costs", "calibration") for path in folder.glob(f"{name}/*.parquet")]
+    shown = [
+        *folder.glob("*.parquet"),
+        *of_engines,
+        *folder.glob("targets/**/*.parquet"),
+        *pieces,
+        *folder.glob("corpus/*.parquet"),
+    ]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
@@ -371,8 +380,8 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         folder=folder,
         settings=settings or _discover(folder, evaluation, architectures),
         scores=_read(folder / "scores.parquet", SCORES),
-        costs=_read(folder / "costs.parquet", COSTS),
-        calibration=_read(folder / "calibration.parquet", CALIBRATION),
+        costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
+        calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(
