@@ -140,7 +140,7 @@ pathvars:
 wildcard_constraints:
     engine="|".join(map(re.escape, ENGINES)),
     kind="attention|ffn|head|model",
-    variant=r"[a-z0-9.-]+(@[a-z0-9]+)?",
+    variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
@@ -167,6 +167,13 @@ def output_folder(name):
     return lambda wildcards, output: _folder_of(getattr(output, name))
 
 
+EXPORTED = {
+    "gguf": lambda folder: [f"{folder}/model.gguf"],
+    "decilm": lambda folder: [*checkpoint_of(f"{folder}/decilm"), f"{folder}/decilm/configuration_decilm.py"],
+    "hf": lambda folder: checkpoint_of(f"{folder}/hf"),
+}  # the files of each format in a child's folder of exports
+
+
 def library_files(*suffixes):
     """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
@@ -182,6 +189,18 @@ def source_of(wildcards):
 def of_children(*names):
     """Return the files of these names for all children."""
     return [f"{child}/{name}" for child in CHILDREN for name in names]
+
+
+def exported(*formats):
+    """Return the files of the children in the given formats, of the targets that ask for them."""
+    return [
+        file
+        for name, target in cfg.targets.items()
+        for solution in cfg.exported(name)
+        for format in formats
+        if format in target.formats
+        for file in EXPORTED[format](f"{RESULTS}/targets/{name}/{solution}/export")
+    ]
 
 
 def of_the_primary_target():

@@ -1,6 +1,6 @@
-"""The engines in which children run, and the precisions of matrices that each of them has.
+"""Engines that run children, formats that children are written in, and the variants that each can express.
 
-Standard library only: every parse of the Snakefile imports this module.
+Standard library only: the config and the Snakefile import this module. `export/` writes the formats.
 """
 
 from __future__ import annotations
@@ -9,23 +9,44 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from tangram.blocks.base import PARENT, PRECISIONS, Variant
+from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, PARENT, PRECISIONS, Variant
+from tangram.blocks.registry import block_class
 
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
-ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", "f16")}
-
-
-def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | None:
-    """Return why a target cannot use a variant, in one line that continues the variant's name; None if it can."""
-    precision = Variant.parse(variant).precision
-    return None if precision in (None, *ENGINES[engine]) else f"engine {engine} has no precision {precision}"
-
-
+GGUF, DECILM, HF = FORMATS
+FORMAT_OF = {LLAMA_CPP: GGUF}  # the format that an engine reads, if it does not read the child itself
+# The precisions that each engine computes in and each format stores, besides the run's dtype.
+ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
+STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",), HF: ("bf16",)}
 # The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
 # `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
 TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
+
+
+def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:
+    """Return the formats that a target's child must be written in: the engine's, and those that the config asks for."""
+    return tuple(dict.fromkeys([*([FORMAT_OF[engine]] if engine in FORMAT_OF else []), *formats]))
+
+
+def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | None:
+    """Return why a target cannot use a variant, in one line that continues the variant's name; None if it can.
+
+    Args:
+        variant: the variant's name.
+        engine: one of `ENGINES`.
+        formats: the formats that the child must be written in, of `FORMATS`.
+    """
+    precision = Variant.parse(variant).precision
+    if precision is not None and precision not in ENGINES[engine]:
+        return f"engine {engine} has no precision {precision}"
+    for name in needed_formats(engine, formats):
+        if name not in block_class(variant).formats:
+            return f"format {name} cannot express it"
+        if precision is not None and precision not in STORED[name]:
+            return f"format {name} has no precision {precision}"
+    return None
 
 
 def timer(engine: str) -> Any:

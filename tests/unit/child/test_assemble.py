@@ -169,7 +169,8 @@ def test_saved_folder_is_complete_and_replaced_as_a_whole(llama, tmp_path):
     (tmp_path / "child" / "stale").touch()
     assert saved() == files
     own = {"config.json", "model.safetensors", "provenance.json"}
-    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py", "packed.py", "quantized.py"}
+    own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py", "packed.py", "packed_attention.py"}
+    own |= {"quantized.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

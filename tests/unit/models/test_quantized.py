@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tangram.library.quantize import Statistics, round_to_nearest, smoothing
-from tangram.models.quantized import BFloat16Linear, Int8Linear, set_precision, token_scales, with_precision
+from tangram.models.quantized import (
+    LARGEST,
+    ZERO_POINT,
+    BFloat16Linear,
+    Int8Linear,
+    round_tokens,
+    set_precision,
+    with_precision,
+)
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,7 +34,7 @@ def int8_layer(weight: torch.Tensor, smooth: torch.Tensor | None = None, bias: b
 
 def steps(layer: Int8Linear, x: torch.Tensor) -> torch.Tensor:
     """Return the product of a token's and a row's step, ``(tokens, out)``, float64."""
-    return token_scales(x * layer.smooth).double() * layer.scale.double()
+    return round_tokens(x * layer.smooth)[1].double() / LARGEST * layer.scale.double()
 
 
 shapes = st.tuples(st.integers(1, 9), st.integers(2, 40), st.integers(1, 24))  # torch._int_mm errs at a width of 1
@@ -40,7 +48,7 @@ def test_int8_errs_by_half_a_step_of_inputs_and_weights(shape, seed, exponent):
     x, weight = seeded(tokens, width, seed=seed) * 2.0**exponent, seeded(rows, width, seed=seed + 1)
     layer = int8_layer(weight, smooth=seeded(width, seed=seed + 2).abs() + 0.1)
     y, step = layer(x).double(), steps(layer, x)
-    q = (x * layer.smooth / token_scales(x * layer.smooth)).round().double().abs().sum(1, keepdim=True)
+    q = (round_tokens(x * layer.smooth)[0].double() - ZERO_POINT).abs().sum(1, keepdim=True)
     of_inputs = 0.5 * layer.weight.double().abs().sum(1)
     slack = 1e-5 * step * 127 * 127 * width  # of float32
     stored = x.double() @ layer.matrix().double().t()

@@ -21,7 +21,7 @@ from tangram.blocks.base import NO_OP, PARENT, Variant
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
-from tangram.models import configuration_tangram, modeling_tangram, operators, packed, quantized
+from tangram.models import configuration_tangram, modeling_tangram, operators, packed, packed_attention, quantized
 from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
 from tangram.models.loading import check_parent, model_class
 
@@ -33,6 +33,7 @@ CODE = {  # copied into a child that stock code cannot run, under the names with
     "configuration_tangram.py": configuration_tangram,
     "operators.py": operators,
     "packed.py": packed,
+    "packed_attention.py": packed_attention,
     "quantized.py": quantized,
 }
 WEIGHTS_FILE = "model.safetensors"

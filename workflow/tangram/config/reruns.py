@@ -58,6 +58,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_tasks": ("finetune_child",),
+    "export_gguf": ("finetune_child",),
     "evaluate_readout": ("finetune_child",),
     "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
 }
@@ -147,6 +148,7 @@ _COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
+    "export_gguf": "export_child",
 }
 
 

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tangram.config import Scenario
 from tangram.models.families import decoder_layers
+from tangram.models.packed_attention import GrowingLayer
 from tangram.timing import interleaved
 
 DECODE_STEPS = 4  # consecutive steps per sample, centered on the mean length of the cache
@@ -37,9 +38,12 @@ def synchronize(device: str) -> Callable[[], None]:
 
 
 def fork(cache: Cache) -> Cache:
-    """Return a shallow copy of a cache; tokens added to the copy do not change the original."""
+    """Return a copy of a cache that shares its tensors; tokens added to the copy do not change the original."""
     forked = copy.copy(cache)
     forked.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in forked.layers:
+        if isinstance(layer, GrowingLayer):
+            layer.take_over()
     return forked
 
 

@@ -2,9 +2,10 @@
 
 This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch.
 
-`pack` replaces the linear layers of a stock or heterogeneous decoder. On CPUs, matrices are reordered once for oneDNN's
-kernels, instead of at every call. Layers with the same input (q/k/v, gate/up) become one product. Results equal those
-before up to rounding. A packed model can neither be trained nor saved: load the checkpoint again for that.
+`pack` replaces linear layers, norms and attention of a stock or heterogeneous decoder. On CPUs, matrices are reordered
+once for oneDNN's kernels, instead of at every call. Layers with the same input (q/k/v, gate/up) become one product, and
+the smoothing factors of int8 layers become part of the layer before. Results equal those before up to rounding. A
+packed model can neither be trained nor saved: load the checkpoint again for that.
 """
 
 import functools
@@ -15,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .quantized import BFloat16Linear, Int8Linear, token_scales
+from .packed_attention import PackedAttention, Rotation, neighbors
+from .quantized import LARGEST, ZERO_POINT, BFloat16Linear, Int8Linear, round_tokens
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-ZERO_POINT = 128  # oneDNN's fast kernels take unsigned inputs
 
 Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
 
@@ -57,16 +58,16 @@ def _onednn_int8(weight: torch.Tensor, scale: torch.Tensor) -> Kernel:
 def _int8_kernel(weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor) -> Kernel:
     """Return the product of `Int8Linear` for its weight, scale and smoothing factors."""
     scaled = not bool((smooth == 1).all())
+    scale = scale / LARGEST
     exact = weight.device.type == "cpu" and _onednn_is_exact()
     product = _onednn_int8(weight, scale) if exact else None
 
     def kernel(x: torch.Tensor) -> torch.Tensor:
-        flat = x.float() * smooth if scaled else x.float()
-        scales = token_scales(flat)
-        rounded = (flat / scales).round_()
+        codes, largest = round_tokens(x * smooth if scaled else x)
         if product is not None:
-            return product(rounded.add_(ZERO_POINT).to(torch.uint8)).mul_(scales)
-        return torch._int_mm(rounded.to(torch.int8), weight.t()).float().mul_(scales).mul_(scale)
+            return product(codes).mul_(largest)
+        steps = codes.to(torch.int16).sub_(ZERO_POINT).to(torch.int8)
+        return torch._int_mm(steps, weight.t()).float().mul_(scale).mul_(largest)
 
     return kernel
 
@@ -76,26 +77,30 @@ class PackedLinear(nn.Module):
 
     Args:
         layers: `nn.Linear`, `BFloat16Linear` or `Int8Linear`, all of one class.
+        order: the order of the rows of all layers together; theirs by default.
     """
 
-    def __init__(self, layers: Sequence[Any]):
+    def __init__(self, layers: Sequence[Any], order: torch.Tensor | None = None):
         super().__init__()
         self.in_features, self.sizes = layers[0].in_features, [layer.out_features for layer in layers]
         self.out_features = sum(self.sizes)
-        weight = torch.cat([layer.weight.detach() for layer in layers])
+
+        def rows(name: str) -> torch.Tensor:
+            joined = torch.cat([getattr(layer, name).detach() for layer in layers])
+            return joined if order is None else joined[order]
+
+        weight = rows("weight")
         self._kernel: Kernel
         self._input_dtype: torch.dtype = weight.dtype
         if isinstance(layers[0], Int8Linear):
             self._input_dtype = torch.float32
-            scale = torch.cat([layer.scale.detach() for layer in layers]).float()
-            self._kernel = _int8_kernel(weight, scale, layers[0].smooth.float())
+            self._kernel = _int8_kernel(weight, rows("scale").float(), layers[0].smooth.float())
         elif isinstance(layers[0], BFloat16Linear):
             self._input_dtype = torch.bfloat16
             self._kernel = _float_kernel(weight.bfloat16())
         else:
             self._kernel = _float_kernel(weight)
-        biases = [layer.bias for layer in layers]
-        self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self._bias = None if layers[0].bias is None else rows("bias")
         self._shared: tuple[torch.Tensor, Sequence[torch.Tensor]] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -147,22 +152,51 @@ def _joinable(layers: Sequence[Any]) -> bool:
 
 @torch.no_grad()
 def pack(model: Any) -> Any:
-    """Replace a decoder's linear layers by packed ones, in place, and return the model.
+    """Replace a decoder's linear layers, norms and attention by fast ones, in place, and return the model.
 
     Args:
         model: a Llama-like causal language model of transformers, or a child, with its weights in memory.
     """
+    rotation = Rotation()
     for layer in model.model.layers:
-        for subblock in (layer.self_attn, layer.mlp):
-            if subblock is not None:
-                _pack_subblock(subblock)
-    head = model.lm_head
-    if _joinable([head]):
-        model.lm_head = PackedLinear([head])
+        for norm, subblock in (("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp")):
+            if getattr(layer, subblock) is not None:
+                _absorb_smoothing(getattr(layer, norm), getattr(layer, subblock))
+                setattr(layer, norm, _packed_norm(getattr(layer, norm)))
+                setattr(layer, subblock, _packed_subblock(getattr(layer, subblock), rotation))
+    model.model.norm = _packed_norm(model.model.norm)
+    if _joinable([model.lm_head]):
+        model.lm_head = PackedLinear([model.lm_head])
     return model
 
 
-def _pack_subblock(subblock: nn.Module) -> None:
+def _absorb_smoothing(norm: Any, subblock: Any) -> None:
+    """Move the smoothing factors of int8 layers into the norm, or the up projection, that gives their input."""
+    for names in (*SAME_INPUT, ("linear_attn",), ("linear_mlp",)):
+        layers: list[Any] = [getattr(subblock, name, None) for name in names]
+        if all(isinstance(layer, Int8Linear) for layer in layers) and _joinable(layers):
+            norm.weight.mul_(layers[0].smooth)
+            for layer in layers:
+                layer.smooth.fill_(1)
+    up, down = getattr(subblock, "up_proj", None), getattr(subblock, "down_proj", None)
+    if isinstance(up, Int8Linear) and isinstance(down, Int8Linear) and up.bias is None:
+        up.scale.mul_(down.smooth)
+        down.smooth.fill_(1)
+
+
+def _packed_norm(norm: Any) -> nn.Module:
+    """Return torch's RMS norm, which is one operation; below float32 it rounds elsewhere, so the norm stays."""
+    if not hasattr(norm, "variance_epsilon") or norm.weight.dtype != torch.float32:
+        return norm
+    packed = nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
+    packed.weight = norm.weight
+    return packed
+
+
+def _packed_subblock(subblock: nn.Module, rotation: Rotation) -> nn.Module:
+    attention = _packed_attention(subblock, rotation)
+    if attention is not None:
+        return attention
     for names in SAME_INPUT:
         layers = [getattr(subblock, name, None) for name in names]
         if all(layer is not None for layer in layers) and _joinable(layers):
@@ -172,3 +206,17 @@ def _pack_subblock(subblock: nn.Module) -> None:
     for name, layer in list(subblock.named_children()):
         if type(layer) in (nn.Linear, BFloat16Linear, Int8Linear) and _joinable([layer]):
             setattr(subblock, name, PackedLinear([layer]))
+    return subblock
+
+
+def _packed_attention(subblock: Any, rotation: Rotation) -> nn.Module | None:
+    """Return fast attention; None if its projections are structured or its heads are normalized (Qwen3)."""
+    layers: list[Any] = [getattr(subblock, name, None) for name in (*SAME_INPUT[0], "o_proj")]
+    if any(layer is None for layer in layers) or hasattr(subblock, "q_norm"):
+        return None
+    if not _joinable(layers[:3]) or not _joinable(layers[3:]):
+        return None
+    sizes, head_dim = [layer.out_features for layer in layers[:3]], subblock.head_dim
+    turned = neighbors((sizes[0] + sizes[1]) // head_dim, head_dim)
+    order = torch.cat([turned, torch.arange(len(turned), sum(sizes))]).to(layers[0].weight.device)
+    return PackedAttention(subblock, PackedLinear(layers[:3], order), PackedLinear(layers[3:]), rotation)

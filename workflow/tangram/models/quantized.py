@@ -8,6 +8,7 @@ residual stream, norms and attention keep the model's dtype.
   `smooth` (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438). Sums are exact 32-bit integers.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,11 +16,27 @@ from torch import nn
 from torch.nn import functional
 
 LARGEST = 127  # of a signed integer of 8 bits, symmetric about 0
+ZERO_POINT = 128  # oneDNN's fast kernels take unsigned inputs
 
 
-def token_scales(x: torch.Tensor) -> torch.Tensor:
-    """Return the scale of each token, ``(tokens, 1)`` for ``(tokens, features)``: its largest entry becomes 127."""
-    return x.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / LARGEST
+@functools.cache
+@torch.inference_mode(False)
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(ZERO_POINT + 0.5, device=device), torch.tensor(float(LARGEST), device=device)
+
+
+def round_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round tokens to integers between -127 and 127, each with a scale of its own: few operations, as they are short.
+
+    Args:
+        x: ``(tokens, features)``, float32.
+
+    Returns:
+        The integers plus 128, uint8, and the largest magnitude of each token, ``(tokens, 1)``, which became 127.
+    """
+    offset, steps = _constants(x.device)
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(1e-30)
+    return torch.addcmul(offset, x, steps / largest).to(torch.uint8), largest  # the conversion rounds down
 
 
 class BFloat16Linear(nn.Linear):
@@ -66,13 +83,13 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``(..., in_features)`` to ``(..., out_features)``; rounding passes gradients on unchanged."""
         flat = x.reshape(-1, self.in_features).float() * self.smooth
-        scales = token_scales(flat.detach())
+        codes, largest = round_tokens(flat.detach())
+        steps = codes.to(torch.int16).sub_(ZERO_POINT).to(torch.int8)
         if torch.is_grad_enabled() and (flat.requires_grad or self.scale.requires_grad):
-            rounded = flat + ((flat / scales).round() * scales - flat).detach()
+            rounded = flat + (steps * (largest / LARGEST) - flat).detach()
             y = functional.linear(rounded, self.weight.float() * self.scale[:, None])
         else:
-            sums = torch._int_mm((flat / scales).round_().to(torch.int8), self.weight.t())
-            y = sums.float().mul_(scales).mul_(self.scale)
+            y = torch._int_mm(steps, self.weight.t()).float().mul_(self.scale / LARGEST).mul_(largest)
         y = y if self.bias is None else y + self.bias.float()
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -89,8 +106,14 @@ CLASSES: dict[str, type[BFloat16Linear] | type[Int8Linear]] = {"bf16": BFloat16L
 
 
 def with_precision(linear: nn.Linear, precision: str) -> nn.Module:
-    """Return a layer of a linear layer's shape in another precision; its weights are not copied."""
-    return CLASSES[precision](linear.in_features, linear.out_features, linear.bias is not None)
+    """Return a layer of a linear layer's shape in another precision; its weights are not copied.
+
+    A type of llama.cpp's, such as ``q8_0``, is no precision of torch's: the result is a plain layer.
+    """
+    sizes, has_bias, weight = (linear.in_features, linear.out_features), linear.bias is not None, linear.weight
+    if precision not in CLASSES:
+        return nn.Linear(*sizes, has_bias, device=weight.device, dtype=weight.dtype)
+    return CLASSES[precision](*sizes, has_bias)
 
 
 def set_precision(subblock: nn.Module, precision: str) -> None:

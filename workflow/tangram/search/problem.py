@@ -359,12 +359,9 @@ def layers_of(folder: str | Path) -> int:
         raise TangramError(f"{path} is not a readable model config: {error!r}; {remedy}") from error
 
 
-def runnable(scores: pd.DataFrame, target: Target) -> pd.DataFrame:
-    """Return the scores of the variants that a target's engine and its exports can express."""
-    variants: dict[str, bool] = {}
-    for name in set(scores["variant"]):
-        variants[name] = all(refusal(variant, target.engine, target.export) is None for variant in str(name).split("+"))
-    return scores[scores["variant"].map(variants)]
+def is_usable(name: str, target: Target) -> bool:
+    """Return whether a target's engine and formats can express a variant, or both variants of a pair."""
+    return all(refusal(variant, target.engine, target.export) is None for variant in name.split("+"))
 
 
 def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Path, parent: Path) -> Problem:
@@ -375,7 +372,8 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     """
     from tangram.tables import CALIBRATION, COSTS, SCORES, read_table
 
+    table = read_table(scores, SCORES)
+    usable = [is_usable(variant, settings.target) for variant in table["variant"]]
     model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
-    expressible = runnable(read_table(scores, SCORES), settings.target)
-    options = options_of(expressible, settings.search.metric, layers_of(parent))
+    options = options_of(table[usable], settings.search.metric, layers_of(parent))
     return Problem(options, model, settings.target)

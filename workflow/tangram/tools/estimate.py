@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tangram.blocks import KINDS, Block, get_block
-from tangram.blocks.base import FITTED_TOKENS, HEAD
+from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
-BYTES = {"bf16": 2, "int8": 1}  # of one stored number, by precision
+# Of one stored number, by precision; values of llama.cpp's types are stored as float32.
+BYTES = {"bf16": 2, "int8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 

@@ -1,0 +1,28 @@
+"""Export: a child in the formats of other engines.
+
+- Input: `targets/{target}/{solution}/finetuned/`.
+- Output: `targets/{target}/{solution}/export/`: `model.gguf` for llama.cpp.
+- Steps: pack the child's subblocks into the layers of the format, write them with the tokenizer.
+"""
+
+
+rule export_gguf:
+    """Write a child as a file for llama.cpp."""
+    input:
+        child="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+    output:
+        exported=EXPORTED["gguf"](f"{CHILD}/export"),
+    log:
+        "<logs>/export_gguf/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/export_gguf/{target}/{solution}.tsv"
+    params:
+        **code_of("export_child", "gguf", "transformers"),
+        format="gguf",
+        folder=output_folder("exported"),
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "export_gguf: write a child for llama.cpp, {wildcards}"
+    shell:
+        command("export_child", without=("floats",))

@@ -1,0 +1,37 @@
+"""Write a child in the format of another engine."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import reads_model, run
+
+
+def export_child(
+    child: Annotated[str, reads_model("the child, or a parent")],
+    format: Annotated[str, typer.Option(help="`gguf`")],
+    folder: Annotated[str, typer.Option(help="folder to write into: model.gguf")],
+    floats: Annotated[
+        str | None,
+        typer.Option(help="gguf: type of matrices without a precision, such as `f16`; by default their own"),
+    ] = None,
+) -> None:
+    """Write a child, or a parent, in a format whose engine computes the same logits."""
+    from pathlib import Path
+
+    from tangram.blocks.base import FORMATS, GGUF_PRECISIONS
+    from tangram.errors import TangramError, nearest
+    from tangram.export.gguf import write_gguf
+    from tangram.export.parts import read_checkpoint
+    from tangram.provenance import provenance
+
+    if format not in FORMATS:
+        raise TangramError(f"--format: '{format}' is not a format{nearest(format, FORMATS)}")
+    if floats not in (None, "f32", "bf16", *GGUF_PRECISIONS):
+        raise TangramError(f"--floats: '{floats}' is not a type{nearest(str(floats), GGUF_PRECISIONS)}")
+    metadata = provenance("tangram.commands.export_child", {"format": format, "floats": floats})
+    write_gguf(read_checkpoint(child), Path(folder) / "model.gguf", metadata, floats)
+
+
+if __name__ == "__main__":
+    run(export_child)
