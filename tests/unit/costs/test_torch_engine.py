@@ -9,7 +9,7 @@ from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
 from tangram.costs.torch_engine import measure, measure_whole, only, random_model
 from tangram.models.families import decoder_layers
-from tangram.models.packed import pack
+from tangram.models.packed import PackedLinear, pack
 from tangram.tables import COSTS, read_table, write_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -116,6 +116,15 @@ def test_a_fork_leaves_the_original_cache_alone(parents):
     forked = fork(cache)
     advance(model, token, forked)
     assert (cache.get_seq_length(), forked.get_seq_length()) == (5, 6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_random_stacks_are_packed_like_real_pieces(parents, precision):
+    """Separate products would price a piece too high."""
+    layer = LayerChoice(attention=f"parent@{precision}", ffn=f"parent@{precision}")
+    model = pack(random_model(parents["llama"], Architecture((layer,)), "float32", "cpu"))
+    sizes = [len(module.sizes) for module in model.model.layers.modules() if isinstance(module, PackedLinear)]
+    assert sorted(sizes) == [1, 1, 2, 3]  # o, down; gate and up; q, k and v
 
 
 def test_deterministic_mode_is_left_only_while_timing():

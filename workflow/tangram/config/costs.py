@@ -29,7 +29,7 @@ class Costs(Section):
         description="Half-width of the 95 % interval of a piece's time relative to the parent's, at which repeated "
         "measurements end.",
     )
-    max_repeats: int = Field(40, ge=3, description="Measurements after which they end in any case.")
+    max_repeats: int = Field(15, ge=3, description="Measurements after which they end in any case.")
     stack_megabytes: int = Field(
         128, gt=0, description="Weights of the subblock's copies that timing cycles through, so that caches miss."
     )

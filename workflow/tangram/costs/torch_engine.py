@@ -74,13 +74,16 @@ def random_model(
 
 @torch.no_grad()
 def randomize(module: nn.Module) -> None:
-    """Fill a module's weights at random: zero pages would be faster than real weights, and denormals slower."""
+    """Fill a module's weights at random: zero pages would be faster than real weights, and denormals slower.
+
+    Layers of equal inputs get equal smoothing factors, as in real pieces: only such layers become one product.
+    """
     for weight in module.parameters():
         weight.uniform_(-0.02, 0.02)
     for part in module.modules():
         if isinstance(part, Int8Linear):
             part.weight.random_(-LARGEST, LARGEST + 1)
-            part.smooth.uniform_(0.5, 2.0)
+            part.smooth.copy_(torch.linspace(0.5, 2.0, part.in_features))
 
 
 def only(kind: str, variant: str) -> LayerChoice:
