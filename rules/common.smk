@@ -203,6 +203,16 @@ def exported(*formats):
     ]
 
 
+def of_engines():
+    """Return the evaluations of exported children in their targets' engines."""
+    return [
+        f"{RESULTS}/targets/{name}/{solution}/engine.parquet"
+        for name, target in cfg.targets.items()
+        for solution in cfg.exported(name)
+        if target.engine != "torch"
+    ]
+
+
 def of_the_primary_target():
     """Return the files of tasks and readout, which only solution 0 of the primary target has."""
     configured = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
@@ -317,6 +327,8 @@ def text_evaluation():
 def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
+    elsewhere = {name: target.engine for name, target in cfg.targets.items() if target.engine != "torch"}
+    section |= {"engines": elsewhere} if elsewhere else {}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 

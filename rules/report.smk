@@ -19,6 +19,7 @@ rule build_report:
         children=of_children("architecture.json", "curves.parquet", "evaluation.parquet"),
         parent_evaluation="<results>/parent_evaluation.parquet",
         primary_target=of_the_primary_target(),
+        engines=of_engines(),
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:

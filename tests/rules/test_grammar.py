@@ -46,7 +46,7 @@ NOT_GIVEN = {
     "pin_candidates": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "primary_target"),
+        *("children", "parent_evaluation", "primary_target", "engines"),
     },
 }
 WATCHED = {"code", "environment", "template"}  # params that rerun a rule and are not passed to its command
@@ -57,6 +57,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
+    "evaluate_engine",
     "export_gguf",
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")

@@ -16,7 +16,7 @@ from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
-from tangram.engines import refusal
+from tangram.engines import TORCH, refusal
 from tangram.errors import nearest
 
 
@@ -142,7 +142,8 @@ class Config(Section):
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
-        rivals = target == self.primary_target and self.targets[target].compare_uniform
+        settings = self.targets[target]  # in llama.cpp, `evaluate_engine` measures the parent's types as files
+        rivals = target == self.primary_target and settings.compare_uniform and settings.engine == TORCH
         return {uniform_solution(precision): precision for precision in self.library.uniform_precisions() * rivals}
 
     def exported(self, target: str) -> list[str]:

@@ -60,12 +60,16 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_tasks": ("finetune_child",),
     "export_gguf": ("finetune_child",),
     "evaluate_readout": ("finetune_child",),
-    "build_report": ("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
+    "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
+    "build_report": (
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
+        "evaluate_engine",
+    ),
 }
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
-_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout")
+_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine")
 _BASELINES = ("drop_layers", "uniform_precision")
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -86,7 +90,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "parent.sizes": (),
     "corpus": _CORPUS,
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model"),
+    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model", "evaluate_engine"),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
@@ -96,7 +100,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "scores": _SCORE,
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
-        *("evaluate_parent", "evaluate_model"),
+        *("evaluate_parent", "evaluate_model", "evaluate_engine"),
     ),
     "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("solve_mip",),
@@ -107,7 +111,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
-    "evaluation": ("evaluate_parent", "evaluate_model"),
+    "evaluation": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
     "evaluation.tasks": ("evaluate_tasks",),
     "evaluation.task_archive": ("evaluate_tasks",),
     "evaluation.task_limit": ("evaluate_tasks",),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
@@ -30,7 +31,7 @@ SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the sto
 
 
 class Settings(Section):
-    """Settings of the report beyond the tables."""
+    """Settings of the report beyond the tables; ``engines`` holds those of targets whose engine is not torch."""
 
     run: str
     primary_target: str
@@ -38,6 +39,7 @@ class Settings(Section):
     num_layers: int
     default_scenario: str
     seed: int
+    engines: dict[str, str] = Field(default_factory=dict)
 
 
 class Estimate(NamedTuple):
@@ -75,10 +77,9 @@ PACKED_KEY = Key("", "", "packed parent")  # with the kernels that children have
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; a frame is empty if the run lacks its file.
 
-    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with leading columns ``target`` and ``solution``;
-    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
-    ``solutions`` holds the entries of the files of solutions by target and solution, and ``stock`` the predictions of
-    the stock parent by target.
+    ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
+    columns ``target`` and ``solution``; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of
+    solutions by target and solution, and ``stock`` the predictions of the stock parent by target.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class Results:
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -354,24 +356,19 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         if (path / "architecture.json").exists()
     }
     labels = ("target", "solution")
+
+    def of_children(name: str, schema: pa.Schema = EVALUATION) -> list[pd.DataFrame]:
+        return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
+
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    evaluations = [_labeled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
-    task_frames = [_labeled(_read(path / "tasks.parquet", EVALUATION), t, s) for t, s, path in folders]
     task_parents = [
         _labeled(_read(path, EVALUATION), "", "")
         for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
     ]
-    evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
-    tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
-    readouts = [_labeled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
-    of_engines = [path for name in ("costs", "calibration") for path in folder.glob(f"{name}/*.parquet")]
-    shown = [
-        *folder.glob("*.parquet"),
-        *of_engines,
-        *folder.glob("targets/**/*.parquet"),
-        *pieces,
-        *folder.glob("corpus/*.parquet"),
-    ]
+    evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
+    tasks = _one_parent(_concat([*task_parents, *of_children("tasks")], EVALUATION, labels))
+    patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
+    shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
@@ -384,17 +381,16 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
-        finetuning=_concat(
-            [_labeled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
-        ),
+        finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=evaluation,
         tasks=tasks,
-        readouts=_one_parent(_concat(readouts, EVALUATION, labels)),
+        readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
         architectures=architectures,
         solutions=_solutions(solutions, architectures),
         parent=parent,
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
+        engines=_concat(of_children("engine"), EVALUATION, labels),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -15,6 +15,7 @@ from tangram.report.data import BEST, PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SP
 from tangram.report.document import Fact, Section, render_document
 from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
+from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
@@ -49,6 +50,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         tasks_section(results),
         readout_section(results),
         speed_section(results),
+        engine_section(results),
         solver_section(results),
         scores_section(results, colors),
         costs_section(results, colors),

@@ -26,6 +26,8 @@ STAGES = (
     "evaluate_parent",
     "evaluate_model",
     "evaluate_tasks",
+    "export_gguf",
+    "evaluate_engine",
 )
 
 
