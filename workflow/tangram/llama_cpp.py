@@ -97,6 +97,11 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
     "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
     "llama_synchronize": (None, (_POINTER,)),
+    "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, ctypes.c_int32)),
+    "llama_token_to_piece": (
+        ctypes.c_int32,
+        (_POINTER, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool),
+    ),
 }
 _errors: list[str] = []  # messages of the library since the last call of `_reason`
 
@@ -280,6 +285,17 @@ class Model:
         vocabulary = self.library.llama_model_get_vocab(self.pointer)
         count = self.library.llama_tokenize(vocabulary, raw, len(raw), tokens, len(tokens), False, True)
         return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's text; it may be a part of a character. Special tokens have none."""
+        text = ctypes.create_string_buffer(256)
+        vocabulary = self.library.llama_model_get_vocab(self.pointer)
+        length = self.library.llama_token_to_piece(vocabulary, token, text, len(text), 0, False)
+        return text.raw[: max(0, length)]
+
+    def ends(self, token: int) -> bool:
+        """Return whether a token ends an answer."""
+        return bool(self.library.llama_vocab_is_eog(self.library.llama_model_get_vocab(self.pointer), token))
 
     def logits(
         self, tokens: Sequence[Sequence[int]], passes: Iterable[int] | None = None, cache: int = F32, threads: int = 1
