@@ -45,7 +45,6 @@ LIBRARY = ["parent", *(variant for variants in VARIANTS.values() for variant in 
 DISTILLED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.distilled(kind)]
 QUANTIZED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.quantized(kind)]
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  # scored
-USED_ENGINES = list(dict.fromkeys(target.engine for target in cfg.targets.values()))
 
 
 def split_settings(split):
@@ -97,13 +96,13 @@ def timed_variants(engine):
 
 def cost_files(engine):
     """Return the files of the costs of all pieces in an engine."""
-    timed = [(kind, variant) for kind, variants in timed_variants(engine).items() for variant in ("parent", *variants)]
-    return [f"{RESULTS}/costs/{engine}/{kind}/{variant}.parquet" for kind, variant in [*timed, ("model", "parent")]]
+    pieces = [(kind, variant) for kind, variants in timed_variants(engine).items() for variant in ("parent", *variants)]
+    return [f"{RESULTS}/costs/{engine}/{kind}/{variant}.parquet" for kind, variant in [*pieces, ("model", "parent")]]
 
 
-COST_FILES = [path for engine in USED_ENGINES for path in cost_files(engine)]
+COST_FILES = [path for engine in cfg.engines for path in cost_files(engine)]
 COST_TABLES = {
-    folder: [f"{RESULTS}/{folder}/{engine}.parquet" for engine in USED_ENGINES] for folder in ("costs", "calibration")
+    folder: [f"{RESULTS}/{folder}/{engine}.parquet" for engine in cfg.engines] for folder in ("costs", "calibration")
 }
 CHILDREN = [f"{RESULTS}/targets/{name}/{solution}" for name in cfg.targets for solution in cfg.solutions(name)]
 
@@ -214,9 +213,16 @@ def of_engines():
 
 
 def of_the_primary_target():
-    """Return the files of tasks and readout, which only solution 0 of the primary target has."""
-    configured = {"tasks": cfg.evaluation.tasks, "readout": cfg.evaluation.readout.task}
-    return [f"{RESULTS}/targets/{cfg.primary_target}/0/{name}.parquet" for name in configured if configured[name]]
+    """Return the tables of tasks, of the parent and the primary target's children and rivals, and of the readout."""
+    files = []
+    if cfg.evaluation.tasks:
+        # The solver's other solutions would multiply the time and show nothing that the best one does not.
+        solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
+        children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
+        files += [f"{folder}/tasks.parquet" for folder in children] + [f"{RESULTS}/parent_tasks.parquet"]
+    if cfg.evaluation.readout.task:
+        files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
+    return files
 
 
 def cached_activations(split):
@@ -322,6 +328,11 @@ def text_evaluation():
     """Return the settings of the evaluation on text and of throughput, without the tasks."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def task_settings():
+    """Return the settings of the tasks."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"}))
 
 
 def report_settings():

@@ -1,7 +1,7 @@
 """Export: a child in the formats of other engines.
 
 - Input: `targets/{target}/{solution}/finetuned/`.
-- Output: `targets/{target}/{solution}/export/`: `model.gguf` for llama.cpp.
+- Output: `targets/{target}/{solution}/export/`: `model.gguf` (llama.cpp), `decilm/` (vLLM), `hf/` (transformers).
 - Steps: pack the child's subblocks into the layers of the format, write them with the tokenizer.
 """
 
@@ -24,5 +24,49 @@ rule export_gguf:
         "../envs/tangram.yaml"
     message:
         "export_gguf: write a child for llama.cpp, {wildcards}"
+    shell:
+        command("export_child", without=("floats",))
+
+
+rule export_decilm:
+    """Write a child as a checkpoint for vLLM."""
+    input:
+        child="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+    output:
+        exported=EXPORTED["decilm"](f"{CHILD}/export"),
+    log:
+        "<logs>/export_decilm/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/export_decilm/{target}/{solution}.tsv"
+    params:
+        **code_of("export_child", "transformers"),
+        format="decilm",
+        folder=output_folder("exported"),
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "export_decilm: write a child for vLLM, {wildcards}"
+    shell:
+        command("export_child", without=("floats",))
+
+
+rule export_hf:
+    """Write a child in transformers' own schema."""
+    input:
+        child="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+    output:
+        exported=EXPORTED["hf"](f"{CHILD}/export"),
+    log:
+        "<logs>/export_hf/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/export_hf/{target}/{solution}.tsv"
+    params:
+        **code_of("export_child", "transformers"),
+        format="hf",
+        folder=output_folder("exported"),
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "export_hf: write a child in transformers' own schema, {wildcards}"
     shell:
         command("export_child", without=("floats",))

@@ -16,8 +16,8 @@ rule build_report:
         costs=COST_TABLES["costs"],
         calibration=COST_TABLES["calibration"],
         search=SEARCH_FILES,
-        children=of_children("architecture.json", "curves.parquet", "evaluation.parquet"),
-        parent_evaluation="<results>/parent_evaluation.parquet",
+        children=of_children("architecture.json", "curves.parquet", "evaluation.parquet", "sequences.parquet"),
+        parent_evaluation=["<results>/parent_evaluation.parquet", "<results>/parent_sequences.parquet"],
         primary_target=of_the_primary_target(),
         engines=of_engines(),
     output:

@@ -33,8 +33,11 @@ TABLES = {
     "targets/small/solutions.parquet": tables.SOLUTIONS,
     "targets/small/{solution}/curves.parquet": tables.CURVES,
     "targets/small/{solution}/evaluation.parquet": tables.EVALUATION,
-    "targets/small/0/tasks.parquet": tables.EVALUATION,
+    "targets/small/{solution}/sequences.parquet": tables.SAMPLES,
+    "targets/small/{solution}/tasks.parquet": tables.SAMPLES,
     "parent_evaluation.parquet": tables.EVALUATION,
+    "parent_sequences.parquet": tables.SAMPLES,
+    "parent_tasks.parquet": tables.SAMPLES,
 }
 SOLUTIONS = ["0", "layers-dropped"]
 CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for stage in ("child", "finetuned")]

@@ -85,7 +85,7 @@ REACHES = {
     "scores.batch_size": (2, {"score_blocks"}),
     "library.bld.epochs": (9, {"distill_blocks"}),
     "finetune.epochs": (9, {"finetune_child"}),
-    "evaluation.task_limit": (9, {"evaluate_tasks"}),
+    "evaluation.task_limit": (9, {"evaluate_tasks", "evaluate_parent_tasks"}),
     "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
     "search.time_limit": (9, {"solve_mip"}),
     "search.metric": ("lm_loss_increase", {"solve_mip", "drop_layers"}),

@@ -57,8 +57,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
-    "evaluate_engine",
-    "export_gguf",
+    *("export_gguf", "export_decilm", "export_hf", "evaluate_engine"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]
@@ -179,7 +178,7 @@ def test_the_code_hash_is_that_of_the_command(
     if name in reruns.IN_AN_ENGINE:
         code, modules = code(wildcards) if callable(code) else code, [*modules, TIMERS["torch"]]
     assert code == code_hash(module_of(parsed[name]), *modules)
-    assert name in (command, "evaluate_parent", "collect_scores", "collect_costs", "export_gguf")
+    assert reruns.command_of(name) == command
 
 
 def test_rules_that_compute_with_blocks_add_their_modules(parsed: dict[str, Rule]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from tangram.blocks.base import CONFIG_NAME, GGUF_PRECISIONS, KINDS
 from tangram.errors import TangramError
+from tangram.models.families import subblock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,3 +67,29 @@ def rounded(weight: torch.Tensor, precision: str, where: str) -> torch.Tensor:
     if not torch.equal(result.float().cpu(), values):
         raise TangramError(f"{where}: {weight.dtype} cannot hold the values of {precision}; set dtype: float32")
     return result
+
+
+def round_pieces(model: Any) -> None:
+    """Round the matrices of a child's pieces that have one of these types, in place, as after training."""
+    import torch
+
+    with torch.no_grad():
+        for where, linear, precision in _pieces_of(model):
+            linear.weight.copy_(rounded(linear.weight, precision, where))
+
+
+def _pieces_of(model: Any) -> Iterator[tuple[str, Any, str]]:
+    """Yield name, linear layer and type of every matrix of a model's pieces with one of these types."""
+    from torch import nn
+
+    config = model.config
+    for index, layer in enumerate(model.model.layers if getattr(config, "per_layer_config", None) else ()):
+        precisions = dict(entry.split("=") for entry in config.per_layer_config[index].precision)
+        for kind in KINDS:
+            precision = precisions.get(CONFIG_NAME[kind])
+            if precision in GGUF_PRECISIONS:
+                for name, module in subblock(layer, kind).named_children():
+                    if isinstance(module, nn.Linear):
+                        yield f"layer {index}, {kind}, {name}", module, precision
+    if getattr(config, "head_precision", None) in GGUF_PRECISIONS:
+        yield "the head", model.lm_head, config.head_precision

@@ -20,7 +20,7 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     import numpy as np
 
-INSTALL = "pip install xllamacpp"
+INSTALL = "pip install --editable '.[engines]'"
 # By package: patterns of its shared libraries in the order in which they must be loaded; the last has the interface.
 PACKAGES = {
     "llama_cpp": ("lib/libggml-base.*", "lib/libggml-cpu.*", "lib/libggml.*", "lib/libllama.*"),

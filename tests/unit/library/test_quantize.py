@@ -15,6 +15,7 @@ from tangram.cli import Pieces, Runtime
 from tangram.commands.quantize_blocks import quantize_blocks
 from tangram.config import BlockDistillation
 from tangram.files import write_tensors
+from tangram.gguf_types import rounded
 from tangram.library import quantize
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import tensor_name
@@ -174,7 +175,13 @@ def quantized_layer(model, kind: str, variant: str, weights):
     return replace_subblocks(decoder_layers(model)[1], model.config, 1, entries, {kind: weights})
 
 
-VARIANTS = [("attention", "parent@int8"), ("ffn", "parent@int8"), ("attention", "parent@bf16"), ("ffn", "linear@int8")]
+VARIANTS = [
+    ("attention", "parent@int8"),
+    ("ffn", "parent@int8"),
+    ("attention", "parent@bf16"),
+    ("attention", "parent@q8_0"),
+    ("ffn", "linear@int8"),
+]
 
 
 def source_of(problem: LayerDistillation, kind: str, variant: str):
@@ -196,7 +203,10 @@ def test_losses_are_those_of_the_float_and_the_quantized_piece(model, kind, vari
         assert piece.loss_before == pytest.approx(problem.held_out_loss(float_layer, kind))
         assert piece.loss_after == pytest.approx(piece.loss_before, rel=0.1)
     matrices = {name: tensor for name, tensor in piece.weights.items() if tensor.ndim > 1}
-    assert {t.dtype for t in matrices.values()} == {torch.int8 if variant.endswith("int8") else torch.bfloat16}
+    types = {"int8": torch.int8, "bf16": torch.bfloat16, "q8_0": torch.float32}
+    assert {t.dtype for t in matrices.values()} == {types[variant.partition("@")[2]]}
+    if variant.endswith("q8_0"):
+        assert all(torch.equal(rounded(tensor, "q8_0", name), tensor) for name, tensor in matrices.items())
     expected = dict(subblock(decoder_layers(model)[1], kind).state_dict()) if source is None else source
     for name, tensor in expected.items():
         if tensor.ndim == 1:  # biases and norms
@@ -244,7 +254,7 @@ def test_statistics_are_of_each_matrixs_own_inputs(model):
     torch.testing.assert_close(groups["down_proj",].largest, hidden.abs().amax(0))
 
 
-@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16"])
+@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16", "parent@q8_0"])
 def test_the_heads_loss_is_its_kl(model, variant):
     tokens = tokens_for(model)
     piece = quantize_head(model, StreamedActivations(model, tokens, 4), variant, 0.25)
@@ -258,7 +268,7 @@ def test_the_heads_loss_is_its_kl(model, variant):
     assert piece.loss_before == 0
     assert piece.loss_after == pytest.approx(kl.item(), rel=1e-2, abs=1e-6)
     assert 0 < piece.loss_after < 1e-2
-    names = {"weight"} if variant.endswith("bf16") else {"weight", "scale", "smooth"}
+    names = {"weight"} if not variant.endswith("int8") else {"weight", "scale", "smooth"}
     assert piece.weights.keys() == names
 
 

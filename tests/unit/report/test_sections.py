@@ -7,21 +7,26 @@ import shutil
 
 import pytest
 from page_parser import Page
-from synthetic_run import PACKED, RIVALS, settings_of
+from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, evaluation_rows, settings_of
 
 from tangram.blocks.base import PRECISIONS
-from tangram.report.comparison import scored_children
+from tangram.report.comparison import quality_difference, quality_kept, scored_children
 from tangram.report.data import load_results
+from tangram.report.estimates import Key
 from tangram.report.page import render_page
-from tangram.tables import COSTS, LIBRARY, SCORES, read_table, write_table
+from tangram.report.style import percent_of
+from tangram.tables import COSTS, EVALUATION, LIBRARY, SCORES, read_table, write_table
 
 
 def test_rivals_stand_beside_the_chosen_child(complete, page):
     for name, over in (("parent", ["1", "1"]), ("packed parent", ["1.050 ×", "1.050 ± 0.006 ×"])):
         row = page.row("frontier", name)
         assert row[1:3] == over
-        assert row[-1] == "100"
-    assert page.row("frontier", "speed-1.2")[-1] == "92.7 ± 5.3"
+        assert row[-2:] == ["100", "–"]
+    kept = quality_kept(load_results(complete, settings_of()), Key(PRIMARY, "0", "finetuned"))
+    half = 196 * kept.standard_error
+    shown = [percent_of(kept), f"{100 * kept.value - half:.1f} to {100 * kept.value + half:.1f}"]
+    assert page.row("frontier", "speed-1.2")[-2:] == shown
     for precision in PRECISIONS:
         row = page.row("frontier", f"parent in {precision}")
         speed, before = RIVALS[f"uniform-{precision}"]
@@ -33,6 +38,29 @@ def test_rivals_stand_beside_the_chosen_child(complete, page):
 def test_verdicts_on_uniform_rivals_are_said_in_words(page, precision, winner):
     sentence = rf"Beside the parent in {precision} [^:]*: at its speed, {winner} closer to the parent; at its KL, "
     assert re.search(rf"{sentence}{winner} faster\.", page.text)
+
+
+def test_a_child_that_beats_a_rival_in_both_is_named(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    path = folder / "targets" / PRIMARY / "uniform-int8" / "evaluation.parquet"
+    write_table(evaluation_rows({"child": (1.5, 4.0), "finetuned": (1.2, 4.0)}, 1.3), EVALUATION, path)
+    page = Page(render_page(load_results(folder, settings_of())))
+    assert re.search(r"Beside the parent in int8 [^:]*: speed-1\.4 is faster and closer\.", page.text)
+    assert [row[-1] for row in page.rows["frontier"] if row[0] == "parent in int8"][1] == "speed-1.4"
+
+
+def test_rivals_keep_less_quality_and_their_differences_are_paired(complete, page):
+    results = load_results(complete, settings_of())
+    child = Key(PRIMARY, "0", "finetuned")
+    rows = {row[0]: row for row in page.rows["tasks"] if len(row) == 6}
+    for solution, label in (("uniform-int8", "parent in int8"), ("layers-dropped", f"{PRIMARY}, layers dropped")):
+        rival = Key(PRIMARY, solution, "finetuned")
+        row = rows[f"{label}, finetuned"]
+        assert row[1] == percent_of(quality_kept(results, rival))
+        assert row[3] == f"{700 * TASKS_OF[solution]['finetuned']:.0f} of 700"
+        difference = quality_difference(results, child, rival)
+        assert row[4].startswith(f"+{100 * difference.value:.1f} ± ")
+    assert rows[f"{PRIMARY}, finetuned"][4:] == ["–", "–"]
 
 
 def test_quantized_pieces_show_their_losses_and_roundings(complete, page):

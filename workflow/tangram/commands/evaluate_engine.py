@@ -37,7 +37,7 @@ def evaluate_engine(
     from tangram.activations import open_activations
     from tangram.blocks.base import PARENT
     from tangram.corpus.tokens import read_tokens
-    from tangram.evaluation.engine import RIVALS, compare_in_engine, measure_in_engine
+    from tangram.evaluation.engine import compare_in_engine, measure_in_engine, rivals
     from tangram.evaluation.text import text_rows
     from tangram.export.gguf import write_gguf
     from tangram.export.parts import read_checkpoint
@@ -53,9 +53,10 @@ def evaluate_engine(
     final = states.hidden(len(decoder_layers(teacher)))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tangram-") as folder:
-        files = {f"{PARENT}@{kind}": Path(folder, f"{kind}.gguf") for kind in RIVALS}
-        for kind, path in zip(RIVALS, files.values(), strict=True):
-            write_gguf(read_checkpoint(parent), path, floats=kind)
+        source, files = read_checkpoint(parent), {}
+        for kind in rivals(source.shape):
+            files[f"{PARENT}@{kind}"] = Path(folder, f"{kind}.gguf")
+            write_gguf(source, files[f"{PARENT}@{kind}"], floats=kind)
         files["finetuned"] = Path(exported)
         for name, path in files.items():
             size = {"model": name, "task": "file", "metric": "bytes", "value": float(path.stat().st_size), "n": 1}

@@ -9,8 +9,8 @@ from tangram.cli import reads_model, run
 
 def export_child(
     child: Annotated[str, reads_model("the child, or a parent")],
-    format: Annotated[str, typer.Option(help="`gguf`")],
-    folder: Annotated[str, typer.Option(help="folder to write into: model.gguf")],
+    format: Annotated[str, typer.Option(help="`gguf`, `decilm` or `hf`")],
+    folder: Annotated[str, typer.Option(help="folder of the child's exports: model.gguf, decilm/ or hf/ in it")],
     floats: Annotated[
         str | None,
         typer.Option(help="gguf: type of matrices without a precision, such as `f16`; by default their own"),
@@ -20,8 +20,11 @@ def export_child(
     from pathlib import Path
 
     from tangram.blocks.base import FORMATS, GGUF_PRECISIONS
+    from tangram.engines import DECILM, GGUF, HF
     from tangram.errors import TangramError, nearest
+    from tangram.export.decilm import write_decilm
     from tangram.export.gguf import write_gguf
+    from tangram.export.hf import write_hf
     from tangram.export.parts import read_checkpoint
     from tangram.provenance import provenance
 
@@ -30,7 +33,12 @@ def export_child(
     if floats not in (None, "f32", "bf16", *GGUF_PRECISIONS):
         raise TangramError(f"--floats: '{floats}' is not a type{nearest(str(floats), GGUF_PRECISIONS)}")
     metadata = provenance("tangram.commands.export_child", {"format": format, "floats": floats})
-    write_gguf(read_checkpoint(child), Path(folder) / "model.gguf", metadata, floats)
+    checkpoint = read_checkpoint(child)
+    if format == GGUF:
+        write_gguf(checkpoint, Path(folder) / "model.gguf", metadata, floats)
+    else:
+        write = {DECILM: write_decilm, HF: write_hf}[format]
+        write(checkpoint, Path(folder) / format, metadata)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tangram.blocks.base import PARENT, Variant
+from tangram.blocks.base import FORMATS, PARENT, Variant
 from tangram.blocks.registry import modules_of_variants, registry
 from tangram.engines import TIMERS
 from tangram.provenance import ROOT, modules_of
@@ -57,19 +57,21 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
+    "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
-    "export_gguf": ("finetune_child",),
+    **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "build_report": (
-        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_parent"),
-        "evaluate_engine",
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
+        *("evaluate_parent", "evaluate_parent_tasks"),
     ),
 }
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
-_EVALUATE = ("evaluate_parent", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine")
+_TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
+_EVALUATE = ("evaluate_parent", "evaluate_model", *_TASKS, "evaluate_readout", "evaluate_engine")
 _BASELINES = ("drop_layers", "uniform_precision")
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -112,9 +114,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
     "evaluation": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
-    "evaluation.tasks": ("evaluate_tasks",),
-    "evaluation.task_archive": ("evaluate_tasks",),
-    "evaluation.task_limit": ("evaluate_tasks",),
+    "evaluation.tasks": _TASKS,
+    "evaluation.task_archive": _TASKS,
+    "evaluation.task_limit": _TASKS,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -148,11 +150,12 @@ OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_co
 IN_AN_ENGINE = ("measure_costs", "calibrate_costs")  # those that import an engine's module by name, too
 OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
 
-_COMMANDS = {
+COMMANDS = {
     "evaluate_parent": "evaluate_model",
+    "evaluate_parent_tasks": "evaluate_tasks",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
-    "export_gguf": "export_child",
+    **{f"export_{name}": "export_child" for name in FORMATS},
 }
 
 
@@ -182,7 +185,7 @@ def first_of_key(key: str) -> tuple[str, ...]:
 def command_of(rule: str) -> str:
     """Return the command that a rule runs."""
     name = rule.split()[0]
-    return _COMMANDS.get(name, name)
+    return COMMANDS.get(name, name)
 
 
 def modules() -> list[str]:

@@ -140,4 +140,9 @@ class Search(Section):
     diverse_gap: float = Field(
         1e-3, ge=0, lt=1, description="Allowed relative gap of solutions after the first; the first is optimal."
     )
+    sensitivity: bool = Field(
+        True,
+        description="Also solve with every variant's time at both ends of its 95 % interval, for the report's table of "
+        "choices that another cost would change.",
+    )
     time_limit: float = Field(60, gt=0, description="Seconds per solve; reaching it is an error.")

@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from tangram.config import Scenario
 from tangram.costs.llama_passes import Pass
+from tangram.gguf_types import block_size
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
+from tangram.models.families import Shape
 from tangram.timing import interleaved, median_and_error
 
 if TYPE_CHECKING:
@@ -23,6 +25,12 @@ REFERENCE = "parent@f16"  # the model over which speed-ups are measured, and to 
 RIVALS = ("f16", "q8_0", "q4_0")  # types of the parent's files, which a user would take instead of a child
 LOADS = 3  # of small files: the speed of decoding depends on the pages where the weights are
 SMALL = 1e9  # bytes
+
+
+def rivals(shape: Shape) -> list[str]:
+    """Return the types of `RIVALS` whose blocks divide every row of the parent's matrices."""
+    rows = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate)
+    return [kind for kind in RIVALS if not any(row % block_size(kind) for row in rows)]
 
 
 def compare_in_engine(

@@ -37,14 +37,21 @@ class Part:
         norm: weights of the norm before it, ``(hidden,)``.
         tensors: its tensors by their names inside the subblock; of a linear map ``weight`` and perhaps ``bias``.
         precision: the precision of its matrices; None for the child's dtype.
-        origin: its kind and layer in the child, for messages: ``'attention of layer 3'``.
+        kind: ``'attention'`` or ``'ffn'``.
+        layer: its layer in the child.
     """
 
     form: str
     norm: torch.Tensor
     tensors: Tensors
     precision: str | None
-    origin: str
+    kind: str
+    layer: int
+
+    @property
+    def origin(self) -> str:
+        """Its place in the child, for messages."""
+        return f"{self.kind} of layer {self.layer}"
 
     @property
     def channels(self) -> int:
@@ -112,20 +119,20 @@ def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
     """Yield the subblocks of a layer that exist."""
     precisions = dict(entry.split("=") for entry in getattr(config, "precision", []))
     for kind in KINDS:
-        name, origin = CONFIG_NAME[kind], f"{kind} of layer {layer}"
+        name = CONFIG_NAME[kind]
         if name in getattr(config, "skip", []):
             continue
         for entry in getattr(config, "structured", []):
             if entry.startswith(f"{name}="):
                 raise TangramError(
-                    f"{origin} is '{entry.partition('=')[2]}', whose factors no format can express; "
+                    f"{kind} of layer {layer} is '{entry.partition('=')[2]}', whose factors no format can express; "
                     "leave such variants out of the target's library"
                 )
         form, tensors = str(kind), _inside(tensor_name(layer, kind, ""), state)
         if name in getattr(config, "linear", []):
             form, tensors = LINEAR, _inside(f"{LINEAR_NAMES[kind]}.", tensors)
         norm = state[f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.weight"]
-        yield Part(form, norm, tensors, precisions.get(name), origin)
+        yield Part(form, norm, tensors, precisions.get(name), kind, layer)
 
 
 def _inside(prefix: str, state: Tensors) -> Tensors:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,10 +22,13 @@ from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
 from tangram.engines import ENGINES
 from tangram.errors import TangramError
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
+from tangram.report.samples import Samples, by_model, task_rows
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, read_table
 
 HELDOUT = "heldout"
+SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 UNIFORM = {uniform_solution(precision): precision for precision in PRECISIONS}  # precisions of the uniform rivals
 SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the stock parent's, and over the packed one's
@@ -42,44 +46,14 @@ class Settings(Section):
     engines: dict[str, str] = Field(default_factory=dict)
 
 
-class Estimate(NamedTuple):
-    """A measured value, its standard error (or None), and its number of samples (or None)."""
-
-    value: float
-    standard_error: float | None = None
-    n: int | None = None
-
-    @property
-    def bar(self) -> float:
-        """The length of the error bar: the standard error, or 0 if it is missing or not finite."""
-        error = self.standard_error
-        return error if error is not None and math.isfinite(error) else 0.0
-
-    def times(self, factor: float) -> Estimate:
-        """Return this estimate scaled by a factor, for another unit."""
-        error = self.standard_error
-        return Estimate(self.value * factor, None if error is None else error * abs(factor), self.n)
-
-
-class Key(NamedTuple):
-    """One evaluated model: ``solution`` is the solver's or a rival's; it and ``target`` are empty for the parent."""
-
-    target: str
-    solution: str
-    model: str
-
-
-PARENT_KEY = Key("", "", "parent")  # as stock transformers runs it
-PACKED_KEY = Key("", "", "packed parent")  # with the kernels that children have
-
-
 @dataclass(frozen=True)
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; a frame is empty if the run lacks its file.
 
     ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
-    columns ``target`` and ``solution``; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of
-    solutions by target and solution, and ``stock`` the predictions of the stock parent by target.
+    columns ``target`` and ``solution``; ``samples`` holds the values of each question and held-out sequence, from which
+    ``tasks`` is computed; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of solutions by
+    target and solution, and ``stock`` the predictions of the stock parent by target.
     """
 
     folder: Path
@@ -100,6 +74,7 @@ class Results:
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
     engines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
@@ -205,16 +180,6 @@ class Results:
         return sorted(names - {PARENT}, key=strength)
 
 
-def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """Return the ratio of two independent estimates, with its standard error to first order."""
-    value = numerator.value / denominator.value
-    errors = (numerator.standard_error, denominator.standard_error)
-    if errors[0] is None or errors[1] is None:
-        return Estimate(value, None, numerator.n)
-    relative = math.hypot(errors[0] / numerator.value, errors[1] / denominator.value)
-    return Estimate(value, abs(value) * relative, numerator.n)
-
-
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
     """Yield a frame's rows with columns as attributes, whose types the stubs of pandas do not know."""
     yield from frame.itertuples(index=False)
@@ -253,6 +218,20 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
     frame.insert(0, "target", target)
     frame.insert(1, "solution", solution)
     return frame
+
+
+def _samples(folder: Path, folders: Iterable[tuple[str, str, Path]]) -> dict[tuple[Key, str, str], np.ndarray]:
+    """Return the values of every question and held-out sequence, of the parent and all children."""
+    paths = [("", "", folder / f"parent_{name}") for name in SAMPLE_FILES]
+    paths += [(target, solution, path / name) for target, solution, path in folders for name in SAMPLE_FILES]
+    frames = [_labeled(_read(path, SAMPLES), target, solution) for target, solution, path in paths]
+    return by_model(_concat(frames, SAMPLES, ("target", "solution")))
+
+
+def _tasks(samples: Samples) -> pd.DataFrame:
+    """Return the rows of all models on the tasks, the answers of which ``samples`` holds."""
+    answers = {name: values for name, values in samples.items() if name[1] != HELDOUT}
+    return pd.DataFrame(task_rows(answers), columns=["target", "solution", *EVALUATION.names])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -361,12 +340,8 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
 
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    task_parents = [
-        _labeled(_read(path, EVALUATION), "", "")
-        for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
-    ]
+    samples = _samples(folder, folders)
     evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
-    tasks = _one_parent(_concat([*task_parents, *of_children("tasks")], EVALUATION, labels))
     patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
     shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
@@ -383,7 +358,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=evaluation,
-        tasks=tasks,
+        tasks=_tasks(samples),
         readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
         architectures=architectures,
         solutions=_solutions(solutions, architectures),
@@ -392,5 +367,6 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
         engines=_concat(of_children("engine"), EVALUATION, labels),
+        samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -25,6 +25,7 @@ STAGES = (
     "finetune_child",
     "evaluate_parent",
     "evaluate_model",
+    "evaluate_parent_tasks",
     "evaluate_tasks",
     "export_gguf",
     "evaluate_engine",

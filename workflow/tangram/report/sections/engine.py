@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import Any
 
 from tangram.blocks import PARENT
-from tangram.report.data import HELDOUT, SPEEDUP, Estimate, Results, rows_of
+from tangram.report.data import HELDOUT, SPEEDUP, Results, rows_of
 from tangram.report.document import Cell, Section, Table
+from tangram.report.estimates import Estimate
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted
 from tangram.report.style import estimate, number, percent
