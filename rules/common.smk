@@ -170,6 +170,7 @@ EXPORTED = {
     "gguf": lambda folder: [f"{folder}/model.gguf"],
     "decilm": lambda folder: [*checkpoint_of(f"{folder}/decilm"), f"{folder}/decilm/configuration_decilm.py"],
     "hf": lambda folder: checkpoint_of(f"{folder}/hf"),
+    "card": lambda folder: [f"{folder}/README.md"],
 }  # the files of each format in a child's folder of exports
 
 
@@ -190,15 +191,14 @@ def of_children(*names):
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
-def exported(*formats):
-    """Return the files of the children in the given formats, of the targets that ask for them."""
+def exported():
+    """Return the files of all children in the formats of their targets, and their model cards."""
     return [
         file
         for name, target in cfg.targets.items()
         for solution in cfg.exported(name)
-        for format in formats
-        if format in target.formats
-        for file in EXPORTED[format](f"{RESULTS}/targets/{name}/{solution}/export")
+        for written in (*target.formats, "card")
+        for file in EXPORTED[written](f"{RESULTS}/targets/{name}/{solution}/export")
     ]
 
 
@@ -210,6 +210,13 @@ def of_engines():
         for solution in cfg.exported(name)
         if target.engine != "torch"
     ]
+
+
+def card_settings(wildcards, threads):
+    """Return the config with one target, which Snakemake does not record: other keys than a child's change no child."""
+    settings = cfg.model_dump(mode="json", exclude_defaults=True, exclude={"studies", "evaluation"})
+    targets = {wildcards.target: settings["targets"][wildcards.target]}
+    return slice_of({**settings, "targets": targets, "primary_target": wildcards.target})
 
 
 def of_the_primary_target():

@@ -1,8 +1,9 @@
 """Export: a child in the formats of other engines.
 
 - Input: `targets/{target}/{solution}/finetuned/`.
-- Output: `targets/{target}/{solution}/export/`: `model.gguf` (llama.cpp), `decilm/` (vLLM), `hf/` (transformers).
-- Steps: pack the child's subblocks into the layers of the format, write them with the tokenizer.
+- Output: `targets/{target}/{solution}/export/`: `model.gguf` (llama.cpp), `decilm/` (vLLM), `hf/` (transformers),
+  and the model card `README.md`.
+- Steps: pack the child's subblocks into the layers of the format, write them with the tokenizer; write the card.
 """
 
 
@@ -70,3 +71,28 @@ rule export_hf:
         "export_hf: write a child in transformers' own schema, {wildcards}"
     shell:
         command("export_child", without=("floats",))
+
+
+rule write_card:
+    """Write a child's model card."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        child="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+        architecture=architecture_of,
+        evaluation="<results>/targets/{target}/{solution}/evaluation.parquet",
+        parent_evaluation="<results>/parent_evaluation.parquet",
+    output:
+        EXPORTED["card"](f"{CHILD}/export"),
+    log:
+        "<logs>/write_card/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/write_card/{target}/{solution}.tsv"
+    params:
+        **code_of("write_card", variants=variants_in_file(architecture_of)),
+        settings=card_settings,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "write_card: write a child's model card, {wildcards}"
+    shell:
+        command("write_card")

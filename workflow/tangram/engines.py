@@ -15,6 +15,12 @@ from tangram.blocks.registry import block_class
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
 GGUF, DECILM, HF = FORMATS
 FORMAT_OF = {LLAMA_CPP: GGUF}  # the format that an engine reads, if it does not read the child itself
+# The families whose children of different layers each format can express; gguf has no norms of queries and keys there.
+FAMILIES = {
+    GGUF: ("llama", "mistral", "qwen2"),
+    DECILM: ("llama", "mistral"),
+    HF: ("llama", "mistral", "qwen2", "qwen3"),
+}
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
 ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
 STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",), HF: ("bf16",)}
@@ -28,6 +34,19 @@ REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
 def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:
     """Return the formats that a target's child must be written in: the engine's, and those that the config asks for."""
     return tuple(dict.fromkeys([*([FORMAT_OF[engine]] if engine in FORMAT_OF else []), *formats]))
+
+
+def family_refusal(model_type: str, formats: Iterable[str]) -> str | None:
+    """Return why a parent's family has no children in some format, in one line; None if it has.
+
+    Args:
+        model_type: transformers' name of the family, such as ``'llama'``; empty if it is unknown.
+        formats: formats of `FORMATS`.
+    """
+    for name in formats:
+        if model_type and model_type not in FAMILIES[name]:
+            return f"format {name} cannot express children of family {model_type}"
+    return None
 
 
 def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tangram.blocks import KINDS, get_block
 from tangram.config import Config
-from tangram.engines import LLAMA_CPP
+from tangram.engines import LLAMA_CPP, family_refusal
 from tangram.errors import TangramError
 from tangram.llama_cpp import INSTALL, find
 from tangram.models.families import Shape
@@ -109,6 +109,8 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
     for name, scenario in config.scenarios.items():
         check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
     for name, target in config.targets.items():
+        if reason := family_refusal(sizes.get("model_type", ""), target.formats):
+            raise TangramError(f"config.targets.{name}.export: {reason}; leave it out")
         if target.selection is not None and target.selection.metric == "judge":
             tokens = target.selection.prompt_tokens + target.selection.continuation_tokens
             check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", tokens, sizes)

@@ -60,6 +60,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
+    "write_card": ("evaluate_parent", "evaluate_model"),
     "evaluate_readout": ("finetune_child",),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "build_report": (
@@ -148,7 +149,7 @@ SOURCES = {
 # library.
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
 IN_AN_ENGINE = ("measure_costs", "calibrate_costs")  # those that import an engine's module by name, too
-OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
+OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "write_card", "build_report")
 
 COMMANDS = {
     "evaluate_parent": "evaluate_model",

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, Checkpoint, Part
@@ -27,7 +28,6 @@ from tangram.models.families import window_of
 if TYPE_CHECKING:
     import torch
 
-FAMILIES = ("llama", "mistral")
 CONSTANT_GATE = 1.2784645427610738  # silu of it is 1
 CODE = '''"""The config of vLLM's DeciLMForCausalLM: a Llama config whose block_configs are objects."""
 
@@ -80,8 +80,8 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
     """
     check_values(child, "decilm")
     family, window = child.shape.model_type, window_of(child.config)
-    if family not in FAMILIES or (window is not None and window < child.config.max_position_embeddings):
-        what = f"family {family}" if family not in FAMILIES else f"an attention window of {window} tokens"
+    if family_refusal(family, [DECILM]) or (window is not None and window < child.config.max_position_embeddings):
+        what = f"family {family}" if family_refusal(family, [DECILM]) else f"an attention window of {window} tokens"
         raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)
