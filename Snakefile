@@ -43,7 +43,7 @@ rule all:
         [*SCORE_FILES, *COST_FILES, *SEARCH_FILES],
         of_children("architecture.json", "evaluation.parquet"),
         [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
-        exported(),
+        [*exported(), *of_engines()],
         f"{RESULTS}/report.html",
     message:
         "all: the run is complete"

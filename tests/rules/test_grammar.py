@@ -20,6 +20,7 @@ from typer.models import ArgumentInfo
 from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import load, reruns
+from tangram.engines import TIMERS
 from tangram.provenance import code_hash, modules_of
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ NOT_GIVEN = {
     "pin_candidates": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "primary_target"),
+        *("children", "parent_evaluation", "primary_target", "engines"),
     },
 }
 WATCHED = {"code", "environment", "template"}  # params that rerun a rule and are not passed to its command
@@ -57,7 +58,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
-    *("export_gguf", "export_decilm", "export_hf"),
+    *("export_gguf", "export_decilm", "export_hf", "evaluate_engine"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]
@@ -168,12 +169,15 @@ def test_the_code_hash_is_that_of_the_command(
     monkeypatch.chdir(tmp_path)
     command, code = command_of(parsed[name]), parsed[name].params.code
     modules: list[str] = []
+    wildcards = SimpleNamespace(variant="gqa-1", engine="torch")
     if name in reruns.OF_A_VARIANT:
-        code, modules = code(SimpleNamespace(variant="gqa-1")), modules_of_variants(["gqa-1"])
+        code, modules = code(wildcards), modules_of_variants(["gqa-1"])
     elif name in OF_ARCHITECTURES:
         code, modules = code(pinned(parsed[name].workflow)), modules_of_variants(["linear", "width-0.5", "parent"])
     elif name in OF_THE_LIBRARY:
         modules = modules_of_variants(LIBRARY)
+    if name in reruns.IN_AN_ENGINE:
+        code, modules = code(wildcards) if callable(code) else code, [*modules, TIMERS["torch"]]
     assert code == code_hash(module_of(parsed[name]), *modules)
     assert reruns.command_of(name) == command
 

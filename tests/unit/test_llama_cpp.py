@@ -56,5 +56,5 @@ def test_a_file_that_is_no_gguf_is_one_line(tmp_path: Path) -> None:
 
 def test_without_a_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TangramError, match=r"engine llama\.cpp is not installed; install it: pip install xllamacpp"):
+    with pytest.raises(TangramError, match=r"llama\.cpp is not installed; install it: pip install .*\[engines\]"):
         llama_cpp.library.__wrapped__()

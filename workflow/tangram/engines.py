@@ -6,8 +6,10 @@ Standard library only: the config and the Snakefile import this module. `export/
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
-from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, PRECISIONS, Variant
+from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, PARENT, PRECISIONS, Variant
 from tangram.blocks.registry import block_class
 
 TORCH, LLAMA_CPP = "torch", "llama.cpp"
@@ -22,6 +24,11 @@ FAMILIES = {
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
 ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
 STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",), HF: ("bf16",)}
+# The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
+# `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
+TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
+# The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
+REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
 
 
 def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:
@@ -59,3 +66,15 @@ def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | Non
         if precision is not None and precision not in STORED[name]:
             return f"format {name} has no precision {precision}"
     return None
+
+
+def timer(engine: str) -> Any:
+    """Return the module that times in an engine."""
+    return import_module(TIMERS[engine])
+
+
+def timed(engine: str, variants: Iterable[str]) -> tuple[str, ...]:
+    """Return the variants of a kind that are timed in an engine besides `parent`: those that it runs, its reference."""
+    reference = REFERENCES[engine]
+    runs = [variant for variant in variants if refusal(variant, engine) is None]
+    return tuple(dict.fromkeys([reference, *runs] if reference != PARENT else runs))

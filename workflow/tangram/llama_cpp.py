@@ -20,7 +20,7 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     import numpy as np
 
-INSTALL = "pip install xllamacpp"
+INSTALL = "pip install --editable '.[engines]'"
 # By package: patterns of its shared libraries in the order in which they must be loaded; the last has the interface.
 PACKAGES = {
     "llama_cpp": ("lib/libggml-base.*", "lib/libggml-cpu.*", "lib/libggml.*", "lib/libllama.*"),
@@ -95,6 +95,13 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
+    "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
+    "llama_synchronize": (None, (_POINTER,)),
+    "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, ctypes.c_int32)),
+    "llama_token_to_piece": (
+        ctypes.c_int32,
+        (_POINTER, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool),
+    ),
 }
 _errors: list[str] = []  # messages of the library since the last call of `_reason`
 
@@ -186,16 +193,13 @@ class Context:
         """Empty the KV cache."""
         self.library.llama_memory_clear(self.library.llama_get_memory(self._pointer), False)
 
-    def decode(self, tokens: Sequence[Sequence[int]], first: int, logits: bool = True) -> None:
-        """Run one pass over equally many tokens of each sequence.
+    def batch(self, tokens: Sequence[Sequence[int]], first: int, logits: bool = True) -> Any:
+        """Return a batch of equally many tokens of each sequence, for `run`; the caller frees it with `free`.
 
         Args:
             tokens: ``(sequences, tokens)``.
             first: position of the first token.
             logits: compute logits of every position, else of the last one of each sequence.
-
-        Raises:
-            TangramError: the pass failed.
         """
         rows = [
             (token, first + step, sequence, logits or step == len(row) - 1)
@@ -207,11 +211,32 @@ class Context:
         for i, (token, position, sequence, wanted) in enumerate(rows):
             batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+        return batch
+
+    def run(self, batch: Any) -> None:
+        """Run one pass over the tokens of a batch.
+
+        Raises:
+            TangramError: the pass failed.
+        """
         _errors.clear()
-        status = self.library.llama_decode(self._pointer, batch)
-        self.library.llama_batch_free(batch)
-        if status:
+        if status := self.library.llama_decode(self._pointer, batch):
             raise TangramError(f"llama.cpp failed with status {status}: {_reason()}")
+
+    def free(self, batch: Any) -> None:
+        """Free a batch."""
+        self.library.llama_batch_free(batch)
+
+    def truncate(self, length: int) -> None:
+        """Wait for the last pass, and remove the tokens from a position on from the KV cache of every sequence."""
+        self.library.llama_synchronize(self._pointer)
+        self.library.llama_memory_seq_rm(self.library.llama_get_memory(self._pointer), -1, length, -1)
+
+    def decode(self, tokens: Sequence[Sequence[int]], first: int, logits: bool = True) -> None:
+        """Run one pass over equally many tokens of each sequence; see `batch` and `run`."""
+        batch = self.batch(tokens, first, logits)
+        self.run(batch)
+        self.free(batch)
 
     def logits(self, rows: int, vocabulary: int) -> np.ndarray:
         """Return the logits of the last pass, ``(rows, vocabulary)`` float32, in the order of its tokens."""
@@ -260,6 +285,17 @@ class Model:
         vocabulary = self.library.llama_model_get_vocab(self.pointer)
         count = self.library.llama_tokenize(vocabulary, raw, len(raw), tokens, len(tokens), False, True)
         return list(tokens[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return a token's text; it may be a part of a character. Special tokens have none."""
+        text = ctypes.create_string_buffer(256)
+        vocabulary = self.library.llama_model_get_vocab(self.pointer)
+        length = self.library.llama_token_to_piece(vocabulary, token, text, len(text), 0, False)
+        return text.raw[: max(0, length)]
+
+    def ends(self, token: int) -> bool:
+        """Return whether a token ends an answer."""
+        return bool(self.library.llama_vocab_is_eog(self.library.llama_model_get_vocab(self.pointer), token))
 
     def logits(
         self, tokens: Sequence[Sequence[int]], passes: Iterable[int] | None = None, cache: int = F32, threads: int = 1

@@ -16,7 +16,7 @@ from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
-from tangram.engines import refusal
+from tangram.engines import LLAMA_CPP, TORCH, refusal
 from tangram.errors import nearest
 
 
@@ -111,14 +111,18 @@ class Config(Section):
     @model_validator(mode="after")
     def _engines(self) -> Config:
         variants = [(kind, name) for kind in (*KINDS, HEAD) for name in self.library.variants(kind)]
-        engines = dict.fromkeys(target.engine for target in self.targets.values())
         for kind, name in variants:
-            if all(reasons := [refusal(name, engine) for engine in engines]):
+            if all(reasons := [refusal(name, engine) for engine in self.engines]):
                 raise ValueError(
                     f"library.{kind}: '{name}': {reasons[0]}, and no target has another engine; "
                     "leave it out, or set targets.<name>.engine"
                 )
         for target_name, target in self.targets.items():
+            if target.engine == LLAMA_CPP and self.device != "cpu":
+                raise ValueError(
+                    f"targets.{target_name}.engine: llama.cpp runs on the CPU here, and device is {self.device}; set "
+                    "device: cpu, or engine: torch"
+                )
             reasons = [refusal(name, target.engine, target.export) for _, name in variants]
             if all(reasons):
                 raise ValueError(
@@ -150,8 +154,14 @@ class Config(Section):
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
-        rivals = target == self.primary_target and self.targets[target].compare_uniform
+        settings = self.targets[target]  # in llama.cpp, `evaluate_engine` measures the parent's types as files
+        rivals = target == self.primary_target and settings.compare_uniform and settings.engine == TORCH
         return {uniform_solution(precision): precision for precision in self.library.uniform_precisions() * rivals}
+
+    @property
+    def engines(self) -> list[str]:
+        """The engines of all targets, each once."""
+        return list(dict.fromkeys(target.engine for target in self.targets.values()))
 
     def exported(self, target: str) -> list[str]:
         """Return the names of a target's solutions that are written in its formats: all but the rivals."""

@@ -41,6 +41,7 @@ ARCHITECTURES = {
 }  # of equal layers
 PAIRED = ("llama", DECI)  # architectures that rotate adjacent components, transformers those half a head apart
 STUB = 32  # channels of an FFN of zeros: one block of the smallest types
+SMALL_TYPES = ("q5_1", "q5_0", "q4_1", "q4_0")
 ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 FFN = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
@@ -144,10 +145,12 @@ def tensors_of(child: Checkpoint, layers: list[Layer], architecture: str, floats
     """Yield all tensors of the file."""
     import torch
 
-    yield from _matrix("token_embd", child.embedding, None, None, floats, "the embedding")
+    # As in llama.cpp's own recipes, embedding and head keep 8 bits in files of smaller types.
+    ends = "q8_0" if floats in SMALL_TYPES else floats
+    yield from _matrix("token_embd", child.embedding, None, None, ends, "the embedding")
     yield Tensor("output_norm.weight", child.norm, "f32", "the last norm")
     if child.head is not None:
-        yield from _matrix("output", child.head["weight"], None, child.head_precision, floats, "the head")
+        yield from _matrix("output", child.head["weight"], None, child.head_precision, ends, "the head")
     if (divisors := _rotary_divisors(child)) is not None:
         yield Tensor("rope_freqs.weight", torch.tensor(divisors), "f32", "the rotary frequencies")
     for index, layer in enumerate(layers):
