@@ -34,7 +34,7 @@ check: $(READY)
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install $(shell grep '^torch==' envs/requirements.lock)
-	.venv-lock/bin/pip install '.[dev,studies]' 'setuptools>=77'
+	.venv-lock/bin/pip install '.[dev,studies,engines]' 'setuptools>=77'
 	{ sed '/^#/!d' envs/requirements.lock; .venv-lock/bin/pip freeze --all --exclude tangram --exclude pip; } \
 		| sed 's/+cpu$$//' > .venv-lock/lock
 	mv .venv-lock/lock envs/requirements.lock
