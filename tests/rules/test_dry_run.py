@@ -13,9 +13,12 @@ import yaml
 from tiny_run import shown_jobs
 from warm_snakemake import warm_snakemake
 
+from tangram.llama_cpp import find
+
 ROOT = Path(__file__).parents[2]
 MAIN_JOB = ROOT / "config" / "config.yaml"
-CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB})  # those without precisions
+FOR_LLAMA_CPP = ROOT / "config" / "smollm2-llama.cpp.yaml"
+CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, FOR_LLAMA_CPP})  # those without precisions
 DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 
@@ -79,6 +82,14 @@ def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dic
     assert jobs["drop_layers"] == jobs["uniform_precision"] == 1
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
     assert all(jobs[rule] == 3 + 1 + 2 for rule in of_children)
+
+
+@pytest.mark.skipif(find() is None, reason="llama.cpp is not installed")
+def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    commands = plan(yaml.safe_load(FOR_LLAMA_CPP.read_text()))
+    assert len(commands["measure_costs"]) == 4 + 5 + 1 + 4 + 3  # and the F16 parent, the reference
+    assert all("llama.cpp" in command for command in commands["measure_costs"])
+    assert all(len(commands[rule]) == 1 for rule in ("calibrate_costs", "export_gguf", "evaluate_engine", "write_card"))
 
 
 REACHES = {
