@@ -1,9 +1,11 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
-- Input: the models, the held-out split and its activations; the archive of tasks.
-- Output: `parent_evaluation.parquet`, `targets/{target}/{solution}/evaluation.parquet`; for the primary target
-  `tasks.parquet` and `readout.parquet`.
-- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
+- Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
+- Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
+  target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
+  `engine.parquet`; the parent's `parent_*.parquet`.
+- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts;
+  text and throughput as the target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
@@ -23,7 +25,8 @@ rule evaluate_parent:
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
-        "<results>/parent_evaluation.parquet",
+        table="<results>/parent_evaluation.parquet",
+        sequences="<results>/parent_sequences.parquet",
     log:
         "<logs>/evaluate_parent/parent.log",
     benchmark:
@@ -50,7 +53,8 @@ rule evaluate_model:
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
     output:
-        "<results>/targets/{target}/{solution}/evaluation.parquet",
+        table="<results>/targets/{target}/{solution}/evaluation.parquet",
+        sequences="<results>/targets/{target}/{solution}/sequences.parquet",
     log:
         "<logs>/evaluate_model/{target}/{solution}.log",
     benchmark:
@@ -70,10 +74,38 @@ rule evaluate_model:
         command("evaluate_model")
 
 
-rule evaluate_tasks:
-    """Evaluate parent and the primary target's best child, before and after finetuning, on multiple-choice tasks."""
+rule evaluate_parent_tasks:
+    """Evaluate the parent on multiple-choice tasks."""
     input:
-        **MODELS,
+        parent="<results>/parent/model.safetensors",
+    output:
+        "<results>/parent_tasks.parquet",
+    log:
+        "<logs>/evaluate_parent_tasks/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent_tasks/parent.tsv"
+    params:
+        **code_of("evaluate_tasks", "torch", "transformers", "lm_eval"),
+        **runtime("device", "dtype", "seed"),
+        work=f"{RESULTS}/tasks/parent",
+        settings=task_settings(),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_parent_tasks: evaluate the parent on multiple-choice tasks"
+    shell:
+        command("evaluate_tasks", without=("child", "finetuned"))
+
+
+rule evaluate_tasks:
+    """Evaluate a child or rival of the primary target, before and after finetuning, on multiple-choice tasks."""
+    input:
+        child="<results>/targets/{target}/{solution}/child/model.safetensors",
+        finetuned="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+        architecture=architecture_of,
     output:
         "<results>/targets/{target}/{solution}/tasks.parquet",
     log:
@@ -83,8 +115,8 @@ rule evaluate_tasks:
     params:
         **code_of("evaluate_tasks", "torch", "transformers", "lm_eval"),
         **runtime("device", "dtype", "seed"),
-        work=f"{RESULTS}/tasks",
-        settings=slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"})),
+        work=f"{RESULTS}/tasks/{{target}}-{{solution}}",
+        settings=task_settings(),
     threads: all_cores
     resources:
         gpu=GPU,
@@ -93,7 +125,7 @@ rule evaluate_tasks:
     message:
         "evaluate_tasks: evaluate on multiple-choice tasks, {wildcards}"
     shell:
-        command("evaluate_tasks")
+        command("evaluate_tasks", without=("parent",))
 
 
 rule evaluate_readout:
@@ -119,3 +151,29 @@ rule evaluate_readout:
         "evaluate_readout: classify texts from hidden states, {wildcards}"
     shell:
         command("evaluate_readout")
+
+
+rule evaluate_engine:
+    """Evaluate an exported child in llama.cpp, beside the parent's files there."""
+    input:
+        exported="<results>/targets/{target}/{solution}/export/model.gguf",
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/targets/{target}/{solution}/engine.parquet",
+    log:
+        "<logs>/evaluate_engine/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/evaluate_engine/{target}/{solution}.tsv"
+    params:
+        **code_of("evaluate_engine", "torch", "transformers", "gguf"),
+        **runtime("device", "dtype", "seed"),
+        settings=text_evaluation(),
+    threads: all_cores
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_engine: evaluate a child in llama.cpp beside its parent, {wildcards}"
+    shell:
+        command("evaluate_engine")

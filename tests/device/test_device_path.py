@@ -391,24 +391,28 @@ def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
     options = {} if of == "parent" else {"child": str(child), "finetuned": str(child), "activations": cache}
 
     def run(device):
-        evaluate_model(settings, parent, tokens, str(tmp_path / device), **options, device=device)
+        sequences = str(tmp_path / f"{device}-sequences")
+        evaluate_model(settings, parent, tokens, str(tmp_path / device), sequences, **options, device=device)
         rows = pd.read_parquet(tmp_path / device)
         timed = rows.metric.str.contains("throughput|speedup")
         assert timed.any()
         return rows[~timed]
 
     pd.testing.assert_frame_equal(*on_both(run), rtol=1e-3, atol=1e-4)
+    assert_alike(tmp_path / "cpu-sequences", tmp_path / "cuda-sequences")
 
 
 def test_tasks_are_answered(child, parent, archive, tmp_path):
     settings = json.dumps({"tasks": ["parity"], "task_archive": archive})
-    models = (parent, str(child), str(child))
+    models = {"parent": parent, "child": str(child), "finetuned": str(child)}
     on_both(
         lambda device: evaluate_tasks(
-            settings, *models, str(tmp_path / f"work-{device}"), str(tmp_path / device), device=device
+            settings, str(tmp_path / f"work-{device}"), str(tmp_path / device), **models, device=device
         )
     )
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+    rows = pd.read_parquet(tmp_path / "cpu").set_index(["task", "sample", "metric"])
+    assert rows[rows.model == "child"].value.equals(rows[rows.model == "finetuned"].value)
 
 
 def test_classes_are_read_out(child, parent, archive, tmp_path):

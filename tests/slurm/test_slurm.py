@@ -20,7 +20,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason
 
 # The profile, with the threads of the local run (for equal results) and frequent polling. `fetch_parent` has no entry:
 # a rule whose threads follow the number of cores must not need one.
-TIMED = ("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model", "evaluate_tasks")
+TIMED = (
+    *("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model"),
+    *("evaluate_parent_tasks", "evaluate_tasks"),
+)
 PROFILE = [
     *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), "finetune_child=1"),
     *("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2", "--latency-wait", "5"),
@@ -30,6 +33,7 @@ DETERMINISTIC = [
     "parent/*", "corpus/*", "activations/*", "library/**/*", "scores/**/*", "scores.parquet",
     "targets/*/solutions.parquet", "targets/*/*/architecture.json",
     "targets/*/*/child/*", "targets/*/*/finetuned/*", "targets/*/*/curves.parquet", "targets/*/*/tasks.parquet",
+    "parent_tasks.parquet",
 ]  # fmt: skip
 
 

@@ -117,6 +117,15 @@ EVALUATION = pa.schema(
         _field("n", _INT, "tokens, questions, repetitions or draws"),
     ]
 )
+SAMPLES = pa.schema(
+    [
+        _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
+        _field("task", _TEXT, "'heldout' or an lm-eval task"),
+        _field("sample", _INT, "index of the sequence or question, the same for all models"),
+        _field("metric", _TEXT, "name"),
+        _field("value", _REAL, "as the metric says; of a sequence, the mean over its tokens"),
+    ]
+)
 SELECTION = pa.schema(
     [
         _field("candidate", _INT, "number of the solution"),

@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
-from tangram.evaluation.tasks import Outcomes, Question, answer_tasks, parse_task, read_tasks, task_rows, write_tasks
+from tangram.evaluation.tasks import Outcomes, Question, answer_rows, answer_tasks, parse_task, read_tasks, write_tasks
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.modeling_tangram import TangramLlamaForCausalLM
-from tangram.tables import EVALUATION, write_table
+from tangram.tables import SAMPLES, read_table, write_table
 
 QUESTIONS = [
     Question("How many legs do horses have?", ("two", "four", "six", "none"), 1),
@@ -168,28 +167,10 @@ def test_tasks_are_read_from_the_archive_in_the_order_asked_for(tmp_path):
     ]
 
 
-def outcomes(acc: list[float], choices: list[int]) -> Outcomes:
-    return Outcomes(torch.tensor(acc), torch.tensor(acc), 1 / torch.tensor(choices))
-
-
-def test_differences_are_paired_question_by_question(tmp_path):
-    parent = {"a": outcomes([1.0, 0.0, 1.0, 1.0], [2, 2, 4, 4]), "b": outcomes([1.0, 1.0, 0.0], [2, 2, 2])}
-    child = {"a": outcomes([1.0, 0.0, 0.0, 1.0], [2, 2, 4, 4]), "b": outcomes([1.0, 0.0, 1.0], [2, 2, 2])}
-    rows = task_rows({"parent": parent, "child": child})
-    write_table(rows, EVALUATION, tmp_path / "tasks.parquet")
-    found = {(r["model"], r["task"], r["metric"]): (r["value"], r["standard_error"], r["n"]) for r in rows}
-    assert len(found) == len(rows)
-    # the standard error of a mean of zeros and ones is sqrt(p (1 - p) / (n - 1))
-    assert found["parent", "a", "acc"] == (0.75, pytest.approx(math.sqrt(0.75 * 0.25 / 3)), 4)
-    assert found["parent", "a", "chance"] == (pytest.approx(0.375), None, 4)
-    assert found["child", "a", "acc_difference"] == (-0.25, pytest.approx(np.std([0, 0, -1, 0], ddof=1) / 2), 4)
-    error = np.std([0, -1, 1], ddof=1) / math.sqrt(3)
-    assert found["child", "b", "acc_difference"] == (pytest.approx(0), pytest.approx(error), 3)
-    assert ("parent", "a", "acc_difference") not in found
-    above = [(0.75 - 0.375) / 0.625, (2 / 3 - 0.5) / 0.5]
-    errors = [math.sqrt(0.75 * 0.25 / 3) / 0.625, math.sqrt(2 / 3 / 3 / 2) / 0.5]
-    expected = (pytest.approx(np.mean(above), rel=1e-5), pytest.approx(math.hypot(*errors) / 2, rel=1e-5), 7)
-    assert found["parent", "mean", "acc_above_chance"] == expected
-    difference = found["child", "mean", "acc_above_chance_difference"]
-    assert difference[0] == pytest.approx(-0.25 / 0.625 / 2)
-    assert difference[1] == pytest.approx(math.hypot(0.25 / 0.625, error / 0.5) / 2)
+def test_every_answer_is_a_row_of_the_table(tmp_path):
+    outcomes = Outcomes(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), 1 / torch.tensor([2, 4]))
+    write_table(answer_rows("child", {"a": outcomes}), SAMPLES, tmp_path / "tasks.parquet")
+    found = read_table(tmp_path / "tasks.parquet", SAMPLES).set_index(["model", "task", "metric", "sample"]).value
+    assert found["child", "a", "acc"].tolist() == [1.0, 0.0]
+    assert found["child", "a", "acc_norm"].tolist() == [0.0, 0.0]
+    assert found["child", "a", "chance"].tolist() == [0.5, 0.25]

@@ -13,7 +13,7 @@ from tangram.commands.evaluate_model import evaluate_model
 from tangram.errors import TangramError
 from tangram.evaluation.text import compare_on_text, text_rows
 from tangram.models.modeling_tangram import TangramLlamaForCausalLM
-from tangram.tables import CORPUS, EVALUATION, read_table, write_table
+from tangram.tables import CORPUS, EVALUATION, SAMPLES, read_table, write_table
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 CONFIG = LlamaConfig(**SIZES, num_hidden_layers=3, vocab_size=40, initializer_range=0.5)
@@ -87,8 +87,9 @@ def test_the_command_writes_metrics_and_speed_of_all_models(models, input_ids, t
         '{"evaluation": {"batch_size": 2}, "scenarios": {"tiny": {"prefill": 4, "generate": 2, "batch_sizes": [1, 2]}}}'
     )
     common = (settings, str(tmp_path / "parent"), str(tmp_path / "heldout.parquet"))
-    evaluate_model(*common, str(tmp_path / "parent.parquet"))
-    evaluate_model(*common, str(tmp_path / "all.parquet"), str(tmp_path / "child"), str(tmp_path / "finetuned"))
+    evaluate_model(*common, str(tmp_path / "parent.parquet"), str(tmp_path / "parent_sequences.parquet"))
+    files = (str(tmp_path / "all.parquet"), str(tmp_path / "sequences.parquet"))
+    evaluate_model(*common, *files, str(tmp_path / "child"), str(tmp_path / "finetuned"))
     alone = read_table(tmp_path / "parent.parquet", EVALUATION).set_index(["model", "task", "metric"])
     both = read_table(tmp_path / "all.parquet", EVALUATION).set_index(["model", "task", "metric"])
     assert set(alone.index.get_level_values("model")) == {"parent", "packed parent"}
@@ -100,3 +101,10 @@ def test_the_command_writes_metrics_and_speed_of_all_models(models, input_ids, t
     assert {("parent", "tiny", "throughput"), ("child", "tiny", "speedup")} <= set(both.index)
     assert ("child", "tiny", "packed_speedup") in both.index
     assert ("finetuned", "tiny", "throughput") not in both.index
+    by_sequence = read_table(tmp_path / "sequences.parquet", SAMPLES).set_index(["model", "metric", "sample"]).value
+    for model in ("child", "finetuned"):
+        for metric in ("kl", "lm_loss", "agreement"):
+            mean = both.loc[model, "heldout", metric]
+            assert by_sequence[model, metric].mean() == pytest.approx(mean.value)
+            assert by_sequence[model, metric].sem() == pytest.approx(mean.standard_error)
+    assert set(read_table(tmp_path / "parent_sequences.parquet", SAMPLES).model) == {"parent"}

@@ -1,29 +1,37 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from synthetic_run import PACKED, RIVALS, evaluation_rows, write_results
+from synthetic_run import CHANCE, PACKED, PRIMARY, RIVALS, TASKS, evaluation_rows, write_results
 
 from tangram.report.comparison import (
     beside_uniform,
     compare,
     decide,
-    interpolate,
+    quality_difference,
     quality_kept,
     rank_correlation,
     scored_children,
 )
-from tangram.report.data import PACKED_KEY, PARENT_KEY, Estimate, Key, load_results
+from tangram.report.data import load_results
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
+from tangram.report.interpolation import Point, loss_at, speed_at
 from tangram.tables import EVALUATION, SCORES, read_table, write_table
 
 POINTS = [
-    (Estimate(1.0, 0.0), Estimate(0.0, 0.0)),
-    (Estimate(1.3, 0.01), Estimate(0.9, 0.03)),
-    (Estimate(1.15, 0.02), Estimate(0.5, 0.02)),
+    Point(Estimate(1.0, 0.0), Estimate(0.0, 0.0)),
+    Point(Estimate(1.3, 0.01), Estimate(0.9, 0.03)),
+    Point(Estimate(1.15, 0.02), Estimate(0.5, 0.02)),
 ]
+
+
+def interpolate(points, speed, logarithmic=False):
+    found = loss_at(points, Point(speed, Estimate(0.0)), logarithmic)
+    return found and found.value
 
 
 @pytest.mark.parametrize("speed", [1.0, 1.07, 1.15, 1.2, 1.3])
@@ -32,14 +40,27 @@ def test_interpolation_is_linear_in_speed_in_any_order_of_points(speed):
     assert interpolate(POINTS, Estimate(speed)).value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("speed", [1.0, 1.07, 1.15, 1.2, 1.3])
+def test_logarithms_are_interpolated_between_positive_losses(speed):
+    linear, log = np.interp(speed, [1.0, 1.15], [0.0, 0.5]), np.interp(speed, [1.15, 1.3], np.log([0.5, 0.9]))
+    expected = linear if speed < 1.15 else math.exp(log)
+    assert interpolate(POINTS, Estimate(speed), True).value == pytest.approx(expected)
+    if expected > 0:
+        assert speed_at(POINTS, Point(Estimate(1.0), Estimate(expected)), True).value.value == pytest.approx(speed)
+
+
 @pytest.mark.parametrize("speed", [0.99, 1.31])
 def test_nothing_is_extrapolated(speed):
     assert interpolate(POINTS, Estimate(speed)) is None
+    assert speed_at(POINTS, Point(Estimate(1.0), Estimate(speed - 0.4)), True) is None or speed < 1
 
 
-def test_standard_error_is_that_of_first_order_propagation():
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_standard_error_is_that_of_first_order_propagation(logarithmic):
     def at(values):
         low, middle, top, speed = values[:2], values[2:4], values[4:6], values[6]
+        if logarithmic:
+            return math.exp(np.interp(speed, [middle[0], top[0]], np.log([middle[1], top[1]])))
         return np.interp(speed, [low[0], middle[0], top[0]], [low[1], middle[1], top[1]])
 
     center = np.array([1.0, 0.0, 1.15, 0.5, 1.3, 0.9, 1.22])
@@ -47,7 +68,8 @@ def test_standard_error_is_that_of_first_order_propagation():
     step = 1e-6
     slopes = [(at(center + step * unit) - at(center - step * unit)) / (2 * step) for unit in np.eye(7)]
     expected = math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors, strict=True)))
-    assert interpolate(POINTS, Estimate(1.22, 0.008)).standard_error == pytest.approx(expected, rel=1e-6)
+    found = interpolate(POINTS, Estimate(1.22, 0.008), logarithmic)
+    assert found.standard_error == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +93,8 @@ def test_rank_correlation_equals_scipys_with_ties(pairs):
 def test_an_unknown_error_counts_only_where_it_has_a_part():
     inf = math.inf
     assert decide(Estimate(-5.0, inf)) == decide(Estimate(-5.0, math.nan)) == "tie"
-    points = [(Estimate(1.0, inf), Estimate(0.0, 0.1)), (Estimate(2.0), Estimate(0.0, inf))]
-    assert interpolate(points, Estimate(1.0)) == Estimate(0.0, 0.1)
+    points = [Point(Estimate(1.0, inf), Estimate(0.0, 0.1)), Point(Estimate(2.0), Estimate(0.0, inf))]
+    assert interpolate(points, Estimate(1.0)) == (0.0, pytest.approx(0.1), None)
     assert interpolate(points, Estimate(1.5)).standard_error == inf
 
 
@@ -98,8 +120,13 @@ def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
         speed = value_of(complete, target, "0", "child", "chat", "packed_speedup")
         own = value_of(complete, target, "0", "finetuned", "heldout", "kl")
         assert comparison.speed.value == speed
-        assert comparison.baseline.value == pytest.approx(np.interp(speed, x, y))
-        assert comparison.difference.value == pytest.approx(own - np.interp(speed, x, y))
+        if speed < x[1]:
+            expected = np.interp(speed, x[:2], y[:2])
+            assert comparison.difference.value == pytest.approx(own - expected)
+        else:
+            expected = math.exp(np.interp(speed, x[1:], np.log(y[1:])))
+            assert comparison.difference.value == pytest.approx(math.log(own / expected))
+        assert comparison.baseline.value == pytest.approx(expected)
 
 
 def write_pair(folder, child, baseline):
@@ -149,8 +176,15 @@ def test_uniform_rivals_meet_the_children_at_their_speed_and_kl(complete):
     for solution, (speed, before) in RIVALS.items():
         rivalry, kl = found[solution], 0.72 * before
         assert (rivalry.speed.value, rivalry.kl.value) == pytest.approx((speed / PACKED, kl))
-        assert rivalry.at_speed.children.value == pytest.approx(np.interp(speed / PACKED, speeds, losses))
-        assert rivalry.at_kl.children.value == pytest.approx(np.interp(kl, losses, speeds))
+        if kl < losses[1]:
+            expected = np.interp(speed / PACKED, speeds[:2], losses[:2]), np.interp(kl, losses[:2], speeds[:2])
+        else:
+            logs = np.log(losses[1:])
+            expected = math.exp(np.interp(speed / PACKED, speeds[1:], logs)), np.interp(math.log(kl), logs, speeds[1:])
+        if solution == "uniform-bf16":  # faster than the slowest child, with a KL between its and the parent's
+            expected = math.exp(np.interp(speed / PACKED, speeds[1:], np.log(losses[1:]))), expected[1]
+        assert rivalry.at_speed.children.value == pytest.approx(expected[0])
+        assert rivalry.at_kl.children.value == pytest.approx(expected[1])
         assert rivalry.at_speed.nearest is rivalry.at_kl.nearest is None
         lower, faster = kl > rivalry.at_speed.children.value, speed / PACKED < rivalry.at_kl.children.value
         assert rivalry.at_speed.verdict == ("child" if lower else "baseline")
@@ -170,7 +204,7 @@ def rivalry_of(folder, child, rival):
 @pytest.mark.parametrize(
     ("rival", "at_speed", "at_kl"),
     [
-        ((1.25, 0.8), "child", "child"),  # the children: 0.5 at 1.25, and 1.4 at 0.8
+        ((1.25, 0.8), "child", "child"),  # the children, on a line from KL 0: 0.5 at 1.25, and 1.4 at 0.8
         ((1.25, 0.505), "tie", "tie"),
         ((1.25, 0.3), "baseline", "baseline"),
         ((1.6, 0.8), "baseline", "baseline"),  # faster than every child, and closer
@@ -196,14 +230,65 @@ def test_a_run_without_packed_parent_claims_over_the_stock_one(complete, tmp_pat
         assert comparison.speed.value == value_of(folder, comparison.key.target, "0", "child", "chat", "speedup")
 
 
+def test_a_faster_and_closer_child_wins_without_interpolation(tmp_path):
+    dominated, beside = (
+        rivalry_of(tmp_path / "a", (1.5, 1.0), (1.4, 1.2)),
+        rivalry_of(tmp_path / "b", (1.5, 1.0), (1.25, 0.8)),
+    )
+    assert dominated.better == Key("fast", "0", "child")
+    assert (dominated.at_speed.verdict, dominated.at_kl.verdict) == ("child", "child")
+    assert beside.better is None
+    assert rivalry_of(tmp_path / "c", (1.5, 1.0), (1.495, 1.2)).better is None, "speeds within their errors"
+
+
+def test_kls_on_a_steep_frontier_are_compared_by_their_ratio(tmp_path):
+    """A rival between a child of KL 1e-4 and one of 0.4 is far from the straight line between them."""
+    folder = tmp_path / "run"
+    for target, (speed, kl) in {"mild": (1.2, 1e-4), "strong": (1.7, 0.4)}.items():
+        path = folder / "targets" / target / "0" / "evaluation.parquet"
+        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
+    rival = folder / "targets" / "mild" / "uniform-int8" / "evaluation.parquet"
+    write_table(evaluation_rows({"child": (0.02, 4.0)}, 1.35 * PACKED), EVALUATION, rival)
+    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+    (found,) = beside_uniform(load_results(folder), "child")
+    assert found.at_speed.children.value == pytest.approx(1e-4 * (0.4 / 1e-4) ** 0.3)
+    assert (found.at_speed.verdict, found.at_kl.verdict) == ("child", "child")
+
+
+def test_kls_of_the_same_sequences_are_compared_in_pairs(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    paired = {c.key: c for c in compare(load_results(folder), "kl", "child")}
+    for path in folder.glob("targets/*/*/sequences.parquet"):
+        path.unlink()
+    for comparison in compare(load_results(folder), "kl", "child"):
+        other = paired[comparison.key]
+        assert comparison.difference.value == pytest.approx(other.difference.value)
+        assert other.difference.standard_error < comparison.difference.standard_error
+
+
 def test_quality_kept_has_the_error_of_the_paired_difference(complete):
     results = load_results(complete)
-    kept = quality_kept(results, Key("speed-1.2", "0", "child"))
-    assert kept.value == pytest.approx((0.358 - 1.3 * 0.05) / 0.358)
-    step, center = 1e-6, np.array([-1.3 * 0.05, 0.358])
+    child, rival = Key(PRIMARY, "0", "child"), Key(PRIMARY, "uniform-int8", "child")
+    parent = np.mean([accuracy - CHANCE for _, accuracy in TASKS.values()]) / (1 - CHANCE)
+    kept = quality_kept(results, child)
+    assert kept.value == pytest.approx((parent - 0.05 / 0.75) / parent)
+
+    def error(share, n):  # of a mean of zeros and ones
+        return math.sqrt(share * (1 - share) / (n - 1)) / 0.75
+
+    errors = [
+        math.sqrt(sum(error(share, n) ** 2 for n, share in shares)) / len(TASKS)
+        for shares in ([(n, 0.05) for n, _ in TASKS.values()], TASKS.values())
+    ]
+    step, center = 1e-6, np.array([-0.05 / 0.75, parent])
     slopes = [
         (np.divide(*(center + step * unit)) - np.divide(*(center - step * unit))) / (2 * step) for unit in np.eye(2)
     ]
-    assert kept.standard_error == pytest.approx(math.hypot(slopes[0] * 0.0187, slopes[1] * 0.0321), rel=1e-6)
+    assert kept.standard_error == pytest.approx(math.hypot(slopes[0] * errors[0], slopes[1] * errors[1]), rel=1e-6)
     assert quality_kept(results, PARENT_KEY).value == 1
     assert quality_kept(results, Key("speed-1.4", "0", "child")) is None
+    difference = quality_difference(results, child, rival)
+    assert difference.value == pytest.approx(kept.value - quality_kept(results, rival).value)
+    assert difference.value == pytest.approx(0.02 / 0.75 / parent)
+    assert difference.standard_error < kept.standard_error, "they fail at the same questions"
+    assert quality_kept(results, Key(PRIMARY, "uniform-bf16", "child")) == (1.0, 0.0, 700)

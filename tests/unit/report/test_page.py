@@ -7,19 +7,22 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from page_parser import Page
 from synthetic_run import PACKED, TASKS, settings_of, write_results
 
 from tangram.errors import TangramError
-from tangram.report.data import Estimate, Settings, load_results
+from tangram.report.comparison import quality_kept
+from tangram.report.data import Settings, load_results
 from tangram.report.drawing import render, spread
+from tangram.report.estimates import Estimate, Key
 from tangram.report.page import render_page
-from tangram.report.style import estimate, number
+from tangram.report.style import estimate, number, percent_of
 from tangram.report.summary import summary_text
 from tangram.report.timing import stage_seconds
-from tangram.tables import EVALUATION, SCORES, read_table, write_table
+from tangram.tables import EVALUATION, SAMPLES, SCORES, read_table, write_table
 
 
 @pytest.fixture
@@ -40,10 +43,11 @@ def test_headline_says_how_fast_and_how_close_the_child_is(complete, html):
     kl, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "kl")
     perplexity, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "perplexity")
     agreement, _ = measured(complete, "speed-1.2", "0", "finetuned", "heldout", "agreement")
-    kept = f"{100 * (1 - 2.6 / 35.8):.1f}"
+    above = np.mean([accuracy - 0.25 for _, accuracy in TASKS.values()])
+    kept = f"{100 * (1 - 0.02 / above):.1f}"
     packed = f"{value / PACKED:.2f}"
     assert facts == [f"{value:.2f}", packed, f"{kl:.3f}", f"{perplexity:.1f}", f"{100 * agreement:.1f}", kept]
-    assert f"tasks above chance: {35.8 - 2.6:.1f}" in html
+    assert f"tasks above chance: {100 * (above - 0.02) / 0.75:.1f}" in html
     assert "predicted 1.204" in html
     assert f"predicted {1.2036 / PACKED:.3f}" in html
     assert f"({packed} × the packed parent)</h1>" in html
@@ -155,10 +159,10 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
     for path in [*small.glob("targets/*/layers-dropped"), small / "benchmarks", small / "parent"]:
         shutil.rmtree(path)
     for path in [
-        *small.glob("**/tasks.parquet"),
+        *small.glob("**/*tasks.parquet"),
         *small.glob("**/readout.parquet"),
         *small.glob("targets/*/solutions/*.json"),
-        small / "calibration.parquet",
+        small / "calibration" / "torch.parquet",
     ]:
         path.unlink()
     page = Page(render_page(load_results(small, settings_of(4))))
@@ -171,7 +175,7 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
 
 
 def test_run_with_evaluations_only(small):
-    for name in ("library", "benchmarks"):
+    for name in ("library", "benchmarks", "costs", "calibration"):
         shutil.rmtree(small / name)
     for path in [*small.glob("*.parquet"), *small.glob("targets/*/*/curves.parquet"), *small.glob("**/*.json")]:
         path.unlink()
@@ -187,12 +191,14 @@ def test_summary_tells_the_pages_numbers(complete, page):
     assert re.search(r"^packed parent +1\.050 +1\.050 ± 0\.006 +\+0\.0% +1 +1 +–$", text, re.MULTILINE)
     for precision in ("bf16", "int8"):
         assert re.search(rf"^parent in {precision}, finetuned ", text, re.MULTILINE)
-    assert re.search(r"^speed-1\.2, finetuned .* 92\.7 ± 5\.3$", text, re.MULTILINE)
+    kept = percent_of(quality_kept(load_results(complete), Key("speed-1.2", "0", "finetuned")))
+    assert kept.startswith("93.8")
+    assert re.search(rf"^speed-1\.2, finetuned .* {re.escape(kept)}$", text, re.MULTILINE)
     for label in ("speed-1.2, finetuned", "speed-1.2, layers dropped, finetuned"):
         line = next(line for line in text.splitlines() if line.startswith(label + " "))
         row = page.row("measurements", label)
         assert all(cell in line for cell in (row[1], row[2], row[4]))
-    assert re.search(r"^general_knowledge +70 +67\.0 ± 5\.6 ", text, re.MULTILINE)
+    assert re.search(r"^general_knowledge +100 +67\.0 ± 4\.7 ", text, re.MULTILINE)
 
 
 def test_folder_that_is_not_there_is_one_clear_line(tmp_path):
@@ -226,11 +232,14 @@ def test_an_error_that_one_sequence_cannot_tell_is_a_dash(unknown):
 def test_a_run_of_one_sequence_and_one_question_has_a_report(complete, tmp_path, unknown):
     """The score and heldout splits hold one sequence, and a task one question: no standard error is known."""
     folder = shutil.copytree(complete, tmp_path / "run")
-    for schema, name in ((SCORES, "scores"), (EVALUATION, "evaluation"), (EVALUATION, "tasks")):
+    for schema, name in ((SCORES, "scores"), (EVALUATION, "evaluation")):
         for path in folder.glob(f"**/{name}.parquet"):
             frame = read_table(path, schema)
             frame["standard_error"] = unknown
             write_table(frame.to_dict("records"), schema, path)
+    for path in [*folder.glob("**/*tasks.parquet"), *folder.glob("**/sequences.parquet")]:
+        frame = read_table(path, SAMPLES)
+        write_table(frame[frame["sample"] == 0].to_dict("records"), SAMPLES, path)
     results = load_results(folder, settings_of())
     html = render_page(results)
     assert "±" in summary_text(results)

@@ -55,6 +55,8 @@ def test_solve_mip_writes_the_same_bytes_twice(inputs, tmp_path):
     content = json.loads((tmp_path / "a" / "mip.json").read_text())
     architectures = load_solutions(tmp_path / "a" / "mip.json")
     assert list(architectures) == ["0", "1"]
+    assert all(record["feasible"] and not record["changes"] for record in content["solutions"][0]["sensitivity"])
+    assert "sensitivity" not in content["solutions"][1]
     assert content["parent"]["scenarios"]["chat"]["speedup"] == 1.0
     for entry in content["solutions"]:
         own = rows[rows["solution"] == entry["solution"]]

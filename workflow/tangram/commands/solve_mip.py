@@ -16,16 +16,17 @@ def solve_mip(
     solutions: Annotated[str, writes("layers, bounds, slacks, predicted speeds (JSON)")],
     table: Annotated[str, writes("SOLUTIONS table")],
 ) -> None:
-    """Write a target's diverse solutions, the first of which is proven optimal."""
+    """Write a target's diverse solutions, the first of which is proven optimal, and how costs could change that one."""
     import sys
     from pathlib import Path
 
     from tangram.provenance import provenance
     from tangram.search.problem import Settings, load_problem
+    from tangram.search.sensitivity import sensitivity
     from tangram.search.solutions import save_solutions
     from tangram.search.solve import solve
     from tangram.search.summary import beside_parent, solution_rows, solver_entries, speeds
-    from tangram.tables import SOLUTIONS, write_table
+    from tangram.tables import CALIBRATION, COSTS, SOLUTIONS, read_table, write_table
 
     section = Settings.model_validate_json(settings)
     problem = load_problem(section, *map(Path, (scores, costs, calibration, parent)))
@@ -37,6 +38,9 @@ def solve_mip(
             f"predicted speed-up {speeds(entry)}",
             file=sys.stderr,
         )
+    if section.search.sensitivity:
+        tables = read_table(costs, COSTS), read_table(calibration, CALIBRATION)
+        entries[0]["sensitivity"] = sensitivity(problem, section.search, diverse[0].architecture, *tables)
     metadata = provenance("tangram.commands.solve_mip", settings)
     write_table(solution_rows(problem, diverse), SOLUTIONS, table, metadata)
     save_solutions(beside_parent(problem, entries), solutions, metadata)

@@ -1,13 +1,12 @@
 """BIG-bench multiple-choice tasks, evaluated offline by lm-eval with generated task files.
 
-A few hundred questions give standard errors of several points. Two models answer the same questions, so the relevant
-number is their difference, paired by question, whose standard error is smaller.
+The result of every question is stored. Two models answer the same questions, so the relevant number is their
+difference, paired by question, whose standard error is smaller than that of an accuracy.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from tangram.blocks.base import PARENT
 from tangram.errors import TangramError
 from tangram.files import write_text
-from tangram.metrics import standard_error_by_sequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMPT = "Q: {{input}}\nA:"  # a space and the choice follow
-MEAN = "mean"  # task name of the mean over tasks
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def answer_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     stems = {name: name.replace("/", "_") for name in names}
     loaded = TaskManager(include_path=str(folder), include_defaults=False).load(list(stems.values()))
-    # No bootstrap: `task_rows` computes standard errors from the samples, as lm-eval has no paired ones.
+    # No bootstrap: the report computes standard errors from the samples, as lm-eval has no paired ones.
     results = evaluate(SharedPrefixLM(model, tokenizer, label), loaded, limit=limit, bootstrap_iters=0)
     outcomes = {}
     for name, stem in stems.items():
@@ -156,45 +152,11 @@ def answer_tasks(
     return outcomes
 
 
-def _mean(values: torch.Tensor) -> tuple[float, float]:
-    """Return mean and standard error over questions."""
-    return standard_error_by_sequence(values[:, None])
-
-
-def _mean_over_tasks(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the mean of independent (mean, standard error) pairs and its standard error."""
-    means, errors = zip(*values, strict=True)
-    return sum(means) / len(means), math.sqrt(sum(error**2 for error in errors)) / len(errors)
-
-
-def task_rows(answers: Mapping[str, Mapping[str, Outcomes]]) -> list[dict[str, Any]]:
-    """Return the rows of `tables.EVALUATION` for results by model and task.
-
-    Each task has `acc`, `acc_norm`, `chance`, and for every model but the parent `acc_difference`, paired with the
-    parent by question. The task `mean` has `acc_above_chance`, the mean over tasks of
-    ``(acc - chance) / (1 - chance)``, and its paired difference `acc_above_chance_difference`. Standard errors are over
-    questions; `chance` has none.
-    """
-    rows: list[dict[str, Any]] = []
-
-    def add(model: str, task: str, metric: str, value: float, error: float | None, n: int) -> None:
-        rows.append({"model": model, "task": task, "metric": metric, "value": value, "standard_error": error, "n": n})
-
-    for model, tasks in answers.items():
-        paired = answers.get(PARENT) if model != PARENT else None
-        above, differences = [], []
-        for task, outcomes in tasks.items():
-            n, chance = len(outcomes.acc), outcomes.chance.double().mean().item()
-            add(model, task, "acc", *_mean(outcomes.acc), n)
-            add(model, task, "acc_norm", *_mean(outcomes.acc_norm), n)
-            add(model, task, "chance", chance, None, n)
-            above.append(_mean((outcomes.acc.double() - chance) / (1 - chance)))
-            if paired:
-                difference = outcomes.acc.double() - paired[task].acc.double()
-                add(model, task, "acc_difference", *_mean(difference), n)
-                differences.append(_mean(difference / (1 - chance)))
-        questions = sum(len(outcomes.acc) for outcomes in tasks.values())
-        add(model, MEAN, "acc_above_chance", *_mean_over_tasks(above), questions)
-        if paired:
-            add(model, MEAN, "acc_above_chance_difference", *_mean_over_tasks(differences), questions)
-    return rows
+def answer_rows(model: str, answers: Mapping[str, Outcomes]) -> list[dict[str, Any]]:
+    """Return the rows of `tables.SAMPLES` for one model: `acc`, `acc_norm` and `chance` of every question."""
+    return [
+        {"model": model, "task": task, "sample": sample, "metric": metric, "value": value}
+        for task, outcomes in answers.items()
+        for metric in ("acc", "acc_norm", "chance")
+        for sample, value in enumerate(getattr(outcomes, metric).double().tolist())
+    ]

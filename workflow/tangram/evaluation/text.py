@@ -81,3 +81,20 @@ def text_rows(model: str, task: str, metrics: dict[str, torch.Tensor]) -> list[d
         {"model": model, "task": task, "metric": metric, "value": value, "standard_error": error, "n": tokens}
         for metric, (value, error) in estimates.items()
     ]
+
+
+def sequence_rows(model: str, task: str, metrics: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return the rows of `tables.SAMPLES` for one model: `lm_loss`, `kl` and `agreement` of every sequence.
+
+    Two models read the same sequences, so their differences are paired.
+
+    Args:
+        model: name of the model.
+        task: name of the text.
+        metrics: result of `compare_on_text`.
+    """
+    return [
+        {"model": model, "task": task, "sample": sample, "metric": metric, "value": value}
+        for metric, values in (("lm_loss", "loss"), ("kl", "kl"), ("agreement", "agreement"))
+        for sample, value in enumerate(metrics[values].double().mean(dim=1).tolist())
+    ]

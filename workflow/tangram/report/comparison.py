@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, PARENT_KEY, UNIFORM, Estimate, Key, Results, ratio
+from tangram.report.data import BEST, HELDOUT, UNIFORM, Results
+from tangram.report.estimates import CONFIDENCE, PARENT_KEY, Estimate, Key
+from tangram.report.interpolation import Point, loss_at, loss_difference, speed_at, speed_difference
+from tangram.report.samples import MEAN, difference_on_tasks, propagate
 
 VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}  # for people  # noqa: RUF001
 RIVAL_VERDICTS = {**VERDICTS, "baseline": "uniform"}
-CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -36,76 +36,47 @@ class Comparison:
     slower: Estimate | None = None
 
 
-def interpolate(points: Sequence[tuple[Estimate, Estimate]], speed: Estimate) -> Estimate | None:
-    """Interpolate (speed, value) points linearly at ``speed``; None outside their range.
-
-    The standard error propagates, to first order and for independent errors, those of both neighbors' values and,
-    through the slope, of the three speeds; a missing standard error counts as 0.
-    """
-    ordered = sorted(points, key=lambda point: point[0].value)
-    for (left, low), (right, high) in itertools.pairwise(ordered):
-        if left.value <= speed.value <= right.value and left.value < right.value:
-            share = (speed.value - left.value) / (right.value - left.value)
-            slope = (high.value - low.value) / (right.value - left.value)
-            parts = [
-                factor * term.standard_error
-                for factor, term in (
-                    (1 - share, low),
-                    (share, high),
-                    ((1 - share) * slope, left),
-                    (share * slope, right),
-                    (slope, speed),
-                )
-                if factor and term.standard_error  # a term of factor 0 may have an infinite error
-            ]
-            return Estimate((1 - share) * low.value + share * high.value, math.hypot(*parts))
-    return None
-
-
-def _measured(results: Results, key: Key, metric: str) -> tuple[Estimate, Estimate] | None:
+def _measured(results: Results, key: Key, metric: str) -> Point | None:
     speed, value = results.claimed_speedup(key), results.heldout(key, metric)
-    return (speed, value) if speed and value else None
+    return Point(speed, value, results.samples.get((key, HELDOUT, metric))) if speed and value else None
 
 
-def _frontier(results: Results, metric: str, model: str, solution: str) -> list[tuple[Estimate, Estimate]]:
-    """Return speed and loss of the best-run parent and of one solution of every target, from slow to fast."""
+def _frontier(results: Results, metric: str, model: str, solution: str) -> dict[Key, Point]:
+    """Return the best-run parent and one solution of every target, from slow to fast."""
     keys = [results.best_parent, *(Key(target, solution, model) for target in results.settings.targets)]
-    points = (_measured(results, key, metric) for key in keys)
-    return sorted((point for point in points if point), key=lambda point: point[0].value)
+    points = {key: point for key in keys if (point := _measured(results, key, metric))}
+    return dict(sorted(points.items(), key=lambda item: item[1].speed.value))
 
 
 def compare(results: Results, metric: str, model: str) -> list[Comparison]:
     """Compare the best child of every target with the layers-dropped baseline, by a held-out loss (lower is better).
 
-    The best-run parent, without dropped layers and at speed 1, is the baseline's first point.
+    The best-run parent, without dropped layers and at speed 1, is the baseline's first point. KL is interpolated on a
+    logarithmic scale, and its difference is then that of logarithms.
 
     Args:
         results: the run.
         metric: ``'kl'`` or ``'lm_loss'``, nats per token.
         model: ``'child'`` (before finetuning) or ``'finetuned'``.
     """
-    baseline = _frontier(results, metric, model, LAYERS_DROPPED)
+    baseline = list(_frontier(results, metric, model, LAYERS_DROPPED).values())
     comparisons = []
     for target in results.settings.targets:
         key = Key(target, BEST, model)
-        point = _measured(results, key, metric)
-        if point is None:
+        child = _measured(results, key, metric)
+        if child is None:
             continue
-        speed, child = point
-        # A baseline needs a point besides the parent.
-        other = interpolate(baseline, speed) if len(baseline) > 1 else None
-        slower = None
-        if len(baseline) > 1 and speed.value > baseline[-1][0].value:
-            slower, other = baseline[-1]
-        difference = None
+        other = slower = difference = None
         verdict = ""
-        if other is not None:
-            error = math.hypot(child.standard_error or 0, other.standard_error or 0)
-            difference = Estimate(child.value - other.value, error)
+        # A baseline needs a point besides the parent.
+        if len(baseline) > 1 and (found := loss_at(baseline, child, logarithmic=metric == "kl")):
+            other, difference = found.value, found.difference.times(-1)
             verdict = decide(difference)
-            if slower and verdict != "child":
-                verdict = ""
-        comparisons.append(Comparison(key, speed, child, other, difference, verdict, slower))
+        elif len(baseline) > 1 and child.speed.value > baseline[-1].speed.value:
+            slower, other = baseline[-1].speed, baseline[-1].loss
+            difference = loss_difference(child, baseline[-1])
+            verdict = "child" if decide(difference) == "child" else ""
+        comparisons.append(Comparison(key, child.speed, child.loss, other, difference, verdict, slower))
     return comparisons
 
 
@@ -131,58 +102,67 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Rivalry:
-    """A rival of uniform precision, with its measured speed over `Results.best_parent` and its KL."""
+    """A rival of uniform precision, with its measured speed over `Results.best_parent` and its KL.
+
+    ``better`` is a child that is both faster and closer to the parent, each by more than the errors, or None.
+    """
 
     key: Key
     speed: Estimate
     kl: Estimate
     at_speed: Meeting
     at_kl: Meeting
+    better: Key | None
 
 
-def _meet(
-    points: Sequence[tuple[Estimate, Estimate]], place: Estimate, value: Estimate, sign: int, ends: tuple[str, str]
-) -> Meeting:
-    """Compare a rival's value with points of the children, interpolated at the rival's place.
+def _meet(points: Sequence[Point], rival: Point, at_loss: bool) -> Meeting:
+    """Compare a rival with the children's loss at its speed, or with their speed at its loss."""
+    found = (speed_at if at_loss else loss_at)(points, rival, logarithmic=True)
+    if found is not None:
+        return Meeting(found.value, decide(found.difference.times(-1 if at_loss else 1)))
+    ordered = sorted(points, key=lambda point: (point.loss if at_loss else point.speed).value)
+    beyond = rival.loss.value > ordered[-1].loss.value if at_loss else rival.speed.value > ordered[-1].speed.value
+    end = ordered[-1 if beyond else 0]
+    winner = "child" if beyond == at_loss else "baseline"  # who can be better in both
+    if at_loss:
+        value, place, difference = end.speed, end.loss, speed_difference(rival, end)
+    else:
+        value, place, difference = end.loss, end.speed, loss_difference(end, rival)
+    return Meeting(value, winner if decide(difference) == winner else "", place)
 
-    Args:
-        points: place and value of every child, in the order of places.
-        place: the rival's place.
-        value: the rival's value.
-        sign: 1 if a lower value is better, -1 if a higher one is.
-        ends: who can win against the first child beyond it, and against the last child beyond it.
-    """
-    children, nearest, winner = interpolate(points, place), None, ""
-    if children is None:
-        last = place.value > points[-1][0].value
-        nearest, children = points[-1 if last else 0]
-        winner = ends[last]
-    error = math.hypot(children.standard_error or 0, value.standard_error or 0)
-    verdict = decide(Estimate(sign * (children.value - value.value), error))
-    return Meeting(children, verdict if nearest is None or verdict == winner else "", nearest)
+
+def _better(children: Mapping[Key, Point], rival: Point) -> Key | None:
+    """Return the closest child that is faster than a rival and closer to the parent, or None."""
+    better = [
+        (child.loss.value, key)
+        for key, child in children.items()
+        if decide(speed_difference(rival, child)) == decide(loss_difference(child, rival)) == "child"
+    ]
+    return min(better)[1] if better else None
 
 
 def beside_uniform(results: Results, model: str) -> list[Rivalry]:
     """Compare every rival of uniform precision with the searched children, at its speed and at its KL.
 
-    The children are the best ones of all targets and the best-run parent.
+    The children are the best ones of all targets and the best-run parent. A rival with a better child has lost, which
+    needs no interpolation.
 
     Args:
         results: the run.
         model: ``'child'`` (before finetuning) or ``'finetuned'``.
     """
     children = _frontier(results, "kl", model, BEST)
-    by_kl = sorted(((kl, speed) for speed, kl in children), key=lambda point: point[0].value)
     rivalries = []
     for target, solution in results.children:
         key = Key(target, solution, model)
-        point = _measured(results, key, "kl") if solution in UNIFORM else None
-        if point is None or len(children) < 2:
+        rival = _measured(results, key, "kl") if solution in UNIFORM else None
+        if rival is None or len(children) < 2:
             continue
-        speed, kl = point
-        at_speed = _meet(children, speed, kl, 1, ("child", "baseline"))
-        at_kl = _meet(by_kl, kl, speed, -1, ("baseline", "child"))
-        rivalries.append(Rivalry(key, speed, kl, at_speed, at_kl))
+        points, better = list(children.values()), _better(children, rival)
+        at_speed, at_kl = _meet(points, rival, at_loss=False), _meet(points, rival, at_loss=True)
+        if better:
+            at_speed, at_kl = replace(at_speed, verdict="child"), replace(at_kl, verdict="child")
+        rivalries.append(Rivalry(key, rival.speed, rival.loss, at_speed, at_kl, better))
     return rivalries
 
 
@@ -192,16 +172,25 @@ def quality_kept(results: Results, key: Key) -> Estimate | None:
     Normalized is (accuracy - chance) / (1 - chance). The difference to the parent is paired by question, so its error,
     not those of both accuracies, enters the ratio 1 + difference / parent.
     """
-    parent = results.estimate(PARENT_KEY, "mean", "acc_above_chance")
-    if parent is None or parent.value <= 0:
+    parent = results.estimate(PARENT_KEY, MEAN, "acc_above_chance")
+    if key == PARENT_KEY:
+        return Estimate(1.0, 0.0, parent.n) if parent and parent.value > 0 else None
+    difference = _share_of_parent(results, results.estimate(key, MEAN, "acc_above_chance_difference"))
+    return difference and Estimate(1 + difference.value, difference.standard_error, difference.n)
+
+
+def quality_difference(results: Results, key: Key, other: Key) -> Estimate | None:
+    """Return the quality that one model keeps less that of another, paired by question; None without tasks."""
+    return _share_of_parent(results, difference_on_tasks(results.samples, key, other))
+
+
+def _share_of_parent(results: Results, difference: Estimate | None) -> Estimate | None:
+    """Return a difference of mean normalized accuracies as a share of the parent's."""
+    parent = results.estimate(PARENT_KEY, MEAN, "acc_above_chance")
+    if parent is None or parent.value <= 0 or difference is None:
         return None
-    difference = results.estimate(key, "mean", "acc_above_chance_difference")
-    if key == PARENT_KEY or difference is None:
-        return Estimate(1.0, 0.0, parent.n) if key == PARENT_KEY else None
-    if difference.value == 0:
-        return Estimate(1.0, (difference.standard_error or 0) / parent.value, difference.n)
-    share = ratio(difference, parent)
-    return Estimate(1 + share.value, share.standard_error, difference.n)
+    share = propagate(lambda values: float(values[0] / values[1]), [difference, parent])
+    return Estimate(share.value, share.standard_error, difference.n)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -8,28 +8,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.engines import ENGINES
 from tangram.errors import TangramError
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
+from tangram.report.samples import Samples, by_model, task_rows
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SCORES, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, read_table
 
 HELDOUT = "heldout"
+SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 UNIFORM = {uniform_solution(precision): precision for precision in PRECISIONS}  # precisions of the uniform rivals
 SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the stock parent's, and over the packed one's
 
 
 class Settings(Section):
-    """Settings of the report beyond the tables."""
+    """Settings of the report beyond the tables; ``engines`` holds those of targets whose engine is not torch."""
 
     run: str
     primary_target: str
@@ -37,47 +43,17 @@ class Settings(Section):
     num_layers: int
     default_scenario: str
     seed: int
-
-
-class Estimate(NamedTuple):
-    """A measured value, its standard error (or None), and its number of samples (or None)."""
-
-    value: float
-    standard_error: float | None = None
-    n: int | None = None
-
-    @property
-    def bar(self) -> float:
-        """The length of the error bar: the standard error, or 0 if it is missing or not finite."""
-        error = self.standard_error
-        return error if error is not None and math.isfinite(error) else 0.0
-
-    def times(self, factor: float) -> Estimate:
-        """Return this estimate scaled by a factor, for another unit."""
-        error = self.standard_error
-        return Estimate(self.value * factor, None if error is None else error * abs(factor), self.n)
-
-
-class Key(NamedTuple):
-    """One evaluated model: ``solution`` is the solver's or a rival's; it and ``target`` are empty for the parent."""
-
-    target: str
-    solution: str
-    model: str
-
-
-PARENT_KEY = Key("", "", "parent")  # as stock transformers runs it
-PACKED_KEY = Key("", "", "packed parent")  # with the kernels that children have
+    engines: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; a frame is empty if the run lacks its file.
 
-    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with leading columns ``target`` and ``solution``;
-    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
-    ``solutions`` holds the entries of the files of solutions by target and solution, and ``stock`` the predictions of
-    the stock parent by target.
+    ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
+    columns ``target`` and ``solution``; ``samples`` holds the values of each question and held-out sequence, from which
+    ``tasks`` is computed; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of solutions by
+    target and solution, and ``stock`` the predictions of the stock parent by target.
     """
 
     folder: Path
@@ -98,6 +74,8 @@ class Results:
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
+    engines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -202,16 +180,6 @@ class Results:
         return sorted(names - {PARENT}, key=strength)
 
 
-def ratio(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """Return the ratio of two independent estimates, with its standard error to first order."""
-    value = numerator.value / denominator.value
-    errors = (numerator.standard_error, denominator.standard_error)
-    if errors[0] is None or errors[1] is None:
-        return Estimate(value, None, numerator.n)
-    relative = math.hypot(errors[0] / numerator.value, errors[1] / denominator.value)
-    return Estimate(value, abs(value) * relative, numerator.n)
-
-
 def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
     """Yield a frame's rows with columns as attributes, whose types the stubs of pandas do not know."""
     yield from frame.itertuples(index=False)
@@ -250,6 +218,20 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
     frame.insert(0, "target", target)
     frame.insert(1, "solution", solution)
     return frame
+
+
+def _samples(folder: Path, folders: Iterable[tuple[str, str, Path]]) -> dict[tuple[Key, str, str], np.ndarray]:
+    """Return the values of every question and held-out sequence, of the parent and all children."""
+    paths = [("", "", folder / f"parent_{name}") for name in SAMPLE_FILES]
+    paths += [(target, solution, path / name) for target, solution, path in folders for name in SAMPLE_FILES]
+    frames = [_labeled(_read(path, SAMPLES), target, solution) for target, solution, path in paths]
+    return by_model(_concat(frames, SAMPLES, ("target", "solution")))
+
+
+def _tasks(samples: Samples) -> pd.DataFrame:
+    """Return the rows of all models on the tasks, the answers of which ``samples`` holds."""
+    answers = {name: values for name, values in samples.items() if name[1] != HELDOUT}
+    return pd.DataFrame(task_rows(answers), columns=["target", "solution", *EVALUATION.names])
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -340,6 +322,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         TangramError: the folder does not exist, or a file in it is damaged.
     """
     folder = Path(folder)
+    engine = next((name for name in ENGINES if (folder / "costs" / f"{name}.parquet").exists()), "")
     if not folder.is_dir():
         raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
     folders = _child_folders(folder)
@@ -352,17 +335,15 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         if (path / "architecture.json").exists()
     }
     labels = ("target", "solution")
+
+    def of_children(name: str, schema: pa.Schema = EVALUATION) -> list[pd.DataFrame]:
+        return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
+
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    evaluations = [_labeled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
-    task_frames = [_labeled(_read(path / "tasks.parquet", EVALUATION), t, s) for t, s, path in folders]
-    task_parents = [
-        _labeled(_read(path, EVALUATION), "", "")
-        for path in sorted({*folder.glob("parent_tasks.parquet"), *folder.glob("targets/*/*/parent_tasks.parquet")})
-    ]
-    evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
-    tasks = _one_parent(_concat([*task_parents, *task_frames], EVALUATION, labels))
-    readouts = [_labeled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
-    shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
+    samples = _samples(folder, folders)
+    evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
+    patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
+    shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
@@ -371,21 +352,21 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         folder=folder,
         settings=settings or _discover(folder, evaluation, architectures),
         scores=_read(folder / "scores.parquet", SCORES),
-        costs=_read(folder / "costs.parquet", COSTS),
-        calibration=_read(folder / "calibration.parquet", CALIBRATION),
+        costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
+        calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
-        finetuning=_concat(
-            [_labeled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
-        ),
+        finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=evaluation,
-        tasks=tasks,
-        readouts=_one_parent(_concat(readouts, EVALUATION, labels)),
+        tasks=_tasks(samples),
+        readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
         architectures=architectures,
         solutions=_solutions(solutions, architectures),
         parent=parent,
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
+        engines=_concat(of_children("engine"), EVALUATION, labels),
+        samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -10,8 +10,9 @@ import numpy as np
 
 from tangram.blocks.base import KINDS, Variant
 from tangram.report.comparison import Scored
-from tangram.report.data import BEST, Estimate, Results
+from tangram.report.data import BEST, Results
 from tangram.report.drawing import label_ends, log_axis, new_figure, render, wide
+from tangram.report.estimates import Estimate
 from tangram.report.names import solution_name
 from tangram.report.style import CHILD, INK, MUTED, PAPER, solution_color
 

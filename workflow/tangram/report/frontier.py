@@ -7,8 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, PACKED_KEY, PARENT_KEY, UNIFORM, Estimate, Key, Results
+from tangram.report.data import BEST, UNIFORM, Results
 from tangram.report.drawing import label_ends, log_axis, new_figure, render, wide
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.style import INK, PAPER, number, solution_color
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tangram.blocks import NO_OP, Variant
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import BEST, PACKED_KEY, PARENT_KEY, UNIFORM, Key, Results
+from tangram.report.data import BEST, UNIFORM, Results
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 
 KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
 

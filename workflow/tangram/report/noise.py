@@ -1,12 +1,12 @@
-"""The uncertainty of measured costs, and the choices that depend on it."""
+"""The uncertainty of measured costs, and the choices that another cost within its interval would change."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
-from tangram.report.comparison import CONFIDENCE
 from tangram.report.data import BEST, Results, rows_of
+from tangram.report.estimates import CONFIDENCE
 
 WIDEST = 0.02  # half-width of an interval that is certain enough, as a share of the parent's piece
 
@@ -45,3 +45,35 @@ def noisy_costs(results: Results) -> list[NoisyCost]:
         ratio = row.seconds / row.parent_seconds
         noisy.append(NoisyCost(row.kind, row.variant, row.scenario, row.phase, row.batch, ratio, half_width, chosen))
     return sorted(noisy, key=lambda cost: -cost.half_width)
+
+
+@dataclass(frozen=True)
+class CostChange:
+    """A variant's cost at one end of its interval that changes a target's best solution.
+
+    ``changes`` counts subblocks by kind and both variants, such as ``'ffn: no-op to linear'``; it is None if no
+    architecture satisfies the limits.
+    """
+
+    target: str
+    kind: str
+    variant: str
+    end: str
+    changes: dict[str, int] | None
+
+
+def cost_changes(results: Results) -> list[CostChange] | None:
+    """Return what another cost would change in the best solution of every target; None if no search has tried it."""
+    tried = {
+        target: results.solutions[target, BEST]["sensitivity"]
+        for target in results.settings.targets
+        if "sensitivity" in results.solutions.get((target, BEST), {})
+    }
+    if not tried:
+        return None
+    return [
+        CostChange(target, r["kind"], r["variant"], r["end"], r["changes"] if r["feasible"] else None)
+        for target, records in tried.items()
+        for r in records
+        if r["changes"] or not r["feasible"]
+    ]

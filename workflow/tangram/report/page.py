@@ -10,18 +10,20 @@ from typing import Any
 
 from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT
 from tangram.report import tiles
-from tangram.report.comparison import Meeting, beside_uniform, compare, quality_kept
-from tangram.report.data import BEST, PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SPEEDUP, Key, Results, rows_of, strength
+from tangram.report.comparison import Meeting, Rivalry, beside_uniform, compare, quality_kept
+from tangram.report.data import BEST, PACKED_SPEEDUP, SPEEDUP, Results, rows_of, strength
 from tangram.report.document import Fact, Section, render_document
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
+from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
 from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
 from tangram.report.sections.speed import speed_section
-from tangram.report.style import estimate, number, percent_of, variant_colors
+from tangram.report.style import estimate, number, percent_interval, percent_of, variant_colors
 
 
 def render_page(results: Results) -> str:
@@ -49,6 +51,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         tasks_section(results),
         readout_section(results),
         speed_section(results),
+        engine_section(results),
         solver_section(results),
         scores_section(results, colors),
         costs_section(results, colors),
@@ -115,7 +118,8 @@ def _accuracy_facts(results: Results, chosen: Key) -> list[Fact]:
     detail += f"; paired difference {estimate(paired.times(100), signed=True)}" if paired else ""
     if kept is None:
         return [Fact(f"{share.value:.1f}", "%", "tasks, above chance", detail)]
-    return [Fact(f"{100 * kept.value:.1f}", "%", "quality kept", f"{percent_of(kept)}; tasks above chance: {detail}")]
+    interval = f"{percent_of(kept)}, 95 % interval {percent_interval(kept)}"
+    return [Fact(f"{100 * kept.value:.1f}", "%", "quality kept", f"{interval}; tasks above chance: {detail}")]
 
 
 def _sentence(results: Results) -> str:
@@ -174,10 +178,15 @@ def _uniform_verdicts(results: Results, model: str) -> list[str]:
             "": "no verdict, as no child is there",
         }[meeting.verdict]
 
+    def verdict(rivalry: Rivalry) -> str:
+        if rivalry.better:
+            return f"{solution_name(results, *rivalry.better[:2])} is faster and closer"
+        closer, faster = outcome(rivalry.at_speed, "closer to the parent"), outcome(rivalry.at_kl, "faster")
+        return f"at its speed, {closer}; at its KL, {faster}"
+
     return [
         f"Beside the {solution_name(results, *rivalry.key[:2])} (KL {estimate(rivalry.kl)} at "
-        f"{rivalry.speed.value:.2f} × the {results.best_parent.model}): at its speed, "
-        f"{outcome(rivalry.at_speed, 'closer to the parent')}; at its KL, {outcome(rivalry.at_kl, 'faster')}."
+        f"{rivalry.speed.value:.2f} × the {results.best_parent.model}): {verdict(rivalry)}."
         for rivalry in beside_uniform(results, model)
     ]
 

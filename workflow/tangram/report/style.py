@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.config import LAYERS_DROPPED
-from tangram.report.data import UNIFORM, Estimate, strength
+from tangram.report.data import UNIFORM, strength
+from tangram.report.estimates import CONFIDENCE, Estimate
 
 # `themed` replaces these colors of figures by the page's CSS variables, so that figures follow its theme.
 INK, MUTED, RULE, PAPER = "#101418", "#606870", "#d0d4d8", "#fefefc"
@@ -102,6 +103,14 @@ def estimate(measured: Estimate | None, signed: bool = False, least: int = 0) ->
 def percent_of(share: Estimate | None) -> str:
     """Format a share and its standard error as numbers in per cent, without the sign; None becomes a dash."""
     return estimate(share.times(100), least=1) if share else "–"
+
+
+def percent_interval(share: Estimate | None) -> str:
+    """Format the 95 % interval of a share as numbers in per cent; None becomes a dash."""
+    if share is None or share.standard_error is None or not math.isfinite(share.standard_error):
+        return "–"
+    half = CONFIDENCE * share.standard_error
+    return f"{100 * (share.value - half):.1f} to {100 * (share.value + half):.1f}".replace("-", "−")
 
 
 def percent(value: float, signed: bool = False, places: int = 1) -> str:

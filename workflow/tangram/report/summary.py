@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tangram.report.comparison import RIVAL_VERDICTS, VERDICTS, Meeting, beside_uniform, compare, quality_kept
-from tangram.report.data import PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SPEEDUP, Estimate, Key, Results
+from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted_packed_parent, predicted_speedup
 from tangram.report.style import estimate, percent_of, seconds
@@ -99,11 +100,12 @@ def _comparisons(results: Results) -> list[str]:
             estimate(rivalry.kl),
             *_meeting(rivalry.at_speed),
             *_meeting(rivalry.at_kl),
+            solution_name(results, *rivalry.better[:2]) if rivalry.better else "–",
         ]
         for rivalry in beside_uniform(results, "finetuned")
     ]
     heads = ["finetuned, beside uniform precision", f"over the {reference}", "KL"]
-    heads += ["KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster"]
+    heads += ["KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster", "faster and closer"]
     return [*lines, *(["", *_aligned([heads, *rivals])] if rivals else [])]
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, Variant
-from tangram.report.data import Estimate, rows_of
+from tangram.report.data import rows_of
+from tangram.report.estimates import Estimate
 from tangram.report.names import KIND_NAMES
 from tangram.report.style import estimate, ink_on, short, themed
 

@@ -25,7 +25,10 @@ STAGES = (
     "finetune_child",
     "evaluate_parent",
     "evaluate_model",
+    "evaluate_parent_tasks",
     "evaluate_tasks",
+    "export_gguf",
+    "evaluate_engine",
 )
 
 

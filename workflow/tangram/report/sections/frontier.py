@@ -18,12 +18,13 @@ from tangram.report.comparison import (
     compare,
     quality_kept,
 )
-from tangram.report.data import PACKED_KEY, PACKED_SPEEDUP, PARENT_KEY, SPEEDUP, Estimate, Key, Results
+from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results
 from tangram.report.document import Cell, Figure, Note, Section, Table
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import short_name, solution_name
 from tangram.report.prediction import predicted_packed_parent, predicted_speedup
 from tangram.report.sections.speed import compared
-from tangram.report.style import estimate, percent_of
+from tangram.report.style import estimate, percent_interval, percent_of
 
 STAGES = (("finetuned", "after finetuning"), ("child", "before finetuning"))
 
@@ -85,18 +86,20 @@ def _rivals_table(results: Results) -> Table:
             name += ", before finetuning"
         kept = quality_kept(results, PARENT_KEY if key == PACKED_KEY else key)
         speeds = [*_speeds(results, key, SPEEDUP), *_speeds(results, key, PACKED_SPEEDUP)]
-        share = percent_of(kept) if key not in (PARENT_KEY, PACKED_KEY) else "100" if kept else "–"
-        rows.append([Cell(name, "total") if key == results.chosen else name, *speeds, *quality, share])
+        share = [percent_of(kept), percent_interval(kept)]
+        if key in (PARENT_KEY, PACKED_KEY):
+            share = ["100" if kept else "–", "–"]
+        rows.append([Cell(name, "total") if key == results.chosen else name, *speeds, *quality, *share])
     heads = ["over stock, predicted", "measured", "over packed, predicted", "measured"]
     stage = dict(STAGES)[results.chosen.model] if results.chosen else ""
     return Table(
-        ["model", *heads, "KL, nats/token", "perplexity", "agreement", "quality kept, %"],
+        ["model", *heads, "KL, nats/token", "perplexity", "agreement", "quality kept, %", "95 % interval"],
         rows,
         title=f"The chosen child and its rivals {stage}".strip(),
         caption="The stock parent runs in stock transformers, and targets are multiples of its speed. The packed "
         "parent has the same weights and the kernels of the children: it is the parent as well run as it can be, over "
         "which a claim is made. Quality kept: mean normalized accuracy on tasks as a share of the parent’s, paired by "
-        "question.",
+        "question. ± is one standard error.",
     )
 
 
@@ -120,6 +123,9 @@ def _uniform_table(results: Results, model: str, stage: str) -> Table | None:
         verdict = Cell(RIVAL_VERDICTS[meeting.verdict], f"verdict {look}")
         return [f"{estimate(meeting.children)}{unit}{nearest}", verdict]
 
+    def better(key: Key | None) -> str:
+        return solution_name(results, key.target, key.solution) if key else "–"
+
     rows = [
         [
             solution_name(results, *rivalry.key[:2]),
@@ -127,21 +133,24 @@ def _uniform_table(results: Results, model: str, stage: str) -> Table | None:
             estimate(rivalry.kl),
             *cells(rivalry.at_speed, "", "speed"),
             *cells(rivalry.at_kl, " ×", "KL"),
+            better(rivalry.better),
         ]
         for rivalry in beside_uniform(results, model)
     ]
     if not rows:
         return None
     reference = results.best_parent.model
-    heads = ["KL", "KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster"]
+    heads = ["KL", "KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster", "faster and closer"]
     return Table(
         ["rival", f"speed over the {reference}", *heads],
         rows,
         title=f"Beside uniform precision, {stage}",
-        caption=f"Tangram: linear interpolation between the {reference} and the best children of all targets. Nothing "
-        "is extrapolated: beyond them, the nearest one is shown with its place, and only who is better in both speed "
-        "and KL wins. Less than 1.96 standard errors apart is a tie; the tables hold no errors paired by token, so "
-        "those of both models count as independent, which widens them.",
+        caption="The last column names a child that is both faster and closer, each by more than 1.96 standard errors; "
+        f"such a rival has lost. Otherwise Tangram is an interpolation between the {reference} and the best children "
+        "of all targets, linear in speed and in the logarithm of KL (from KL 0: in KL). Nothing is extrapolated: "
+        "beyond them, the nearest one is shown with its place, and only who is better in both speed and KL wins. Less "
+        "than 1.96 standard errors apart is a tie; differences of KL are paired by sequence, and of interpolated KLs "
+        "that of logarithms counts.",
     )
 
 
@@ -174,9 +183,9 @@ def _dropped_table(results: Results, model: str, stage: str) -> Table | None:
         ["target", f"speed over the {reference}", *heads],
         rows,
         title=f"Beside layers dropped, at the child’s speed, {stage}",
-        caption="Layers dropped: linear interpolation (KL; log perplexity) at the child’s measured speed, "
-        f"with the {reference} as first point. Nothing is extrapolated: a child faster than every baseline is "
-        "compared with the fastest one at its lower speed, and only the child can win. Less than 1.96 "
+        caption="Layers dropped: interpolation (of log KL and log perplexity; from KL 0, of KL) at the child’s "
+        f"measured speed, with the {reference} as first point. Nothing is extrapolated: a child faster than every "
+        "baseline is compared with the fastest one at its lower speed, and only the child can win. Less than 1.96 "
         "standard errors apart is a tie.",
     )
 

@@ -12,7 +12,7 @@ from tangram.report import figures, tiles
 from tangram.report.data import BEST, Results
 from tangram.report.document import Cell, Figure, Note, Part, Section, Table
 from tangram.report.names import KIND_NAMES
-from tangram.report.noise import noisy_costs
+from tangram.report.noise import cost_changes, noisy_costs
 from tangram.report.sections.speed import workloads_of
 from tangram.report.style import ink_on, number, percent
 
@@ -86,6 +86,7 @@ def costs_section(results: Results, colors: dict[str, str]) -> Section:
         )
     )
     section.parts.extend(_noise_table(results))
+    section.parts.extend(_change_table(results))
     return section
 
 
@@ -120,12 +121,38 @@ def _noise_table(results: Results) -> list[Part]:
     ]
     if not rows:
         return [Note("The 95 % interval of every piece’s relative time is within ± 2 % of the parent’s piece.")]
-    caption = (
-        "Variants whose 95 % interval exceeds ± 2 % of the parent’s piece. Another cost within it could change these "
-        "choices of the targets."
-    )
+    caption = "Variants whose 95 % interval exceeds ± 2 % of the parent’s piece, and the subblocks that use them."
     heads = ["piece", "workload", "relative time", "subblocks of solution 0"]
     return [Table(heads, rows, labels=2, title="Uncertain costs", caption=caption)]
+
+
+def _change_table(results: Results) -> list[Part]:
+    """Return the choices that another cost within its interval would change."""
+    found = cost_changes(results)
+    if found is None:
+        return []
+    if not found:
+        return [Note("No cost within its 95 % interval changes a choice of solution 0 of any target.")]
+    rows = [
+        [
+            change.target,
+            f"{KIND_NAMES[change.kind]} {change.variant}",
+            change.end,
+            "no architecture satisfies the limits" if change.changes is None else _swaps(change.changes),
+        ]
+        for change in found
+    ]
+    caption = (
+        "The solver’s answers with one variant’s relative time at an end of its 95 % interval, all others as measured: "
+        "subblocks of solution 0 that change. Costs that are not named change nothing."
+    )
+    heads = ["target", "piece", "its time", "changed subblocks"]
+    title = "Choices that another cost would change"
+    return [Table(heads, rows, labels=4, title=title, caption=caption, folded=True)]
+
+
+def _swaps(changes: dict[str, int]) -> str:
+    return "; ".join(f"{count} × {swap}" for swap, count in changes.items())
 
 
 def _cost_cell(row: Any) -> Cell:

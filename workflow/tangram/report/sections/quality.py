@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from tangram.report import figures
-from tangram.report.comparison import quality_kept
-from tangram.report.data import HELDOUT, PACKED_KEY, PARENT_KEY, Estimate, Results
+from tangram.report.comparison import quality_difference, quality_kept
+from tangram.report.data import HELDOUT, Results
 from tangram.report.document import Cell, Figure, Note, Section, Table
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import name_of
-from tangram.report.style import estimate, percent_of
+from tangram.report.samples import changed_answers
+from tangram.report.style import estimate, percent_interval, percent_of
 
 
 def tasks_section(results: Results) -> Section:
@@ -67,7 +69,40 @@ def tasks_section(results: Results) -> Section:
             "Puzzle paper, with the error of the paired difference."
         )
     section.parts.append(Table(columns, rows, caption=caption))
+    section.parts.extend(_kept_table(results, chosen))
     return section
+
+
+def _kept_table(results: Results, chosen: Key) -> list[Table]:
+    """Return the quality that the chosen child and its rivals keep, and its paired difference from each rival."""
+    rows: list[list[Cell | str]] = []
+    for target, solution in results.children:
+        key = chosen if (target, solution) == chosen[:2] else results.final(target, solution)
+        kept = quality_kept(results, key) if key else None
+        if key is None or kept is None:
+            continue
+        difference = quality_difference(results, chosen, key) if key != chosen else None
+        name = name_of(results, key)
+        changed = changed_answers(results.samples, key)
+        rows.append(
+            [
+                Cell(name, "total") if key == chosen else name,
+                percent_of(kept),
+                percent_interval(kept),
+                f"{changed} of {kept.n}" if changed is not None else "–",
+                _points(difference, signed=True),
+                percent_interval(difference),
+            ]
+        )
+    if len(rows) < 2:
+        return []
+    heads = ["quality kept, %", "95 % interval", "changed answers", "child − rival, points", "95 % interval"]
+    caption = (
+        "Quality kept: mean over tasks of (accuracy − chance) / (1 − chance) as a share of the parent’s. All models "
+        "answer the same questions, so differences are paired by question. Changed answers: right in either this "
+        "model or the parent alone; with none, an error of 0 says only that fewer than 3 in this many are expected."
+    )
+    return [Table(["model", *heads], rows, title="Quality kept by the child and its rivals", caption=caption)]
 
 
 def _points(share: Estimate | None, signed: bool = False) -> str:

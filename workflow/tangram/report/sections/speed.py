@@ -8,8 +8,9 @@ import math
 
 import pandas as pd
 
-from tangram.report.data import PACKED_KEY, PACKED_SPEEDUP, SPEEDUP, Estimate, Key, Results, rows_of
+from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results, rows_of
 from tangram.report.document import Cell, Section, Table
+from tangram.report.estimates import PACKED_KEY, Estimate, Key
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted, predicted_packed_parent, predicted_speedup, summary_of
 from tangram.report.style import estimate, number, percent

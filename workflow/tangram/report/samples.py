@@ -1,0 +1,128 @@
+"""Results by question and by sequence: means, and differences, which are paired, as all models have the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tangram.report.estimates import PARENT_KEY, Estimate, Key
+
+MEAN = "mean"  # task name of the mean over tasks
+STEP = 1e-6  # relative step of numerical derivatives
+
+Samples = Mapping[tuple[Key, str, str], np.ndarray]  # values by (model, task, metric), in the order of samples
+
+
+def by_model(frame: pd.DataFrame) -> dict[tuple[Key, str, str], np.ndarray]:
+    """Return the values of a SAMPLES frame with columns ``target`` and ``solution``."""
+    names = ["target", "solution", "model", "task", "metric"]
+    groups = frame.sort_values("sample", kind="stable").groupby(names, sort=False)["value"]
+    samples = {}
+    for name, values in groups:
+        target, solution, model, task, metric = map(str, name)
+        samples[Key(target, solution, model), task, metric] = values.to_numpy()
+    return samples
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """Return the mean of independent values and its standard error, which is infinite for a single value."""
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Estimate(float(values.mean()), float(error), len(values))
+
+
+def mean_over_tasks(tasks: Iterable[np.ndarray]) -> Estimate:
+    """Return the unweighted mean of the means of independent tasks and its standard error."""
+    means = [mean_of(values) for values in tasks]
+    error = math.sqrt(sum((mean.standard_error or 0) ** 2 for mean in means)) / len(means)
+    return Estimate(sum(mean.value for mean in means) / len(means), error, sum(mean.n or 0 for mean in means))
+
+
+def normalized(samples: Samples, key: Key) -> dict[str, np.ndarray]:
+    """Return (accuracy - chance) / (1 - chance) of every question by task, with the task's mean chance."""
+    tasks = {}
+    for (model, task, metric), values in samples.items():
+        if model == key and metric == "acc":
+            chance = samples[key, task, "chance"].mean()
+            tasks[task] = (values - chance) / (1 - chance)
+    return tasks
+
+
+def difference_on_tasks(samples: Samples, key: Key, other: Key) -> Estimate | None:
+    """Return the mean normalized accuracy of ``key`` less that of ``other``, paired; None without the same tasks."""
+    one, two = normalized(samples, key), normalized(samples, other)
+    if not one or {task: len(v) for task, v in one.items()} != {task: len(v) for task, v in two.items()}:
+        return None
+    return mean_over_tasks([one[task] - two[task] for task in one])
+
+
+def changed_answers(samples: Samples, key: Key) -> int | None:
+    """Return the number of questions that either a model or the parent alone answers correctly; None without them."""
+    answers = {task: values for (model, task, metric), values in samples.items() if (model, metric) == (key, "acc")}
+    parent = {task: samples.get((PARENT_KEY, task, "acc")) for task in answers}
+    if not answers or any(values is None or len(values) != len(answers[task]) for task, values in parent.items()):
+        return None
+    return sum(int((values != parent[task]).sum()) for task, values in answers.items())
+
+
+def task_rows(samples: Samples) -> list[dict[str, Any]]:
+    """Return rows of `tables.EVALUATION`, with ``target`` and ``solution``, for the answers of all models.
+
+    Each task has `acc`, `acc_norm`, `chance`, and for every model but the parent `acc_difference`, paired with the
+    parent by question. The task `mean` has `acc_above_chance`, the mean over tasks of
+    ``(acc - chance) / (1 - chance)``, and its paired difference `acc_above_chance_difference`. Standard errors are over
+    questions; `chance` has none.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(key: Key, task: str, metric: str, value: Estimate) -> None:
+        rows.append(
+            {**key._asdict(), "task": task, "metric": metric}
+            | {"value": value.value, "standard_error": value.standard_error, "n": value.n}
+        )
+
+    for key in dict.fromkeys(key for key, _, _ in samples):
+        for task in normalized(samples, key):
+            for metric in ("acc", "acc_norm"):
+                add(key, task, metric, mean_of(samples[key, task, metric]))
+            chance = samples[key, task, "chance"]
+            add(key, task, "chance", Estimate(float(chance.mean()), None, len(chance)))
+            parent = samples.get((PARENT_KEY, task, "acc"))
+            if key != PARENT_KEY and parent is not None and len(parent) == len(chance):
+                add(key, task, "acc_difference", mean_of(samples[key, task, "acc"] - parent))
+        add(key, MEAN, "acc_above_chance", mean_over_tasks(normalized(samples, key).values()))
+        difference = difference_on_tasks(samples, key, PARENT_KEY) if key != PARENT_KEY else None
+        if difference is not None:
+            add(key, MEAN, "acc_above_chance_difference", difference)
+    return rows
+
+
+def propagate(
+    function: Callable[[np.ndarray], float], terms: Sequence[Estimate], samples: Sequence[np.ndarray | None] = ()
+) -> Estimate:
+    """Return a function of estimates with its standard error to first order.
+
+    Args:
+        function: maps the values of ``terms`` to a value.
+        terms: the estimates; a missing standard error counts as 0.
+        samples: for each term its values by sequence, if it is a mean over the same sequences as others: the errors of
+            such terms are correlated. None for an independent term; all are independent by default.
+    """
+    values = np.array([term.value for term in terms], dtype=float)
+    independent, paired = [0.0], None
+    for i, (term, by_sequence) in enumerate(zip(terms, samples or [None] * len(terms), strict=True)):
+        step = np.zeros_like(values)
+        step[i] = STEP * (abs(values[i]) or 1.0)
+        slope = (function(values + step) - function(values - step)) / (2 * step[i]) if term.standard_error else 0.0
+        if not slope:  # a term without a part may have an infinite error
+            continue
+        if by_sequence is None:
+            independent.append(slope * (term.standard_error or 0))
+        else:
+            paired = slope * by_sequence + (0 if paired is None else paired)
+    if paired is not None:
+        independent.append(mean_of(paired).standard_error or 0)
+    return Estimate(float(function(values)), math.hypot(*independent))
