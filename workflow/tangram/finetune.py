@@ -23,6 +23,7 @@ from tangram.models.quantized import ScaledLinear
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import cosine_distance, kl_divergence, span_loss
 from tangram.training.parallel import World
+from tangram.training.precision import autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +59,10 @@ class Distillation(nn.Module):
 
     def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the total loss and every term, each a mean over the tokens of ``sequences`` (indices)."""
+        with autocast(self.child.device, self._settings.compute):
+            return self._loss(sequences)
+
+    def _loss(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         child, parent, settings = self.child, self._teacher[0], self._settings
         layers = decoder_layers(child)
         tokens = self._input_ids[sequences].to(child.device)

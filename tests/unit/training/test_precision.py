@@ -7,13 +7,14 @@ import torch
 from replaced import replaced
 from safetensors import safe_open
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tangram.activations import StreamedActivations
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config, save_child
 from tangram.config import BlockDistillation, Finetune
 from tangram.finetune import Distillation, finetune
-from tangram.library.distill import LayerDistillation
+from tangram.library.distill import LayerDistillation, LocalLoss
 from tangram.models.loading import load_model
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.parallel import World
@@ -223,3 +224,58 @@ def test_the_loop_itself_refuses_weights_of_low_precision():
     module = Sum()
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16; train it as float32"):
         train(module, module, TrainingPlan(4, 1, 1, 1, 1e-3, 0.0))
+
+
+def products_of(run) -> set[torch.dtype]:
+    """Return the dtypes of the matrix products that a function computes."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+                seen.update(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        run()
+    return seen
+
+
+@pytest.mark.parametrize("compute", DTYPES)
+def test_compute_is_the_dtype_of_products_in_the_training_loss(tiny_parent, compute):
+    parent, tokens = load_model(tiny_parent("llama")).requires_grad_(False), sequences(8, 2)
+    states = StreamedActivations(parent, tokens, 4)
+    problem = LayerDistillation(parent, 1, states.hidden(1), states.hidden(2), BlockDistillation(compute=compute))
+    layer = replaced(parent, 1, "ffn", "parent", parent.model.layers[1].mlp.state_dict())
+    layer.mlp.requires_grad_(True)
+    child = copy.deepcopy(parent).requires_grad_(True)
+    gkd = Distillation(child, parent, states, tokens, Finetune(compute=compute))
+    for loss in (LocalLoss(problem, layer, "ffn", None), gkd):
+        totals = []
+        seen = products_of(lambda loss=loss, totals=totals: totals.append(loss(torch.arange(2))[0]))
+        assert getattr(torch, compute) in seen
+        assert compute == "bfloat16" or seen == {torch.float32}
+        assert totals[0].dtype == torch.float32
+    assert products_of(lambda: problem.held_out_loss(layer, "ffn")) == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_pieces_computed_in_bfloat16_are_as_good_and_reproducible(tiny_parent, kind):
+    parent, tokens = load_model(tiny_parent("llama")).requires_grad_(False), sequences(16, 2)
+    states, variant = StreamedActivations(parent, tokens, 4), {"attention": "gqa-1", "ffn": "width-0.5"}[kind]
+
+    def distill(compute):
+        settings = BlockDistillation(epochs=4, compute=compute)
+        problem = LayerDistillation(parent, 1, states.hidden(1), states.hidden(2), settings)
+        return problem.distill(kind, variant, seed=0)
+
+    one, other, again = distill("float32"), distill("bfloat16"), distill("bfloat16")
+    losses = [[row["value"] for row in piece.curve] for piece in (one, other, again)]
+    assert losses[1] == losses[2]
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert other.loss_before == one.loss_before  # measured in float32
+    assert other.loss_after == pytest.approx(one.loss_after, rel=0.02)
+    for name, tensor in other.weights.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, again.weights[name])

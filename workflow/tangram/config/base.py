@@ -13,6 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 RepositoryId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
 Filled = Annotated[str, Field(min_length=1)]
+COMPUTE = (
+    "Data type of matrix products in the training loss: `bfloat16` is for devices with units for it. Weights and "
+    "measured losses keep the run's."
+)
 LARGEST = 2**63 - 1  # largest integer of torch and pyarrow
 
 

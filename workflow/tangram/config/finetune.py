@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tangram.config.base import Section
+from tangram.config.base import COMPUTE, Section
 from tangram.config.library import SpanContrast
 
 
@@ -32,6 +32,7 @@ class Finetune(Section):
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
+    compute: Literal["float32", "bfloat16"] = Field("float32", description=COMPUTE)
     kl_weight: float = Field(1.0, ge=0, description="Weight of KL(parent || child).")
     cosine_weight: float = Field(1.0, ge=0, description="Weight of the hidden-state cosine loss, mean over layers.")
     lm_weight: float = Field(0.0, ge=0, description="Weight of the language-model loss.")

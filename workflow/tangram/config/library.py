@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tangram.blocks import grammar
 from tangram.blocks.base import ALL_PRECISIONS, HEAD, KINDS, NO_OP, PARENT, PRECISIONS
-from tangram.config.base import Section, Unique
+from tangram.config.base import COMPUTE, Section, Unique
 from tangram.errors import nearest
 
 _CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in (*KINDS, HEAD)}
@@ -59,6 +59,7 @@ class BlockDistillation(Section):
     learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(1, gt=0, description="Sequences per step.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
+    compute: Literal["float32", "bfloat16"] = Field("float32", description=COMPUTE)
     normalize: Literal["tensor", "token"] = Field(
         "tensor",
         description="Normalize squared errors by the mean square over all tokens (the paper's loss) or per token.",

@@ -25,6 +25,7 @@ from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import normalized_mse, span_loss
 from tangram.training.parallel import World
+from tangram.training.precision import autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +75,9 @@ class LocalLoss(nn.Module):
     def forward(self, sequences: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the total loss for ``sequences`` (indices), and its two terms if there are two."""
         problem = self._problem
-        predicted, target = problem.predict(self.layer, self._kind, sequences), problem.outputs[sequences]
+        with autocast(problem.inputs.device, problem.settings.compute):
+            predicted = problem.predict(self.layer, self._kind, sequences)
+        target = problem.outputs[sequences]
         mse = normalized_mse(predicted, target, problem.scale[sequences]).mean()
         if self.term is None:
             return mse, {}

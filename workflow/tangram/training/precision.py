@@ -2,11 +2,12 @@
 
 A bfloat16 number has eight significant bits, so an update of less than 1/512 of a weight would be rounded to zero. Each
 forward pass rounds the float32 weights to the dtype of the checkpoint. Nothing changes for float32 parameters, such as
-those of a loss, or for a training in float32.
+those of a loss, or for a training in float32. `autocast` lowers the precision of matrix products alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,16 @@ import torch
 from torch import nn
 
 Dtypes = Mapping[nn.Parameter, torch.dtype]
+
+
+def autocast(device: torch.device, compute: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which matrix products are computed in a dtype; float32 leaves each its operands' dtype.
+
+    Args:
+        device: device of the trained module.
+        compute: ``'float32'`` or ``'bfloat16'``.
+    """
+    return torch.autocast(device.type, torch.bfloat16) if compute == "bfloat16" else contextlib.nullcontext()
 
 
 def promote(module: nn.Module) -> Dtypes:
