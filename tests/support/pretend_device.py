@@ -9,6 +9,7 @@ refuses operations that a GPU refuses:
   indices may index a device's tensor, and copies cross;
 - a generator on another device than the tensor that it fills;
 - conversion of a device's tensor to NumPy;
+- matrices of 8 bits whose products have sizes that no kernel takes (`ALIGNED`);
 - an optimizer's state on the CPU in a fused step (`_fused_adamw_` is not elementwise).
 
 All of PyTorch, including autograd and its checks, sees the reserved device. Python code sees `cuda`: a function mode
@@ -50,7 +51,8 @@ aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy, aten._copy_from}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu
-PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, ATTENTION}
+ALIGNED = {aten._int_mm: (17, 8), aten._scaled_mm: (1, 16)}  # least rows of the first factor; divisor of other sizes
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, ATTENTION, *ALIGNED}
 ONLY = {aten.linalg_lstsq: {"driver": "gels"}}  # drivers that a GPU supports
 FILLING = {aten.masked_fill, aten.masked_fill_, aten.fill, aten.fill_, aten.index_put, aten.index_put_}
 
@@ -137,6 +139,10 @@ def _refuse(func: Any, args: tuple, kwargs: dict, target: torch.device) -> None:
     if generator is not None and generator.device.type != target.type:
         raise RuntimeError(f"Expected a '{target}' device type for generator but found '{generator.device}' ({func})")
     packet, together = func.overloadpacket, [(*args, *kwargs.values())]
+    if packet in ALIGNED:
+        rows, divisor = ALIGNED[packet]
+        if len(args[0]) < rows or any(size % divisor for size in (args[0].shape[1], *args[1].shape)):
+            raise RuntimeError(f"{func}: no kernel for {tuple(args[0].shape)} x {tuple(args[1].shape)}")
     if packet in COPIES:
         return
     if packet in INDEXING and isinstance(args[0], DeviceTensor):
@@ -236,6 +242,7 @@ def pretend() -> Iterator[Counter[str]]:
     torch._C._set_only_lift_cpu_tensors(True)  # makes `torch.tensor(..., device=...)` a copy that is dispatched
     torch.__future__.set_swap_module_params_on_conversion(True)  # `Module.to` keeps objects, so ties stay
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "synchronize": lambda *_: None}
+    cuda["get_device_capability"] = lambda *_: (9, 0)
     # Gradients run in this thread: autograd fixed its number of device threads at the first gradient of the process.
     one_thread = torch.autograd.set_multithreading_enabled(False)
     try:

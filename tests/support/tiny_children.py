@@ -10,7 +10,9 @@ from tangram.blocks import block_class
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.projections import Projections
 from tangram.child.assemble import assemble_state, build_child, build_config
+from tangram.library.quantize import round_to_nearest
 from tangram.models.operators import replace_projections
+from tangram.models.quantized import SCALED
 
 HIDDEN, LAYERS, INTERMEDIATE, VOCABULARY = SIZES["hidden_size"], 5, 48, 64
 OF_CHILDREN = {
@@ -68,18 +70,35 @@ QUANTIZED = Architecture(
 
 
 IN_BF16 = Architecture((LayerChoice("parent@bf16", "parent@bf16"),) * LAYERS, "parent@bf16")
+IN_FP8 = Architecture((LayerChoice("parent@fp8", "width-0.5@fp8"),) * LAYERS, "parent@fp8")
+FACTORS = Architecture(
+    (
+        LayerChoice("lowrank-5@int8", "lowrank-8@bf16"),
+        LayerChoice("lowrank-4@bf16", "lowrank-3@int8"),
+        LayerChoice("lowrank-12@int8", "ntk-6@int8"),  # k and v stay dense, as this rank has no fewer weights
+        *PARENT_ONLY.layers[3:],
+    )
+)
 
 
-def in_int8(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a piece's tensors with its matrices rounded to nearest in int8."""
+def named_by_factor(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a low-rank piece's tensors by the names that its factors have as linear layers."""
+    operators = {name.removesuffix(".up") for name in state if name.endswith(".up")}
+    weights = {f"{o}.{factor}" for o in operators for factor in ("down", "up")}
+    biases = {f"{o}.bias": f"{o}.up.bias" for o in operators}
+    return {f"{name}.weight" if name in weights else biases.get(name, name): t for name, t in state.items()}
+
+
+def in_eight_bits(state: dict[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
+    """Return a piece's tensors with its matrices rounded to nearest in int8 or fp8."""
     tensors = {}
     for name, tensor in state.items():
         if tensor.ndim < 2:
             tensors[name] = tensor
             continue
-        scale = tensor.float().abs().amax(1) / 127
+        rounded, scale = round_to_nearest(tensor.float(), SCALED[precision])
         prefix = name.removesuffix("weight")
-        tensors |= {name: (tensor.float() / scale[:, None]).round().to(torch.int8), f"{prefix}scale": scale}
+        tensors |= {name: rounded, f"{prefix}scale": scale}
         tensors[f"{prefix}smooth"] = torch.ones(tensor.shape[1])
     return tensors
 
@@ -87,14 +106,15 @@ def in_int8(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def pieces(parent: PreTrainedModel):
     """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random.
 
-    The head in bf16 has the parent's weights with the other sign; int8 is rounded to nearest.
+    The head in bf16 has the parent's weights with the other sign; int8 and fp8 are rounded to nearest.
     """
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
-        if variant.endswith("@int8"):
-            return in_int8(piece(kind, variant.removesuffix("@int8"), layer))
-        if kind != "head" and variant.endswith("@bf16"):
-            state = piece(kind, variant.removesuffix("@bf16"), layer)
+        source, _, precision = variant.partition("@")
+        if precision in SCALED:
+            return in_eight_bits(named_by_factor(piece(kind, source, layer)), precision)
+        if kind != "head" and precision:
+            state = named_by_factor(piece(kind, source, layer))
             return {name: tensor.bfloat16() if tensor.ndim > 1 else tensor for name, tensor in state.items()}
         if (kind, variant) == ("head", "parent"):
             return dict(parent.lm_head.state_dict())

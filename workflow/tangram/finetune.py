@@ -19,7 +19,7 @@ from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.text import compare_on_text
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
-from tangram.models.quantized import Int8Linear
+from tangram.models.quantized import ScaledLinear
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import cosine_distance, kl_divergence, span_loss
 from tangram.training.parallel import World
@@ -139,7 +139,7 @@ def finetune(
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the weights of ``child`` in place, except int8 matrices and their scales.
+    """Train the weights of ``child`` in place, except matrices of 8 bits and their scales.
 
     See `Distillation` and `training.loop.train` for arguments and errors.
 
@@ -159,7 +159,7 @@ def finetune(
     )
     child.requires_grad_(True)
     for module in child.modules():
-        if isinstance(module, Int8Linear):  # AdamW's steps are absolute; they exceed the precision of a scale
+        if isinstance(module, ScaledLinear):  # AdamW's steps are absolute; they exceed the precision of a scale
             module.scale.requires_grad_(False)
     parent.requires_grad_(False)
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)

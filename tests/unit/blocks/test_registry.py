@@ -111,13 +111,13 @@ def test_a_precision_is_added_where_the_block_allows_it(name: str, complete: str
     ("precision", "device", "dtype", "message"),
     [
         ("bf16", "cuda", "bfloat16", "bf16 is the run's dtype"),
-        ("int8", "cuda", "float32", "int8 runs on cpu only, not on device: cuda"),
+        ("fp8", "cpu", "float32", "fp8 runs on cuda only, not on device: cpu"),
     ],
 )
 def test_a_precision_must_run_and_differ(precision: str, device: str, dtype: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"here: {message}"):
         grammar.check_runs(precision, "here", device, dtype)
-    grammar.check_runs(precision, "here", "cpu", "float32")
+    grammar.check_runs(precision, "here", "cuda", "float32")
 
 
 def test_every_family_says_all_that_others_ask() -> None:

@@ -215,8 +215,8 @@ MISTAKES = {
     ),
     "a precision of factors": (
         "library/ffn",
-        ["lowrank-64@int8"],
-        "library.ffn[0]: 'lowrank-64@int8': 'lowrank-64' has no precision int8; leave it out",
+        ["monarch@int8"],
+        "library.ffn[0]: 'monarch@int8': 'monarch' has no precision int8; leave it out",
     ),
     "a misspelt variant with a precision": ("library/ffn", ["ffn_60@int8"], "did you mean 'width-0.6@int8'?"),
     "a misspelt parent": ("library/ffn", ["parnt@int8"], "is not a known variant; did you mean 'parent@int8'?"),
@@ -234,7 +234,7 @@ MISTAKES = {
     "a head that is none": (
         "library/head",
         ["lowrank-64"],
-        "library.head[0]: 'lowrank-64' is not a known variant; valid: parent@bf16, parent@int8",
+        "library.head[0]: 'lowrank-64' is not a known variant; valid: parent@bf16, parent@int8, parent@fp8",
     ),
     "a precision that is the run's dtype": (
         None,
@@ -246,10 +246,16 @@ MISTAKES = {
         {"dtype": "bfloat16", "library": {"precisions": {"attention": ["int8", "bf16"]}}},
         "library.precisions.attention[1]: bf16 is the run's dtype",
     ),
-    "a precision that a GPU lacks": (
+    "a precision that is the device's dtype": (
         None,
-        {"device": "cuda", "library": {"ffn": ["no-op", "width-0.5@int8"]}},
-        "library.ffn[1]: 'width-0.5@int8': int8 runs on cpu only, not on device: cuda",
+        {"device": "cuda", "dtype": "auto", "library": {"head": ["parent@bf16"]}},
+        "library.head[0]: 'parent@bf16': bf16 is the run's dtype (dtype: bfloat16); leave the precision out",
+    ),
+    "a dtype of nothing": ("dtype", "int8", "config.dtype"),
+    "a precision that a CPU lacks": (
+        "library/ffn",
+        ["no-op", "width-0.5@fp8"],
+        "library.ffn[1]: 'width-0.5@fp8': fp8 runs on cuda only, not on device: cpu",
     ),
     "shards of pieces with a precision": (
         None,
@@ -447,13 +453,13 @@ def test_without_precisions_all_variants_are_trained_ones() -> None:
 
 
 def test_precisions_expand_the_list_by_what_is_missing() -> None:
-    listed = ["width-0.5@int8", "linear", "no-op", "lowrank-8", "width-0.5"]
+    listed = ["width-0.5@int8", "linear", "no-op", "monarch", "width-0.5"]
     library = library_of(ffn=listed, precisions={"ffn": ["int8", "bf16"]})
     assert library.variants("ffn") == (
         *listed,
         *("parent@int8", "linear@int8", "parent@bf16", "linear@bf16", "width-0.5@bf16"),
     )
-    assert library.distilled("ffn") == ("linear", "no-op", "lowrank-8", "width-0.5")
+    assert library.distilled("ffn") == ("linear", "no-op", "monarch", "width-0.5")
     assert library.variants("attention") == ("no-op",)
 
 
@@ -468,6 +474,20 @@ def test_a_listed_precision_and_an_expanded_one_are_equal() -> None:
     listed, expanded = library_of(head=["parent@bf16"]), library_of(precisions={"head": ["bf16"]})
     assert listed.variants("head") == expanded.variants("head") == ("parent@bf16",)
     assert listed.distilled("head") == ()
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_auto_is_the_dtype_of_the_device(device: str, dtype: str) -> None:
+    assert parse(DEFAULT | {"device": device, "dtype": "auto"}) == parse(DEFAULT | {"device": device, "dtype": dtype})
+    assert parse(DEFAULT | {"device": device}).dtype == "float32"
+
+
+def test_a_gpu_has_all_precisions() -> None:
+    precisions = {kind: ["bf16", "int8", "fp8"] for kind in ("attention", "ffn", "head")}
+    library = DEFAULT["library"] | {"precisions": precisions}
+    config = parse(DEFAULT | {"device": "cuda", "library": library})
+    assert config.library.uniform_precisions() == ("bf16", "int8", "fp8")
+    assert "uniform-fp8" in config.solutions(config.primary_target)
 
 
 def test_only_the_primary_target_has_uniform_rivals() -> None:

@@ -31,7 +31,9 @@ from tangram.library.quantize import (
 from tangram.models.by_layer import load_by_layer
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.loading import load_model
+from tangram.models.operators import separate_factors
 from tangram.models.packed import PackedLinear, pack
+from tangram.models.quantized import Fp8Linear, Int8Linear
 from tangram.models.replace import replace_head, replace_subblocks
 from tangram.tables import CORPUS, LIBRARY, read_table, write_table
 
@@ -89,10 +91,19 @@ def test_compensation_lowers_the_error_on_correlated_inputs():
     assert direct.item() == pytest.approx(compensated, rel=1e-3)
 
 
-def test_nothing_is_compensated_on_uncorrelated_inputs():
+def test_compensation_lowers_the_error_of_float8_too():
+    weight, moment = seeded(12, 160, seed=3), Statistics.of(correlated(500, 160)).moment
+    nearest, compensated = round_to_nearest(weight, Fp8Linear), round_compensated(weight, moment, Fp8Linear)
+    assert nearest[0].dtype == compensated[0].dtype == torch.float8_e4m3fn
+    assert torch.equal(nearest[1], weight.abs().amax(1) / 448)
+    assert error_on(moment, weight, *compensated) < 0.5 * error_on(moment, weight, *nearest)
+
+
+@pytest.mark.parametrize("layer", [Int8Linear, Fp8Linear])
+def test_nothing_is_compensated_on_uncorrelated_inputs(layer):
     weight, diagonal = seeded(12, 96), seeded(96, seed=1).abs().double() + 0.1
     for plain, compensated in zip(
-        round_to_nearest(weight), round_compensated(weight, torch.diag(diagonal)), strict=True
+        round_to_nearest(weight, layer), round_compensated(weight, torch.diag(diagonal), layer), strict=True
     ):
         assert torch.equal(plain, compensated)
 
@@ -137,7 +148,7 @@ def test_half_smoothing_makes_inputs_and_weights_equally_large():
 def test_compensation_is_of_the_smoothed_inputs():
     inputs, weight = correlated(500, 32) * torch.logspace(-1, 1, 32), seeded(8, 32, seed=3)
     statistics = Statistics.of(inputs)
-    tensors = quantize._int8({"a.weight": weight}, [(["a"], statistics)], 0.5, compensated=True)
+    tensors = quantize._rounded({"a.weight": weight}, [(["a"], statistics)], Int8Linear, 0.5, compensated=True)
     smooth = smoothing(statistics, [weight], 0.5)
     rounded, scale = round_compensated(weight / smooth, Statistics.of(inputs * smooth).moment)
     assert torch.equal(tensors["a.smooth"], smooth)
@@ -174,7 +185,11 @@ def quantized_layer(model, kind: str, variant: str, weights):
     return replace_subblocks(decoder_layers(model)[1], model.config, 1, entries, {kind: weights})
 
 
-VARIANTS = [("attention", "parent@int8"), ("ffn", "parent@int8"), ("attention", "parent@bf16"), ("ffn", "linear@int8")]
+VARIANTS = [
+    *(("attention", "parent@int8"), ("ffn", "parent@int8"), ("attention", "parent@bf16"), ("ffn", "linear@int8")),
+    *(("ffn", "parent@fp8"), ("attention", "lowrank-4@int8"), ("ffn", "lowrank-8@bf16"), ("ffn", "ntk-8@fp8")),
+]
+TYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def source_of(problem: LayerDistillation, kind: str, variant: str):
@@ -196,18 +211,19 @@ def test_losses_are_those_of_the_float_and_the_quantized_piece(model, kind, vari
         assert piece.loss_before == pytest.approx(problem.held_out_loss(float_layer, kind))
         assert piece.loss_after == pytest.approx(piece.loss_before, rel=0.1)
     matrices = {name: tensor for name, tensor in piece.weights.items() if tensor.ndim > 1}
-    assert {t.dtype for t in matrices.values()} == {torch.int8 if variant.endswith("int8") else torch.bfloat16}
+    assert {t.dtype for t in matrices.values()} == {TYPES[variant.partition("@")[2]]}
     expected = dict(subblock(decoder_layers(model)[1], kind).state_dict()) if source is None else source
     for name, tensor in expected.items():
-        if tensor.ndim == 1:  # biases and norms
+        if tensor.ndim == 1:  # biases and norms; the second factor has the bias of both
+            name = name if name in piece.weights else name.replace(".bias", ".up.bias")
             assert torch.equal(piece.weights[name], tensor), name
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
 def test_the_candidate_of_least_held_out_loss_is_kept(model, kind, monkeypatch):
     problem, tried, losses = problem_of(model), [], []
-    build, measure = quantize._int8, problem.held_out_loss
-    monkeypatch.setattr(quantize, "_int8", lambda *a, **k: tried.append(build(*a, **k)) or tried[-1])
+    build, measure = quantize._rounded, problem.held_out_loss
+    monkeypatch.setattr(quantize, "_rounded", lambda *a, **k: tried.append(build(*a, **k)) or tried[-1])
     monkeypatch.setattr(problem, "held_out_loss", lambda *a: losses.append(measure(*a)) or losses[-1])
     piece = quantize_subblock(problem, kind, "parent@int8", None)
     assert len(losses) == 1 + len(EXPONENTS) + 1  # the float piece, exponents, and one compensated rounding
@@ -244,7 +260,20 @@ def test_statistics_are_of_each_matrixs_own_inputs(model):
     torch.testing.assert_close(groups["down_proj",].largest, hidden.abs().amax(0))
 
 
-@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16"])
+def test_statistics_are_of_each_factors_own_inputs(model):
+    problem = problem_of(model)
+    layer = replaced(model, 1, "ffn", "lowrank-8", source_of(problem, "ffn", "lowrank-8"))
+    separate_factors(layer.mlp)
+    linears = {name: module for name, module in layer.mlp.named_modules() if isinstance(module, torch.nn.Linear)}
+    groups = {tuple(names): s for names, s in quantize._groups(problem, layer, "ffn", linears)}
+    own = [(f"{name}_proj.{f}",) for name, f in (("gate", "up"), ("up", "up"), ("down", "down"), ("down", "up"))]
+    assert groups.keys() == {("gate_proj.down", "up_proj.down"), *own}
+    inputs = problem.calibration("ffn").inputs
+    torch.testing.assert_close(groups["gate_proj.up",].largest, layer.mlp.gate_proj.down(inputs).abs().amax(0))
+    torch.testing.assert_close(groups["gate_proj.down", "up_proj.down"].largest, inputs.abs().amax(0))
+
+
+@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16", "parent@fp8"])
 def test_the_heads_loss_is_its_kl(model, variant):
     tokens = tokens_for(model)
     piece = quantize_head(model, StreamedActivations(model, tokens, 4), variant, 0.25)
@@ -310,14 +339,16 @@ def job(tiny_parent, tmp_path):
         ("attention", "parent@int8", range(1, 3)),
         ("ffn", "parent@bf16", range(0, 2)),
         ("ffn", "width-0.5@int8", range(1, 2)),
+        ("ffn", "lowrank-8@fp8", range(1, 2)),
         ("head", "parent@int8", range(0, 1)),
     ],
 )
 def test_the_command_writes_the_same_pieces_again_and_by_layer(job, kind, variant, layers):
     parent, folder, run = job
     source = None
-    if variant.startswith("width"):
-        weights = problem_of(load_model(parent).requires_grad_(False)).distill(kind, "width-0.5", seed=0).weights
+    if not variant.startswith("parent"):
+        name = variant.partition("@")[0]
+        weights = problem_of(load_model(parent).requires_grad_(False)).distill(kind, name, seed=0).weights
         source = folder / "source.safetensors"
         write_tensors(source, {tensor_name(1, kind, name): tensor for name, tensor in weights.items()}, {})
     first, table = run("first", kind, variant, layers, source)

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_children import (
     CONFIGS,
+    FACTORS,
     IN_BF16,
+    IN_FP8,
     INTERMEDIATE,
     LAYERS,
     MIXED,
@@ -268,11 +270,13 @@ def test_checkpoint_loads_where_this_package_cannot_be_imported(tmp_path):
     padded = nn.functional.pad(TOKENS, (2, 0), value=0)
     mask = (torch.arange(padded.shape[1]) >= 2).long().expand(2, -1).contiguous()
     children = [(name, a) for name in CONFIGS for a in (MIXED, STRUCTURED, QUANTIZED)] + [("qwen2", IN_BF16)]
+    children += [("qwen2", FACTORS), ("llama-biases", IN_FP8)]
     children += [("llama", NO_ATTENTION), ("mistral-sliding", NO_ATTENTION), ("llama", UNIFORM), ("llama", PARENT_ONLY)]
     (tmp_path / "parent").mkdir()
     for index, (name, architecture) in enumerate(children):
         child = child_of(random_model(CONFIGS[name]), architecture)
         named = {UNIFORM: "-stock", PARENT_ONLY: "-stock", QUANTIZED: "-in-int8", IN_BF16: "-in-bf16"}
+        named |= {FACTORS: "-in-factors", IN_FP8: "-in-fp8"}
         folder = tmp_path / "children" / f"{index}-{name}{named.get(architecture, '')}"
         save_child(child, child.config, tmp_path / "parent", folder, {})
         generated = child.generate(padded, attention_mask=mask, max_new_tokens=4, do_sample=False)

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 from test_quantized import int8_layer, seeded
-from tiny_children import HIDDEN, IN_BF16, MIXED, QUANTIZED, VOCABULARY, child_of
+from tiny_children import FACTORS, HIDDEN, IN_BF16, IN_FP8, MIXED, QUANTIZED, VOCABULARY, child_of
 from torch import nn
 
 from tangram.models import packed
 from tangram.models.packed import PackedLinear, Part, pack
 from tangram.models.packed_attention import PackedAttention
-from tangram.models.quantized import BFloat16Linear
+from tangram.models.quantized import BFloat16Linear, ScaledLinear
 
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 
@@ -108,7 +108,9 @@ def test_a_packed_parent_computes_what_it_did(parent):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("architecture", "tolerance"), [(MIXED, 1e-6), (IN_BF16, 2e-2), (QUANTIZED, 1e-2)], ids=["mixed", "bf16", "int8"]
+    ("architecture", "tolerance"),
+    [(MIXED, 1e-6), (IN_BF16, 2e-2), (QUANTIZED, 1e-2), (IN_FP8, 1e-2), (FACTORS, 2e-2)],
+    ids=["mixed", "bf16", "int8", "fp8", "factors"],
 )
 def test_a_packed_child_computes_what_it_did(parent, architecture, tolerance):
     """In int8, a last bit of an input may round it to the next integer."""
@@ -117,6 +119,14 @@ def test_a_packed_child_computes_what_it_did(parent, architecture, tolerance):
     logits = child_of(parent, architecture).pack()(TOKENS).logits
     assert logits.dtype == expected.dtype
     assert (logits - expected).norm() < tolerance * expected.norm()
+
+
+@torch.no_grad()
+def test_the_factors_of_operators_are_packed(llama):
+    fast = child_of(llama, FACTORS).pack()
+    linear = of_kind(fast, PackedLinear)
+    assert {f"model.layers.0.mlp.gate_proj.{factor}" for factor in ("down", "up")} <= set(linear)
+    assert of_kind(fast, nn.Linear) == of_kind(fast, ScaledLinear) == []
 
 
 @torch.no_grad()

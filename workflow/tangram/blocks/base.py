@@ -24,7 +24,7 @@ HEAD: Kind = "head"  # the LM head, once per model
 HEAD_SHARD = "00-00"  # the name of the head's only shard in the library and the scores
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
-PRECISIONS = ("bf16", "int8")  # number formats of matrices, besides the run's dtype
+PRECISIONS = ("bf16", "int8", "fp8")  # number formats of matrices, besides the run's dtype
 FITTED_TOKENS = 16_384  # tokens per chunk: intermediate values of a whole split would not fit a GPU
 LARGEST_COUNT = 999_999_999
 

@@ -9,7 +9,7 @@ from tangram.blocks.base import HEAD, PARENT, PRECISIONS, Block, Variant
 from tangram.blocks.registry import block_class, registry
 from tangram.errors import nearest
 
-DEVICES = {"bf16": ("cpu", "cuda"), "int8": ("cpu",)}  # the devices with kernels, by precision
+DEVICES = {"bf16": ("cpu", "cuda"), "int8": ("cpu", "cuda"), "fp8": ("cuda",)}  # those with kernels, by precision
 DTYPES = {"bf16": "bfloat16"}  # the dtype of a run whose matrices all have the precision
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import register
+from tangram.blocks.base import PRECISIONS, register
 from tangram.blocks.projections import Projections
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class LowRank(Projections):
 
     family, form, sizes = "lowrank", "lowrank-R", int
     label, hue = "r{size}", ("#b5d6a3", "#3b7d2e")
+    precisions = PRECISIONS
 
     def weights_of(self, columns: int, rows: int) -> float:
         """Return the weights of both factors; infinite if R exceeds the matrix's largest possible rank."""

@@ -39,7 +39,7 @@ class Projections(Block):
     """Replaces every matrix of a subblock whose operator has fewer weights; the other matrices do not change."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
-    precisions: ClassVar[tuple[str, ...]] = ()  # their factors are no matrices of nn.Linear
+    precisions: ClassVar[tuple[str, ...]] = ()  # unless all factors are dense matrices
 
     @abstractmethod
     def weights_of(self, columns: int, rows: int) -> float:
@@ -62,7 +62,7 @@ class Projections(Block):
         """Return the operator that replaces a matrix, or None if it has no fewer weights."""
         from tangram.models.operators import structured_linear
 
-        return structured_linear(str(self.variant), columns, rows, bias)
+        return structured_linear(str(self.variant.source), columns, rows, bias)
 
     def overrides(self) -> dict[str, Any]:
         """Return the entry from which `models/modeling_tangram.py` builds the operators.
@@ -76,7 +76,7 @@ class Projections(Block):
             operators = [self.operator(self.shape.hidden, inner, False) for inner in self._inner_widths()]
         if not any(operators):
             raise TangramError(f"{self.kind} '{self.variant}'{self._no_fewer_weights()}")
-        return {"structured": [f"{CONFIG_NAME[self.kind]}={self.variant}"]}
+        return {"structured": [f"{CONFIG_NAME[self.kind]}={self.variant.source}"]}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit every operator to its matrix on the calibration tokens; copy the parent's biases."""

@@ -23,7 +23,7 @@ from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
 from tangram.models import configuration_tangram, modeling_tangram, operators, packed, packed_attention, quantized
 from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
-from tangram.models.loading import check_parent, model_class
+from tangram.models.loading import check_parent, is_finite, model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -36,6 +36,7 @@ CODE = {  # copied into a child that stock code cannot run, under the names with
     "packed_attention.py": packed_attention,
     "quantized.py": quantized,
 }
+PRECISION_DTYPES = (torch.bfloat16, *(layer.dtype for layer in quantized.SCALED.values()))
 WEIGHTS_FILE = "model.safetensors"
 # A child gets the parent's other files: tokenizer, chat templates and generation config.
 NOT_COPIED = ("*.safetensors*", "*.bin*", "config.json", "provenance.json", "README*")
@@ -112,7 +113,7 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
             prefixes.append(f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
         for name, tensor in library(kind, variant, layer).items():
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 raise TangramError(
                     f"library: {kind} {variant} of layer {layer} holds NaN or infinite values in '{name}'; "
                     "delete this variant's library files and run again"
@@ -158,7 +159,7 @@ def check_fits(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], where
                 f"{where}: '{name}' is {actual}, but the child's config asks for {required}; "
                 "weights and config are not of one parent: delete both and run again"
             )
-    return {name: t.dtype for name, t in tensors.items() if t.dtype in (torch.int8, torch.bfloat16)}
+    return {name: t.dtype for name, t in tensors.items() if t.dtype in PRECISION_DTYPES}
 
 
 def build_child(config: PreTrainedConfig, state: State) -> Any:

@@ -22,12 +22,15 @@ def measure_costs(
     runtime.start()
     from tqdm import tqdm
 
+    from tangram.blocks import Variant
     from tangram.blocks.registry import modules_of_variants
     from tangram.config.limits import check_length
     from tangram.costs.torch_engine import measure
+    from tangram.models.capability import check_capability
     from tangram.provenance import provenance
     from tangram.tables import COSTS, write_table
 
+    check_capability([Variant.parse(variant).precision], runtime.device)
     sections = json.loads(settings)
     scenarios = {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()}
     parent_config = json.loads(Path(parent, "config.json").read_text())

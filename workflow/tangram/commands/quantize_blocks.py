@@ -28,7 +28,7 @@ def quantize_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import HEAD
+    from tangram.blocks import HEAD, Variant
     from tangram.blocks.registry import modules_of_variants
     from tangram.config import BlockDistillation
     from tangram.corpus.tokens import read_tokens
@@ -37,12 +37,14 @@ def quantize_blocks(
     from tangram.library.pieces import read_piece, tensor_name
     from tangram.library.quantize import quantize_head, quantize_subblock
     from tangram.models.by_layer import load_by_layer
+    from tangram.models.capability import check_capability
     from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import LIBRARY, write_table
 
     section = BlockDistillation.model_validate_json(settings)
     kind, variant = pieces.kind, pieces.variant
+    check_capability([Variant.parse(variant).precision], runtime.device)
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     model.requires_grad_(False)
     input_ids = read_tokens(corpus)

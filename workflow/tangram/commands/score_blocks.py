@@ -23,11 +23,12 @@ def score_blocks(
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import HEAD
+    from tangram.blocks import HEAD, Variant
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
     from tangram.models.by_layer import load_by_layer, materialize
+    from tangram.models.capability import check_capability
     from tangram.models.families import decoder_layers, shape_of
     from tangram.models.loading import load_model
     from tangram.models.replace import replace_head, replace_subblocks
@@ -36,6 +37,7 @@ def score_blocks(
     from tangram.tables import SCORES, write_table
 
     section = Scores.model_validate_json(settings)
+    check_capability([Variant.parse(pieces.variant).precision], runtime.device)
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)

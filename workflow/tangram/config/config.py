@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tangram.blocks import grammar
 from tangram.blocks.base import HEAD, KINDS, NO_OP
@@ -25,8 +25,10 @@ class Config(Section):
     run: Name = Field(description="Folder under `results/`.")
     seed: int = Field(0, ge=0, le=LARGEST, description="Seed of all random numbers.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device that models run on.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Data type of weights and activations; weights in training are float32."
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="Data type of weights and activations; `auto`: bfloat16 on `cuda`, float32 on `cpu`. Weights in "
+        "training are float32.",
     )
     parent: Parent = Field(description="The model to make faster.")
     corpus: Corpus = Field(description="Text.")
@@ -41,6 +43,12 @@ class Config(Section):
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
     studies: Studies = Field(Studies(), description="Reproductions of papers; not part of the main job.")
+
+    @field_validator("dtype")
+    @classmethod
+    def _of_device(cls, dtype: str, info: ValidationInfo) -> str:
+        """Replace `auto`. A measured choice would change results between machines, and CPU scores need float32."""
+        return {"cuda": "bfloat16"}.get(info.data.get("device", ""), "float32") if dtype == "auto" else dtype
 
     @model_validator(mode="after")
     def _names(self) -> Config:

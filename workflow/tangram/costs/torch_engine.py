@@ -32,7 +32,7 @@ from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_
 from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.models.packed import PackedLinear, pack
-from tangram.models.quantized import LARGEST, Int8Linear, with_precision
+from tangram.models.quantized import LARGEST, Fp8Linear, Int8Linear, ScaledLinear, with_precision
 from tangram.timing import interquartile_range, median_and_error
 
 # Every job times the parent's subblock, and a no-op completes the layers of its stack.
@@ -82,6 +82,9 @@ def randomize(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Int8Linear):
             part.weight.random_(-LARGEST, LARGEST + 1)
+        elif isinstance(part, Fp8Linear):
+            part.weight.copy_(torch.empty_like(part.weight, dtype=torch.float32).uniform_(-part.largest, part.largest))
+        if isinstance(part, ScaledLinear):
             part.smooth.copy_(torch.linspace(0.5, 2.0, part.in_features))
 
 

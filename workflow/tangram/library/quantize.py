@@ -1,9 +1,10 @@
 """Quantization of pieces after training, in closed form from their inputs on the distill split.
 
-int8 pieces are smoothed (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438): a factor per input channel moves the range
-of the inputs into the weights, equal for all matrices with the same input. The exponent with the smallest held-out loss
-is chosen per piece. Then the weights are rounded to nearest, or with compensation of the rounding error (GPTQ, Frantar
-et al. 2023, arXiv 2210.17323), whichever gives the smaller held-out loss.
+Pieces in int8 or fp8 are smoothed (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438): a factor per input channel
+moves the range of the inputs into the weights, equal for all matrices with the same input. The exponent with the
+smallest held-out loss is chosen per piece. Then the weights are rounded to nearest, or with compensation of the
+rounding error (GPTQ, Frantar et al. 2023, arXiv 2210.17323), whichever gives the smaller held-out loss. Each factor of
+a low-rank operator is a matrix of its own, with its own inputs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from tangram.blocks.base import FITTED_TOKENS
 from tangram.library.distill import LayerDistillation
 from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, subblock
+from tangram.models.operators import separate_factors
 from tangram.models.packed import SAME_INPUT
-from tangram.models.quantized import LARGEST
+from tangram.models.quantized import SCALED, Int8Linear, ScaledLinear
 from tangram.models.replace import replace_head, replace_subblocks
 
 if TYPE_CHECKING:
@@ -88,45 +90,48 @@ def smoothing(statistics: Statistics, weights: list[torch.Tensor], exponent: flo
     return rows.clamp_min(1e-5) ** (1 - exponent) / inputs**exponent
 
 
-def round_to_nearest(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a float32 matrix ``(out, in)`` to int8 with a scale per row, ``(out,)``."""
-    scale = weight.abs().amax(1).clamp_min(1e-12) / LARGEST
-    return (weight / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+def round_to_nearest(weight: torch.Tensor, layer: type[ScaledLinear] = Int8Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a float32 matrix ``(out, in)`` to a class's dtype with a scale per row, ``(out,)``."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / layer.largest
+    return layer.rounded(weight / scale[:, None]), scale
 
 
-def round_compensated(weight: torch.Tensor, moment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def round_compensated(
+    weight: torch.Tensor, moment: torch.Tensor, layer: type[ScaledLinear] = Int8Linear
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Round column by column; the columns that remain compensate the error on the inputs (GPTQ).
 
     Args:
         weight: float32, ``(out, in)``.
         moment: second moments of the inputs, ``(in, in)``, float64.
+        layer: the class whose dtype the weights get.
     """
-    _, scale = round_to_nearest(weight)
+    _, scale = round_to_nearest(weight, layer)
     damped = moment + DAMPING * moment.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moment)).to(moment)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
-    weight, rounded = weight.clone(), torch.empty_like(weight, dtype=torch.int8)
+    weight, rounded = weight.clone(), torch.empty_like(weight, dtype=layer.dtype)
     for first in range(0, weight.shape[1], COLUMNS):
         block = slice(first, min(first + COLUMNS, weight.shape[1]))
         columns, errors = weight[:, block].t().contiguous(), []  # by column, so that updates read adjacent memory
         local = factor[block, block]
         for j in range(len(columns)):
-            q = (columns[j] / scale).round().clamp(-LARGEST, LARGEST)
-            rounded[:, first + j] = q.to(torch.int8)
-            error = (columns[j] - q * scale) / local[j, j]
+            q = rounded[:, first + j] = layer.rounded(columns[j] / scale)
+            error = (columns[j] - q.float() * scale) / local[j, j]
             columns[j + 1 :] -= local[j, j + 1 :, None] * error
             errors.append(error)
         weight[:, block.stop :] -= torch.stack(errors, dim=1) @ factor[block, block.stop :]
     return rounded, scale
 
 
-def _int8(
+def _rounded(
     float_weights: Mapping[str, torch.Tensor],
     groups: list[tuple[list[str], Statistics]],
+    layer: type[ScaledLinear],
     exponent: float,
     compensated: bool,
 ) -> Tensors:
-    """Return the tensors of a piece in int8: its matrices by groups of equal inputs; other tensors do not change."""
+    """Return the tensors of a piece of 8 bits: its matrices by groups of equal inputs; other tensors do not change."""
     tensors = {name: t for name, t in float_weights.items() if name.removesuffix(".weight") not in _names(groups)}
     for names, statistics in groups:
         matrices = [float_weights[f"{name}.weight"] for name in names]
@@ -134,7 +139,9 @@ def _int8(
         moment = statistics.moment * torch.outer(smooth, smooth).double()
         for name, matrix in zip(names, matrices, strict=True):
             weight = matrix.float() / smooth
-            rounded, scale = round_compensated(weight, moment) if compensated else round_to_nearest(weight)
+            rounded, scale = (
+                round_compensated(weight, moment, layer) if compensated else round_to_nearest(weight, layer)
+            )
             tensors |= {f"{name}.weight": rounded, f"{name}.scale": scale, f"{name}.smooth": smooth.clone()}
     return tensors
 
@@ -143,18 +150,19 @@ def _names(groups: list[tuple[list[str], Statistics]]) -> set[str]:
     return {name for names, _ in groups for name in names}
 
 
-def _best_int8(
+def _best(
     float_weights: Mapping[str, torch.Tensor],
     groups: list[tuple[list[str], Statistics]],
+    layer: type[ScaledLinear],
     loss: Callable[[Tensors], float],
 ) -> tuple[Tensors, float, str]:
     """Return the tensors with the smallest loss over exponents and roundings, the loss, and the rounding's name."""
     candidates = []
     for exponent in EXPONENTS:
-        tensors = _int8(float_weights, groups, exponent, compensated=False)
+        tensors = _rounded(float_weights, groups, layer, exponent, compensated=False)
         candidates.append((loss(tensors), exponent, "nearest", tensors))
     value, exponent, rounding, tensors = min(candidates, key=lambda c: c[0])
-    second = _int8(float_weights, groups, exponent, compensated=True)
+    second = _rounded(float_weights, groups, layer, exponent, compensated=True)
     if (compensated := loss(second)) < value:
         value, rounding, tensors = compensated, "compensated", second
     return tensors, value, f"{rounding}, smoothing {exponent:g}"
@@ -181,21 +189,25 @@ def quantize_subblock(
     """
     config = problem.model.config
     block = get_block(kind, variant, Shape.of(config))
+    precision = block.variant.precision
+    assert precision is not None  # rule `distill_blocks` makes the others
     parent_layer = materialize(problem.layer)
     weights = dict(subblock(parent_layer, kind).state_dict() if source is None else source)
     layer = replace_subblocks(parent_layer, config, problem.index, block.overrides(), {kind: weights})
     before = problem.held_out_loss(layer, kind)
+    separate_factors(subblock(layer, kind))
+    weights = dict(subblock(layer, kind).state_dict())
 
     def loss(tensors: Tensors) -> float:
         quantized = replace_subblocks(parent_layer, config, problem.index, block.entries(), {kind: tensors})
         return problem.held_out_loss(quantized, kind)
 
-    linears = {n: m for n, m in subblock(layer, kind).named_children() if isinstance(m, nn.Linear)}
-    if block.variant.precision == "bf16":
+    linears = {n: m for n, m in subblock(layer, kind).named_modules() if isinstance(m, nn.Linear)}
+    if precision == "bf16":
         tensors = _bf16(weights, set(linears))
         return Quantized(tensors, before, loss(tensors), "nearest")
     groups = _groups(problem, layer, kind, linears)
-    tensors, after, rounding = _best_int8(weights, groups, loss)
+    tensors, after, rounding = _best(weights, groups, SCALED[precision], loss)
     return Quantized(tensors, before, after, rounding)
 
 
@@ -203,7 +215,7 @@ def _groups(
     problem: LayerDistillation, layer: nn.Module, kind: str, linears: Mapping[str, nn.Linear]
 ) -> list[tuple[list[str], Statistics]]:
     """Return the names of matrices with equal inputs, and the statistics of these on the training sequences."""
-    groups = [[name for name in names if name in linears] for names in SAME_INPUT]
+    groups = [[name for name in linears if name.removesuffix(".down") in names] for names in SAME_INPUT]
     grouped = {name for names in groups for name in names}
     groups = [names for names in [*groups, *([name] for name in linears if name not in grouped)] if names]
     statistics: dict[str, Statistics] = {}
@@ -258,5 +270,6 @@ def quantize_head(model: PreTrainedModel, states: Activations, variant: str, hol
     def loss_of_named(tensors: Tensors) -> float:
         return loss({name.removeprefix("head."): tensor for name, tensor in tensors.items()})
 
-    tensors, after, rounding = _best_int8(named, [(["head"], Statistics.of(training))], loss_of_named)
+    groups = [(["head"], Statistics.of(training))]
+    tensors, after, rounding = _best(named, groups, SCALED[precision], loss_of_named)
     return Quantized({name.removeprefix("head."): t for name, t in tensors.items()}, 0.0, after, rounding)

@@ -15,6 +15,7 @@ import torch
 
 from tangram.errors import TangramError
 from tangram.files import check_tensors, sha256_of
+from tangram.models.capability import check_capability
 from tangram.models.families import CHILD_PREFIX, Shape, read_config, shape_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 FLOATING = {"F64", "F32", "F16", "BF16"}  # safetensors' names of the accepted types of weights
+EIGHT_BITS = {"I8", "F8_E4M3"}  # of matrices in a child with precisions
 REMEDY = "replace the checkpoint, or delete it and run again"
 
 
@@ -80,18 +82,24 @@ def check_files(folder: Path) -> None:
                 types = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 (it is not a dict)
         except (SafetensorError, OSError) as error:
             raise TangramError(f"{shard} is truncated or corrupt ({error}); {REMEDY}") from error
-        allowed = FLOATING | {"I8"} if has_precisions(folder) else FLOATING
+        allowed = FLOATING | EIGHT_BITS if has_precisions(folder) else FLOATING
         if quantized := sorted(types - allowed):
             raise TangramError(f"{shard} is quantized (type {', '.join(quantized)}); dequantize it first")
         check_tensors(shard, ours=False)
     check_parent(folder)
 
 
-def has_precisions(folder: Path) -> bool:
-    """Return whether a checkpoint is a child with matrices in a precision of their own (`models.quantized`)."""
-    config = read_config(folder)
+def precisions_of(config: PreTrainedConfig) -> set[str]:
+    """Return the precisions of a child's subblocks and LM head (`models.quantized`); none for other models."""
     layers = getattr(config, "per_layer_config", None) or ()
-    return bool(getattr(config, "head_precision", None) or any(getattr(layer, "precision", []) for layer in layers))
+    entries = [entry for layer in layers for entry in getattr(layer, "precision", [])]
+    head = getattr(config, "head_precision", None)
+    return {entry.partition("=")[2] for entry in entries} | ({head} if head else set())
+
+
+def has_precisions(folder: Path) -> bool:
+    """Return whether a checkpoint is a child with matrices in a precision of their own."""
+    return bool(precisions_of(read_config(folder)))
 
 
 def shard_names(index: Path) -> list[str]:
@@ -115,6 +123,11 @@ def check_parent(folder: Path) -> None:
         raise TangramError(f"{folder / WEIGHTS} does not match the checksum in {record}; delete it and run again")
 
 
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds neither NaN nor infinite values; torch's own test knows no float8."""
+    return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor).all())
+
+
 def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     for fault, keys in (
         ("lacks tensors", info["missing_keys"]),
@@ -125,7 +138,7 @@ def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]
             names = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise TangramError(f"{folder} {fault}: {names}; {REMEDY}")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise TangramError(f"{folder}: weight {name} holds NaN or infinite values; {REMEDY}")
 
 
@@ -138,12 +151,14 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
         device: ``'cpu'`` or ``'cuda'``.
 
     Raises:
-        TangramError: the checkpoint is missing, damaged, incomplete, not finite, pickled or of an unknown family.
+        TangramError: the checkpoint is missing, damaged, incomplete, not finite, pickled or of an unknown family, or
+            has a precision that this machine's GPU lacks.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise TangramError(f"checkpoint folder {folder} does not exist")
     config = config_of(folder)
+    check_capability(precisions_of(config), device)
     check_files(folder)
     quieten()
     try:

@@ -33,7 +33,7 @@ from .configuration_tangram import (
     TangramQwen2Config,
     TangramQwen3Config,
 )
-from .operators import replace_projections
+from .operators import replace_projections, separate_factors
 from .packed import pack
 from .quantized import set_precision, with_precision
 
@@ -86,7 +86,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
             for entry in getattr(config, "precision", []):
                 kind, _, precision = entry.partition("=")
-                set_precision(self.self_attn if kind == "attention" else self.mlp, precision)
+                subblock = self.self_attn if kind == "attention" else self.mlp
+                separate_factors(subblock)
+                set_precision(subblock, precision)
             # A skipped subblock has no norm either; the residual stays.
             if "attention" in skip:
                 self.input_layernorm = self.self_attn = None

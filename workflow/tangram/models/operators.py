@@ -9,6 +9,7 @@ matrix.
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeAlias
@@ -134,9 +135,25 @@ class StructuredLinear(nn.Module):
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
+    def factors(self) -> "Factors":
+        """Return the operator as linear layers that share its tensors.
+
+        Raises:
+            NotImplementedError: its factors are no dense matrices.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is no product of dense matrices")
+
     def extra_repr(self) -> str:
         """Describe the shape."""
         return f"{self.in_features} -> {self.out_features}, {self.stored_weights()} weights"
+
+
+class Factors(nn.Sequential):
+    """``y = U V x + b`` as two linear layers, `down` and `up`, each of which may have a precision."""
+
+    def __init__(self, down: nn.Linear, up: nn.Linear):
+        super().__init__(OrderedDict(down=down, up=up))
+        self.in_features, self.out_features = down.in_features, up.out_features
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -166,6 +183,15 @@ class LowRankLinear(StructuredLinear):
         if form == "dense":
             return self.in_features * self.out_features
         return self.rank * (self.in_features + self.out_features)
+
+    def factors(self) -> Factors:
+        """Return V and U as linear layers; U has the bias."""
+        down = nn.Linear(self.in_features, self.rank, bias=False)
+        up = nn.Linear(self.rank, self.out_features, self.bias is not None)
+        down.weight, up.weight = nn.Parameter(self.down.detach()), nn.Parameter(self.up.detach())
+        if self.bias is not None:
+            up.bias = self.bias
+        return Factors(down, up)
 
 
 # Builds an operator of one family of variants from columns, rows, the number in the variant's name (0 without) and
@@ -225,3 +251,14 @@ def replace_projections(subblock: nn.Module, variant: str) -> nn.Module:
             if operator is not None:
                 setattr(subblock, name, operator)
     return subblock
+
+
+def separate_factors(subblock: nn.Module) -> None:
+    """Replace a subblock's operators by their factors, in place, so that each can have a precision.
+
+    Raises:
+        NotImplementedError: an operator's factors are no dense matrices.
+    """
+    for name, operator in list(subblock.named_children()):
+        if isinstance(operator, StructuredLinear):
+            setattr(subblock, name, operator.factors())

@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional
 
 from .packed_attention import PackedAttention, Rotation, neighbors
-from .quantized import LARGEST, ZERO_POINT, BFloat16Linear, Int8Linear, round_tokens
+from .quantized import ZERO_POINT, BFloat16Linear, Fp8Linear, Int8Linear, ScaledLinear, round_tokens
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+PACKABLE = (nn.Linear, BFloat16Linear, Int8Linear, Fp8Linear)
 
 Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
 
@@ -55,19 +56,22 @@ def _onednn_int8(weight: torch.Tensor, scale: torch.Tensor) -> Kernel:
     )
 
 
-def _int8_kernel(weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor) -> Kernel:
-    """Return the product of `Int8Linear` for its weight, scale and smoothing factors."""
+def _scaled_kernel(
+    layer: type[ScaledLinear], weight: torch.Tensor, scale: torch.Tensor, smooth: torch.Tensor
+) -> Kernel:
+    """Return the product of a class of layers for weight, scale and smoothing factors."""
     scaled = not bool((smooth == 1).all())
-    scale = scale / LARGEST
-    exact = weight.device.type == "cpu" and _onednn_is_exact()
+    scale = scale / layer.largest
+    exact = layer is Int8Linear and weight.device.type == "cpu" and _onednn_is_exact()
     product = _onednn_int8(weight, scale) if exact else None
 
     def kernel(x: torch.Tensor) -> torch.Tensor:
-        codes, largest = round_tokens(x * smooth if scaled else x)
+        x = x * smooth if scaled else x
         if product is not None:
+            codes, largest = round_tokens(x)
             return product(codes).mul_(largest)
-        steps = codes.to(torch.int16).sub_(ZERO_POINT).to(torch.int8)
-        return torch._int_mm(steps, weight.t()).float().mul_(scale).mul_(largest)
+        rounded, largest = layer.rounded_tokens(x)
+        return layer.product(rounded, weight).mul_(scale).mul_(largest)
 
     return kernel
 
@@ -76,7 +80,7 @@ class PackedLinear(nn.Module):
     """Linear layers of equal class and equal input as one product; without parameters.
 
     Args:
-        layers: `nn.Linear`, `BFloat16Linear` or `Int8Linear`, all of one class.
+        layers: of `PACKABLE` classes, all of one class.
         order: the order of the rows of all layers together; theirs by default.
     """
 
@@ -92,9 +96,9 @@ class PackedLinear(nn.Module):
         weight = rows("weight")
         self._kernel: Kernel
         self._input_dtype: torch.dtype = weight.dtype
-        if isinstance(layers[0], Int8Linear):
+        if isinstance(layers[0], ScaledLinear):
             self._input_dtype = torch.float32
-            self._kernel = _int8_kernel(weight, rows("scale").float(), layers[0].smooth.float())
+            self._kernel = _scaled_kernel(type(layers[0]), weight, rows("scale").float(), layers[0].smooth.float())
         elif isinstance(layers[0], BFloat16Linear):
             self._input_dtype = torch.bfloat16
             self._kernel = _float_kernel(weight.bfloat16())
@@ -143,11 +147,11 @@ class Part(nn.Module):
 def _joinable(layers: Sequence[Any]) -> bool:
     """Return whether layers can be one product: of one class, all or none with a bias, and equally smoothed."""
     first = layers[0]
-    if type(first) not in (nn.Linear, BFloat16Linear, Int8Linear) or any(type(x) is not type(first) for x in layers):
+    if type(first) not in PACKABLE or any(type(layer) is not type(first) for layer in layers):
         return False
     if len({layer.bias is None for layer in layers}) > 1:
         return False
-    return not isinstance(first, Int8Linear) or all(torch.equal(layer.smooth, first.smooth) for layer in layers)
+    return not isinstance(first, ScaledLinear) or all(torch.equal(layer.smooth, first.smooth) for layer in layers)
 
 
 @torch.no_grad()
@@ -171,15 +175,15 @@ def pack(model: Any) -> Any:
 
 
 def _absorb_smoothing(norm: Any, subblock: Any) -> None:
-    """Move the smoothing factors of int8 layers into the norm, or the up projection, that gives their input."""
+    """Move the smoothing factors of layers of 8 bits into the norm, or the up projection, that gives their input."""
     for names in (*SAME_INPUT, ("linear_attn",), ("linear_mlp",)):
         layers: list[Any] = [getattr(subblock, name, None) for name in names]
-        if all(isinstance(layer, Int8Linear) for layer in layers) and _joinable(layers):
+        if all(isinstance(layer, ScaledLinear) for layer in layers) and _joinable(layers):
             norm.weight.mul_(layers[0].smooth)
             for layer in layers:
                 layer.smooth.fill_(1)
     up, down = getattr(subblock, "up_proj", None), getattr(subblock, "down_proj", None)
-    if isinstance(up, Int8Linear) and isinstance(down, Int8Linear) and up.bias is None:
+    if isinstance(up, ScaledLinear) and isinstance(down, ScaledLinear) and up.bias is None:
         up.scale.mul_(down.smooth)
         down.smooth.fill_(1)
 
@@ -204,8 +208,10 @@ def _packed_subblock(subblock: nn.Module, rotation: Rotation) -> nn.Module:
             for index, name in enumerate(names):
                 setattr(subblock, name, Part(packed, index))
     for name, layer in list(subblock.named_children()):
-        if type(layer) in (nn.Linear, BFloat16Linear, Int8Linear) and _joinable([layer]):
+        if _joinable([layer]):
             setattr(subblock, name, PackedLinear([layer]))
+        elif isinstance(layer, nn.Sequential):  # the factors of an operator
+            _packed_subblock(layer, rotation)
     return subblock
 
 

@@ -11,7 +11,7 @@ from tangram.config import SPLITS, Config, Split
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
-BYTES = {"bf16": 2, "int8": 1}  # of one stored number, by precision
+BYTES = {"bf16": 2, "int8": 1, "fp8": 1}  # of one stored number, by precision
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 

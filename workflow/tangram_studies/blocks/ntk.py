@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import register
+from tangram.blocks.base import PRECISIONS, register
 from tangram.blocks.projections import Projections
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ class FixedRandomFactor(Projections):
 
     family, form, sizes = "ntk", "ntk-K", int
     label, hue = "n{size}", ("#d8d29a", "#8a7d1c")
+    precisions = PRECISIONS
 
     def weights_of(self, columns: int, rows: int) -> float:
         """Return the number of weights of both factors; infinite for a rank above that of the matrix."""
