@@ -1,5 +1,5 @@
 # `make`: set up .venv and run the main job.   `make check`: lint, types and quick tests.   `make test`: all tests, too.
-# `make CONFIG=config/other.yaml CORES=8` runs another config, on 8 cores.
+# `make CONFIG=config/other.yaml CORES=8` runs another config, on 8 cores.   `make serve TARGET=fast`: chat with a child.
 
 PYTHON ?= python3
 CONFIG ?= config/config.yaml
@@ -34,11 +34,15 @@ check: $(READY)
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install $(shell grep '^torch==' envs/requirements.lock)
-	.venv-lock/bin/pip install '.[dev,studies]' 'setuptools>=77'
+	.venv-lock/bin/pip install '.[dev,studies,engines]' 'setuptools>=77'
 	{ sed '/^#/!d' envs/requirements.lock; .venv-lock/bin/pip freeze --all --exclude tangram --exclude pip; } \
 		| sed 's/+cpu$$//' > .venv-lock/lock
 	mv .venv-lock/lock envs/requirements.lock
 	rm -r .venv-lock
+
+# Chat with an exported child: `make serve TARGET=fast`.
+serve: $(READY)
+	tangram chat "$(TARGET)" --config "$$CONFIG"
 
 setup: $(READY)
 
@@ -54,4 +58,4 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-.PHONY: run test check lock setup
+.PHONY: run test check lock serve setup

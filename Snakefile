@@ -27,6 +27,7 @@ include: "rules/search.smk"
 include: "rules/selection.smk"
 include: "rules/child.smk"
 include: "rules/finetune.smk"
+include: "rules/export.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
 # Reproductions of papers, not part of `all`: `snakemake study_ntk`.
@@ -42,6 +43,7 @@ rule all:
         [*SCORE_FILES, *COST_FILES, *SEARCH_FILES],
         of_children("architecture.json", "evaluation.parquet"),
         [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
+        [*exported(), *of_engines()],
         f"{RESULTS}/report.html",
     message:
         "all: the run is complete"

@@ -17,6 +17,7 @@ from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
+from tangram.engines import ENGINES, TIMERS, timed
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
@@ -44,7 +45,6 @@ LIBRARY = ["parent", *(variant for variants in VARIANTS.values() for variant in 
 DISTILLED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.distilled(kind)]
 QUANTIZED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.quantized(kind)]
 PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  # scored
-TIMED = [(kind, variant) for kind in VARIANTS for variant in ("parent", *VARIANTS[kind])] + [("model", "parent")]
 
 
 def split_settings(split):
@@ -87,7 +87,23 @@ def of_pieces(folder, pieces, *suffixes):
 
 
 SCORE_FILES = of_pieces("scores", PIECES, "parquet")
-COST_FILES = [f"{RESULTS}/costs/{kind}/{variant}.parquet" for kind, variant in TIMED]
+
+
+def timed_variants(engine):
+    """Return the variants that are timed in an engine, by kind: those that it runs, and its reference."""
+    return {kind: timed(engine, variants) for kind, variants in VARIANTS.items()}
+
+
+def cost_files(engine):
+    """Return the files of the costs of all pieces in an engine."""
+    pieces = [(kind, variant) for kind, variants in timed_variants(engine).items() for variant in ("parent", *variants)]
+    return [f"{RESULTS}/costs/{engine}/{kind}/{variant}.parquet" for kind, variant in [*pieces, ("model", "parent")]]
+
+
+COST_FILES = [path for engine in cfg.engines for path in cost_files(engine)]
+COST_TABLES = {
+    folder: [f"{RESULTS}/{folder}/{engine}.parquet" for engine in cfg.engines] for folder in ("costs", "calibration")
+}
 CHILDREN = [f"{RESULTS}/targets/{name}/{solution}" for name in cfg.targets for solution in cfg.solutions(name)]
 
 
@@ -121,8 +137,9 @@ pathvars:
 
 
 wildcard_constraints:
+    engine="|".join(map(re.escape, ENGINES)),
     kind="attention|ffn|head|model",
-    variant=r"[a-z0-9.-]+(@[a-z0-9]+)?",
+    variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
@@ -149,6 +166,14 @@ def output_folder(name):
     return lambda wildcards, output: _folder_of(getattr(output, name))
 
 
+EXPORTED = {
+    "gguf": lambda folder: [f"{folder}/model.gguf"],
+    "decilm": lambda folder: [*checkpoint_of(f"{folder}/decilm"), f"{folder}/decilm/configuration_decilm.py"],
+    "hf": lambda folder: checkpoint_of(f"{folder}/hf"),
+    "card": lambda folder: [f"{folder}/README.md"],
+}  # the files of each format in a child's folder of exports
+
+
 def library_files(*suffixes):
     """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
@@ -164,6 +189,34 @@ def source_of(wildcards):
 def of_children(*names):
     """Return the files of these names for all children."""
     return [f"{child}/{name}" for child in CHILDREN for name in names]
+
+
+def exported():
+    """Return the files of all children in the formats of their targets, and their model cards."""
+    return [
+        file
+        for name, target in cfg.targets.items()
+        for solution in cfg.exported(name)
+        for written in (*target.formats, "card")
+        for file in EXPORTED[written](f"{RESULTS}/targets/{name}/{solution}/export")
+    ]
+
+
+def of_engines():
+    """Return the evaluations of exported children in their targets' engines."""
+    return [
+        f"{RESULTS}/targets/{name}/{solution}/engine.parquet"
+        for name, target in cfg.targets.items()
+        for solution in cfg.exported(name)
+        if target.engine != "torch"
+    ]
+
+
+def card_settings(wildcards, threads):
+    """Return the config with one target, which Snakemake does not record: other keys than a child's change no child."""
+    settings = cfg.model_dump(mode="json", exclude_defaults=True, exclude={"studies", "evaluation"})
+    targets = {wildcards.target: settings["targets"][wildcards.target]}
+    return slice_of({**settings, "targets": targets, "primary_target": wildcards.target})
 
 
 def of_the_primary_target():
@@ -199,24 +252,31 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def code_of(command, *packages, variants=()):
+def code_of(command, *packages, variants=(), engine=False):
     """Return the `params` that identify the code and packages of a rule's command: a change of them reruns the rule.
 
     Blocks are imported by name: `variants` are the command's variants, or a function of wildcards that returns them.
-    The function takes no input, as Snakemake does not record functions of input.
+    The function takes no input, as Snakemake does not record functions of input. With `engine`, the module that times
+    in the job's engine is imported by name, too.
     """
 
     def code(wildcards):
         names = variants(wildcards) if callable(variants) else variants
-        return code_hash(f"tangram.commands.{command}", *(modules_of_variants(names) if names else ()))
+        others = [*(modules_of_variants(names) if names else ()), *([TIMERS[wildcards.engine]] if engine else ())]
+        return code_hash(f"tangram.commands.{command}", *others)
 
-    params = {"code": code if callable(variants) else code(None)}
+    params = {"code": code if engine or callable(variants) else code(None)}
     return {**params, "environment": pins(*packages)} if packages else params
 
 
 def variant_of_job(wildcards):
     """Return the variant of a job with one variant, for `code_of`."""
     return [wildcards.variant]
+
+
+def library_of_engine(wildcards):
+    """Return all variants that are timed in a job's engine, for `code_of`."""
+    return ["parent", *(variant for variants in timed_variants(wildcards.engine).values() for variant in variants)]
 
 
 def variants_in_file(path_of):
@@ -285,6 +345,8 @@ def task_settings():
 def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
+    elsewhere = {name: target.engine for name, target in cfg.targets.items() if target.engine != "torch"}
+    section |= {"engines": elsewhere} if elsewhere else {}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
@@ -293,6 +355,16 @@ def quantization_settings():
     """Return the settings of quantization, without those of training."""
     used = {"batch_size", "holdout_fraction", "ridge", "normalize"}
     return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
+
+
+def calibration_settings(wildcards):
+    """Return the settings of the calibration in an engine."""
+    return slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios, "library": timed_variants(wildcards.engine)})
+
+
+def table_of_target(folder):
+    """Return a function of wildcards that returns the table of a folder in the engine of a target."""
+    return lambda wildcards: f"{RESULTS}/{folder}/{cfg.targets[wildcards.target].engine}.parquet"
 
 
 def search_settings(wildcards):
@@ -304,7 +376,7 @@ def search_settings(wildcards):
 
 def baseline_settings(wildcards):
     """Return the settings of a baseline, without those of the solver."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints"})
+    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 

@@ -1,9 +1,11 @@
 """Evaluation: the parent, each child, and each finetuned child.
 
-- Input: the models, the held-out split and its activations; the archive of tasks.
+- Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
-  target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; the parent's `parent_*.parquet`.
-- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts.
+  target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
+  `engine.parquet`; the parent's `parent_*.parquet`.
+- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts;
+  text and throughput as the target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
@@ -149,3 +151,29 @@ rule evaluate_readout:
         "evaluate_readout: classify texts from hidden states, {wildcards}"
     shell:
         command("evaluate_readout")
+
+
+rule evaluate_engine:
+    """Evaluate an exported child in llama.cpp, beside the parent's files there."""
+    input:
+        exported="<results>/targets/{target}/{solution}/export/model.gguf",
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/targets/{target}/{solution}/engine.parquet",
+    log:
+        "<logs>/evaluate_engine/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/evaluate_engine/{target}/{solution}.tsv"
+    params:
+        **code_of("evaluate_engine", "torch", "transformers", "gguf"),
+        **runtime("device", "dtype", "seed"),
+        settings=text_evaluation(),
+    threads: all_cores
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_engine: evaluate a child in llama.cpp beside its parent, {wildcards}"
+    shell:
+        command("evaluate_engine")

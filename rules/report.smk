@@ -13,12 +13,13 @@ rule build_report:
         corpus=[f"{RESULTS}/corpus/{split}.parquet" for split in SPLITS],
         library=library_files("parquet", "curves.parquet"),
         scores="<results>/scores.parquet",
-        costs="<results>/costs.parquet",
-        calibration="<results>/calibration.parquet",
+        costs=COST_TABLES["costs"],
+        calibration=COST_TABLES["calibration"],
         search=SEARCH_FILES,
         children=of_children("architecture.json", "curves.parquet", "evaluation.parquet", "sequences.parquet"),
         parent_evaluation=["<results>/parent_evaluation.parquet", "<results>/parent_sequences.parquet"],
         primary_target=of_the_primary_target(),
+        engines=of_engines(),
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:

@@ -1,6 +1,6 @@
 """The search: one variant per subblock that minimizes the loss of quality within a target's constraints.
 
-- Input: `scores.parquet`, `costs.parquet`, `calibration.parquet`.
+- Input: `scores.parquet`, and of the target's engine `costs/{engine}.parquet` and `calibration/{engine}.parquet`.
 - Output: `targets/{target}/solutions/`: `mip.json`, `layers-dropped.json`, and for the primary target `uniform.json`;
   `targets/{target}/solutions.parquet`; `targets/{target}/{solution}/architecture.json`.
 - Steps: solve the mixed-integer program; as baselines drop whole layers, and quantize the whole parent uniformly; write
@@ -13,8 +13,8 @@ rule solve_mip:
     input:
         parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
-        costs="<results>/costs.parquet",
-        calibration="<results>/calibration.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
     output:
         solutions="<results>/targets/{target}/solutions/mip.json",
         table="<results>/targets/{target}/solutions.parquet",
@@ -38,8 +38,8 @@ rule drop_layers:
     input:
         parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
-        costs="<results>/costs.parquet",
-        calibration="<results>/calibration.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
     output:
         solutions=f"<results>/targets/{{target}}/solutions/{LAYERS_DROPPED}.json",
     log:
@@ -62,8 +62,8 @@ rule uniform_precision:
     input:
         parent="<results>/parent/model.safetensors",
         scores="<results>/scores.parquet",
-        costs="<results>/costs.parquet",
-        calibration="<results>/calibration.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
     output:
         solutions=f"<results>/targets/{{target}}/solutions/{UNIFORM}.json",
     log:

@@ -34,13 +34,13 @@ def ran(printed: str) -> set[str]:
 
 
 def node(job: Job) -> str:
-    """Return a job's name in the table: its rule, and its split or whether its pieces are the parent's or trained."""
+    """Return a job's name in the table: its rule, and its split, its engine or whose weights its pieces have."""
     rule, wildcards = job
     if rule in ("quantize_blocks", "score_blocks"):
         of = "quantized" if rule == "score_blocks" and "@" in wildcards else "trained"
         return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
-    split = re.search(r"\bsplit=(\w+)", wildcards)
-    return f"{rule} {split[1]}" if split else rule
+    part = re.search(r"\b(?:split|engine)=([\w.]+)", wildcards)
+    return f"{rule} {part[1]}" if part else rule
 
 
 def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
@@ -154,7 +154,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,
-    "costs.engine": None,  # it has only one value
+    "targets.<name>.engine": None,  # another engine's jobs come
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
@@ -329,7 +329,7 @@ def test_a_new_variant_reruns_its_jobs_and_readers_of_the_tables(
     own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "measure_costs")}
     assert len(own) == 3
     assert all("width-0.5" in wildcards for _, wildcards in own)
-    assert ran_rules(plan - own) == onward(all_jobs, "collect_scores", "collect_costs")
+    assert ran_rules(plan - own) == onward(all_jobs, "collect_scores", "collect_costs torch")
 
 
 def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: Run, all_jobs: set[Job]) -> None:
@@ -371,7 +371,7 @@ def test_streaming_instead_of_the_cache_reaches_what_reads_it(planner: Planner, 
     [
         ("library/ffn/linear/00-02.safetensors", "distill_blocks"),
         ("scores/attention/gqa-1/00-02.parquet", "score_blocks trained"),
-        ("costs/ffn/linear.parquet", "measure_costs"),
+        ("costs/torch/ffn/linear.parquet", "measure_costs torch"),
         ("targets/small/0/evaluation.parquet", "evaluate_model"),
         ("report.html", "build_report"),
     ],

@@ -71,9 +71,9 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
 
 def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dict[str, list[str]]]) -> None:
     jobs = {rule: len(commands) for rule, commands in plan(yaml.safe_load(MAIN_JOB.read_text())).items()}
-    assert jobs["distill_blocks"] == 2 + 3  # attention and FFN, sources of quantized pieces included
-    assert jobs["quantize_blocks"] == 3 + 4 + 2  # and the head
-    assert jobs["score_blocks"] == 4 + 5 + 2
+    assert jobs["distill_blocks"] == 2 + 1  # attention and FFN, sources of quantized pieces included
+    assert jobs["quantize_blocks"] == 3 + 2 + 2  # and the head
+    assert jobs["score_blocks"] == 4 + 3 + 2
     assert jobs["measure_costs"] == jobs["score_blocks"] + 4
     assert jobs["solve_mip"] == 3
     assert jobs["drop_layers"] == jobs["uniform_precision"] == 1

@@ -13,7 +13,7 @@ import tangram
 ROOT = Path(tangram.__file__).parent
 STAGES = {
     "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "child", "finetune",
-    "evaluation", "report",
+    "export", "evaluation", "report",
 }  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from tangram.blocks import block_class
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.blocks.projections import Projections
 from tangram.child.assemble import assemble_state, build_child, build_config
+from tangram.gguf_types import rounded
 from tangram.library.quantize import round_to_nearest
 from tangram.models.operators import replace_projections
 from tangram.models.quantized import SCALED
@@ -111,6 +113,9 @@ def pieces(parent: PreTrainedModel):
 
     def piece(kind: str, variant: str, layer: int) -> dict[str, torch.Tensor]:
         source, _, precision = variant.partition("@")
+        if precision in GGUF_PRECISIONS:
+            state = piece(kind, source, layer)
+            return {n: rounded(t, precision, n) if t.ndim > 1 else t for n, t in state.items()}
         if precision in SCALED:
             return in_eight_bits(named_by_factor(piece(kind, source, layer)), precision)
         if kind != "head" and precision:
@@ -145,7 +150,7 @@ def pieces(parent: PreTrainedModel):
         if variant == "gqa-1":
             return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj")) else t for n, t in state.items()}
         assert variant == "width-0.5"
-        half = INTERMEDIATE // 2
+        half = len(state["up_proj.weight"]) // 2
         cut = {n: t[:half] for n, t in state.items() if n.startswith(("gate_proj", "up_proj"))}
         return {**state, **cut, "down_proj.weight": state["down_proj.weight"][:, :half]}
 

@@ -7,11 +7,13 @@ import typer
 from tangram import __version__
 from tangram.cli import run_app
 from tangram.commands.print_summary import print_summary
+from tangram.tools.chat import chat
 from tangram.tools.plan import plan
 from tangram.tools.recover import recover
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 app.command()(plan)
+app.command()(chat)
 app.command()(recover)
 app.command(name="summary")(print_summary)
 
@@ -26,7 +28,7 @@ def _print_version(wanted: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Turn a trained decoder LLM into a faster child: plan a run, recover it after a kill, sum it up."""
+    """Turn a trained decoder LLM into a faster child: plan a run, recover and sum it up, chat with a child."""
 
 
 def main() -> None:

@@ -43,6 +43,15 @@ MISTAKES = {
     "unknown key in a list": ("corpus/distill/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
     "unknown key of a target": ("targets/speed-1.2/solution", 2, "unknown key; did you mean 'solutions'?"),
     "missing section": ("corpus/score", None, "config.corpus.score: is required but missing"),
+    "unknown engine": ("targets/speed-1.2/engine", "vllm", "config.targets.speed-1.2.engine: Input should be 'torch'"),
+    "unknown format": ("targets/speed-1.2/export", ["onnx"], "Input should be 'gguf', 'decilm' or 'hf'"),
+    "type of another engine": (
+        "library/ffn",
+        ["width-0.5@q8_0", "no-op"],
+        "config: library.ffn: 'width-0.5@q8_0': engine torch has no precision q8_0, and no target has another engine; "
+        "leave it out, or set targets.<name>.engine",
+    ),
+    "unknown type of tensors": ("library/ffn", ["width-0.5@q3_0"], "'q3_0' is not a precision; did you mean"),
     "wrong type": ("seed", "one", "config.seed: Input should be a valid integer"),
     "out of range": ("corpus/sequence_length", 4, "greater than or equal to 8 (got 4)"),
     "unknown variant": (

@@ -157,3 +157,26 @@ def test_the_first_jobs_stop_where_nothing_was_known_before(tiny_parent: Callabl
     with pytest.raises(TangramError, match="'lowrank-22' has no fewer weights"):
         distill_blocks("{}", Pieces("ffn", "lowrank-22", range(3)), parent, nothing, nothing, output, output, output)
     assert not list(tmp_path.iterdir())
+
+
+def in_llama_cpp(config: dict, **keys: Any) -> dict:
+    """Return a config whose only target is in llama.cpp."""
+    target = {"engine": "llama.cpp", "constraints": [{"quantity": "parameters", "max": 0.9}]}
+    library = {"attention": ["gqa-1", "no-op"], "ffn": ["no-op"], "head": []}
+    return {**copy.deepcopy(config), "library": library, "targets": {"small": target}, **keys}
+
+
+def test_an_engine_that_is_not_installed_is_one_line(tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse(in_llama_cpp(tiny_config))
+    monkeypatch.setattr(limits, "find", lambda: ("xllamacpp", []))
+    limits.check(settings, PARENT)
+    monkeypatch.setattr(limits, "find", lambda: None)
+    message = r"^config\.targets\.small\.engine: llama\.cpp is not installed; install it: pip install .*engines[^\n]*$"
+    with pytest.raises(TangramError, match=message):
+        limits.check(settings, PARENT)
+
+
+def test_llama_cpp_on_a_gpu_is_one_line(tiny_config: dict) -> None:
+    message = r"targets\.small\.engine: llama\.cpp runs on the CPU here, and device is cuda; set device: cpu[^\n]*$"
+    with pytest.raises(TangramError, match=message):
+        parse(in_llama_cpp(tiny_config, device="cuda"))

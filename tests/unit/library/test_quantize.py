@@ -15,6 +15,7 @@ from tangram.cli import Pieces, Runtime
 from tangram.commands.quantize_blocks import quantize_blocks
 from tangram.config import BlockDistillation
 from tangram.files import write_tensors
+from tangram.gguf_types import rounded
 from tangram.library import quantize
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import tensor_name
@@ -187,9 +188,15 @@ def quantized_layer(model, kind: str, variant: str, weights):
 
 VARIANTS = [
     *(("attention", "parent@int8"), ("ffn", "parent@int8"), ("attention", "parent@bf16"), ("ffn", "linear@int8")),
-    *(("ffn", "parent@fp8"), ("attention", "lowrank-4@int8"), ("ffn", "lowrank-8@bf16"), ("ffn", "ntk-8@fp8")),
+    *(
+        ("ffn", "parent@fp8"),
+        ("attention", "parent@q8_0"),
+        ("attention", "lowrank-4@int8"),
+        ("ffn", "lowrank-8@bf16"),
+        ("ffn", "ntk-8@fp8"),
+    ),
 ]
-TYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+TYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "q8_0": torch.float32}
 
 
 def source_of(problem: LayerDistillation, kind: str, variant: str):
@@ -212,6 +219,8 @@ def test_losses_are_those_of_the_float_and_the_quantized_piece(model, kind, vari
         assert piece.loss_after == pytest.approx(piece.loss_before, rel=0.1)
     matrices = {name: tensor for name, tensor in piece.weights.items() if tensor.ndim > 1}
     assert {t.dtype for t in matrices.values()} == {TYPES[variant.partition("@")[2]]}
+    if variant.endswith("q8_0"):
+        assert all(torch.equal(rounded(tensor, "q8_0", name), tensor) for name, tensor in matrices.items())
     expected = dict(subblock(decoder_layers(model)[1], kind).state_dict()) if source is None else source
     for name, tensor in expected.items():
         if tensor.ndim == 1:  # biases and norms; the second factor has the bias of both
@@ -273,7 +282,7 @@ def test_statistics_are_of_each_factors_own_inputs(model):
     torch.testing.assert_close(groups["gate_proj.down", "up_proj.down"].largest, inputs.abs().amax(0))
 
 
-@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16", "parent@fp8"])
+@pytest.mark.parametrize("variant", ["parent@int8", "parent@bf16", "parent@fp8", "parent@q8_0"])
 def test_the_heads_loss_is_its_kl(model, variant):
     tokens = tokens_for(model)
     piece = quantize_head(model, StreamedActivations(model, tokens, 4), variant, 0.25)
@@ -287,7 +296,7 @@ def test_the_heads_loss_is_its_kl(model, variant):
     assert piece.loss_before == 0
     assert piece.loss_after == pytest.approx(kl.item(), rel=1e-2, abs=1e-6)
     assert 0 < piece.loss_after < 1e-2
-    names = {"weight"} if variant.endswith("bf16") else {"weight", "scale", "smooth"}
+    names = {"weight"} if variant.endswith(("bf16", "q8_0")) else {"weight", "scale", "smooth"}
     assert piece.weights.keys() == names
 
 

@@ -406,3 +406,26 @@ def test_the_hub_gives_all_templates_and_only_the_loaded_weights(copy, tmp_path,
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "parent")),
         logits(AutoModelForCausalLM.from_pretrained(copy)),
     )
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("---\ntags: [a]\n---\nlicense: mit\n", None),
+        (None, None),
+    ],
+)
+def test_the_license_of_a_local_parent_is_recorded(copy, tmp_path, card, license):
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    fetch(local(copy), tmp_path / "fetched", "float32", {})
+    assert json.loads((tmp_path / "fetched" / "provenance.json").read_text()).get("license") == license
+
+
+def test_the_license_of_a_gguf_is_recorded(tiny_parent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tiny_parent("llama")
+    write_gguf(folder, tmp_path / "tiny.Q8_0.gguf", lambda writer: writer.add_license("mit"))
+    fetch(parent_in_a_package(tmp_path / "tiny.Q8_0.gguf"), tmp_path / "fetched", "float32", {})
+    assert json.loads((tmp_path / "fetched" / "provenance.json").read_text())["license"] == "mit"

@@ -293,7 +293,7 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
                         "kv_bytes_per_token": 1536 if kind == "attention" else 0,
                     }
                 )
-    write_table(rows, COSTS, folder / "costs.parquet", made_by)
+    write_table(rows, COSTS, folder / "costs" / "torch.parquet", made_by)
     calibration = []
     for phase, scale in (("prefill", 1.02), ("decode", 1.05)):
         for i, model in enumerate(("parent", "mixed-attention", "mixed-ffn", "mixed")):
@@ -305,7 +305,7 @@ def _write_costs(folder: Path, made_by: dict[str, str]) -> None:
             if model == "parent":
                 stock = {"model": "stock parent", "measured_seconds": PACKED * measured}
                 calibration.append({**row, **seconds, **stock})
-    write_table(calibration, CALIBRATION, folder / "calibration.parquet", made_by)
+    write_table(calibration, CALIBRATION, folder / "calibration" / "torch.parquet", made_by)
 
 
 def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Generator, made_by: dict[str, str]) -> None:

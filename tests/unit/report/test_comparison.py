@@ -230,7 +230,7 @@ def test_a_run_without_packed_parent_claims_over_the_stock_one(complete, tmp_pat
         assert comparison.speed.value == value_of(folder, comparison.key.target, "0", "child", "chat", "speedup")
 
 
-def test_a_child_that_is_faster_and_closer_wins_without_interpolation(tmp_path):
+def test_a_faster_and_closer_child_wins_without_interpolation(tmp_path):
     dominated, beside = (
         rivalry_of(tmp_path / "a", (1.5, 1.0), (1.4, 1.2)),
         rivalry_of(tmp_path / "b", (1.5, 1.0), (1.25, 0.8)),
@@ -241,7 +241,7 @@ def test_a_child_that_is_faster_and_closer_wins_without_interpolation(tmp_path):
     assert rivalry_of(tmp_path / "c", (1.5, 1.0), (1.495, 1.2)).better is None, "speeds within their errors"
 
 
-def test_interpolated_kls_on_a_steep_frontier_are_compared_by_ratio(tmp_path):
+def test_kls_on_a_steep_frontier_are_compared_by_their_ratio(tmp_path):
     """A rival between a child of KL 1e-4 and one of 0.4 is far from the straight line between them."""
     folder = tmp_path / "run"
     for target, (speed, kl) in {"mild": (1.2, 1e-4), "strong": (1.7, 0.4)}.items():

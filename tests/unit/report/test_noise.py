@@ -28,8 +28,8 @@ def test_uncertain_costs_name_the_targets_that_chose_them(complete, page):
 
 def test_certain_costs_are_said_to_be_certain(complete, tmp_path):
     folder = shutil.copytree(complete, tmp_path / "run")
-    frame = read_table(folder / "costs.parquet", COSTS)
-    write_table(frame.assign(ratio_error=0.01).to_dict("records"), COSTS, folder / "costs.parquet")
+    frame = read_table(folder / "costs" / "torch.parquet", COSTS)
+    write_table(frame.assign(ratio_error=0.01).to_dict("records"), COSTS, folder / "costs" / "torch.parquet")
     page = render_page(load_results(folder, settings_of()))
     assert "every piece’s relative time is within ± 2 %" in page
     assert "Uncertain costs" not in page

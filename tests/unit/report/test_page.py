@@ -162,7 +162,7 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
         *small.glob("**/*tasks.parquet"),
         *small.glob("**/readout.parquet"),
         *small.glob("targets/*/solutions/*.json"),
-        small / "calibration.parquet",
+        small / "calibration" / "torch.parquet",
     ]:
         path.unlink()
     page = Page(render_page(load_results(small, settings_of(4))))
@@ -175,7 +175,7 @@ def test_run_without_tasks_baseline_solver_facts_and_benchmarks(small):
 
 
 def test_run_with_evaluations_only(small):
-    for name in ("library", "benchmarks"):
+    for name in ("library", "benchmarks", "costs", "calibration"):
         shutil.rmtree(small / name)
     for path in [*small.glob("*.parquet"), *small.glob("targets/*/*/curves.parquet"), *small.glob("**/*.json")]:
         path.unlink()

@@ -71,7 +71,7 @@ def test_a_run_s_answers_are_read_in_the_order_of_questions(tmp_path):
     assert changed_answers(samples, CHILD) == 0.05 * 700
 
 
-def test_a_ratio_of_paired_means_has_the_error_of_the_delta_method():
+def test_a_ratio_of_paired_means_has_the_delta_method_s_error():
     rng = np.random.default_rng(0)
     one = rng.lognormal(size=40)
     other = one * rng.lognormal(0, 0.1, size=40)

@@ -47,7 +47,7 @@ def test_a_child_that_beats_a_rival_in_both_is_named(complete, tmp_path):
     assert [row[-1] for row in page.rows["frontier"] if row[0] == "parent in int8"][1] == "speed-1.4"
 
 
-def test_rivals_keep_less_quality_and_their_differences_are_paired(complete, page):
+def test_rivals_keep_less_quality_by_paired_differences(complete, page):
     results = load_results(complete, settings_of())
     child = Key(PRIMARY, "0", "finetuned")
     rows = {row[0]: row for row in page.rows["tasks"] if len(row) == 6}
@@ -101,7 +101,7 @@ def test_note_on_dequantized_weights_needs_a_gguf_and_int8(complete, tmp_path, p
     else:
         for path in folder.glob("library/*/*@int8"):
             shutil.rmtree(path)
-        for schema, name in ((SCORES, "scores"), (COSTS, "costs")):
+        for schema, name in ((SCORES, "scores"), (COSTS, "costs/torch")):
             frame = read_table(folder / f"{name}.parquet", schema)
             frame = frame[~frame["variant"].str.endswith("@int8")]
             write_table(frame.to_dict("records"), schema, folder / f"{name}.parquet")
@@ -117,3 +117,46 @@ def test_layers_dropped_in_a_precision_say_so(complete, tmp_path):
     page = Page(render_page(load_results(folder, settings_of())))
     assert page.row("measurements", "speed-1.4, layers dropped, int8, finetuned")
     assert page.row("measurements", "speed-1.6, layers dropped, finetuned")
+
+
+def engine_rows(model: str, speedup: float, kl: float) -> list[dict]:
+    """Return the rows of one file; the reference makes 400 tokens/s."""
+    values = {
+        ("file", "bytes"): 1.3e8,
+        ("heldout", "kl"): kl,
+        ("chat", "throughput"): 400 * speedup,
+        ("chat", "speedup"): speedup,
+        ("chat", "time_to_first_token"): 0.25,
+    }
+    return [
+        {"model": model, "task": task, "metric": metric, "value": value, "standard_error": 0.01 * value, "n": 5}
+        for (task, metric), value in values.items()
+    ]
+
+
+def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    rows = [
+        *engine_rows("parent@f16", 1.0, 1e-5),
+        *engine_rows("parent@q8_0", 1.1, 0.005),
+        *engine_rows("finetuned", 1.25, 0.4),
+    ]
+    write_table(rows, EVALUATION, folder / "targets" / PRIMARY / "0" / "engine.parquet")
+    settings = settings_of().model_copy(update={"engines": {PRIMARY: "llama.cpp"}})
+    results = load_results(folder, settings)
+    page = Page(render_page(results))
+    predicted = results.solutions[PRIMARY, "0"]["scenarios"]["chat"]["speedup"]
+    child = page.row("engine", PRIMARY)
+    assert child[:2] == [PRIMARY, "130"]
+    assert child[3:6] == [
+        f"{predicted:.3f}",
+        "1.250 ± 0.013",
+        f"{100 * (predicted / 1.25 - 1):+.1f} %".replace("-", "−"),
+    ]
+    assert page.row("engine", "parent, Q8_0")[3:5] == ["–", "1.100 ± 0.011"]
+    assert not [row for row in page.rows["speed"] if row[0] == PRIMARY], "predictions there are not of torch"
+
+
+def test_a_run_in_torch_alone_has_no_such_section(page):
+    assert "engine" not in page.rows
+    assert "In your engine" not in page.text

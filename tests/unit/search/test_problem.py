@@ -5,8 +5,9 @@ import pytest
 from synthetic_library import PRECISIONS, library, limit, score
 
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.config import Target
 from tangram.errors import TangramError
-from tangram.search.problem import layers_of, options_of
+from tangram.search.problem import is_usable, layers_of, options_of
 
 
 def test_linear_forms_add_up_to_the_prediction():
@@ -77,3 +78,16 @@ def test_layers_of_a_parent(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TangramError, match="not a readable model config"):
         layers_of(tmp_path)
+
+
+def test_a_target_uses_what_its_engine_and_formats_can_express():
+    names = ["parent@int8", "parent@q8_0", "linear", "lowrank-8", "no-op+width-0.5@bf16", "no-op+linear"]
+
+    def usable(**settings):
+        target = Target.model_validate({"constraints": [limit("parameters", 0.5, None)], **settings})
+        return [name for name in names if is_usable(name, target)]
+
+    assert usable() == [name for name in names if name != "parent@q8_0"]
+    assert usable(engine="llama.cpp") == ["parent@q8_0", "linear", *names[4:]]
+    assert usable(export=["decilm"]) == ["linear", *names[4:]]
+    assert usable(engine="llama.cpp", export=["hf"]) == ["no-op+width-0.5@bf16"]

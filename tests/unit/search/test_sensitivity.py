@@ -38,7 +38,7 @@ def test_changes_count_subblocks_by_both_variants():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_changes_are_those_of_the_best_architecture_by_brute_force(seed):
+def test_changes_are_those_that_brute_force_finds(seed):
     tables = library(seed, 3, **VARIANTS)
     tables.costs["ratio_error"] = 0.15
     problem = tables.problem(TARGET)

@@ -24,12 +24,17 @@ HEAD: Kind = "head"  # the LM head, once per model
 HEAD_SHARD = "00-00"  # the name of the head's only shard in the library and the scores
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`
-PRECISIONS = ("bf16", "int8", "fp8")  # number formats of matrices, besides the run's dtype
+PRECISIONS = ("bf16", "int8", "fp8")  # formats of matrices that torch computes in, besides the run's dtype
+# Types of GGUF tensors that llama.cpp computes in; torch computes with the rounded values. K-quants need rows of whole
+# blocks of 256, and the `gguf` package cannot write them.
+GGUF_PRECISIONS = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+ALL_PRECISIONS = (*PRECISIONS, *GGUF_PRECISIONS)
+FORMATS = ("gguf", "decilm", "hf")  # of other engines, in which a child can be written
 FITTED_TOKENS = 16_384  # tokens per chunk: intermediate values of a whole split would not fit a GPU
 LARGEST_COUNT = 999_999_999
 
 _FAMILY = r"[a-z]+(?:-[a-z]+)*"
-_NAME = re.compile(rf"({_FAMILY})(?:-([0-9]*\.?[0-9]+))?(?:@([a-z0-9]+))?")
+_NAME = re.compile(rf"({_FAMILY})(?:-([0-9]*\.?[0-9]+))?(?:@([a-z0-9_]+))?")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Block(ABC):
         sizes: ``int`` if a name holds a count, ``float`` if it holds a ratio below 1, None if it has no size.
         trainable: whether training can improve its initial weights.
         precisions: the number formats that its matrices can be stored and multiplied in, besides the run's dtype.
+        formats: the formats of other engines that can express it exactly.
     """
 
     kind: str
@@ -111,7 +117,8 @@ class Block(ABC):
     severity: ClassVar[int] = 3
     sizes: ClassVar[type[int] | type[float] | None] = None
     trainable: ClassVar[bool] = True
-    precisions: ClassVar[tuple[str, ...]] = PRECISIONS
+    precisions: ClassVar[tuple[str, ...]] = ALL_PRECISIONS
+    formats: ClassVar[tuple[str, ...]] = FORMATS
 
     @property
     def size(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from tangram.blocks.base import HEAD, PARENT, PRECISIONS, Block, Variant
+from tangram.blocks.base import ALL_PRECISIONS, GGUF_PRECISIONS, HEAD, PARENT, PRECISIONS, Block, Variant
 from tangram.blocks.registry import block_class, registry
 from tangram.errors import nearest
 
@@ -21,7 +21,7 @@ def families(kind: str) -> dict[str, type[Block]]:
 def forms(kind: str) -> list[str]:
     """Return the patterns of a kind's names, such as ``width-R``; the head's names are those of its precisions."""
     if kind == HEAD:
-        return [f"{PARENT}@{precision}" for precision in PRECISIONS]
+        return [f"{PARENT}@{precision}" for precision in ALL_PRECISIONS]
     return [block.form for block in families(kind).values()]
 
 
@@ -94,8 +94,9 @@ def _check_precision(variant: Variant, block: type[Block], where: str) -> None:
             raise ValueError(
                 f"{where} is a choice anyway; leave it out, or add a precision: '{PARENT}@{PRECISIONS[0]}'"
             )
-    elif variant.precision not in PRECISIONS:
-        raise ValueError(f"{where}: '{variant.precision}' is not a precision{nearest(variant.precision, PRECISIONS)}")
+    elif variant.precision not in ALL_PRECISIONS:
+        hint = nearest(variant.precision, ALL_PRECISIONS)
+        raise ValueError(f"{where}: '{variant.precision}' is not a precision{hint}")
     elif variant.precision not in block.precisions:
         allowed = f"; valid: {', '.join(block.precisions)}" if block.precisions else ""
         raise ValueError(f"{where}: '{variant.source}' has no precision {variant.precision}{allowed}; leave it out")
@@ -105,7 +106,7 @@ def check_runs(precision: str, where: str, device: str, dtype: str) -> None:
     """Check that a precision differs from the run's dtype, and that the run's device has kernels for it.
 
     Args:
-        precision: one of `PRECISIONS`.
+        precision: one of `ALL_PRECISIONS`; the float values of llama.cpp's types run on any device.
         where: the beginning of the message.
         device: ``cpu`` or ``cuda``.
         dtype: the run's dtype.
@@ -115,7 +116,10 @@ def check_runs(precision: str, where: str, device: str, dtype: str) -> None:
     """
     if DTYPES.get(precision) == dtype:
         raise ValueError(f"{where}: {precision} is the run's dtype (dtype: {dtype}); leave the precision out")
-    if device not in DEVICES[precision]:
+    if precision in GGUF_PRECISIONS:
+        if dtype != "float32":
+            raise ValueError(f"{where}: {dtype} cannot hold the values of {precision}; set dtype: float32")
+    elif device not in DEVICES[precision]:
         raise ValueError(
             f"{where}: {precision} runs on {' and '.join(DEVICES[precision])} only, not on device: {device}"
         )
@@ -126,7 +130,7 @@ def _hint(kind: str, name: str) -> str:
     name, _, precision = name.partition("@")
     match = re.search(r"[0-9]{0,9}\.?[0-9]{1,9}", name)
     number = float(match[0]) if match else None
-    valid = families(kind) | ({PARENT: registry()[PARENT]} if precision in PRECISIONS else {})
+    valid = families(kind) | ({PARENT: registry()[PARENT]} if precision in ALL_PRECISIONS else {})
     blocks = [valid[family] for family in difflib.get_close_matches(re.split(r"[^a-z]", name)[0], list(valid), n=1)]
     if number is not None:
         blocks += [block for block in valid.values() if block.sizes is not None][:1]

@@ -30,6 +30,7 @@ class LinearMap(Block):
 
     family, kinds, form = "linear", KINDS, "linear"
     label, hue, severity = "lin", ("#e69f00", "#e69f00"), 4
+    formats = ("gguf", "decilm")  # transformers' own schema has no linear map
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
     def overrides(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Projections(Block):
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
     precisions: ClassVar[tuple[str, ...]] = ()  # unless all factors are dense matrices
+    formats: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def weights_of(self, columns: int, rows: int) -> float:

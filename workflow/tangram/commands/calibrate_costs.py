@@ -1,4 +1,4 @@
-"""Compare the sums of measured pieces with whole assembled models; the machine must be idle otherwise."""
+"""Compare the sums of measured pieces with whole models in an engine; the machine must be idle otherwise."""
 
 import json
 import sys
@@ -17,34 +17,35 @@ def calibrate_costs(
     costs: Annotated[str, reads("collected COSTS table")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
     output: Annotated[str, writes("CALIBRATION table")],
+    engine: Annotated[str, typer.Option(help="torch or llama.cpp")] = "torch",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write measured and predicted seconds of four whole models, and one scale per scenario, phase and batch."""
+    """Write measured and predicted seconds of whole models, and one scale per scenario, phase and batch."""
     runtime.start()
     import pandas as pd
     from tqdm import tqdm
 
     from tangram.blocks.architecture import modules_of
-    from tangram.costs.calibration import STOCK, WORKLOAD, calibrate, calibration_architectures, leave_one_out_errors
-    from tangram.costs.torch_engine import measure_whole
+    from tangram.costs.calibration import STOCK, WORKLOAD, calibrate, leave_one_out_errors
+    from tangram.engines import TIMERS, timer
     from tangram.models.families import shape_of
     from tangram.provenance import provenance
     from tangram.tables import CALIBRATION, COSTS, read_table, write_table
 
     sections = json.loads(settings)
     table = read_table(costs, COSTS)
-    architectures = calibration_architectures(sections["library"], shape_of(parent).num_layers)
-    measured = measure_whole(
+    architectures = timer(engine).calibration_architectures(sections["library"], shape_of(parent).num_layers)
+    measured = timer(engine).measure_whole(
         parent,
         architectures,
         Costs.model_validate(sections["costs"]),
         {name: Scenario.model_validate(section) for name, section in sections["scenarios"].items()},
         runtime.device,
         runtime.dtype,
-        progress=lambda workloads: tqdm(workloads, desc="calibrate_costs: whole models", mininterval=5),
+        progress=lambda workloads: tqdm(workloads, desc=f"calibrate_costs {engine}: whole models", mininterval=5),
     )
     rows = calibrate(table, architectures, measured)
-    modules = modules_of(*architectures.values())
+    modules = [*modules_of(*architectures.values()), TIMERS[engine]]
     metadata = provenance("tangram.commands.calibrate_costs", settings, runtime.device, modules)
     write_table(rows, CALIBRATION, output, metadata)
     frame = pd.DataFrame(rows)

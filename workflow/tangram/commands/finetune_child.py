@@ -46,6 +46,7 @@ def finetune_child(
     from tangram.child.assemble import load_weights, save_child
     from tangram.corpus.tokens import read_tokens
     from tangram.finetune import finetune, kl_on
+    from tangram.gguf_types import round_pieces
     from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
@@ -72,6 +73,8 @@ def finetune_child(
 
         before = kl() if compared else math.nan
         rows = finetune(student, teacher, states, input_ids, section, runtime.seed, label, checkpointing, world, source)
+        if not world.sharded:  # pieces with a precision are never sharded
+            round_pieces(student)
         weights = world.gather(student, getattr(torch, runtime.dtype))
         record: dict[str, object] = {"kept": "trained"}
         if compared:

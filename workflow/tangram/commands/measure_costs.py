@@ -1,4 +1,4 @@
-"""Time one variant of one kind and the parent's subblock; the machine must be idle otherwise."""
+"""Time one variant of one kind and the parent's subblock in an engine; the machine must be idle otherwise."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,7 @@ def measure_costs(
     variant: Annotated[str, typer.Option(help="e.g. parent, gqa-1, width-0.5, linear, no-op")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
     output: Annotated[str, writes("COSTS table")],
+    engine: Annotated[str, typer.Option(help="torch or llama.cpp")] = "torch",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write seconds of prefill and decode, parameter bytes and KV bytes per token, for every scenario and batch."""
@@ -25,7 +26,7 @@ def measure_costs(
     from tangram.blocks import Variant
     from tangram.blocks.registry import modules_of_variants
     from tangram.config.limits import check_length
-    from tangram.costs.torch_engine import measure
+    from tangram.engines import TIMERS, timer
     from tangram.models.capability import check_capability
     from tangram.provenance import provenance
     from tangram.tables import COSTS, write_table
@@ -37,7 +38,7 @@ def measure_costs(
     for name, scenario in scenarios.items():
         length = scenario.prefill + scenario.generate
         check_length(f"scenarios.{name}: prefill + generate", length, parent_config)
-    rows = measure(
+    rows = timer(engine).measure(
         parent,
         kind,
         variant,
@@ -45,9 +46,9 @@ def measure_costs(
         scenarios,
         runtime.device,
         runtime.dtype,
-        progress=lambda workloads: tqdm(workloads, desc=f"measure_costs: {kind} {variant}", mininterval=5),
+        progress=lambda workloads: tqdm(workloads, desc=f"measure_costs {engine}: {kind} {variant}", mininterval=5),
     )
-    modules = modules_of_variants([variant])
+    modules = [*modules_of_variants([variant]), TIMERS[engine]]
     write_table(rows, COSTS, output, provenance("tangram.commands.measure_costs", settings, runtime.device, modules))
 
 

@@ -16,6 +16,7 @@ from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
+from tangram.engines import LLAMA_CPP, TORCH, refusal
 from tangram.errors import nearest
 
 
@@ -108,6 +109,28 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _engines(self) -> Config:
+        variants = [(kind, name) for kind in (*KINDS, HEAD) for name in self.library.variants(kind)]
+        for kind, name in variants:
+            if all(reasons := [refusal(name, engine) for engine in self.engines]):
+                raise ValueError(
+                    f"library.{kind}: '{name}': {reasons[0]}, and no target has another engine; "
+                    "leave it out, or set targets.<name>.engine"
+                )
+        for target_name, target in self.targets.items():
+            if target.engine == LLAMA_CPP and self.device != "cpu":
+                raise ValueError(
+                    f"targets.{target_name}.engine: llama.cpp runs on the CPU here, and device is {self.device}; set "
+                    "device: cpu, or engine: torch"
+                )
+            reasons = [refusal(name, target.engine, target.export) for _, name in variants]
+            if all(reasons):
+                raise ValueError(
+                    f"targets.{target_name}: it can use no variant of the library: '{variants[0][1]}': {reasons[0]}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _sharded_training(self) -> Config:
         quantized = [(kind, name) for kind in (*KINDS, HEAD) for name in self.library.quantized(kind)]
         if quantized and self.finetune.parallel.strategy == "fsdp":
@@ -131,8 +154,18 @@ class Config(Section):
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
-        rivals = target == self.primary_target and self.targets[target].compare_uniform
+        settings = self.targets[target]  # in llama.cpp, `evaluate_engine` measures the parent's types as files
+        rivals = target == self.primary_target and settings.compare_uniform and settings.engine == TORCH
         return {uniform_solution(precision): precision for precision in self.library.uniform_precisions() * rivals}
+
+    @property
+    def engines(self) -> list[str]:
+        """The engines of all targets, each once."""
+        return list(dict.fromkeys(target.engine for target in self.targets.values()))
+
+    def exported(self, target: str) -> list[str]:
+        """Return the names of a target's solutions that are written in its formats: all but the rivals."""
+        return [name for name in self.solutions(target) if name.isdecimal() and self.targets[target].formats]
 
     def solutions(self, target: str) -> list[str]:
         """Return the names of a target's solutions that become children: the solver's or the best, and the rivals."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -22,7 +22,6 @@ class Scenario(Section):
 class Costs(Section):
     """Measured time and memory of each piece."""
 
-    engine: Literal["torch"] = Field("torch", description="Inference engine.")
     repeats: int = Field(5, ge=3, description="Interleaved measurements per subblock; the median counts.")
     interval: float = Field(
         0.02,

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tangram.blocks import grammar
-from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, PRECISIONS
+from tangram.blocks.base import ALL_PRECISIONS, HEAD, KINDS, NO_OP, PARENT, PRECISIONS
 from tangram.config.base import Section, Unique
 from tangram.errors import nearest
 
@@ -16,8 +16,8 @@ _WITH_PRECISION = f" With a precision, the parent's, too: `{PARENT}@{PRECISIONS[
 
 
 def _precision(name: str) -> str:
-    if name not in PRECISIONS:
-        raise ValueError(f"'{name}' is not a precision{nearest(name, PRECISIONS)}")
+    if name not in ALL_PRECISIONS:
+        raise ValueError(f"'{name}' is not a precision{nearest(name, ALL_PRECISIONS)}")
     return name
 
 
@@ -78,9 +78,9 @@ class BlockDistillation(Section):
 class Precisions(Section):
     """The precisions in which the parent's subblock and every listed variant are options, if their blocks allow it."""
 
-    attention: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
-    ffn: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
-    head: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(PRECISIONS)}`.")
+    attention: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
+    ffn: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
+    head: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
 
 
 class Library(Section):

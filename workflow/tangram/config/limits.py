@@ -11,7 +11,9 @@ from typing import Any
 
 from tangram.blocks import KINDS, get_block
 from tangram.config import Config
+from tangram.engines import LLAMA_CPP, family_refusal
 from tangram.errors import TangramError
+from tangram.llama_cpp import INSTALL, find
 from tangram.models.families import Shape
 
 _NUMBERS = {
@@ -76,13 +78,21 @@ def shape_from(config: Config, sizes: Mapping[str, Any]) -> Shape:
     )
 
 
+def check_engines(config: Config) -> None:
+    """Raise a `TangramError` that names the target if its engine is not installed."""
+    for name, target in config.targets.items():
+        if target.engine == LLAMA_CPP and find() is None:
+            raise TangramError(f"config.targets.{name}.engine: llama.cpp is not installed; install it: {INSTALL}")
+
+
 def check(config: Config, parent: Mapping[str, Any] | None) -> None:
     """Check a config against its parent's `config.json`, or against `parent.sizes` if ``parent`` is None.
 
     Raises:
-        TangramError: numbers differ, sequences or a scenario exceed the parent's positions, or a variant is no smaller
-            than the parent's subblock.
+        TangramError: an engine is not installed, numbers differ, sequences or a scenario exceed the parent's positions,
+            or a variant is no smaller than the parent's subblock.
     """
+    check_engines(config)
     sizes: dict[str, Any] = config.parent.sizes.model_dump() if config.parent.sizes is not None else {}
     if parent is not None:
         sizes = dict(parent)
@@ -99,6 +109,8 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
     for name, scenario in config.scenarios.items():
         check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
     for name, target in config.targets.items():
+        if reason := family_refusal(sizes.get("model_type", ""), target.formats):
+            raise TangramError(f"config.targets.{name}.export: {reason}; leave it out")
         if target.selection is not None and target.selection.metric == "judge":
             tokens = target.selection.prompt_tokens + target.selection.continuation_tokens
             check_length(f"targets.{name}.selection: prompt_tokens + continuation_tokens", tokens, sizes)

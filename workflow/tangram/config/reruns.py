@@ -10,18 +10,25 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tangram.blocks.base import PARENT, Variant
+from tangram.blocks.base import FORMATS, PARENT, Variant
 from tangram.blocks.registry import modules_of_variants, registry
+from tangram.engines import TIMERS
 from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distill", "score", "finetune", "heldout")
 _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
+_ENGINES = tuple(TIMERS)
+_TABLES = (
+    "fetch_parent", "collect_scores",
+    *(f"{rule} {engine}" for rule in ("collect_costs", "calibrate_costs") for engine in _ENGINES),
+)  # fmt: skip
 
 # The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
 # `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
 # (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece.
+# `measure_costs torch` is the job of one engine; a target reads the tables of its engine alone.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
@@ -33,12 +40,12 @@ READS: dict[str, tuple[str, ...]] = {
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
     "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
-    "measure_costs": ("fetch_parent",),
-    "collect_costs": ("measure_costs",),
-    "calibrate_costs": ("fetch_parent", "collect_costs"),
-    "solve_mip": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
-    "drop_layers": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
-    "uniform_precision": ("fetch_parent", "collect_scores", "collect_costs", "calibrate_costs"),
+    **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
+    **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
+    **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
+    "solve_mip": _TABLES,
+    "drop_layers": _TABLES,
+    "uniform_precision": _TABLES,
     "pin_candidates": ("solve_mip", *_PIECES),
     "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
     "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", "select_child", *_PIECES),
@@ -52,9 +59,12 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
+    **{f"export_{name}": ("finetune_child",) for name in FORMATS},
+    "write_card": ("evaluate_parent", "evaluate_model"),
     "evaluate_readout": ("finetune_child",),
+    "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "build_report": (
-        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"),
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
         *("evaluate_parent", "evaluate_parent_tasks"),
     ),
 }
@@ -62,16 +72,18 @@ READS: dict[str, tuple[str, ...]] = {
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
-_EVALUATE = ("evaluate_parent", "evaluate_model", *_TASKS, "evaluate_readout")
+_EVALUATE = ("evaluate_parent", "evaluate_model", *_TASKS, "evaluate_readout", "evaluate_engine")
 _BASELINES = ("drop_layers", "uniform_precision")
+_MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
+_CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
 _SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
-_ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, "measure_costs", "calibrate_costs", "finetune_child")
+_ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "distill_blocks", "measure_costs", "calibrate_costs", "select_child", "finetune_child"),
+        *(*_CORPUS, "distill_blocks", *_MEASURE, *_CALIBRATE, "select_child", "finetune_child"),
         *_EVALUATE,
     ),
     "device": (*_CORPUS, *_ON_DEVICE, "select_child", *_EVALUATE),
@@ -81,7 +93,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "parent.sizes": (),
     "corpus": _CORPUS,
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model"),
+    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model", "evaluate_engine"),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
@@ -90,18 +102,19 @@ KEYS: dict[str, tuple[str, ...]] = {
     "library.bld.checkpoint_seconds": (),
     "scores": _SCORE,
     "scenarios": (
-        *("measure_costs", "calibrate_costs", "solve_mip", *_BASELINES),
-        *("evaluate_parent", "evaluate_model"),
+        *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
+        *("evaluate_parent", "evaluate_model", "evaluate_engine"),
     ),
-    "costs": ("measure_costs", "calibrate_costs"),
+    "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("solve_mip",),
     "search.metric": ("solve_mip", *_BASELINES),
     "targets.<name>": ("solve_mip",),
     "targets.<name>.constraints": ("solve_mip", *_BASELINES),
+    "targets.<name>.export": ("solve_mip", *_BASELINES),
     "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
-    "evaluation": ("evaluate_parent", "evaluate_model"),
+    "evaluation": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
     "evaluation.tasks": _TASKS,
     "evaluation.task_archive": _TASKS,
     "evaluation.task_limit": _TASKS,
@@ -114,6 +127,8 @@ IN_WORDS = {
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",
+    "targets.<name>.engine": "the target's `solve_mip` and its baselines; the costs in an engine that no other "
+    "target names, and the evaluation there, come or go",
     "library.head, library.precisions": "a new variant with a precision: its own `quantize_blocks`, `score_blocks` and "
     "`measure_costs`, then the tables and what reads them; with a precision that all kinds now have, its baseline's "
     "jobs, too",
@@ -133,13 +148,15 @@ SOURCES = {
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
-OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "build_report")
+IN_AN_ENGINE = ("measure_costs", "calibrate_costs")  # those that import an engine's module by name, too
+OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "write_card", "build_report")
 
-_COMMANDS = {
+COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "evaluate_parent_tasks": "evaluate_tasks",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
+    **{f"export_{name}": "export_child" for name in FORMATS},
 }
 
 
@@ -169,7 +186,7 @@ def first_of_key(key: str) -> tuple[str, ...]:
 def command_of(rule: str) -> str:
     """Return the command that a rule runs."""
     name = rule.split()[0]
-    return _COMMANDS.get(name, name)
+    return COMMANDS.get(name, name)
 
 
 def modules() -> list[str]:
@@ -179,7 +196,7 @@ def modules() -> list[str]:
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     commands = {f"tangram.commands.{command_of(rule)}" for rule in READS}
-    return names + sorted(modules_of(*commands, *modules_of_variants()).keys() - set(names))
+    return names + sorted(modules_of(*commands, *TIMERS.values(), *modules_of_variants()).keys() - set(names))
 
 
 def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
@@ -190,9 +207,11 @@ def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) ->
         module: the module's dotted name.
         variants: the variants of the job, for rules that compute with blocks; all by default.
     """
-    if variants is not None and rule in OF_THE_LIBRARY:
+    name, _, part = rule.partition(" ")
+    if variants is not None and name in OF_THE_LIBRARY:
         variants = [PARENT, *variants]
-    others = modules_of_variants(variants) if rule.split()[0] in OF_A_VARIANT + OF_THE_LIBRARY else []
+    others = modules_of_variants(variants) if name in OF_A_VARIANT + OF_THE_LIBRARY else []
+    others += [TIMERS[part]] if name in IN_AN_ENGINE else []
     return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tangram.config.base import Section
+from tangram.config.base import Section, Unique
+from tangram.engines import needed_formats
 from tangram.errors import nearest
 from tangram.extensions import registered
 
@@ -99,6 +100,15 @@ class Target(Section):
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Maximum share of layers that two solutions share (alpha of Puzzle, appendix B)."
     )
+    engine: Literal["torch", "llama.cpp"] = Field(
+        "torch",
+        description="Engine that the child is made for: `torch`, or `llama.cpp`, which implies `export: [gguf]`.",
+    )
+    export: Annotated[tuple[Literal["gguf", "decilm", "hf"], ...], Unique] = Field(
+        (),
+        description="Formats to write the child in as well: `gguf` (llama.cpp), `decilm` (vLLM), `hf` (transformers "
+        "without code of the checkpoint). The search uses only variants that all of them can express.",
+    )
     selection: Selection | None = Field(
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
     )
@@ -110,6 +120,11 @@ class Target(Section):
         description="Also build the parent in each precision that the library offers for attention, FFN and head, "
         "finetuned the same way; only for the primary target.",
     )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that the child is written in: those of `export`, and the engine's."""
+        return needed_formats(self.engine, self.export)
 
     @model_validator(mode="after")
     def _something_to_select_from(self) -> Target:

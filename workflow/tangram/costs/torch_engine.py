@@ -27,6 +27,7 @@ from tangram.blocks.no_op import NoOp
 from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
 from tangram.costs.calibration import STOCK
+from tangram.costs.calibration import calibration_architectures as calibration_architectures  # part of the interface
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_passes
 from tangram.models.families import Shape, decoder_layers, read_config
@@ -230,7 +231,7 @@ def measure(
                     "layer_class": LAYER_CLASS,
                     "kind": kind,
                     "variant": variant,
-                    "engine": costs.engine,
+                    "engine": "torch",
                     "device": device,
                     "scenario": name,
                     "phase": phase,

@@ -18,7 +18,8 @@ from torch import nn
 
 from tangram.activations import Activations
 from tangram.blocks import HEAD, get_block
-from tangram.blocks.base import FITTED_TOKENS
+from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS
+from tangram.gguf_types import rounded
 from tangram.library.distill import LayerDistillation
 from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, subblock
@@ -168,6 +169,14 @@ def _best(
     return tensors, value, f"{rounding}, smoothing {exponent:g}"
 
 
+def _gguf(float_weights: Mapping[str, torch.Tensor], matrices: set[str], precision: str, where: str) -> Tensors:
+    """Return a piece's tensors with its matrices rounded to a type of llama.cpp's."""
+    return {
+        name: rounded(tensor, precision, f"{where}, {name}") if name.removesuffix(".weight") in matrices else tensor
+        for name, tensor in float_weights.items()
+    }
+
+
 def _bf16(float_weights: Mapping[str, torch.Tensor], matrices: set[str]) -> Tensors:
     return {
         name: tensor.bfloat16() if name.removesuffix(".weight") in matrices else tensor
@@ -203,6 +212,9 @@ def quantize_subblock(
         return problem.held_out_loss(quantized, kind)
 
     linears = {n: m for n, m in subblock(layer, kind).named_modules() if isinstance(m, nn.Linear)}
+    if precision in GGUF_PRECISIONS:
+        tensors = _gguf(weights, set(linears), precision, f"{kind} {variant} of layer {problem.index}")
+        return Quantized(tensors, before, loss(tensors), "nearest")
     if precision == "bf16":
         tensors = _bf16(weights, set(linears))
         return Quantized(tensors, before, loss(tensors), "nearest")
@@ -262,6 +274,9 @@ def quantize_head(model: PreTrainedModel, states: Activations, variant: str, hol
         return float((target.exp() * (target - predicted)).sum(-1).mean())
 
     weights = dict(head.state_dict())
+    if precision in GGUF_PRECISIONS:
+        tensors = _gguf(weights, {"weight"}, precision, f"head {variant}")
+        return Quantized(tensors, 0.0, loss(tensors), "nearest")
     if precision == "bf16":
         tensors = {name: t.bfloat16() if name == "weight" else t for name, t in weights.items()}
         return Quantized(tensors, 0.0, loss(tensors), "nearest")

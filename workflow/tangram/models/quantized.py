@@ -183,8 +183,14 @@ CLASSES: dict[str, type[BFloat16Linear] | type[ScaledLinear]] = {"bf16": BFloat1
 
 
 def with_precision(linear: nn.Linear, precision: str) -> nn.Module:
-    """Return a layer of a linear layer's shape in another precision; its weights are not copied."""
-    return CLASSES[precision](linear.in_features, linear.out_features, linear.bias is not None)
+    """Return a layer of a linear layer's shape in another precision; its weights are not copied.
+
+    A type of llama.cpp's, such as ``q8_0``, is no precision of torch's: the result is a plain layer.
+    """
+    sizes, has_bias, weight = (linear.in_features, linear.out_features), linear.bias is not None, linear.weight
+    if precision not in CLASSES:
+        return nn.Linear(*sizes, has_bias, device=weight.device, dtype=weight.dtype)
+    return CLASSES[precision](*sizes, has_bias)
 
 
 def set_precision(subblock: nn.Module, precision: str) -> None:

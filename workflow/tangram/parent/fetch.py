@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,8 +60,8 @@ def _snapshot(source: HubParent) -> Path:
         ) from error
 
 
-def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Dequantize a GGUF to float32; return a model that can be saved, and its tokenizer.
+def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+    """Dequantize a GGUF to float32; return a model that can be saved, its tokenizer, and its license if it says one.
 
     Raises:
         TangramError: the file cannot be read, or has metadata that a transformers config cannot express.
@@ -87,7 +88,15 @@ def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizer
         tokenizer.chat_template = templates
     model = type(quantized).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     model.generation_config = quantized.generation_config
-    return model, tokenizer
+    return model, tokenizer, metadata.license
+
+
+def _license_in(folder: Path) -> dict[str, str]:
+    """Return the license in a model card's front matter, as an entry of `provenance.json`; nothing without one."""
+    card = folder / "README.md"
+    front = card.read_text(encoding="utf-8").split("---\n")[1:2] if card.is_file() else []
+    found = re.search(r"^license: *([\w.-]+) *$", front[0], re.MULTILINE) if front else None
+    return {"license": found[1]} if found else {}
 
 
 def _quantization(member: str) -> str:
@@ -138,14 +147,16 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
         folder.mkdir()
         quieten()
         if isinstance(source, GgufParent):
-            model, tokenizer = _load_gguf(source)
+            model, tokenizer, license = _load_gguf(source)
             origin = {"weights": f"dequantized from {_quantization(source.member)} GGUF"}
+            if license:
+                origin["license"] = license
         else:
             path = Path(source.path) if isinstance(source, LocalParent) else _snapshot(source)
             model, tokenizer = load_model(path, dtype), load_tokenizer(path)
             if model.config.model_type.startswith(CHILD_PREFIX):
                 raise TangramError(f"{path} is a heterogeneous child, which cannot be a parent; use a stock checkpoint")
-            origin = {"weights": "as published"}
+            origin = {"weights": "as published", **_license_in(path)}
             if isinstance(source, HubParent):
                 origin["commit"] = path.name  # the snapshot's folder is named after the commit
         _check_numbers(parent, Shape.of(model.config))

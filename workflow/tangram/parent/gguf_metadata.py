@@ -77,7 +77,7 @@ class Metadata:
         try:
             reader = GGUFReader(path)
             self.architecture = str(reader.fields["general.architecture"].contents())
-            read = (f"{self.architecture}.", "tokenizer.chat_template", "tokenizer.ggml.add_")
+            read = ("general.license", f"{self.architecture}.", "tokenizer.chat_template", "tokenizer.ggml.add_")
             self.fields = {name: f.contents() for name, f in reader.fields.items() if name.startswith(read)}
         except (ValueError, OSError, IndexError, KeyError) as error:
             raise TangramError(f"it is not a readable GGUF: {error}") from error
@@ -92,6 +92,11 @@ class Metadata:
         """The keys of the architecture, without its name as their prefix."""
         prefix = f"{self.architecture}."
         return {k.removeprefix(prefix): value for k, value in self.fields.items() if k.startswith(prefix)}
+
+    @property
+    def license(self) -> str | None:
+        """The license of the weights, such as ``apache-2.0``; None if the file does not say."""
+        return self.fields.get("general.license")
 
     @property
     def chat_templates(self) -> dict[str, str]:

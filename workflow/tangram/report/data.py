@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.engines import ENGINES
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, task_rows
@@ -33,7 +35,7 @@ SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the sto
 
 
 class Settings(Section):
-    """Settings of the report beyond the tables."""
+    """Settings of the report beyond the tables; ``engines`` holds those of targets whose engine is not torch."""
 
     run: str
     primary_target: str
@@ -41,17 +43,17 @@ class Settings(Section):
     num_layers: int
     default_scenario: str
     seed: int
+    engines: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Results:
     """One run's tables, as frames of `tangram.tables`' schemas; a frame is empty if the run lacks its file.
 
-    ``evaluations``, ``tasks`` and ``readouts`` are EVALUATION with leading columns ``target`` and ``solution``;
-    ``samples`` holds the values of every question and held-out sequence, from which ``tasks`` is computed;
-    ``finetuning`` is CURVES with the same two; ``benchmarks`` has ``rule`` and ``seconds``, one row per job;
-    ``solutions`` holds the entries of the files of solutions by target and solution, and ``stock`` the predictions of
-    the stock parent by target.
+    ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
+    columns ``target`` and ``solution``; ``samples`` holds the values of each question and held-out sequence, from which
+    ``tasks`` is computed; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of solutions by
+    target and solution, and ``stock`` the predictions of the stock parent by target.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Results:
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
+    engines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -319,6 +322,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         TangramError: the folder does not exist, or a file in it is damaged.
     """
     folder = Path(folder)
+    engine = next((name for name in ENGINES if (folder / "costs" / f"{name}.parquet").exists()), "")
     if not folder.is_dir():
         raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
     folders = _child_folders(folder)
@@ -331,12 +335,15 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         if (path / "architecture.json").exists()
     }
     labels = ("target", "solution")
+
+    def of_children(name: str, schema: pa.Schema = EVALUATION) -> list[pd.DataFrame]:
+        return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
+
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    evaluations = [_labeled(_read(path / "evaluation.parquet", EVALUATION), t, s) for t, s, path in folders]
     samples = _samples(folder, folders)
-    evaluation = _one_parent(_concat([parents, *evaluations], EVALUATION, labels))
-    readouts = [_labeled(_read(path / "readout.parquet", EVALUATION), t, s) for t, s, path in folders]
-    shown = [*folder.glob("*.parquet"), *folder.glob("targets/**/*.parquet"), *pieces, *folder.glob("corpus/*.parquet")]
+    evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
+    patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
+    shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
@@ -345,22 +352,21 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         folder=folder,
         settings=settings or _discover(folder, evaluation, architectures),
         scores=_read(folder / "scores.parquet", SCORES),
-        costs=_read(folder / "costs.parquet", COSTS),
-        calibration=_read(folder / "calibration.parquet", CALIBRATION),
+        costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
+        calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
-        finetuning=_concat(
-            [_labeled(_read(path / "curves.parquet", CURVES), t, s) for t, s, path in folders], CURVES, labels
-        ),
+        finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=evaluation,
         tasks=_tasks(samples),
-        readouts=_one_parent(_concat(readouts, EVALUATION, labels)),
+        readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
         architectures=architectures,
         solutions=_solutions(solutions, architectures),
         parent=parent,
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
+        engines=_concat(of_children("engine"), EVALUATION, labels),
         samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -16,6 +16,7 @@ from tangram.report.document import Fact, Section, render_document
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
+from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
@@ -50,6 +51,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         tasks_section(results),
         readout_section(results),
         speed_section(results),
+        engine_section(results),
         solver_section(results),
         scores_section(results, colors),
         costs_section(results, colors),

@@ -33,14 +33,15 @@ def predicted(results: Results, target: str, solution: str, quantity: str) -> fl
 def predicted_packed_parent(results: Results, target: str) -> float | None:
     """Return the packed parent's predicted speed-up over the stock parent, in the default scenario.
 
-    It follows from the calibration's measurements of both parents; None without a measurement of the stock parent.
+    It follows from the calibration's measurements of both parents; None without a measurement of the stock parent, or
+    for a target in another engine than torch.
     """
     from tangram.costs.calibration import stock_factors
 
     scenario = results.settings.default_scenario
     stock = results.stock.get(target, {}).get("scenarios", {}).get(scenario)
     factors = stock_factors(results.calibration)
-    if not stock or (scenario, "decode", stock["batch"]) not in factors:
+    if target in results.settings.engines or not stock or (scenario, "decode", stock["batch"]) not in factors:
         return None
     prefill, decode = stock["time_to_first_token"], stock["latency"] - stock["time_to_first_token"]
     packed = [s / factors[scenario, p, stock["batch"]] for s, p in ((prefill, "prefill"), (decode, "decode"))]
@@ -48,7 +49,12 @@ def predicted_packed_parent(results: Results, target: str) -> float | None:
 
 
 def predicted_speedup(results: Results, target: str, solution: str, metric: str = SPEEDUP) -> float | None:
-    """Return a solution's predicted speed-up over the stock parent, or the packed one (``PACKED_SPEEDUP``)."""
+    """Return a solution's predicted speed-up over the stock parent, or the packed one (``PACKED_SPEEDUP``), in torch.
+
+    None for a target in another engine, whose predictions are of that engine.
+    """
+    if target in results.settings.engines:
+        return None
     speedup = predicted(results, target, solution, "speedup")
     if metric == SPEEDUP or speedup is None:
         return speedup

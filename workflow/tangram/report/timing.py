@@ -27,6 +27,8 @@ STAGES = (
     "evaluate_model",
     "evaluate_parent_tasks",
     "evaluate_tasks",
+    "export_gguf",
+    "evaluate_engine",
 )
 
 

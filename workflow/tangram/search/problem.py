@@ -25,6 +25,7 @@ import numpy as np
 from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
 from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Constraint, Scenario, Search, Section, Target
+from tangram.engines import REFERENCES, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, CostModel, records
 
@@ -143,6 +144,12 @@ class Problem:
     def parent(self) -> Architecture:
         """The parent's architecture."""
         return Architecture((LayerChoice(),) * self.num_layers)
+
+    @functools.cached_property
+    def reference_parent(self) -> Architecture:
+        """The parent to which relative limits refer, in the precision of the engine's reference."""
+        variant = REFERENCES[self.target.engine]
+        return Architecture((LayerChoice(variant, variant),) * self.num_layers, variant)
 
     @functools.cached_property
     def stock(self) -> Problem:
@@ -265,8 +272,8 @@ class Problem:
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return the parent's value that scales a relative constraint; 1 for an absolute one.
 
-        The parent is the one that stock transformers runs. For throughput, its best over the batch grid; for all other
-        quantities, its value at the same batch.
+        The parent is the one that stock transformers runs, or in llama.cpp its F16 file. For throughput, its best over
+        the batch grid; for all other quantities, its value at the same batch.
 
         Raises:
             TangramError: the parent exceeds the memory limit at every batch size.
@@ -275,14 +282,14 @@ class Problem:
             return 1.0
         if constraint.quantity == "throughput":
             assert constraint.scenario is not None  # checked by the config
-            batch = self.stock.best_batch(self.parent, constraint.scenario)
+            batch = self.stock.best_batch(self.reference_parent, constraint.scenario)
             if batch is None:
                 raise TangramError(
                     f"the parent exceeds the memory limit of scenario '{constraint.scenario}' at every batch size, "
                     "so a throughput relative to it is undefined; make it absolute: relative_to_parent: false"
                 )
             batches = {constraint.scenario: batch}
-        return self.stock.predict(constraint, self.parent, batches)
+        return self.stock.predict(constraint, self.reference_parent, batches)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return a constraint's limit in the unit of its quantity."""
@@ -352,6 +359,11 @@ def layers_of(folder: str | Path) -> int:
         raise TangramError(f"{path} is not a readable model config: {error!r}; {remedy}") from error
 
 
+def is_usable(name: str, target: Target) -> bool:
+    """Return whether a target's engine and formats can express a variant, or both variants of a pair."""
+    return all(refusal(variant, target.engine, target.export) is None for variant in name.split("+"))
+
+
 def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Path, parent: Path) -> Problem:
     """Read the tables and return a target's problem.
 
@@ -360,6 +372,8 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     """
     from tangram.tables import CALIBRATION, COSTS, SCORES, read_table
 
+    table = read_table(scores, SCORES)
+    usable = [is_usable(variant, settings.target) for variant in table["variant"]]
     model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
-    options = options_of(read_table(scores, SCORES), settings.search.metric, layers_of(parent))
+    options = options_of(table[usable], settings.search.metric, layers_of(parent))
     return Problem(options, model, settings.target)

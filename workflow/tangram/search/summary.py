@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def predictions(problem: Problem, architecture: Architecture, batches: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """Return an architecture's predictions by scenario, with ``speedup``: its throughput over the parent's best.
 
-    The parent is the one that stock transformers runs.
+    The parent is the one that stock transformers runs, or in llama.cpp its F16 file.
 
     Args:
         problem: costs and limits.
@@ -27,7 +27,7 @@ def predictions(problem: Problem, architecture: Architecture, batches: Mapping[s
     for name in problem.costs.scenarios:
         batch = batches.get(name) or problem.usual_batch(architecture, name)
         child = problem.costs.predict(architecture, name, batch)
-        stock, parent = problem.stock, problem.parent
+        stock, parent = problem.stock, problem.reference_parent
         reference = stock.costs.predict(parent, name, stock.usual_batch(parent, name))
         scenarios[name] = {**asdict(child), "speedup": child.throughput / reference.throughput}
     return scenarios
@@ -74,8 +74,8 @@ def solver_entries(problem: Problem, solutions: Sequence[Solution]) -> list[dict
 
 
 def beside_parent(problem: Problem, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the content of a file of solutions: the stock parent's predictions and the solutions' entries."""
-    scenarios = predictions(problem.stock, problem.parent, {})
+    """Return the content of a file of solutions: the reference parent's predictions and the solutions' entries."""
+    scenarios = predictions(problem.stock, problem.reference_parent, {})
     first = next(iter(scenarios.values()))
     parent = {key: first[key] for key in ("parameters", "kv_bytes_per_token")}
     return {"parent": {**parent, "scenarios": scenarios}, "solutions": list(entries)}

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tangram.blocks import KINDS, Block, get_block
-from tangram.blocks.base import FITTED_TOKENS, HEAD
+from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
+from tangram.engines import LLAMA_CPP, TORCH, timed
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
-BYTES = {"bf16": 2, "int8": 1, "fp8": 1}  # of one stored number, by precision
+# Of one stored number, by precision; values of llama.cpp's types are stored as float32.
+BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
+LOADS = {TORCH: 1, LLAMA_CPP: 3}  # copies of each model in timing
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
@@ -281,15 +284,17 @@ class Work:
         """Yield the timing of pieces and of whole models, and the search."""
         costs, sizes, startup = self.config.costs, self.sizes, self.rates.startup
         stack = costs.stack_megabytes * 1e6
-        for kind in (*KINDS, HEAD):
-            size = self.element * getattr(sizes, kind)
-            copies = max(1.0, stack / size)
-            seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
-            jobs = 1 + len(self.config.library.variants(kind))
-            memory = 2 * max(stack, size) + self.cache_bytes / sizes.layers
-            yield Stage("measure_costs", jobs, 1, seconds, memory, 0)
-        seconds = startup + 4 * self.timing(sizes.total, 3)
-        yield Stage("calibrate_costs", 1, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
+        for engine in self.config.engines:
+            loads = LOADS[engine]
+            for kind in (*KINDS, HEAD):
+                size = self.element * getattr(sizes, kind)
+                copies = loads * max(1.0, stack / size)
+                seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
+                jobs = 1 + len(timed(engine, self.config.library.variants(kind)))
+                memory = 2 * loads * max(stack, size) + self.cache_bytes / sizes.layers
+                yield Stage("measure_costs", jobs, 1, seconds, memory, 0)
+            seconds = startup + 4 * loads * self.timing(sizes.total, 3)
+            yield Stage("calibrate_costs", 1, 1, seconds, 2 * loads * self.model_bytes + self.cache_bytes, 0)
         yield Stage("solve_mip", len(self.config.targets), 1, 5, 1e9, 0)
 
     def child(self) -> Iterator[Stage]:
@@ -338,6 +343,11 @@ class Work:
         timing = self.timing(self.sizes.total, self.config.evaluation.throughput_repeats, steps=True)
         seconds = 2 * self.loading + 2 * heldout + 2 * timing
         yield Stage("evaluate_model", self.children, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
+        files = sum(len(self.config.exported(n)) for n, t in self.config.targets.items() if t.engine != TORCH)
+        if files:  # each beside the parent in three types
+            seconds = self.loading + 4 * (heldout + LOADS[LLAMA_CPP] * timing)
+            memory = 2 * LOADS[LLAMA_CPP] * self.model_bytes
+            yield Stage("evaluate_engine", files, 1, seconds, memory, 0)
 
 
 def stages(config: Config, rates: Rates) -> Iterator[Stage]:

@@ -1,0 +1,180 @@
+"""Children as folders of other model classes, by an independent reading of their configs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_children import ARCHITECTURES, child_on_disk, random_tokens
+from safetensors.torch import load_file
+from tiny_children import LAYERS, PARENT_ONLY, UNIFORM
+from tiny_models import write_parent
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.errors import TangramError
+from tangram.export.decilm import write_decilm
+from tangram.export.hf import write_hf
+from tangram.export.parts import read_checkpoint
+from tangram.models.loading import load_model, load_tokenizer
+
+EXPRESSIBLE_IN_HF = ("parent", "uniform", "no-op first", "no FFN")
+
+
+@pytest.fixture(scope="module", params=["llama", "llama-biases"])
+def parent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk, with and without biases."""
+    folder = tmp_path_factory.mktemp("parent")
+    biases = {"attention_bias": True, "mlp_bias": True} if request.param == "llama-biases" else {}
+    write_parent(folder, num_hidden_layers=LAYERS, tie_word_embeddings=not biases, **biases)
+    return folder
+
+
+def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
+    """Rotate ``(batch, heads, tokens, width)`` by position."""
+    width, half = x.shape[-1], x.shape[-1] // 2
+    frequencies = theta ** -(torch.arange(0, width, 2) / width)
+    angles = torch.arange(x.shape[2])[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Reference:
+    """A decoder from the definition, whose layers are described by number of KV heads and by presence."""
+
+    def __init__(self, folder: Path):
+        self.config = json.loads((folder / "config.json").read_text())
+        self.state = load_file(folder / "model.safetensors")
+
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        mean = x.square().mean(-1, keepdim=True)
+        return x * torch.rsqrt(mean + self.config["rms_norm_eps"]) * self.state[f"{name}.weight"]
+
+    def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
+
+    def attention(self, x: torch.Tensor, name: str, kv_heads: int) -> torch.Tensor:
+        heads, width = self.config["num_attention_heads"], self.config["head_dim"]
+        theta = self.config["rope_parameters"]["rope_theta"]
+        q, k, v = (
+            self.linear(x, f"{name}.{part}_proj").unflatten(-1, (count, width)).transpose(1, 2)
+            for part, count in (("q", heads), ("k", kv_heads), ("v", kv_heads))
+        )
+        k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (rotate(k, theta), v))
+        scores = rotate(q, theta) @ k.transpose(2, 3) / width**0.5
+        scores += torch.full(scores.shape[2:], -torch.inf).triu(1)
+        return self.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{name}.o_proj")
+
+    def ffn(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        gate, up = self.linear(x, f"{name}.gate_proj"), self.linear(x, f"{name}.up_proj")
+        return self.linear(functional.silu(gate) * up, f"{name}.down_proj")
+
+    def __call__(self, tokens: torch.Tensor, layers: list[tuple[int, int]]) -> torch.Tensor:
+        """Return logits; a layer is its KV heads and its FFN's width, 0 for none."""
+        x = self.state["model.embed_tokens.weight"][tokens]
+        used = {"model.embed_tokens.weight", "model.norm.weight"}
+        for index, (kv_heads, width) in enumerate(layers):
+            name = f"model.layers.{index}"
+            if kv_heads:
+                x = x + self.attention(self.norm(x, f"{name}.input_layernorm"), f"{name}.self_attn", kv_heads)
+            if width:
+                assert self.state[f"{name}.mlp.up_proj.weight"].shape[0] == width
+                x = x + self.ffn(self.norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+            used |= {n for n in self.state if n.startswith(f"{name}.")}
+        tied = self.config["tie_word_embeddings"]
+        assert self.state.keys() - used == (set() if tied else {"lm_head.weight"})
+        head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        return functional.linear(self.norm(x, "model.norm"), self.state[head])
+
+
+def decilm_layers(folder: Path) -> list[tuple[int, int]]:
+    """Return the layers of a DeciLM folder as vLLM reads them, through the folder's own config class."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert config.architectures == ["DeciLMForCausalLM"]
+    assert len(config.block_configs) == config.num_hidden_layers
+    heads, layers = config.num_attention_heads, []
+    for block in config.block_configs:
+        assert not hasattr(block.ffn, "ffn_mult"), "vLLM would round it up to a multiple of 256"
+        kv_heads = 0 if block.attention.no_op else heads // block.attention.n_heads_in_group
+        layers.append((kv_heads, 0 if block.ffn.no_op else block.ffn.intermediate_size))
+    return layers
+
+
+def hf_layers(folder: Path) -> list[tuple[int, int]]:
+    """Return the layers of a folder in transformers' schema."""
+    config = json.loads((folder / "config.json").read_text())
+    layers = []
+    for index in range(config["num_hidden_layers"]):
+        entry = config.get("per_layer_config", {}).get(f"{index:02d}", {})
+        skipped = entry.get("skip", [])
+        kv_heads = entry.get("num_key_value_heads", config["num_key_value_heads"])
+        width = entry.get("intermediate_size", config["intermediate_size"])
+        layers.append(("attention" not in skipped and kv_heads, "mlp" not in skipped and width))
+    return layers
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_decilm_computes_the_childs_logits(parent: Path, tmp_path: Path, name: str) -> None:
+    folder = child_on_disk(parent, tmp_path / "child", ARCHITECTURES[name])
+    write_decilm(read_checkpoint(folder), tmp_path / "decilm", {})
+    layers = decilm_layers(tmp_path / "decilm")
+    assert layers[0][0], "vLLM's class needs an attention in layer 0"
+    tokens = random_tokens(2, 30)
+    logits, expected = Reference(tmp_path / "decilm")(tokens, layers), load_model(folder)(tokens).logits
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE_IN_HF)
+@torch.no_grad()
+def test_hf_computes_the_childs_logits(parent: Path, tmp_path: Path, name: str) -> None:
+    folder = child_on_disk(parent, tmp_path / "child", ARCHITECTURES[name])
+    write_hf(read_checkpoint(folder), tmp_path / "hf", {})
+    tokens = random_tokens(2, 30)
+    logits = Reference(tmp_path / "hf")(tokens, hf_layers(tmp_path / "hf"))
+    expected = load_model(folder)(tokens).logits
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_a_uniform_child_loads_with_stock_transformers(parent: Path, tmp_path: Path) -> None:
+    folder = child_on_disk(parent, tmp_path / "child", UNIFORM)
+    write_hf(read_checkpoint(folder), tmp_path / "hf", {})
+    stock, tokens = AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), random_tokens(2, 30)
+    assert torch.equal(stock(tokens).logits, load_model(folder)(tokens).logits)
+
+
+def test_tokenizer_and_provenance_travel_and_code_does_not(parent: Path, tmp_path: Path) -> None:
+    child = read_checkpoint(child_on_disk(parent, tmp_path / "child", ARCHITECTURES["no-op first"]))
+    for name, write in (("decilm", write_decilm), ("hf", write_hf)):
+        write(child, tmp_path / name, {"tangram.code": "0123"})
+        assert json.loads((tmp_path / name / "provenance.json").read_text())["tangram.code"] == "0123"
+        code = sorted(path.name for path in (tmp_path / name).glob("*.py"))
+        assert code == (["configuration_decilm.py"] if name == "decilm" else [])
+        text = "<|im_start|>Il était une fois"
+        tokenizer = load_tokenizer(tmp_path / "child")
+        stored = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        assert stored == json.loads((tmp_path / "child" / "tokenizer.json").read_text())
+        assert tokenizer(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "message"),
+    [
+        ("hf", ARCHITECTURES["mixed"], "hf: attention of layer 2 is a linear map"),
+        ("hf", Architecture((LayerChoice("parent@int8"), *PARENT_ONLY.layers[1:])), "precision int8"),
+        ("decilm", Architecture((LayerChoice("parent@q8_0"), *PARENT_ONLY.layers[1:])), "precision q8_0"),
+        ("decilm", Architecture((LayerChoice("lowrank-5"), *PARENT_ONLY.layers[1:])), "lowrank-5.*no format"),
+    ],
+)
+def test_what_a_folder_cannot_express_is_one_line(
+    tmp_path: Path, name: str, architecture: Architecture, message: str
+) -> None:
+    write_parent(tmp_path / "parent", num_hidden_layers=LAYERS)
+    folder = child_on_disk(tmp_path / "parent", tmp_path / "child", architecture)
+    with pytest.raises(TangramError, match=message) as caught:
+        {"hf": write_hf, "decilm": write_decilm}[name](read_checkpoint(folder), tmp_path / name, {})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / name).exists()

@@ -1,0 +1,25 @@
+"""Engines, formats and the variants that each can express."""
+
+import pytest
+
+from tangram.engines import refusal
+
+
+@pytest.mark.parametrize(
+    ("variant", "engine", "formats", "reason"),
+    [
+        ("parent@int8", "torch", (), None),
+        ("parent@q8_0", "torch", (), "engine torch has no precision q8_0"),
+        ("parent@q8_0", "llama.cpp", (), None),
+        ("parent@bf16", "llama.cpp", ("decilm",), None),
+        ("parent@int8", "llama.cpp", (), "engine llama.cpp has no precision int8"),
+        ("parent@int8", "torch", ("gguf",), "format gguf has no precision int8"),
+        ("lowrank-8", "torch", (), None),
+        ("lowrank-8", "llama.cpp", (), "format gguf cannot express it"),
+        ("linear", "torch", ("gguf", "decilm"), None),
+        ("linear", "torch", ("hf",), "format hf cannot express it"),
+        ("butterfly-8", "torch", ("decilm",), "format decilm cannot express it"),
+    ],
+)
+def test_each_engine_and_format_says_what_it_lacks(variant, engine, formats, reason):
+    assert refusal(variant, engine, formats) == reason

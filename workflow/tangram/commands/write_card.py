@@ -1,0 +1,51 @@
+"""Write the model card of an exported child."""
+
+from typing import Annotated
+
+import typer
+
+from tangram.cli import reads, reads_model, run, writes
+
+
+def write_card(
+    settings: Annotated[str, typer.Option(help="the run's config with one target, as JSON")],
+    solution: Annotated[str, typer.Option(help="the solution's name")],
+    parent: Annotated[str, reads_model("parent")],
+    architecture: Annotated[str, reads("architecture.json")],
+    output: Annotated[str, writes("model card (Markdown)")],
+    evaluation: Annotated[str | None, reads("EVALUATION table of the child")] = None,
+    parent_evaluation: Annotated[str | None, reads("EVALUATION table of the parent")] = None,
+) -> None:
+    """Write the card with what was cut where, quality and speed, how to load the child, and how to reproduce it."""
+    import json
+
+    import pandas as pd
+
+    from tangram.blocks.architecture import load_architecture
+    from tangram.config import Config
+    from tangram.export.card import Facts, card, read_record
+    from tangram.files import write_text
+    from tangram.models.families import shape_of
+    from tangram.tables import EVALUATION, read_table
+
+    raw = json.loads(settings)
+    config = Config.model_validate(raw)
+    target = config.primary_target
+    tables = [read_table(path, EVALUATION) for path in (parent_evaluation, evaluation) if path]
+    rows = pd.concat(tables) if tables else pd.DataFrame(columns=EVALUATION.names)
+    facts = Facts(
+        run=config.run,
+        target=target,
+        solution=solution,
+        formats=config.targets[target].formats,
+        parent=read_record(parent),
+        architecture=load_architecture(architecture),
+        shape=shape_of(parent),
+        evaluation=rows.drop_duplicates(["model", "task", "metric"], keep="last"),
+        config=raw,
+    )
+    write_text(output, card(facts))
+
+
+if __name__ == "__main__":
+    run(write_card)

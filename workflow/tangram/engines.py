@@ -1,0 +1,80 @@
+"""Engines that run children, formats that children are written in, and the variants that each can express.
+
+Standard library only: the config and the Snakefile import this module. `export/` writes the formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, PARENT, PRECISIONS, Variant
+from tangram.blocks.registry import block_class
+
+TORCH, LLAMA_CPP = "torch", "llama.cpp"
+GGUF, DECILM, HF = FORMATS
+FORMAT_OF = {LLAMA_CPP: GGUF}  # the format that an engine reads, if it does not read the child itself
+# The families whose children of different layers each format can express; gguf has no norms of queries and keys there.
+FAMILIES = {
+    GGUF: ("llama", "mistral", "qwen2"),
+    DECILM: ("llama", "mistral"),
+    HF: ("llama", "mistral", "qwen2", "qwen3"),
+}
+# The precisions that each engine computes in and each format stores, besides the run's dtype.
+ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
+STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",), HF: ("bf16",)}
+# The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
+# `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
+TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
+# The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
+REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
+
+
+def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:
+    """Return the formats that a target's child must be written in: the engine's, and those that the config asks for."""
+    return tuple(dict.fromkeys([*([FORMAT_OF[engine]] if engine in FORMAT_OF else []), *formats]))
+
+
+def family_refusal(model_type: str, formats: Iterable[str]) -> str | None:
+    """Return why a parent's family has no children in some format, in one line; None if it has.
+
+    Args:
+        model_type: transformers' name of the family, such as ``'llama'``; empty if it is unknown.
+        formats: formats of `FORMATS`.
+    """
+    for name in formats:
+        if model_type and model_type not in FAMILIES[name]:
+            return f"format {name} cannot express children of family {model_type}"
+    return None
+
+
+def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | None:
+    """Return why a target cannot use a variant, in one line that continues the variant's name; None if it can.
+
+    Args:
+        variant: the variant's name.
+        engine: one of `ENGINES`.
+        formats: the formats that the child must be written in, of `FORMATS`.
+    """
+    precision = Variant.parse(variant).precision
+    if precision is not None and precision not in ENGINES[engine]:
+        return f"engine {engine} has no precision {precision}"
+    for name in needed_formats(engine, formats):
+        if name not in block_class(variant).formats:
+            return f"format {name} cannot express it"
+        if precision is not None and precision not in STORED[name]:
+            return f"format {name} has no precision {precision}"
+    return None
+
+
+def timer(engine: str) -> Any:
+    """Return the module that times in an engine."""
+    return import_module(TIMERS[engine])
+
+
+def timed(engine: str, variants: Iterable[str]) -> tuple[str, ...]:
+    """Return the variants of a kind that are timed in an engine besides `parent`: those that it runs, its reference."""
+    reference = REFERENCES[engine]
+    runs = [variant for variant in variants if refusal(variant, engine) is None]
+    return tuple(dict.fromkeys([reference, *runs] if reference != PARENT else runs))

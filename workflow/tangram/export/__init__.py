@@ -1,0 +1,1 @@
+"""Children in the formats of inference engines: one file per format."""

@@ -1,0 +1,165 @@
+"""DeciLM (model type `nemotron-nas`): a child as a checkpoint that vLLM's own model class loads.
+
+A layer is an attention or nothing, and then an FFN or nothing (`block_configs`). The child's subblocks are packed into
+such layers, exactly:
+
+- A linear map is an FFN with a constant gate: the gate's weights are 0 and its bias is c with silu(c) = 1; `up_proj` is
+  the map and `down_proj` the identity with the map's bias. It takes three square matrices instead of one. All FFNs then
+  have biases, as the class knows one `mlp_bias`.
+- Layer 0 must have an attention, as the class has no residual before it; it gets one of zeros if it has none.
+
+vLLM reads the entries of `block_configs` as objects: `configuration_decilm.py` makes objects of them, so the folder
+needs `--trust-remote-code` for its config. The widths are in `intermediate_size`, which vLLM reads; SGLang and
+TensorRT-LLM read `ffn_mult` alone, whose widths are multiples of 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tangram.engines import DECILM, family_refusal
+from tangram.errors import TangramError
+from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
+from tangram.export.parts import LINEAR, Checkpoint, Part
+from tangram.models.families import window_of
+
+if TYPE_CHECKING:
+    import torch
+
+CONSTANT_GATE = 1.2784645427610738  # silu of it is 1
+CODE = '''"""The config of vLLM's DeciLMForCausalLM: a Llama config whose block_configs are objects."""
+
+from types import SimpleNamespace
+
+from transformers import LlamaConfig
+
+
+class DeciLMConfig(LlamaConfig):
+    """A Llama config with one entry of `block_configs` per layer."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs=None, **kwargs):
+        super().__init__(**kwargs)
+        self.block_configs = [
+            SimpleNamespace(**{part: SimpleNamespace(**settings) for part, settings in block.items()})
+            for block in block_configs or []
+        ]
+
+    def to_dict(self):
+        """Return the config as JSON types."""
+        blocks = [{part: vars(settings) for part, settings in vars(block).items()} for block in self.block_configs]
+        return {**super().to_dict(), "block_configs": blocks}
+'''
+
+Layer = tuple[Part | None, Part | None]
+
+
+def pack(parts: tuple[Part, ...]) -> list[Layer]:
+    """Pack subblocks into as few layers of an attention and an FFN as can hold them; a linear map counts as an FFN."""
+    layers: list[Layer] = []
+    attention: Part | None = None
+    for part in parts:
+        if part.form != "attention":
+            layers.append((attention, part))
+            attention = None
+            continue
+        if attention is not None:
+            layers.append((attention, None))
+        attention = part
+    return layers if attention is None else [*layers, (attention, None)]
+
+
+def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str, str]) -> None:
+    """Write a child as a DeciLM checkpoint.
+
+    Raises:
+        TangramError: the model class cannot compute what the child computes.
+    """
+    check_values(child, "decilm")
+    family, window = child.shape.model_type, window_of(child.config)
+    if family_refusal(family, [DECILM]) or (window is not None and window < child.config.max_position_embeddings):
+        what = f"family {family}" if family_refusal(family, [DECILM]) else f"an attention window of {window} tokens"
+        raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
+    layers = pack(child.parts)
+    biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)
+    config = base_config(child) | {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
+        "num_hidden_layers": len(layers),
+        "mlp_bias": biased,
+        "block_configs": [_block(child, index, layer) for index, layer in enumerate(layers)],
+    }
+    for key in ("num_key_value_heads", "intermediate_size", "layer_types", "sliding_window"):
+        config.pop(key, None)
+    write_folder(child, output, config, _tensors(child, layers, biased), provenance, {"configuration_decilm.py": CODE})
+
+
+def _block(child: Checkpoint, index: int, layer: Layer) -> dict[str, Any]:
+    """Return a layer's entry of `block_configs`."""
+    attention, ffn = layer
+    heads = child.shape.heads
+    kv_heads = child.kv_heads(attention) if attention is not None else int(index == 0)
+    width = 0 if ffn is None else child.shape.hidden if ffn.form == LINEAR else ffn.channels
+    return {
+        "attention": {
+            "no_op": not kv_heads,
+            "replace_with_linear": False,
+            "n_heads_in_group": heads // kv_heads if kv_heads else None,
+        },
+        "ffn": {"no_op": not width, "replace_with_linear": False, "intermediate_size": width or None},
+    }
+
+
+def _tensors(child: Checkpoint, layers: list[Layer], biased: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all tensors by transformers' names."""
+    import torch
+
+    yield from outer_tensors(child).items()
+    for index, (attention, ffn) in enumerate(layers):
+        prefix = f"model.layers.{index}."
+        if attention is not None or index == 0:
+            norm = torch.ones(child.shape.hidden) if attention is None else attention.norm
+            tensors = _zero_attention(child) if attention is None else attention.tensors
+            yield f"{prefix}input_layernorm.weight", norm
+            yield from ((f"{prefix}self_attn.{name}", tensor) for name, tensor in tensors.items())
+        if ffn is not None:
+            tensors = _constant_gate(ffn) if ffn.form == LINEAR else ffn.tensors
+            yield f"{prefix}post_attention_layernorm.weight", ffn.norm
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                weight = tensors[f"{name}.weight"]
+                yield f"{prefix}mlp.{name}.weight", weight
+                if biased:
+                    yield f"{prefix}mlp.{name}.bias", tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+
+
+def _zero_attention(child: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return an attention of one KV head whose outputs are 0."""
+    import torch
+
+    shape = child.shape
+    inner, width = shape.heads * shape.head_dim, shape.head_dim
+    rows = {"q_proj": (inner, shape.hidden), "k_proj": (width, shape.hidden), "v_proj": (width, shape.hidden)}
+    sizes = {**rows, "o_proj": (shape.hidden, inner)}
+    tensors = {f"{name}.weight": torch.zeros(size) for name, size in sizes.items()}
+    if getattr(child.config, "attention_bias", False):
+        tensors |= {f"{name}.bias": torch.zeros(size[0]) for name, size in sizes.items()}
+    return tensors
+
+
+def _constant_gate(part: Part) -> dict[str, torch.Tensor]:
+    """Return the tensors of an FFN that computes a linear map."""
+    import torch
+
+    weight = part.tensors["weight"]
+    hidden = len(weight)
+    return {
+        "gate_proj.weight": torch.zeros(hidden, hidden),
+        "gate_proj.bias": torch.full((hidden,), CONSTANT_GATE),
+        "up_proj.weight": weight,
+        "down_proj.weight": torch.eye(hidden),
+        "down_proj.bias": part.tensors.get("bias", torch.zeros(hidden)),
+    }
