@@ -14,7 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tangram.errors import TangramError
-from tangram.files import atomic_path, check_tensors, check_writable, sha256_of, write_tensors, write_text
+from tangram.files import (
+    atomic_path,
+    check_tensors,
+    check_writable,
+    digest_of_tensors,
+    sha256_of,
+    write_tensors,
+    write_text,
+)
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
 
@@ -138,3 +146,13 @@ def test_files_of_others_carry_no_checksum_and_pass(tmp_path: Path) -> None:
     check_tensors(tmp_path / "theirs.safetensors", ours=False)
     with pytest.raises(TangramError, match="does not match its own checksum"):
         check_tensors(tmp_path / "theirs.safetensors")
+
+
+def test_equal_tensors_have_equal_digests_whatever_their_metadata(tmp_path: Path) -> None:
+    others = [TENSORS | {"a": torch.full((3,), 2.0, dtype=torch.bfloat16)}, TENSORS | {"a": torch.ones(3)}]
+    for i, (tensors, command) in enumerate([(TENSORS, "one"), (TENSORS, "two"), *((other, "one") for other in others)]):
+        write_tensors(tmp_path / str(i), tensors, {"tangram.command": command})
+    digests = [digest_of_tensors(tmp_path / str(i)) for i in range(4)]
+    assert sha256_of(tmp_path / "0") != sha256_of(tmp_path / "1")
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

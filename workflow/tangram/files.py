@@ -121,6 +121,13 @@ def _digest(header: dict[str, Any], rest: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def digest_of_tensors(path: str | Path) -> str:
+    """Return the SHA-256 of a safetensors file without its metadata: equal tensors have equal digests."""
+    with open(path, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        return _digest({name: entry for name, entry in header.items() if name != "__metadata__"}, stream)
+
+
 def check_tensors(path: str | Path, ours: bool = True) -> None:
     """Check a safetensors file against the checksum in it.
 

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from tangram.errors import TangramError
 from tangram.evaluation.tasks import Outcomes, Question, answer_rows, answer_tasks, parse_task, read_tasks, write_tasks
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.modeling_tangram import TangramLlamaForCausalLM
+from tangram.models.packed import pack
 from tangram.tables import SAMPLES, read_table, write_table
 
 QUESTIONS = [
@@ -82,6 +84,8 @@ def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, t
     found = SharedPrefixLM(child, tokenizer, "test").loglikelihood(requests, disable_tqdm=True)
     expected = [score for question in scores for score in question]
     assert [score for score, _ in found] == pytest.approx(expected, rel=1e-5)
+    packed = SharedPrefixLM(pack(copy.deepcopy(child)), tokenizer, "test").loglikelihood(requests, disable_tqdm=True)
+    assert [score for score, _ in packed] == pytest.approx(expected, rel=1e-5)
 
     with torch.no_grad():
         child.model.norm.weight[0] = torch.nan

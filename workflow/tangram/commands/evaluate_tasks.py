@@ -30,7 +30,7 @@ def evaluate_tasks(
     from tangram.archives import fetch_archive
     from tangram.errors import TangramError
     from tangram.evaluation.tasks import answer_rows, answer_tasks, read_tasks, write_tasks
-    from tangram.files import sha256_of
+    from tangram.files import digest_of_tensors
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
@@ -44,7 +44,7 @@ def evaluate_tasks(
     write_tasks(read_tasks(fetch_archive(section.task_archive), section.tasks), work)
     answers, rows = {}, []
     for name, folder in folders.items():
-        weights = sha256_of(Path(folder) / "model.safetensors")
+        weights = digest_of_tensors(Path(folder) / "model.safetensors")
         if weights not in answers:
             model = pack(load_model(folder, runtime.dtype, runtime.device))
             label = f"evaluate_tasks {name}"
