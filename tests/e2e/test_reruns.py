@@ -154,7 +154,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,
-    "targets.<name>.engine": None,  # another engine's jobs come
+    **dict.fromkeys(("targets.<name>.engine", "targets.<name>.export")),  # another engine's or format's jobs come
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
