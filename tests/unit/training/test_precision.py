@@ -260,7 +260,7 @@ def test_compute_is_the_dtype_of_products_in_the_training_loss(tiny_parent, comp
 
 
 @pytest.mark.parametrize("kind", ["attention", "ffn"])
-def test_pieces_computed_in_bfloat16_are_as_good_and_reproducible(tiny_parent, kind):
+def test_pieces_of_bfloat16_compute_are_good_and_reproducible(tiny_parent, kind):
     parent, tokens = load_model(tiny_parent("llama")).requires_grad_(False), sequences(16, 2)
     states, variant = StreamedActivations(parent, tokens, 4), {"attention": "gqa-1", "ffn": "width-0.5"}[kind]
 
