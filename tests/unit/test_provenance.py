@@ -11,6 +11,7 @@ from tangram import provenance
 from tangram.blocks import Variant, registry
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import reruns
+from tangram.engines import TIMERS
 from tangram_studies.code import modules_of_study
 
 VARIANTS = [Variant(family) for family in registry()]
@@ -44,9 +45,14 @@ def changed_by(packages: Path) -> Callable[..., set[str]]:
 
     def hashes(package: str) -> dict[str, str]:
         _forget()
-        plain = {name: provenance.code_hash(f"tangram.commands.{name}") for name in COMMANDS}
+
+        def code_hash(command: str, *others: str) -> str:
+            engines = TIMERS.values() if command in reruns.IN_AN_ENGINE else ()
+            return provenance.code_hash(f"tangram.commands.{command}", *others, *engines)
+
+        plain = {name: code_hash(name) for name in COMMANDS}
         families = {
-            f"{name} {variant}": provenance.code_hash(f"tangram.commands.{name}", *modules_of_variants([variant]))
+            f"{name} {variant}": code_hash(name, *modules_of_variants([variant]))
             for name in reruns.OF_A_VARIANT
             for variant in VARIANTS
         }
