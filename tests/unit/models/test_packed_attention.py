@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_children import VOCABULARY
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
 from tangram.models.packed import pack
 from tangram.models.packed_attention import SLACK, GrowingLayer, Rotation, neighbors
@@ -113,3 +113,21 @@ def test_a_cache_without_config_grows_in_place_too(llama):
     cache = DynamicCache()
     pack(llama)(TOKENS, past_key_values=cache)
     assert all(type(layer) is GrowingLayer for layer in cache.layers)
+
+
+@torch.no_grad()
+def test_attention_and_norms_of_unknown_classes_stay(llama):
+    """A subclass may compute something else, such as other angles or a scaled norm."""
+
+    class Reversed(LlamaAttention):
+        def forward(self, hidden_states, **kwargs):
+            return -super().forward(hidden_states, **kwargs)[0], None
+
+    class Shifted(LlamaRMSNorm):
+        def forward(self, hidden_states):
+            return super().forward(hidden_states) + hidden_states
+
+    layer = llama.model.layers[0]
+    layer.self_attn.__class__, layer.input_layernorm.__class__ = Reversed, Shifted
+    expected = llama(TOKENS).logits
+    torch.testing.assert_close(pack(llama)(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)

@@ -26,18 +26,15 @@ from tangram.config import Costs, Scenario
 from tangram.costs import calibration
 from tangram.costs.llama_passes import Pass
 from tangram.costs.llama_stack import Layer, Sizes, bytes_of, layers_of, pack, parts_of, sizes_of, stubs, write
+from tangram.costs.measurement import MODEL, cost_row, precise
 from tangram.llama_cpp import Model
 from tangram.models.families import Shape, shape_of
-from tangram.timing import interleaved, interquartile_range, median_and_error
+from tangram.timing import interleaved
 
 ENGINE = "llama.cpp"
-LAYER_CLASS = 0  # as in `torch_engine`
-MODEL = "model"  # the table's kind for embedding and final norm
 COPIES = {"prefill": (8, 8), "decode": (8, 96)}  # bounds of the copies in the larger stack; a prefill need not be long
 LOADS = {"prefill": 1, "decode": 3}
 TINY_VOCABULARY = 32
-NORMAL_95 = 1.96  # half-width of the 95 % interval of a normal distribution, in standard errors
-SHORTEST = 1e-9  # seconds; a difference of noisy times can be negative
 
 
 @dataclass(frozen=True)
@@ -180,13 +177,6 @@ def _rounds(
     return {name: [cost(t.sums[phase], i) for i in range(repeats)] for name, t in timed.items()}
 
 
-def _ratio_error(samples: Mapping[str, list[float]], variant: str) -> tuple[float, float]:
-    """Return the median ratio of a variant's seconds to the parent's in the same round, and its standard error."""
-    if variant == PARENT or variant not in samples:
-        return float(variant == PARENT), 0.0
-    return median_and_error([v / max(p, SHORTEST) for v, p in zip(samples[variant], samples[PARENT], strict=True)])
-
-
 @contextmanager
 def _passes(
     timed: Mapping[str, Timed], phase: str, loaded: Loaded, scenario: Scenario, batch: int
@@ -213,8 +203,7 @@ def _precise_samples(
     while len(samples[PARENT]) < costs.max_repeats:
         for name, more in _rounds(timed, phase, passes, costs.repeats).items():
             samples[name] += more
-        ratios = [_ratio_error(samples, name) for name in samples]
-        if all(NORMAL_95 * error <= costs.interval * ratio for ratio, error in ratios):
+        if precise([samples], costs):
             break
     return samples
 
@@ -246,23 +235,8 @@ def measure(
             for phase in COPIES:
                 with _passes(timed, phase, loaded, scenarios[name], batch) as passes:
                     seconds = _precise_samples(timed, phase, passes, costs)
-                rows.append(
-                    {
-                        "layer_class": LAYER_CLASS,
-                        "kind": kind,
-                        "variant": variant,
-                        "engine": ENGINE,
-                        "device": device,
-                        "scenario": name,
-                        "phase": phase,
-                        "batch": batch,
-                        "seconds": max(0.0 if variant != PARENT else SHORTEST, statistics.median(seconds[variant])),
-                        "seconds_spread": interquartile_range(seconds[variant]),
-                        "parent_seconds": max(SHORTEST, statistics.median(seconds[PARENT])),
-                        "ratio_error": _ratio_error(seconds, variant)[1],
-                        **timed[variant].sizes._asdict(),
-                    }
-                )
+                row = {"engine": ENGINE, "device": device, "scenario": name, "phase": phase, "batch": batch}
+                rows.append(cost_row(seconds, kind, variant, **row, **timed[variant].sizes._asdict()))
     return rows
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tangram.config import Scenario
+from tangram.costs.measurement import decode_window
 from tangram.llama_cpp import Context, Model
-
-DECODE_STEPS = 4  # consecutive steps per sample, centered on the mean length of the cache
 
 
 class Pass:
@@ -55,9 +54,8 @@ class Pass:
             threads: threads.
             cached: fill the cache; False for models whose time does not depend on it.
         """
-        steps = min(DECODE_STEPS, scenario.generate)
-        past = scenario.prefill + (scenario.generate - steps) // 2 if cached else 0
-        return cls(model, batch, past, [1] * steps, threads)
+        past, steps = decode_window(scenario)
+        return cls(model, batch, past if cached else 0, [1] * steps, threads)
 
     def __call__(self) -> None:
         """Run the pass, and remove its tokens from the cache."""

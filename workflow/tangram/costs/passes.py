@@ -13,11 +13,10 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from tangram.config import Scenario
+from tangram.costs.measurement import decode_window
 from tangram.models.families import decoder_layers
 from tangram.models.packed_attention import GrowingLayer
 from tangram.timing import interleaved
-
-DECODE_STEPS = 4  # consecutive steps per sample, centered on the mean length of the cache
 
 
 @contextmanager
@@ -158,8 +157,7 @@ def mean_length_passes(
     batch: int,
 ) -> Passes:
     """Prepare a scenario's prefill, and a few decode steps at the mean length of its cache."""
-    steps = min(DECODE_STEPS, scenario.generate)
-    before = scenario.prefill + (scenario.generate - steps) // 2
+    before, steps = decode_window(scenario)
     return prepare(model, random_ids(model, batch, scenario.prefill), random_ids(model, batch, before), steps)
 
 

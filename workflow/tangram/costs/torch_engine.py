@@ -28,20 +28,17 @@ from tangram.blocks.parent import Parent
 from tangram.config import Costs, Scenario
 from tangram.costs.calibration import STOCK
 from tangram.costs.calibration import calibration_architectures as calibration_architectures  # part of the interface
+from tangram.costs.measurement import MODEL, cost_row, decode_window, precise
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
-from tangram.costs.passes import DECODE_STEPS, Passes, mean_length_passes, time_passes
+from tangram.costs.passes import Passes, mean_length_passes, time_passes
 from tangram.models.families import Shape, decoder_layers, read_config
 from tangram.models.modeling_tangram import MODEL_CLASSES
 from tangram.models.packed import PackedLinear, pack
 from tangram.models.quantized import LARGEST, Fp8Linear, Int8Linear, ScaledLinear, with_precision
-from tangram.timing import interquartile_range, median_and_error
 
 # Every job times the parent's subblock, and a no-op completes the layers of its stack.
 PARENT, NO_OP = Parent.family, NoOp.family
-LAYER_CLASS = 0  # the supported families have one shape of layer (`Shape.of` refuses others)
-MODEL = "model"  # the table's kind for embedding, mask, rotary angles and final norm
 COPIES = (8, 96)  # smallest and largest number of layers in a stack
-NORMAL_95 = 1.96  # half-width of the 95 % interval of a normal distribution, in standard errors
 HEAD_COPIES = 8  # largest number of LM heads
 STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
 
@@ -148,7 +145,7 @@ def _head(parent: str | Path, variant: str, stack_megabytes: int, dtype: str, de
 
     def prepare(scenario: Scenario, batch: int) -> Passes:
         hidden = torch.randn(batch, scenario.prefill, config.hidden_size, dtype=getattr(torch, dtype)).to(device)
-        return Passes.of_heads(heads, hidden, min(DECODE_STEPS, scenario.generate))
+        return Passes.of_heads(heads, hidden, decode_window(scenario)[1])
 
     tied = config.tie_word_embeddings and variant == PARENT
     return Timed(prepare, copies, 0 if tied else parameters(head), 0 if tied else size, 0)
@@ -170,22 +167,11 @@ def _timed(parent: str | Path, kind: str, variant: str, costs: Costs, dtype: str
     return _stack(parent, only(kind, variant), costs.stack_megabytes, dtype, device)
 
 
-def _ratio_error(samples: Mapping[str, list[float]], variant: str) -> tuple[float, float]:
-    """Return the median ratio of a variant's seconds to the parent's in the same round, and its standard error."""
-    if variant == PARENT or variant not in samples:
-        return float(variant == PARENT), 0.0
-    return median_and_error([v / p for v, p in zip(samples[variant], samples[PARENT], strict=True)])
-
-
 def _precise_samples(passes: Mapping[str, Passes], costs: Costs, device: str) -> dict[str, dict[str, list[float]]]:
     """Time the parent's subblock and a variant until `costs.interval` or `costs.max_repeats` is reached."""
     samples = time_passes(passes, costs.repeats, device)
 
-    def precise() -> bool:
-        ratios = [_ratio_error(seconds, variant) for seconds in samples.values() for variant in passes]
-        return all(NORMAL_95 * error <= costs.interval * ratio for ratio, error in ratios)
-
-    while not precise() and len(samples["decode"][PARENT]) < costs.max_repeats:
+    while not precise(samples.values(), costs) and len(samples["decode"][PARENT]) < costs.max_repeats:
         for phase, more in time_passes(passes, costs.repeats, device, warmup=1).items():
             for name, seconds in more.items():
                 samples[phase][name] += seconds
@@ -225,26 +211,10 @@ def measure(
         passes = {n: t.prepare(scenarios[name], batch) for n, t in timed.items()}
         for phase, samples in _precise_samples(passes, costs, device).items():
             seconds = {n: [value / timed[n].copies for value in values] for n, values in samples.items()}
-            variant_seconds = seconds.get(variant, [0.0, 0.0])
-            rows.append(
-                {
-                    "layer_class": LAYER_CLASS,
-                    "kind": kind,
-                    "variant": variant,
-                    "engine": "torch",
-                    "device": device,
-                    "scenario": name,
-                    "phase": phase,
-                    "batch": batch,
-                    "seconds": statistics.median(variant_seconds),
-                    "seconds_spread": interquartile_range(variant_seconds),
-                    "parent_seconds": statistics.median(seconds[PARENT]),
-                    "ratio_error": _ratio_error(seconds, variant)[1],
-                    "parameters": sizes.parameters,
-                    "parameter_bytes": sizes.parameter_bytes,
-                    "kv_bytes_per_token": sizes.kv_bytes_per_token,
-                }
-            )
+            row = {"engine": "torch", "device": device, "scenario": name, "phase": phase, "batch": batch}
+            row |= {"parameters": sizes.parameters, "parameter_bytes": sizes.parameter_bytes}
+            row |= {"kv_bytes_per_token": sizes.kv_bytes_per_token}
+            rows.append(cost_row(seconds, kind, variant, **row))
     return rows
 
 

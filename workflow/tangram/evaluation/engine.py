@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from tangram.config import Scenario
 from tangram.costs.llama_passes import Pass
+from tangram.evaluation.throughput import median_rows, speeds
 from tangram.gguf_types import block_size
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
 from tangram.models.families import Shape
-from tangram.timing import interleaved, median_and_error
+from tangram.timing import interleaved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,21 +77,12 @@ def speed_rows(
     Returns:
         Rows of `tables.EVALUATION`: medians with standard errors; n is the number of rounds.
     """
-    prompt, generated = batch * scenario.prefill, batch * scenario.generate
-    totals = {model: [p + d for p, d in zip(*phases, strict=True)] for model, phases in seconds.items()}
     rows = []
-    for model, (prefill, decode) in seconds.items():
-        metrics = {
-            "throughput": [(prompt + generated) / total for total in totals[model]],
-            "prefill_throughput": [prompt / p for p in prefill],
-            "decode_throughput": [generated / d for d in decode],
-            "time_to_first_token": list(prefill),
-            "speedup": [r / t for r, t in zip(totals[REFERENCE], totals[model], strict=True)],
-        }
-        for metric, values in metrics.items():
-            value, error = median_and_error(values)
-            row = {"model": model, "task": name, "metric": metric, "value": value, "standard_error": error}
-            rows.append({**row, "n": len(values)})
+    reference = speeds(*seconds[REFERENCE], scenario, batch)["throughput"]
+    for model, phases in seconds.items():
+        metrics = speeds(*phases, scenario, batch)
+        ratios = [own / other for own, other in zip(metrics["throughput"], reference, strict=True)]
+        rows += median_rows(model, name, {**metrics, "time_to_first_token": phases[0], "speedup": ratios})
     return rows
 
 

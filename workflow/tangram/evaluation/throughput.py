@@ -35,24 +35,31 @@ def throughput_rows(
     Returns:
         Rows of `tables.EVALUATION`: medians with standard errors, in tokens per second; n is the number of rounds.
     """
-    prompt, generated = batch * scenario.prefill, batch * scenario.generate
-    metrics: dict[str, dict[str, list[float]]] = {}
-    for model, (prefill, decode) in seconds.items():
-        metrics[model] = {
-            "throughput": [(prompt + generated) / (p + d) for p, d in zip(prefill, decode, strict=True)],
-            "prefill_throughput": [prompt / p for p in prefill],
-            "decode_throughput": [generated / d for d in decode],
-        }
+    metrics = {model: speeds(*phases, scenario, batch) for model, phases in seconds.items()}
     for metric, reference in (("speedup", PARENT), ("packed_speedup", PACKED)):
         for model in [m for m in metrics if reference in metrics and m not in (PARENT, reference)]:
             pairs = zip(metrics[model]["throughput"], metrics[reference]["throughput"], strict=True)
             metrics[model][metric] = [child / parent for child, parent in pairs]
+    return [row for model, samples in metrics.items() for row in median_rows(model, name, samples)]
+
+
+def speeds(prefill: Sequence[float], decode: Sequence[float], scenario: Scenario, batch: int) -> dict[str, list[float]]:
+    """Return tokens per second in every round, in all and by phase, of the seconds of prefills and of decode steps."""
+    prompt, generated = batch * scenario.prefill, batch * scenario.generate
+    return {
+        "throughput": [(prompt + generated) / (p + d) for p, d in zip(prefill, decode, strict=True)],
+        "prefill_throughput": [prompt / p for p in prefill],
+        "decode_throughput": [generated / d for d in decode],
+    }
+
+
+def median_rows(model: str, name: str, samples: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Return a model's medians with standard errors as rows of `tables.EVALUATION`; n is the number of rounds."""
     rows = []
-    for model, samples in metrics.items():
-        for metric, values in samples.items():
-            value, error = median_and_error(values)
-            row = {"model": model, "task": name, "metric": metric, "value": value, "standard_error": error}
-            rows.append({**row, "n": len(values)})
+    for metric, values in samples.items():
+        value, error = median_and_error(values)
+        row = {"model": model, "task": name, "metric": metric, "value": value, "standard_error": error}
+        rows.append({**row, "n": len(values)})
     return rows
 
 

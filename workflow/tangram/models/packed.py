@@ -1,6 +1,7 @@
 """Prepare a model for fast inference: weights in the layout of the kernels, and one product for equal inputs.
 
-This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch.
+This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch and
+transformers.
 
 `pack` replaces linear layers, norms and attention of a stock or heterogeneous decoder. On CPUs, matrices are reordered
 once for oneDNN's kernels, instead of at every call. Layers with the same input (q/k/v, gate/up) become one product, and
@@ -15,11 +16,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from .packed_attention import PackedAttention, Rotation, neighbors
 from .quantized import ZERO_POINT, BFloat16Linear, Fp8Linear, Int8Linear, ScaledLinear, round_tokens
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+# Attention and norms that `PackedAttention` and `nn.RMSNorm` compute exactly; others stay as they are.
+ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 PACKABLE = (nn.Linear, BFloat16Linear, Int8Linear, Fp8Linear)
 
 Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
@@ -190,7 +198,7 @@ def _absorb_smoothing(norm: Any, subblock: Any) -> None:
 
 def _packed_norm(norm: Any) -> nn.Module:
     """Return torch's RMS norm, which is one operation; below float32 it rounds elsewhere, so the norm stays."""
-    if not hasattr(norm, "variance_epsilon") or norm.weight.dtype != torch.float32:
+    if type(norm) not in NORMS or norm.weight.dtype != torch.float32:
         return norm
     packed = nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
     packed.weight = norm.weight
@@ -216,10 +224,10 @@ def _packed_subblock(subblock: nn.Module, rotation: Rotation) -> nn.Module:
 
 
 def _packed_attention(subblock: Any, rotation: Rotation) -> nn.Module | None:
-    """Return fast attention; None if its projections are structured or its heads are normalized (Qwen3)."""
-    layers: list[Any] = [getattr(subblock, name, None) for name in (*SAME_INPUT[0], "o_proj")]
-    if any(layer is None for layer in layers) or hasattr(subblock, "q_norm"):
+    """Return fast attention; None for classes that may compute something else, or for structured projections."""
+    if type(subblock) not in ATTENTIONS:
         return None
+    layers: list[Any] = [getattr(subblock, name) for name in (*SAME_INPUT[0], "o_proj")]
     if not _joinable(layers[:3]) or not _joinable(layers[3:]):
         return None
     sizes, head_dim = [layer.out_features for layer in layers[:3]], subblock.head_dim
