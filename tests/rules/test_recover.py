@@ -73,13 +73,14 @@ class Folder:
             path.unlink()
 
     def jobs(self) -> list[psutil.Process]:
-        found = []
+        """Return the shells of the jobs, without the copy of itself that a shell is before it becomes `sleep`."""
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 line = " ".join(process.cmdline())
                 if Path(process.cwd()) == self.path and "tangram.commands.two" in line and "snakemake" not in line:
-                    found.append(process)
-        return found
+                    found[process.pid] = process
+        return [process for process in found.values() if parent_of(process) not in found]
 
     def values(self, run: str = "one") -> list[str | None]:
         paths = [self.path / run / name for name in OUTPUTS]
@@ -103,6 +104,12 @@ class Folder:
         for path in (self.path / ".snakemake" / "incomplete").rglob("*"):
             if path.is_file():
                 path.unlink()
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.Error):
+        return process.ppid()
+    return None
 
 
 @pytest.fixture
