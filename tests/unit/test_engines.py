@@ -2,7 +2,7 @@
 
 import pytest
 
-from tangram.engines import refusal
+from tangram.engines import refusal, timed
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ from tangram.engines import refusal
 )
 def test_each_engine_and_format_says_what_it_lacks(variant, engine, formats, reason):
     assert refusal(variant, engine, formats) == reason
+
+
+def test_llama_cpp_times_its_reference_and_the_stub_of_linear_maps():
+    library = ["linear", "lowrank-8", "parent@int8"]
+    assert timed("torch", "ffn", library) == tuple(library)
+    assert timed("llama.cpp", "ffn", library) == ("parent@f16", "linear", "no-op")
+    assert timed("llama.cpp", "attention", library) == ("parent@f16", "linear")
+    assert timed("llama.cpp", "ffn", ["no-op", "linear"]) == ("parent@f16", "no-op", "linear")

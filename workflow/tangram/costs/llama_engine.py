@@ -24,8 +24,9 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import HEAD, KINDS, PARENT, Kind, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs import calibration
+from tangram.costs.llama_layers import Layer, pack, stubs
 from tangram.costs.llama_passes import Pass
-from tangram.costs.llama_stack import Layer, Sizes, bytes_of, layers_of, pack, parts_of, sizes_of, stubs, write
+from tangram.costs.llama_stack import Sizes, bytes_of, layers_of, parts_of, sizes_of, write
 from tangram.costs.measurement import MODEL, cost_row, precise
 from tangram.llama_cpp import Model
 from tangram.models.families import Shape, shape_of

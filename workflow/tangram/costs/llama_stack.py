@@ -1,21 +1,20 @@
 """GGUF files of random weights for timing in llama.cpp: speed depends on shapes and types, and not on values.
 
-A file has the architecture `deci`, whose layers are an attention (or a linear map, or nothing) and an FFN. A child is
-the sequence of its subblocks; `pack` puts them into such layers. A layer whose FFN is missing gets a *stub*, as
-llama.cpp requires an FFN beside an attention. `export.gguf` writes children in the same way, with their weights.
+A file has the architecture `deci`, with the layers of `llama_layers`. `export.gguf` writes children in the same way,
+with their weights.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import HEAD, Kind
+from tangram.costs.llama_layers import Layer, Part, pack
 from tangram.errors import TangramError
 from tangram.models.families import Shape
 
@@ -23,29 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 STUB = 32  # channels of an FFN that computes nothing: the block of every quantized type
-
-
-@dataclass(frozen=True)
-class Part:
-    """A subblock as llama.cpp computes it.
-
-    Attributes:
-        form: ``'attention'``, ``'linear'`` (a matrix and a bias) or ``'ffn'``.
-        size: KV heads, or channels; 0 for a linear map.
-        precision: type of its matrices, such as ``'q8_0'``; None for float32.
-    """
-
-    form: str
-    size: int
-    precision: str | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of `deci`: an attention or linear map, and an FFN; without an FFN it has a stub."""
-
-    mixer: Part | None = None
-    ffn: Part | None = None
 
 
 def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
@@ -65,29 +41,6 @@ def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
     if kind == "attention":
         return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision)]
     return [Part("ffn", overrides.get("intermediate_size", shape.intermediate), precision)]
-
-
-def pack(parts: Iterable[Part]) -> list[Layer]:
-    """Return a sequence of parts as layers; a linear map's bias is the stub's, so no FFN joins its layer."""
-    layers: list[Layer] = []
-    waiting: Part | None = None
-    for part in parts:
-        if part.form == "ffn":
-            layers.append(Layer(waiting, part))
-            waiting = None
-            continue
-        if waiting is not None:
-            layers.append(Layer(waiting))
-        waiting = part
-        if part.form == "linear":
-            layers.append(Layer(part))
-            waiting = None
-    return [*layers, Layer(waiting)] if waiting is not None else layers
-
-
-def stubs(parts: Iterable[Part]) -> int:
-    """Return the number of stubs that a sequence of parts needs."""
-    return sum(layer.ffn is None for layer in pack(parts))
 
 
 def layers_of(architecture: Architecture, shape: Shape) -> list[Layer]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tangram.blocks.architecture import Architecture
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import PARENT
 from tangram.config import Scenario
 from tangram.costs.calibration import steady_seconds, stock_factors
+from tangram.costs.llama_layers import STUB_PIECE, excess
+from tangram.engines import LLAMA_CPP
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
@@ -67,14 +69,14 @@ class Sizes(NamedTuple):
 
 
 class CostModel:
-    """Predict time and memory of any architecture as sums over its pieces.
+    """Predict time and memory of any architecture as sums over its pieces, in llama.cpp less the stubs it lacks.
 
     Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, which cancels
     drift between jobs. The calibration's scale multiplies the sum over a whole model. Pieces are measured with
     packed and fused kernels; `stock` returns the costs of the same pieces as stock transformers runs them.
 
     Args:
-        costs: rows of `tables.COSTS`.
+        costs: rows of `tables.COSTS`, of one engine.
         calibration: rows of `tables.CALIBRATION`.
         scenarios: workloads by name.
 
@@ -96,6 +98,8 @@ class CostModel:
             if not 0 <= row.seconds < math.inf:
                 raise TangramError(f"{where}: {row.seconds} s against {row.parent_seconds} s of the parent; {REMEDY}")
             self._times[key] = float(row.seconds)
+        of_stub = costs[(costs["kind"] == STUB_PIECE[0]) & (costs["variant"] == STUB_PIECE[1])]
+        self.counts_stubs = LLAMA_CPP in set(of_stub["engine"])
         self._classes = sorted({piece[0] for piece in self._sizes})
         self._scales: dict[tuple[str, str, int], float] = {}
         for row in records(calibration):
@@ -150,12 +154,17 @@ class CostModel:
     def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
         """Sum the costs of an architecture's pieces; `verify` checks the solver's linear forms against this sum."""
         pieces = [(0, "model", PARENT), *architecture.pieces()]
+        weights = [1] * len(pieces)
+        if stubs := self.excess_stubs(architecture.layers):
+            pieces, weights = [*pieces, (0, *STUB_PIECE)], [*weights, -stubs]
+        weighted = list(zip(pieces, weights, strict=True))
         prefill, step = (
             self.scale(scenario, phase, batch)
-            * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)
+            * math.fsum(weight * self.seconds(*piece, scenario, phase, batch) for piece, weight in weighted)
             for phase in ("prefill", "decode")
         )
-        sizes = Sizes(*map(sum, zip(*(self.sizes(*piece) for piece in pieces), strict=True)))
+        of_pieces = ([weight * size for size in self.sizes(*piece)] for piece, weight in weighted)
+        sizes = Sizes(*map(sum, zip(*of_pieces, strict=True)))
         latency = prefill + self.scenarios[scenario].generate * step
         tokens = self.tokens(scenario, batch)
         return Prediction(
@@ -167,6 +176,10 @@ class CostModel:
             parameters=sizes.parameters,
             kv_bytes_per_token=sizes.kv_bytes_per_token,
         )
+
+    def excess_stubs(self, layers: Sequence[LayerChoice]) -> int:
+        """Return the number of stubs in the sum over the pieces of layers that the layers do not need."""
+        return excess(layers) if self.counts_stubs else 0
 
     def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
         """Return one piece's contribution to a quantity; for throughput, its seconds (as for `latency`)."""
