@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import PARENT
+from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Scenario
 from tangram.costs.calibration import steady_seconds, stock_factors
 from tangram.costs.llama_layers import STUB_PIECE, excess
@@ -19,6 +19,8 @@ from tangram.errors import TangramError
 if TYPE_CHECKING:
     import pandas as pd
 
+REST = ("model", PARENT)  # the table's kind and variant of embedding and final norm
+FLOAT32 = 4  # bytes
 REMEDY = "delete it and run again: only this table and its dependents are rebuilt"
 
 
@@ -118,6 +120,23 @@ class CostModel:
         stock._stock_factors = {}
         return stock
 
+    def in_one_type(self, variant: str) -> CostModel:
+        """Return the costs of the parent's file in one type: its embedding has the head's type, and is the head if tied.
+
+        The table's embedding is that of a child, in float32 beside a head of any other type.
+
+        Args:
+            variant: the head in that type, such as ``'parent@f16'``.
+        """
+        head, rest = self.sizes(0, HEAD, variant), self.sizes(0, *REST)
+        is_tied = self.sizes(0, HEAD, PARENT).parameters == 0
+        stored = Sizes(0, 0, 0) if is_tied else head
+        norm = rest.parameters - head.parameters
+        other = copy.copy(self)
+        sizes = Sizes(norm + stored.parameters, FLOAT32 * norm + stored.parameter_bytes, 0)
+        other._sizes = {**self._sizes, self._piece(0, *REST): sizes}
+        return other
+
     def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
         """Return the key of a layer's class: the last class that starts at or before the layer."""
         for first in reversed(self._classes):
@@ -153,7 +172,7 @@ class CostModel:
 
     def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
         """Sum the costs of an architecture's pieces; `verify` checks the solver's linear forms against this sum."""
-        pieces = [(0, "model", PARENT), *architecture.pieces()]
+        pieces = [(0, *REST), *architecture.pieces()]
         weights = [1] * len(pieces)
         if stubs := self.excess_stubs(architecture.layers):
             pieces, weights = [*pieces, (0, *STUB_PIECE)], [*weights, -stubs]

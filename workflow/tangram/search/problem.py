@@ -28,7 +28,7 @@ from tangram.config import Constraint, Scenario, Search, Section, Target
 from tangram.costs.llama_layers import STUB_PIECE
 from tangram.engines import REFERENCES, refusal
 from tangram.errors import TangramError
-from tangram.search.cost_model import REMEDY, CostModel, records
+from tangram.search.cost_model import REMEDY, REST, CostModel, records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,8 +156,9 @@ class Problem:
 
     @functools.cached_property
     def stock(self) -> Problem:
-        """The problem with the costs of models that stock transformers runs: the source of the parent's reference."""
-        return replace(self, costs=self.costs.stock())
+        """The problem with the costs of stock transformers' models or llama.cpp's files: the parent's reference."""
+        costs, variant = self.costs.stock(), REFERENCES[self.target.engine]
+        return replace(self, costs=costs if variant == PARENT else costs.in_one_type(variant))
 
     @property
     def num_layers(self) -> int:
@@ -333,7 +334,7 @@ class Problem:
         ]
         if stub:
             usage = [value - stub * count for value, count in zip(usage, self._excess_stubs, strict=True)]
-        return usage, piece(0, "model", PARENT), stub
+        return usage, piece(0, *REST), stub
 
     @functools.cached_property
     def _excess_stubs(self) -> list[int]:
