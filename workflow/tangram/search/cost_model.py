@@ -121,7 +121,7 @@ class CostModel:
         return stock
 
     def in_one_type(self, variant: str) -> CostModel:
-        """Return the costs of the parent's file in one type: its embedding has the head's type, and is the head if tied.
+        """Return the costs of the parent's file in one type: the embedding has the head's type, or is the head.
 
         The table's embedding is that of a child, in float32 beside a head of any other type.
 
