@@ -25,37 +25,35 @@ def measure_speed(
     """Time all models round-robin: the parent as stock transformers runs it, and packed parent and children.
 
     Finetuning does not change a child's shape, so only the child before finetuning is timed; children with equal
-    configs are timed once.
+    configs are timed once. On a GPU, or if
+    they do not fit in memory together, models are loaded anew in every round, one at a time.
     """
     runtime.start()
     from functools import partial
     from pathlib import Path
 
     from tangram.blocks.base import PARENT
-    from tangram.evaluation.speed import Name, Place, Seconds, speed_rows, time_in_rounds
-    from tangram.evaluation.torch_speed import PACKED, time_model
+    from tangram.evaluation.speed import Name, speed_rows, time_in_rounds
+    from tangram.evaluation.torch_speed import PACKED, fit_together, load_packed, timer
     from tangram.models.loading import load_model
-    from tangram.models.packed import pack
     from tangram.provenance import provenance
     from tangram.tables import SPEEDS, write_table
 
     sections = Settings.model_validate_json(settings)
-
-    def time_folder(folder: str | Path, packed: bool = True) -> dict[Place, Seconds]:
-        model = load_model(folder, runtime.dtype, runtime.device)
-        return time_model(pack(model) if packed else model, sections.scenarios, runtime.seed)
-
     stock, fast = ("", "", PARENT), ("", "", PACKED)
-    folders: dict[Name, Path] = {}
-    for weights in children:
-        folder = Path(weights).parent
+    folders: dict[Name, Path] = {stock: Path(parent), fast: Path(parent)}
+    for folder in (Path(weights).parent for weights in children):
         folders[folder.parent.parent.name, folder.parent.name, "child"] = folder
-    configs = {name: (folder / "config.json").read_text(encoding="utf-8") for name, folder in folders.items()}
-    first = {config: name for name, config in reversed(configs.items())}
-    functions = {stock: partial(time_folder, parent, packed=False), fast: partial(time_folder, parent)}
-    functions |= {name: partial(time_folder, folders[name]) for name in first.values()}
-    samples = time_in_rounds(functions, sections.evaluation.throughput_repeats, runtime.seed)
-    samples |= {name: samples[first[config]] for name, config in configs.items()}
+    same = {name: (name == stock, (folder / "config.json").read_bytes()) for name, folder in folders.items()}
+    first = {shape: name for name, shape in reversed(same.items())}
+    keep = runtime.device == "cpu" and fit_together([folders[name] for name in first.values()])
+
+    timers = {}
+    for name in first.values():
+        load = partial(load_model if name == stock else load_packed, folders[name], runtime.dtype, runtime.device)
+        timers[name] = timer(load, sections.scenarios, runtime.seed, runtime.device, keep)
+    timed = time_in_rounds(timers, sections.evaluation.throughput_repeats, runtime.seed)
+    samples = {name: timed[first[shape]] for name, shape in same.items()}
     rows = speed_rows(samples, sections.scenarios, {"speedup": stock, "packed_speedup": fast})
     write_table(rows, SPEEDS, output, provenance("tangram.commands.measure_speed", settings, runtime.device))
 
