@@ -18,6 +18,8 @@ from tangram.engines import refusal, timed
         ("lowrank-8", "llama.cpp", (), "format gguf cannot express it"),
         ("linear", "torch", ("gguf", "decilm"), None),
         ("linear", "torch", ("hf",), "format hf cannot express it"),
+        ("linear-unbiased@q8_0", "llama.cpp", (), None),
+        ("linear-unbiased", "torch", ("hf",), "format hf cannot express it"),
         ("butterfly-8", "torch", ("decilm",), "format decilm cannot express it"),
     ],
 )
@@ -29,5 +31,6 @@ def test_llama_cpp_times_its_reference_and_the_stub_of_linear_maps():
     library = ["linear", "lowrank-8", "parent@int8"]
     assert timed("torch", "ffn", library) == tuple(library)
     assert timed("llama.cpp", "ffn", library) == ("parent@f16", "linear", "no-op")
+    assert timed("llama.cpp", "ffn", ["linear-unbiased@q8_0"])[1:] == ("linear-unbiased@q8_0", "no-op")
     assert timed("llama.cpp", "attention", library) == ("parent@f16", "linear")
     assert timed("llama.cpp", "ffn", ["no-op", "linear"]) == ("parent@f16", "no-op", "linear")

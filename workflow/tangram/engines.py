@@ -81,6 +81,6 @@ def timed(engine: str, kind: str, variants: Iterable[str]) -> tuple[str, ...]:
     """
     reference = REFERENCES[engine]
     runs = [variant for variant in variants if refusal(variant, engine) is None]
-    if engine == LLAMA_CPP and kind == "ffn" and any(block_class(variant).family == "linear" for variant in runs):
+    if engine == LLAMA_CPP and kind == "ffn" and any(block_class(variant).part for variant in runs):
         runs.append(NO_OP)
     return tuple(dict.fromkeys([reference, *runs] if reference != PARENT else runs))

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from export_children import ARCHITECTURES as EXPORTED
 from export_children import child_on_disk
 from gguf import GGUFReader
 from tiny_children import LAYERS
@@ -18,8 +19,8 @@ from tangram.search.problem import Option, Problem
 
 SCENARIO = {"chat": Scenario(prefill=8, generate=4, batch_sizes=(1,))}
 VARIANTS = {
-    "attention": ("parent", "parent@f16", "gqa-1@q8_0", "linear", "no-op"),
-    "ffn": ("parent", "parent@f16", "width-0.5@q4_0", "linear", "no-op"),
+    "attention": ("parent", "parent@f16", "gqa-1@q8_0", "linear", "linear-unbiased", "no-op"),
+    "ffn": ("parent", "parent@f16", "width-0.5@q4_0", "linear", "linear-unbiased", "no-op"),
     "head": ("parent", "parent@f16", "parent@q8_0"),
     "model": ("parent",),
 }
@@ -44,6 +45,7 @@ ARCHITECTURES = {
             LayerChoice("linear", "no-op"),
         )
     ),
+    "maps without bias": EXPORTED["linear unbiased"],
 }
 
 

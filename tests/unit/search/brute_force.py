@@ -50,13 +50,13 @@ class BruteForce:
 
     @staticmethod
     def stubs_too_many(layers) -> int:
-        """Compare the stubs in the costs of subblocks with those of the model: of a linear map (M), and of an attention
-        (A) that no FFN (F) follows."""
-        letters = {"attention": {"no-op": "", "linear": "M"}, "ffn": {"no-op": "", "linear": "M"}}
-        counted = {"attention": {"linear": 1}, "ffn": {"no-op": 1, "linear": 2}}
+        """Compare the stubs in the costs of subblocks with those of the model: of a linear map with bias (M), and of an
+        attention (A) or a map without bias (U) that no FFN (F) follows."""
+        letters = {"no-op": "", "linear": "M", "linear-unbiased": "U"}
+        counted = {"attention": {"linear": 1}, "ffn": {"no-op": 1, "linear": 2, "linear-unbiased": 2}}
         pieces = [(kind, variant) for pair in layers for kind, variant in zip(("attention", "ffn"), pair, strict=True)]
-        model = "".join(letters[kind].get(variant, kind[0].upper()) for kind, variant in pieces)
-        return sum(counted[kind].get(variant, 0) for kind, variant in pieces) - len(re.findall("M|A(?!F)", model))
+        model = "".join(letters.get(variant, kind[0].upper()) for kind, variant in pieces)
+        return sum(counted[kind].get(variant, 0) for kind, variant in pieces) - len(re.findall("M|[AU](?!F)", model))
 
     def values(self, scenario: str, batch: int) -> dict[str, np.ndarray]:
         prefill, step = (

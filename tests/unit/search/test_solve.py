@@ -53,17 +53,18 @@ def test_equals_brute_force(data, seed, layers, pairs, head):
 STUBS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"linear": 0.5, "no-op": 0.2}}  # costs of stubs included
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     seed=st.integers(0, 10_000),
     layers=st.integers(1, 4),
     quantity=st.sampled_from(["latency", "memory"]),
     value=st.floats(0.1, 0.9),
     attention=st.sampled_from([STUBS["attention"], {"linear": 0.5, "no-op": 0.0}]),
+    ffn=st.sampled_from([STUBS["ffn"], {"linear-unbiased": 0.5, "no-op": 0.2}]),
 )
-def test_llama_cpp_needs_a_stub_only_where_no_ffn_follows(seed, layers, quantity, value, attention):
+def test_llama_cpp_needs_a_stub_only_where_no_ffn_follows(seed, layers, quantity, value, attention, ffn):
     scenarios = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(2,))}
-    tables = in_llama_cpp(library(seed, layers, attention, STUBS["ffn"], scenarios=scenarios, noise=0.0))
+    tables = in_llama_cpp(library(seed, layers, attention, ffn, scenarios=scenarios, noise=0.0))
     brute = BruteForce(tables)
     values = brute.values("chat", 2)[quantity]
     constraints = [limit(quantity, float(values.min() + value * (values[0] - values.min())), relative=False)]

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tangram.blocks.architecture import LayerChoice, pieces_of
-from tangram.blocks.base import NO_OP, PARENT, Variant
+from tangram.blocks.base import NO_OP, PARENT
+from tangram.blocks.registry import block_class
 
 STUB_PIECE = ("ffn", NO_OP)  # beside the parent's attention it costs a stub, and nothing else
 _ATTENTION_ALONE, _FFN_ALONE = LayerChoice(PARENT, NO_OP), LayerChoice(NO_OP, PARENT)
-_FORMS = {NO_OP: (), "linear": ("linear",)}  # by family; another one's form is its kind
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Part:
     """A subblock as llama.cpp computes it.
 
     Attributes:
-        form: ``'attention'``, ``'linear'`` (a matrix and a bias) or ``'ffn'``.
+        form: ``'attention'``, ``'linear'`` (a matrix and a bias), ``'unbiased'`` (a matrix) or ``'ffn'``.
         size: KV heads, or channels; 0 for a linear map.
         precision: type of its matrices, such as ``'q8_0'``; None for float32.
     """
@@ -67,8 +67,8 @@ def stubs(parts: Iterable[Part]) -> int:
 
 def forms(layer: LayerChoice) -> list[str]:
     """Return the forms of a layer's parts, in order."""
-    families = [(kind, Variant.parse(variant).family) for kind, variant in pieces_of(layer)]
-    return [form for kind, family in families for form in _FORMS.get(family, (kind,))]
+    parts = [(kind, block_class(variant).part) for kind, variant in pieces_of(layer)]
+    return [form for kind, part in parts if (form := kind if part is None else part)]
 
 
 def needed(*layers: LayerChoice) -> int:

@@ -35,7 +35,7 @@ def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
     if "skip" in overrides:
         return []
     if "linear" in overrides:
-        return [Part("linear", 0, precision)]
+        return [Part(block.part or "linear", 0, precision)]
     if overrides.keys() - {"num_key_value_heads", "intermediate_size"}:
         raise TangramError(f"llama.cpp has no {kind} '{variant}'; leave it out of targets with engine: llama.cpp")
     if kind == "attention":
@@ -48,7 +48,8 @@ def layers_of(architecture: Architecture, shape: Shape) -> list[Layer]:
     pieces = [(kind, variant) for _, kind, variant in architecture.pieces() if kind != HEAD]
     first, *others = pack(part for kind, variant in pieces for part in parts_of(kind, variant, shape))  # type: ignore[arg-type]
     # llama.cpp reads the size of heads from the first layer; a map of zeros there changes nothing.
-    return [first if first.mixer else Layer(Part("linear", 0), first.ffn), *others]
+    zeros = Part("unbiased", 0, "f16" if shape.hidden % STUB else "q4_0")
+    return [first if first.mixer else Layer(zeros, first.ffn), *others]
 
 
 @functools.lru_cache(maxsize=16)
@@ -67,7 +68,7 @@ def _matrices(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[str, int,
     hidden, queries = shape.hidden, shape.heads * shape.head_dim
     for i, layer in enumerate(layers):
         mixer, ffn = layer.mixer, layer.ffn
-        if mixer is not None and mixer.form == "linear":
+        if mixer is not None and mixer.form in ("linear", "unbiased"):
             yield f"blk.{i}.attn_output", hidden, hidden, mixer.precision
         elif mixer is not None:
             keys = mixer.size * shape.head_dim
