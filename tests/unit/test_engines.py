@@ -27,7 +27,7 @@ def test_each_engine_and_format_says_what_it_lacks(variant, engine, formats, rea
     assert refusal(variant, engine, formats) == reason
 
 
-def test_llama_cpp_times_its_reference_and_the_stub_of_linear_maps():
+def test_llama_cpp_times_its_reference_and_stubs():
     library = ["linear", "lowrank-8", "parent@int8"]
     assert timed("torch", "ffn", library) == tuple(library)
     assert timed("llama.cpp", "ffn", library) == ("parent@f16", "linear", "no-op")
