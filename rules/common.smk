@@ -90,8 +90,8 @@ SCORE_FILES = of_pieces("scores", PIECES, "parquet")
 
 
 def timed_variants(engine):
-    """Return the variants that are timed in an engine, by kind: those that it runs, and its reference."""
-    return {kind: timed(engine, variants) for kind, variants in VARIANTS.items()}
+    """Return the variants that are timed in an engine, by kind: those that it runs, its reference and its stub."""
+    return {kind: timed(engine, kind, variants) for kind, variants in VARIANTS.items()}
 
 
 def cost_files(engine):

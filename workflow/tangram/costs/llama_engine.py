@@ -24,8 +24,9 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import HEAD, KINDS, PARENT, Kind, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs import calibration
+from tangram.costs.llama_layers import Layer, pack, stubs
 from tangram.costs.llama_passes import Pass
-from tangram.costs.llama_stack import Layer, Sizes, bytes_of, layers_of, pack, parts_of, sizes_of, stubs, write
+from tangram.costs.llama_stack import Sizes, bytes_of, layers_of, parts_of, sizes_of, write
 from tangram.costs.measurement import MODEL, cost_row, precise
 from tangram.llama_cpp import Model
 from tangram.models.families import Shape, shape_of
@@ -127,7 +128,8 @@ def _whole(architecture: Architecture, shape: Shape) -> Timed:
     return Timed({phase: {File(tuple(others), shape.vocabulary, precision, first): 1.0} for phase in COPIES}, NOTHING)
 
 
-def _timed(kind: str, variant: str, costs: Costs, shape: Shape) -> Timed:
+def cost_of(kind: str, variant: str, costs: Costs, shape: Shape) -> Timed:
+    """Return the cost of one variant of a kind."""
     if kind == MODEL:
         return _rest(shape)
     return _head(variant, costs, shape) if kind == HEAD else _subblock(kind, variant, costs, shape)  # type: ignore[arg-type]
@@ -228,7 +230,7 @@ def measure(
         TangramError: llama.cpp is not installed, or has no such subblock.
     """
     shape = shape_of(parent)
-    timed = {name: _timed(kind, name, costs, shape) for name in dict.fromkeys((PARENT, variant))}
+    timed = {name: cost_of(kind, name, costs, shape) for name in dict.fromkeys((PARENT, variant))}
     rows = []
     with Loaded(shape, _positions(scenarios)) as loaded:
         for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):
