@@ -291,6 +291,14 @@ MISTAKES = {
         {"quantity": "parameters", "max": 0.7, "relative_to_parent": False},
         "max: 0.7 of parameters is less than 1 in total; set relative_to_parent: true",
     ),
+    "the packed parent in another engine": (
+        "targets/speed-1.2",
+        {
+            "engine": "llama.cpp",
+            "constraints": [{"quantity": "throughput", "min": 1.2, "scenario": "chat", "reference": "packed"}],
+        },
+        "targets.speed-1.2: constraints: reference: packed is torch's parent",
+    ),
     "a package without version": (
         "evaluation/task_archive/package",
         "bigbench",

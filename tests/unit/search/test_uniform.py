@@ -9,6 +9,7 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.commands.uniform_precision import uniform_precision
 from tangram.config import Search, Target, slice_of
 from tangram.errors import TangramError
+from tangram.search.problem import describe
 from tangram.search.solutions import load_solutions
 from tangram.search.summary import beside_parent, predictions
 from tangram.search.uniform import uniform_precisions
@@ -83,6 +84,17 @@ def test_limits_are_relative_to_the_parent_in_stock_transformers():
         max(b * tokens / problem.stock.costs.predict(parent, "chat", b).latency for b in CHAT.batch_sizes)
     )
     assert fastest < plain.reference(plain.target.constraints[0], {})
+
+
+def test_limits_can_be_relative_to_the_packed_parent():
+    tables, quantities = library(1, 3, scenarios={"chat": CHAT}), ("throughput", "latency", "memory")
+    constraints = [{**limit(quantity, 1.0), "reference": "packed"} for quantity in quantities]
+    plain = tables.problem({"constraints": [limit(quantity, 1.0) for quantity in quantities]})
+    problem = with_stock_parent(tables, {"prefill": 1.5, "decode": 2.0}).problem({"constraints": constraints})
+    batches = {"chat": CHAT.batch_sizes[0]}
+    for ours, theirs in zip(problem.target.constraints, plain.target.constraints, strict=True):
+        assert problem.reference(ours, batches) == plain.reference(theirs, batches)
+    assert describe(problem.target.constraints[0]) == "throughput in 'chat' >= 1 x the packed parent's"
 
 
 def test_speedups_are_over_the_parent_in_stock_transformers():

@@ -41,6 +41,11 @@ class Constraint(Section):
     min: float | None = Field(None, gt=0, description="Lower limit (throughput).")
     max: float | None = Field(None, gt=0, description="Upper limit (all others).")
     relative_to_parent: bool = Field(True, description="The limit is a multiple of the parent's value.")
+    reference: Literal["stock", "packed"] = Field(
+        "stock",
+        description="That parent: as stock transformers runs it (in llama.cpp its F16 file), or with the kernels that "
+        "children have.",
+    )
     scenario: str | None = Field(None, description="Workload; required for all but parameters and kv_bytes_per_token.")
 
     @model_validator(mode="after")
@@ -133,6 +138,15 @@ class Target(Section):
             raise ValueError(
                 "compare_uniform: false: the parent's files in F16, Q8_0 and Q4_0 are measured beside every child in "
                 "llama.cpp; leave compare_uniform out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _references_in_the_engine(self) -> Target:
+        if self.engine == LLAMA_CPP and any(constraint.reference == "packed" for constraint in self.constraints):
+            raise ValueError(
+                "constraints: reference: packed is torch's parent, and limits in llama.cpp refer to its F16 file; "
+                "leave reference out"
             )
         return self
 

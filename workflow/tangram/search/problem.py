@@ -276,24 +276,25 @@ class Problem:
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return the parent's value that scales a relative constraint; 1 for an absolute one.
 
-        The parent is the one that stock transformers runs, or in llama.cpp its F16 file. For throughput, its best over
-        the batch grid; for all other quantities, its value at the same batch.
+        The parent is the constraint's: stock transformers' or the packed one, or in llama.cpp the F16 file. For
+        throughput, its best over the batch grid; for all other quantities, its value at the same batch.
 
         Raises:
             TangramError: the parent exceeds the memory limit at every batch size.
         """
         if not constraint.relative_to_parent:
             return 1.0
+        run = self.stock if constraint.reference == "stock" else self
         if constraint.quantity == "throughput":
             assert constraint.scenario is not None  # checked by the config
-            batch = self.stock.best_batch(self.reference_parent, constraint.scenario)
+            batch = run.best_batch(self.reference_parent, constraint.scenario)
             if batch is None:
                 raise TangramError(
                     f"the parent exceeds the memory limit of scenario '{constraint.scenario}' at every batch size, "
                     "so a throughput relative to it is undefined; make it absolute: relative_to_parent: false"
                 )
             batches = {constraint.scenario: batch}
-        return self.stock.predict(constraint, self.reference_parent, batches)
+        return run.predict(constraint, self.reference_parent, batches)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return a constraint's limit in the unit of its quantity."""
@@ -355,7 +356,8 @@ def describe(constraint: Constraint) -> str:
     """Return a constraint in words, such as ``throughput in 'chat' >= 1.2 x the parent's``."""
     sign, limit = (">=", constraint.min) if constraint.quantity == "throughput" else ("<=", constraint.max)
     where = f" in '{constraint.scenario}'" if constraint.scenario else ""
-    unit = " x the parent's" if constraint.relative_to_parent else ""
+    packed = "packed " if constraint.reference == "packed" else ""
+    unit = f" x the {packed}parent's" if constraint.relative_to_parent else ""
     return f"{constraint.quantity}{where} {sign} {limit:g}{unit}"
 
 
