@@ -17,7 +17,7 @@ from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
-from tangram.engines import ENGINES, TIMERS, timed
+from tangram.engines import ENGINES, PARENT_TYPES, TIMERS, timed
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
@@ -144,6 +144,7 @@ wildcard_constraints:
     target="|".join(map(re.escape, cfg.targets)),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
     split="|".join(SPLITS),
+    type="|".join(PARENT_TYPES),
 
 
 def library_folder(wildcards, input):
@@ -174,6 +175,11 @@ EXPORTED = {
 }  # the files of each format in a child's folder of exports
 
 
+# The parent's files for llama.cpp, which stand beside the children's.
+PARENT_FILE = f"{RESULTS}/engines/parent/{{type}}/model.gguf"
+PARENT_FILES = [PARENT_FILE.format(type=name) for name in PARENT_TYPES]
+
+
 def library_files(*suffixes):
     """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
@@ -191,6 +197,14 @@ def of_children(*names):
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
+def children_in(engine):
+    """Return the folders of the children that run in an engine: all in torch, and the exported ones of its targets."""
+    if engine == "torch":
+        return CHILDREN
+    targets = [name for name, target in cfg.targets.items() if target.engine == engine]
+    return [f"{RESULTS}/targets/{name}/{solution}" for name in targets for solution in cfg.exported(name)]
+
+
 def exported():
     """Return the files of all children in the formats of their targets, and their model cards."""
     return [
@@ -203,13 +217,9 @@ def exported():
 
 
 def of_engines():
-    """Return the evaluations of exported children in their targets' engines."""
-    return [
-        f"{RESULTS}/targets/{name}/{solution}/engine.parquet"
-        for name, target in cfg.targets.items()
-        for solution in cfg.exported(name)
-        if target.engine != "torch"
-    ]
+    """Return the evaluations of exported children, and of the parent's files, in their targets' engines."""
+    children = [f"{folder}/engine.parquet" for folder in children_in("llama.cpp")]
+    return [*children, *([f"{RESULTS}/parent_engine.parquet"] if children else [])]
 
 
 def card_settings(wildcards, threads):

@@ -153,10 +153,36 @@ rule evaluate_readout:
         command("evaluate_readout")
 
 
-rule evaluate_engine:
-    """Evaluate an exported child in llama.cpp, beside the parent's files there."""
+rule evaluate_parent_engine:
+    """Evaluate the parent's files in llama.cpp."""
     input:
-        exported="<results>/targets/{target}/{solution}/export/model.gguf",
+        files=PARENT_FILES,
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/parent_engine.parquet",
+    log:
+        "<logs>/evaluate_parent_engine/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent_engine/parent.tsv"
+    params:
+        **code_of("evaluate_engine", "torch", "transformers", "xllamacpp"),
+        **runtime("device", "dtype"),
+        settings=text_evaluation(),
+    threads: half_the_cores
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_parent_engine: evaluate the parent's files in llama.cpp"
+    shell:
+        command("evaluate_engine")
+
+
+rule evaluate_engine:
+    """Evaluate an exported child in llama.cpp."""
+    input:
+        files="<results>/targets/{target}/{solution}/export/model.gguf",
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
@@ -167,13 +193,13 @@ rule evaluate_engine:
     benchmark:
         "<benchmarks>/evaluate_engine/{target}/{solution}.tsv"
     params:
-        **code_of("evaluate_engine", "torch", "transformers", "gguf"),
-        **runtime("device", "dtype", "seed"),
+        **code_of("evaluate_engine", "torch", "transformers", "xllamacpp"),
+        **runtime("device", "dtype"),
         settings=text_evaluation(),
-    threads: all_cores
+    threads: half_the_cores
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_engine: evaluate a child in llama.cpp beside its parent, {wildcards}"
+        "evaluate_engine: evaluate an exported child in llama.cpp, {wildcards}"
     shell:
         command("evaluate_engine")

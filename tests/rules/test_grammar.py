@@ -58,7 +58,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
-    *("export_gguf", "export_decilm", "export_hf", "evaluate_engine"),
+    *("export_gguf", "export_decilm", "export_hf", "export_parent"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]

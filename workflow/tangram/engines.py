@@ -29,6 +29,8 @@ STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",
 TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
+# The types of the parent's files for llama.cpp, which a user would take instead of a child.
+PARENT_TYPES = ("f16", "q8_0", "q4_0")
 
 
 def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:

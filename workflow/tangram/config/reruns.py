@@ -62,10 +62,12 @@ READS: dict[str, tuple[str, ...]] = {
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "write_card": ("evaluate_parent", "evaluate_model"),
     "evaluate_readout": ("finetune_child",),
+    "export_parent": ("fetch_parent",),
+    "evaluate_parent_engine": ("export_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "build_report": (
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
-        *("evaluate_parent", "evaluate_parent_tasks"),
+        *("evaluate_parent", "evaluate_parent_tasks", "evaluate_parent_engine"),
     ),
 }
 
@@ -156,7 +158,8 @@ COMMANDS = {
     "evaluate_parent_tasks": "evaluate_tasks",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
-    **{f"export_{name}": "export_child" for name in FORMATS},
+    **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},
+    "evaluate_parent_engine": "evaluate_engine",
 }
 
 

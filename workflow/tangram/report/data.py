@@ -341,6 +341,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
 
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
     samples = _samples(folder, folders)
+    parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
     evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
     patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
     shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
@@ -366,7 +367,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
-        engines=_concat(of_children("engine"), EVALUATION, labels),
+        engines=_concat([parent_files, *of_children("engine")], EVALUATION, labels),
         samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )
