@@ -17,7 +17,7 @@ from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
-from tangram.engines import ENGINES, PARENT_TYPES, TIMERS, timed
+from tangram.engines import ENGINES, PARENT_TYPES, SPEED_TIMERS, TIMERS, timed
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
@@ -198,11 +198,16 @@ def of_children(*names):
 
 
 def children_in(engine):
-    """Return the folders of the children that run in an engine: all in torch, and the exported ones of its targets."""
-    if engine == "torch":
-        return CHILDREN
+    """Return the folders of the exported children of an engine's targets."""
     targets = [name for name, target in cfg.targets.items() if target.engine == engine]
     return [f"{RESULTS}/targets/{name}/{solution}" for name in targets for solution in cfg.exported(name)]
+
+
+def timed_models(wildcards):
+    """Return the files of the parent and of the children that an engine reads."""
+    if wildcards.engine == "torch":
+        return [f"{PARENT}/model.safetensors", *of_children("child/model.safetensors")]
+    return [*PARENT_FILES, *(f"{folder}/export/model.gguf" for folder in children_in(wildcards.engine))]
 
 
 def exported():
@@ -217,9 +222,15 @@ def exported():
 
 
 def of_engines():
-    """Return the evaluations of exported children, and of the parent's files, in their targets' engines."""
+    """Return the evaluations of exported children and of the parent's files in llama.cpp, and their speeds."""
     children = [f"{folder}/engine.parquet" for folder in children_in("llama.cpp")]
-    return [*children, *([f"{RESULTS}/parent_engine.parquet"] if children else [])]
+    of_all = [f"{RESULTS}/parent_engine.parquet", f"{RESULTS}/speeds/llama.cpp.parquet"]
+    return [*children, *(of_all if children else [])]
+
+
+def in_llama_cpp(path):
+    """Return a function of wildcards that returns a file about a target's engine; no file if that is torch."""
+    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == "llama.cpp" else []
 
 
 def card_settings(wildcards, threads):
@@ -262,20 +273,20 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def code_of(command, *packages, variants=(), engine=False):
+def code_of(command, *packages, variants=(), modules=None):
     """Return the `params` that identify the code and packages of a rule's command: a change of them reruns the rule.
 
     Blocks are imported by name: `variants` are the command's variants, or a function of wildcards that returns them.
-    The function takes no input, as Snakemake does not record functions of input. With `engine`, the module that times
-    in the job's engine is imported by name, too.
+    The function takes no input, as Snakemake does not record functions of input. Of `modules`, by engine, that of the
+    job's engine is imported by name, too.
     """
 
     def code(wildcards):
         names = variants(wildcards) if callable(variants) else variants
-        others = [*(modules_of_variants(names) if names else ()), *([TIMERS[wildcards.engine]] if engine else ())]
+        others = [*(modules_of_variants(names) if names else ()), *([modules[wildcards.engine]] if modules else ())]
         return code_hash(f"tangram.commands.{command}", *others)
 
-    params = {"code": code if engine or callable(variants) else code(None)}
+    params = {"code": code if modules or callable(variants) else code(None)}
     return {**params, "environment": pins(*packages)} if packages else params
 
 
@@ -342,8 +353,13 @@ def of_processes(parallel):
 
 
 def text_evaluation():
-    """Return the settings of the evaluation on text and of throughput, without the tasks."""
-    evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
+    """Return the settings of the evaluation on text."""
+    return slice_of({"evaluation": cfg.evaluation.model_dump(mode="json", include={"batch_size"})})
+
+
+def speed_settings():
+    """Return the settings of the measurement of throughput."""
+    evaluation = cfg.evaluation.model_dump(mode="json", include={"throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 
@@ -410,6 +426,12 @@ def solutions_of(wildcards):
 def architecture_of(wildcards):
     """Return a child's architecture after the checkpoint `pin_architecture`."""
     return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]
+
+
+def all_architectures(wildcards):
+    """Return the architectures of all children after the checkpoint `pin_architecture`."""
+    pinned = checkpoints.pin_architecture
+    return [pinned.get(target=name, solution=s).output[0] for name in cfg.targets for s in cfg.solutions(name)]
 
 
 def candidates_of(wildcards):

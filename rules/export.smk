@@ -104,6 +104,10 @@ rule write_card:
         architecture=architecture_of,
         evaluation="<results>/targets/{target}/{solution}/evaluation.parquet",
         parent_evaluation="<results>/parent_evaluation.parquet",
+        speeds="<results>/speeds/torch.parquet",
+        engine=in_llama_cpp(f"{CHILD}/engine.parquet"),
+        parent_engine=in_llama_cpp(f"{RESULTS}/parent_engine.parquet"),
+        engine_speeds=in_llama_cpp(f"{RESULTS}/speeds/llama.cpp.parquet"),
     output:
         EXPORTED["card"](f"{CHILD}/export"),
     log:

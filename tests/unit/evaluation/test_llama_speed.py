@@ -6,12 +6,15 @@ from tangram.cli import ONE_THREAD
 from tangram.commands.export_child import export_child
 from tangram.config import Scenario
 from tangram.errors import TangramError
-from tangram.evaluation.llama_speed import SPEEDUPS, models, time_file
+from tangram.evaluation.llama_speed import SPEEDUPS, time_file, timed_models
 from tangram.evaluation.speed import speed_rows, time_in_rounds
 from tangram.llama_cpp import INSTALL, find
 
 pytestmark = pytest.mark.skipif(find() is None, reason=f"llama.cpp: {INSTALL}")
-SCENARIOS = {"chat": Scenario(prefill=40, generate=3, batch_sizes=(1, 2)), "one": Scenario(prefill=4, generate=1, batch_sizes=(1,))}
+SCENARIOS = {
+    "chat": Scenario(prefill=40, generate=3, batch_sizes=(1, 2)),
+    "one": Scenario(prefill=4, generate=1, batch_sizes=(1,)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def files(tiny_parent, tmp_path_factory):
 
 
 def test_all_files_are_timed_in_all_scenarios(files):
-    functions = models(files, SCENARIOS, ONE_THREAD)
+    functions = timed_models(files, SCENARIOS, ONE_THREAD)
     samples = {name: samples for (name,), samples in time_in_rounds(functions, 2, seed=0).items()}
     assert list(samples) == [("", "", "parent@f16"), ("", "", "parent@q8_0"), ("fast", "0", "finetuned")]
     rows = {(row["model"], row["task"], row["metric"]): row for row in speed_rows(samples, SCENARIOS, SPEEDUPS)}
@@ -40,5 +43,5 @@ def test_all_files_are_timed_in_all_scenarios(files):
 
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(TangramError, match="llama.cpp cannot load"):
+    with pytest.raises(TangramError, match=r"llama\.cpp cannot load"):
         time_file(tmp_path / "model.gguf", SCENARIOS, 1)

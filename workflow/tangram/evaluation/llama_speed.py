@@ -22,7 +22,7 @@ from tangram.timing import interleaved
 SPEEDUPS: dict[str, Name] = {"speedup": ("", "", REFERENCES[LLAMA_CPP])}
 
 
-def models(
+def timed_models(
     files: Iterable[str], scenarios: Mapping[str, Scenario], runtime: Runtime
 ) -> dict[tuple[Name, ...], Callable[[], dict[Place, Seconds]]]:
     """Return functions that load a file and time its scenarios, by the names of the models.
