@@ -164,7 +164,7 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     assert [row[0] for row in page.rows["engine"]][-3:] == ["parent, F16", "parent, Q8_0", PRIMARY]
     text = summary_text(results)
     error = f"{predicted / 1.25 - 1:+.1%}".replace("+", r"\+")
-    line = rf"^{re.escape(PRIMARY)} +{predicted:.3f} +1\.250 ± 0\.013 +{error} +0\.4000 ± 0\.0040 +130$"
+    line = rf"^{re.escape(PRIMARY)} +{predicted:.3f} +1\.250 ± 0\.013 +{error} +0\.400 ± 0\.004 +130$"
     assert re.search(line, text.split("in llama.cpp")[1], re.MULTILINE)
     assert re.search(r"^parent, Q8_0 +– +1\.100 ± 0\.011 +– +", text, re.MULTILINE)
     assert not [row for row in page.rows["speed"] if row[0] == PRIMARY], "predictions there are not of torch"
