@@ -234,10 +234,12 @@ def in_llama_cpp(path):
 
 
 def card_settings(wildcards, threads):
-    """Return the config with one target, which Snakemake does not record: other keys than a child's change no child."""
+    """Return the config with the child's target as primary one; Snakemake does not record it.
+
+    The other targets stay: their engines may be those of variants in the library.
+    """
     settings = cfg.model_dump(mode="json", exclude_defaults=True, exclude={"studies", "evaluation"})
-    targets = {wildcards.target: settings["targets"][wildcards.target]}
-    return slice_of({**settings, "targets": targets, "primary_target": wildcards.target})
+    return slice_of({**settings, "primary_target": wildcards.target})
 
 
 def of_the_primary_target():

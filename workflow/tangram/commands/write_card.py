@@ -8,7 +8,7 @@ from tangram.cli import reads, reads_model, run, writes
 
 
 def write_card(
-    settings: Annotated[str, typer.Option(help="the run's config with one target, as JSON")],
+    settings: Annotated[str, typer.Option(help="the run's config with the child's target as primary one, as JSON")],
     solution: Annotated[str, typer.Option(help="the solution's name")],
     parent: Annotated[str, reads_model("parent")],
     architecture: Annotated[str, reads("architecture.json")],

@@ -63,7 +63,7 @@ class Facts:
         shape: the parent's sizes.
         evaluation: rows of `tables.EVALUATION` of the parent and the child in torch; empty if there are none.
         files: those of the child's file and the parent's in llama.cpp; empty for a target in another engine.
-        config: the run's config, with this target alone.
+        config: the run's config, with this target as primary one.
     """
 
     run: str
