@@ -1,14 +1,20 @@
+import json
+import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tangram.commands.measure_speed import measure_speed
 from tangram.config import Scenario
 from tangram.evaluation.speed import Seconds, speed_rows, time_in_rounds
+from tangram.evaluation.torch_speed import fit_together, load_packed, timer
+from tangram.tables import SPEEDS, read_table
 
 STOCK, PACKED, CHILD = ("", "", "parent"), ("", "", "packed parent"), ("fast", "0", "child")
 REFERENCES = {"speedup": STOCK, "packed_speedup": PACKED}
+SCENARIOS = {"tiny": {"prefill": 4, "generate": 2, "batch_sizes": [1, 2]}}
 SCENARIO = Scenario(prefill=12, generate=4, batch_sizes=(2,))
 
 
@@ -82,8 +88,6 @@ def test_every_round_runs_every_model_once_in_another_order():
 @pytest.fixture
 def checkpoints(tiny_parent, tmp_path):
     """A parent, a child of fewer layers for two targets, and one of its parent's shape."""
-    import shutil
-
     folders = {"parent": tiny_parent("llama")}
     small = tiny_parent("llama", num_hidden_layers=1)
     for place, source in {"fast/0": small, "faster/0": small, "fast/layers-dropped": folders["parent"]}.items():
@@ -91,33 +95,50 @@ def checkpoints(tiny_parent, tmp_path):
     return folders
 
 
-def test_the_command_times_children_of_equal_configs_once(checkpoints, tmp_path, monkeypatch):
-    from tangram.commands.measure_speed import measure_speed
-    from tangram.evaluation import torch_speed
-    from tangram.tables import SPEEDS, read_table
-
-    depths = []
-    real = torch_speed.time_model
-
-    def counted(model, scenarios, seed):
-        depths.append(model.config.num_hidden_layers)
-        return real(model, scenarios, seed)
-
-    monkeypatch.setattr(torch_speed, "time_model", counted)
-    settings = (
-        '{"evaluation": {"throughput_repeats": 3}, "scenarios": {"tiny": {"prefill": 4, "generate": 2, '
-        '"batch_sizes": [1, 2]}}}'
-    )
+def test_the_command_times_models_of_equal_shape_once(checkpoints, tmp_path):
+    settings = json.dumps({"evaluation": {"throughput_repeats": 3}, "scenarios": SCENARIOS})
     weights = [str(folder / "model.safetensors") for folder in checkpoints.values()]
     measure_speed("torch", settings, str(tmp_path / "speeds.parquet"), weights)
-    whole = max(depths)
-    assert Counter(depths) == {1: 3, whole: 9}, "two parents, one child of their shape, one small child"
-    table = read_table(tmp_path / "speeds.parquet", SPEEDS).set_index(["target", "solution", "model", "metric"])
-    assert table.index.is_unique
+    table = read_table(tmp_path / "speeds.parquet", SPEEDS)
     assert set(table["task"]) == {"tiny"}
     assert (table["value"] > 0).all()
     assert set(table["n"]) == {3}
-    children = {("fast", "0"), ("faster", "0"), ("fast", "layers-dropped")}
-    speedups = table[table.index.get_level_values("metric") == "packed_speedup"]["value"]
-    assert {name[:2] for name in speedups.index if name[2] == "child"} == children
-    assert speedups["fast", "0", "child"].item() == speedups["faster", "0", "child"].item()
+    values = table.set_index(["target", "solution", "model", "metric"])["value"].to_dict()
+    assert len(values) == len(table)
+    children = [("fast", "0", "child"), ("faster", "0", "child"), ("fast", "layers-dropped", "child")]
+    assert {name[:3] for name in values} == {STOCK, PACKED, *children}
+    throughput = {name: values[*name, "throughput"] for name in (STOCK, PACKED, *children)}
+    assert throughput[children[0]] == throughput[children[1]]
+    assert throughput[children[2]] == throughput[PACKED], "this child is the parent"
+    assert len(set(throughput.values())) == 3
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_kept_model_is_loaded_once(keep, checkpoints):
+    loads, lengths = [], []
+
+    def load():
+        model = load_packed(checkpoints["parent"], "float32", "cpu")
+        loads.append(model)
+        model.model.register_forward_pre_hook(
+            lambda _, args, kwargs: lengths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+        )
+        return model
+
+    scenarios = {"tiny": Scenario(**SCENARIOS["tiny"])}
+    run = timer(load, scenarios, 0, "cpu", keep)
+    times = [run() for _ in range(3)]
+    assert len(loads) == (1 if keep else 3)
+    for places in times:
+        assert set(places) == {("tiny", 1), ("tiny", 2)}
+        assert all(seconds.prefill > 0 and seconds.decode > 0 for seconds in places.values())
+    warm = len(loads)  # a prefill and a step warm up after a load
+    assert Counter(lengths) == {
+        shape: count for batch in (1, 2) for shape, count in {(batch, 4): 3 + warm, (batch, 1): 3 * 2 + warm}.items()
+    }
+
+
+def test_checkpoints_beyond_the_memory_do_not_fit(checkpoints):
+    folders = list(checkpoints.values())
+    assert fit_together(folders)
+    assert not fit_together(folders * 10**5)

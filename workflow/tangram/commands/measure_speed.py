@@ -22,7 +22,7 @@ def measure_speed(
     models: Annotated[list[str], reads_each("files of the parent and its children that the engine reads")],
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Time all models round-robin; every round loads each of them anew."""
+    """Time all models round-robin, as their engine's module loads them."""
     runtime.start()
     from tangram.engines import SPEED_TIMERS, speed_timer
     from tangram.evaluation.speed import speed_rows, time_in_rounds

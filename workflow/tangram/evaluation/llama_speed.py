@@ -15,10 +15,11 @@ from tangram.config import Scenario
 from tangram.costs.llama_passes import Pass
 from tangram.engines import LLAMA_CPP, REFERENCES
 from tangram.evaluation.engine import name_of
-from tangram.evaluation.speed import SAMPLES, Name, Place, Seconds
+from tangram.evaluation.speed import Name, Place, Seconds
 from tangram.llama_cpp import Model
 from tangram.timing import interleaved
 
+SAMPLES = 2  # of each load: loading and warming up take longer than a pass
 SPEEDUPS: dict[str, Name] = {"speedup": ("", "", REFERENCES[LLAMA_CPP])}
 
 

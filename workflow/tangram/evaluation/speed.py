@@ -1,8 +1,4 @@
-"""Speed of whole models: all models of a run in one job, round-robin, each loaded anew in every round.
-
-A machine's speed changes from job to job, and a model's speed with the memory pages of its weights. Models that are
-compared therefore share every round, and a round loads each of them again; one model is in memory at a time.
-"""
+"""Speed of whole models: all models of a run in one job, round-robin, as a machine's speed changes from job to job."""
 
 from __future__ import annotations
 
@@ -12,8 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from tangram.config import Scenario
 from tangram.timing import median_and_error
-
-SAMPLES = 2  # of each load: loading and warming up take longer than a pass
 
 
 class Seconds(NamedTuple):
@@ -34,7 +28,7 @@ def time_in_rounds(
     """Time models round-robin, in an order that changes from round to round.
 
     Args:
-        models: functions that load a model and time its scenarios, by the models' names.
+        models: functions that time a model in all scenarios, by the models' names.
         repeats: number of rounds.
         seed: seed of the orders.
     """

@@ -14,7 +14,6 @@ from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
-SAMPLES = 2  # of every load in `measure_speed`
 LOADS = {TORCH: 1, LLAMA_CPP: 3}  # copies of each stack in timing
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
@@ -343,7 +342,7 @@ class Work:
         heldout = self.forward(self.tokens["heldout"], self.sizes.layers, head=True)
         yield Stage("evaluate_model", self.children, 1, 2 * (self.loading + heldout), 2 * self.model_bytes, 0)
         rounds = self.config.evaluation.throughput_repeats
-        load = self.model_bytes / self.rates.disk_bytes + self.timing(self.sizes.total, SAMPLES, steps=True)
+        load = self.model_bytes / self.rates.disk_bytes + self.timing(self.sizes.total, 1, steps=True)
 
         def speed(models: int) -> Stage:
             seconds = self.rates.startup + rounds * models * load
