@@ -17,7 +17,7 @@ from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
-from tangram.engines import ENGINES, TIMERS, timed
+from tangram.engines import ENGINES, PARENT_TYPES, SPEED_TIMERS, TIMERS, timed
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
@@ -144,6 +144,7 @@ wildcard_constraints:
     target="|".join(map(re.escape, cfg.targets)),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
     split="|".join(SPLITS),
+    type="|".join(PARENT_TYPES),
 
 
 def library_folder(wildcards, input):
@@ -174,6 +175,11 @@ EXPORTED = {
 }  # the files of each format in a child's folder of exports
 
 
+# The parent's files for llama.cpp, which stand beside the children's.
+PARENT_FILE = f"{RESULTS}/engines/parent/{{type}}/model.gguf"
+PARENT_FILES = [PARENT_FILE.format(type=name) for name in PARENT_TYPES]
+
+
 def library_files(*suffixes):
     """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
@@ -191,6 +197,19 @@ def of_children(*names):
     return [f"{child}/{name}" for child in CHILDREN for name in names]
 
 
+def children_in(engine):
+    """Return the folders of the exported children of an engine's targets."""
+    targets = [name for name, target in cfg.targets.items() if target.engine == engine]
+    return [f"{RESULTS}/targets/{name}/{solution}" for name in targets for solution in cfg.exported(name)]
+
+
+def timed_models(wildcards):
+    """Return the files of the parent and of the children that an engine reads."""
+    if wildcards.engine == "torch":
+        return [f"{PARENT}/model.safetensors", *of_children("child/model.safetensors")]
+    return [*PARENT_FILES, *(f"{folder}/export/model.gguf" for folder in children_in(wildcards.engine))]
+
+
 def exported():
     """Return the files of all children in the formats of their targets, and their model cards."""
     return [
@@ -203,20 +222,24 @@ def exported():
 
 
 def of_engines():
-    """Return the evaluations of exported children in their targets' engines."""
-    return [
-        f"{RESULTS}/targets/{name}/{solution}/engine.parquet"
-        for name, target in cfg.targets.items()
-        for solution in cfg.exported(name)
-        if target.engine != "torch"
-    ]
+    """Return the evaluations of exported children and of the parent's files in llama.cpp, and their speeds."""
+    children = [f"{folder}/engine.parquet" for folder in children_in("llama.cpp")]
+    of_all = [f"{RESULTS}/parent_engine.parquet", f"{RESULTS}/speeds/llama.cpp.parquet"]
+    return [*children, *(of_all if children else [])]
+
+
+def in_llama_cpp(path):
+    """Return a function of wildcards that returns a file about a target's engine; no file if that is torch."""
+    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == "llama.cpp" else []
 
 
 def card_settings(wildcards, threads):
-    """Return the config with one target, which Snakemake does not record: other keys than a child's change no child."""
+    """Return the config with the child's target as primary one; Snakemake does not record it.
+
+    The other targets stay: their engines may be those of variants in the library.
+    """
     settings = cfg.model_dump(mode="json", exclude_defaults=True, exclude={"studies", "evaluation"})
-    targets = {wildcards.target: settings["targets"][wildcards.target]}
-    return slice_of({**settings, "targets": targets, "primary_target": wildcards.target})
+    return slice_of({**settings, "primary_target": wildcards.target})
 
 
 def of_the_primary_target():
@@ -254,20 +277,20 @@ def runtime(*names):
     return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
 
 
-def code_of(command, *packages, variants=(), engine=False):
+def code_of(command, *packages, variants=(), modules=None):
     """Return the `params` that identify the code and packages of a rule's command: a change of them reruns the rule.
 
     Blocks are imported by name: `variants` are the command's variants, or a function of wildcards that returns them.
-    The function takes no input, as Snakemake does not record functions of input. With `engine`, the module that times
-    in the job's engine is imported by name, too.
+    The function takes no input, as Snakemake does not record functions of input. Of `modules`, by engine, that of the
+    job's engine is imported by name, too.
     """
 
     def code(wildcards):
         names = variants(wildcards) if callable(variants) else variants
-        others = [*(modules_of_variants(names) if names else ()), *([TIMERS[wildcards.engine]] if engine else ())]
+        others = [*(modules_of_variants(names) if names else ()), *([modules[wildcards.engine]] if modules else ())]
         return code_hash(f"tangram.commands.{command}", *others)
 
-    params = {"code": code if engine or callable(variants) else code(None)}
+    params = {"code": code if modules or callable(variants) else code(None)}
     return {**params, "environment": pins(*packages)} if packages else params
 
 
@@ -341,12 +364,6 @@ def text_evaluation():
 def speed_settings():
     """Return the settings of the measurement of throughput."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"throughput_repeats"})
-    return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
-
-
-def engine_settings():
-    """Return the settings of the evaluation in other engines, of text and of throughput."""
-    evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 

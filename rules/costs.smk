@@ -20,7 +20,7 @@ rule measure_costs:
     benchmark:
         "<benchmarks>/measure_costs/{engine}/{kind}/{variant}.tsv"
     params:
-        **code_of("measure_costs", "torch", "transformers", variants=variant_of_job, engine=True),
+        **code_of("measure_costs", "torch", "transformers", variants=variant_of_job, modules=TIMERS),
         **runtime("device", "dtype", "seed"),
         settings=slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios}),
     threads: all_cores
@@ -67,7 +67,7 @@ rule calibrate_costs:
     benchmark:
         "<benchmarks>/calibrate_costs/{engine}.tsv"
     params:
-        **code_of("calibrate_costs", "torch", "transformers", variants=library_of_engine, engine=True),
+        **code_of("calibrate_costs", "torch", "transformers", variants=library_of_engine, modules=TIMERS),
         **runtime("device", "dtype", "seed"),
         settings=calibration_settings,
     threads: all_cores

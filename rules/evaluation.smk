@@ -3,7 +3,7 @@
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
   target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
-  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/torch.parquet` of all models; `questions.json`.
+  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models; `questions.json`.
 - Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, multiple-choice tasks,
   few-label readouts; text and throughput as the target's engine runs the child.
 
@@ -75,19 +75,18 @@ rule evaluate_model:
 
 
 rule measure_speed:
-    """Measure the throughput of all children and of their parent, in one job: jobs differ in speed."""
+    """Measure the throughput in an engine of all children and of their parent, in one job: jobs differ in speed."""
     input:
-        parent="<results>/parent/model.safetensors",
-        children=of_children("child/model.safetensors"),
+        models=timed_models,
         architectures=all_architectures,
     output:
-        "<results>/speeds/torch.parquet",
+        "<results>/speeds/{engine}.parquet",
     log:
-        "<logs>/measure_speed/torch.log",
+        "<logs>/measure_speed/{engine}.log",
     benchmark:
-        "<benchmarks>/measure_speed/torch.tsv"
+        "<benchmarks>/measure_speed/{engine}.tsv"
     params:
-        **code_of("measure_speed", "torch", "transformers"),
+        **code_of("measure_speed", "torch", "transformers", "xllamacpp", modules=SPEED_TIMERS),
         **runtime("device", "dtype", "seed"),
         settings=speed_settings(),
     threads: all_cores
@@ -96,7 +95,7 @@ rule measure_speed:
     conda:
         "../envs/tangram.yaml"
     message:
-        "measure_speed: measure the throughput of all children and of their parent"
+        "measure_speed: measure the throughput of all children and of their parent, {wildcards}"
     shell:
         command("measure_speed")
 
@@ -201,10 +200,36 @@ rule evaluate_readout:
         command("evaluate_readout")
 
 
-rule evaluate_engine:
-    """Evaluate an exported child in llama.cpp, beside the parent's files there."""
+rule evaluate_parent_engine:
+    """Evaluate the parent's files in llama.cpp."""
     input:
-        exported="<results>/targets/{target}/{solution}/export/model.gguf",
+        files=PARENT_FILES,
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+        activations=cached_activations("heldout"),
+    output:
+        "<results>/parent_engine.parquet",
+    log:
+        "<logs>/evaluate_parent_engine/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent_engine/parent.tsv"
+    params:
+        **code_of("evaluate_engine", "torch", "transformers", "xllamacpp"),
+        **runtime("device", "dtype"),
+        settings=text_evaluation(),
+    threads: half_the_cores
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_parent_engine: evaluate the parent's files in llama.cpp"
+    shell:
+        command("evaluate_engine")
+
+
+rule evaluate_engine:
+    """Evaluate an exported child in llama.cpp."""
+    input:
+        files="<results>/targets/{target}/{solution}/export/model.gguf",
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
@@ -215,13 +240,13 @@ rule evaluate_engine:
     benchmark:
         "<benchmarks>/evaluate_engine/{target}/{solution}.tsv"
     params:
-        **code_of("evaluate_engine", "torch", "transformers", "gguf"),
-        **runtime("device", "dtype", "seed"),
-        settings=engine_settings(),
-    threads: all_cores
+        **code_of("evaluate_engine", "torch", "transformers", "xllamacpp"),
+        **runtime("device", "dtype"),
+        settings=text_evaluation(),
+    threads: half_the_cores
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_engine: evaluate a child in llama.cpp beside its parent, {wildcards}"
+        "evaluate_engine: evaluate an exported child in llama.cpp, {wildcards}"
     shell:
         command("evaluate_engine")

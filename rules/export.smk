@@ -2,7 +2,7 @@
 
 - Input: `targets/{target}/{solution}/finetuned/`.
 - Output: `targets/{target}/{solution}/export/`: `model.gguf` (llama.cpp), `decilm/` (vLLM), `hf/` (transformers),
-  and the model card `README.md`.
+  and the model card `README.md`; for targets in llama.cpp the parent's `engines/parent/{type}/model.gguf`.
 - Steps: pack the child's subblocks into the layers of the format, write them with the tokenizer; write the card.
 """
 
@@ -73,6 +73,29 @@ rule export_hf:
         command("export_child", without=("floats",))
 
 
+rule export_parent:
+    """Write the parent as a file for llama.cpp, in a type that a user would take instead of a child."""
+    input:
+        child="<results>/parent/model.safetensors",
+    output:
+        exported=PARENT_FILE,
+    log:
+        "<logs>/export_parent/{type}.log",
+    benchmark:
+        "<benchmarks>/export_parent/{type}.tsv"
+    params:
+        **code_of("export_child", "gguf", "transformers"),
+        format="gguf",
+        folder=output_folder("exported"),
+        floats="{type}",
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "export_parent: write the parent for llama.cpp, {wildcards}"
+    shell:
+        command("export_child")
+
+
 rule write_card:
     """Write a child's model card."""
     input:
@@ -82,6 +105,9 @@ rule write_card:
         evaluation="<results>/targets/{target}/{solution}/evaluation.parquet",
         parent_evaluation="<results>/parent_evaluation.parquet",
         speeds="<results>/speeds/torch.parquet",
+        engine=in_llama_cpp(f"{CHILD}/engine.parquet"),
+        parent_engine=in_llama_cpp(f"{RESULTS}/parent_engine.parquet"),
+        engine_speeds=in_llama_cpp(f"{RESULTS}/speeds/llama.cpp.parquet"),
     output:
         EXPORTED["card"](f"{CHILD}/export"),
     log:

@@ -11,7 +11,6 @@ from tangram import provenance
 from tangram.blocks import Variant, registry
 from tangram.blocks.registry import modules_of_variants
 from tangram.config import reruns
-from tangram.engines import TIMERS
 from tangram_studies.code import modules_of_study
 
 VARIANTS = [Variant(family) for family in registry()]
@@ -47,8 +46,8 @@ def changed_by(packages: Path) -> Callable[..., set[str]]:
         _forget()
 
         def code_hash(command: str, *others: str) -> str:
-            engines = TIMERS.values() if command in reruns.IN_AN_ENGINE else ()
-            return provenance.code_hash(f"tangram.commands.{command}", *others, *engines)
+            engines = reruns.IN_AN_ENGINE.get(command, {})
+            return provenance.code_hash(f"tangram.commands.{command}", *others, *engines.values())
 
         plain = {name: code_hash(name) for name in COMMANDS}
         families = {

@@ -27,8 +27,12 @@ STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",
 # The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
 # `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
 TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
+# The modules that time trained models, one per engine, with the interface of `evaluation/torch_speed.py`.
+SPEED_TIMERS = {TORCH: "tangram.evaluation.torch_speed", LLAMA_CPP: "tangram.evaluation.llama_speed"}
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
+# The types of the parent's files for llama.cpp, which a user would take instead of a child.
+PARENT_TYPES = ("f16", "q8_0", "q4_0")
 
 
 def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:
@@ -69,8 +73,13 @@ def refusal(variant: str, engine: str, formats: Iterable[str] = ()) -> str | Non
 
 
 def timer(engine: str) -> Any:
-    """Return the module that times in an engine."""
+    """Return the module that times subblocks and whole models in an engine."""
     return import_module(TIMERS[engine])
+
+
+def speed_timer(engine: str) -> Any:
+    """Return the module that times trained models in an engine."""
+    return import_module(SPEED_TIMERS[engine])
 
 
 def timed(engine: str, kind: str, variants: Iterable[str]) -> tuple[str, ...]:

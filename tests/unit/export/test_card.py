@@ -34,7 +34,8 @@ def facts() -> Facts:
     ]
     parent = {"source": {"repo": "someone/small"}, "license": "apache-2.0", "weights": "as published"}
     target = config.primary_target
-    return Facts("mine", target, "0", ("gguf", "hf"), parent, MIXED, SHAPE, pd.DataFrame(rows), raw)
+    frame = pd.DataFrame(rows)
+    return Facts("mine", target, "0", ("gguf", "hf"), parent, MIXED, SHAPE, frame, frame[:0], raw)
 
 
 def test_the_front_matter_is_the_hubs(facts: Facts) -> None:
@@ -67,6 +68,22 @@ def test_values_have_their_intervals(facts: Facts) -> None:
     assert "| child | 50 (48.04 to 51.96) | 0.25 (0.2304 to 0.2696) |" in text
     assert "| child, not finetuned | 1.5 (1.402 to 1.598) |" in text
     assert "Quality" not in card(replace(facts, evaluation=facts.evaluation[:0]))
+
+
+def test_a_file_in_llama_cpp_stands_beside_the_parents(facts: Facts) -> None:
+    assert "llama.cpp, scenario" not in card(facts)
+    rows = [
+        *(row(name, "file", "bytes", 1.5e8, None) for name in ("parent@f16", "finetuned")),
+        row("finetuned", "heldout", "kl", 0.25, 0.01),
+        row("parent@f16", "chat", "throughput", 50.0, 1.0),
+        row("finetuned", "chat", "throughput", 60.0, 1.0),
+        row("finetuned", "chat", "speedup", 1.2, 0.05),
+    ]
+    lines = (
+        card(replace(facts, files=pd.DataFrame(rows))).split("## Files in llama.cpp, scenario `chat`")[1].split("\n")
+    )
+    assert lines[4] == "| parent, F16 | 150 | - | 50 (48.04 to 51.96) | - |"
+    assert lines[5] == "| child | 150 | 0.25 (0.2304 to 0.2696) | 60 (58.04 to 61.96) | 1.2 (1.102 to 1.298) |"
 
 
 def test_loading_is_told_for_the_formats_of_the_folder(facts: Facts) -> None:

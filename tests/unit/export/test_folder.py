@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.commands.export_child import export_child
 from tangram.errors import TangramError
 from tangram.export.decilm import write_decilm
 from tangram.export.hf import write_hf
@@ -178,3 +179,10 @@ def test_what_a_folder_cannot_express_is_one_line(
         {"hf": write_hf, "decilm": write_decilm}[name](read_checkpoint(folder), tmp_path / name, {})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / name).exists()
+
+
+def test_the_command_writes_into_the_folder_that_it_is_given(parent: Path, tmp_path: Path) -> None:
+    for name in ("decilm", "hf"):
+        export_child(str(parent), name, str(tmp_path / name))
+        assert (tmp_path / name / "config.json").is_file()
+        assert not (tmp_path / name / name).exists()

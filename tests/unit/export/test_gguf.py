@@ -99,6 +99,16 @@ def test_floats_can_be_stored_in_another_type(parent: Path, tmp_path: Path) -> N
 
 
 @needs_llama_cpp
+def test_rows_without_whole_blocks_stay_f16(tmp_path: Path) -> None:
+    write_parent(tmp_path / "parent", num_hidden_layers=LAYERS, intermediate_size=40)
+    write_gguf(read_checkpoint(tmp_path / "parent"), tmp_path / "model.gguf", floats="q4_0")
+    types = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "model.gguf").tensors if len(t.shape) > 1}
+    assert {kind for name, kind in types.items() if "ffn_down" in name} == {"F16"}
+    assert {kind for name, kind in types.items() if "ffn_up" in name} == {"Q4_0"}
+    logits_of(tmp_path / "model.gguf", random_tokens(1, 4))
+
+
+@needs_llama_cpp
 @pytest.mark.parametrize("rope_type", ["linear", "yarn", "llama3"])
 @torch.no_grad()
 def test_scaled_rotary_frequencies_are_the_childs(tmp_path: Path, rope_type: str) -> None:

@@ -4,6 +4,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from page_parser import Page
@@ -14,7 +15,8 @@ from tangram.report.data import load_results
 from tangram.report.estimates import Key
 from tangram.report.page import render_page
 from tangram.report.style import percent_of
-from tangram.tables import COSTS, EVALUATION, LIBRARY, SCORES, read_table, write_table
+from tangram.report.summary import summary_text
+from tangram.tables import COSTS, EVALUATION, LIBRARY, SCORES, SPEEDS, read_table, write_table
 
 
 def test_rivals_stand_beside_the_chosen_child(complete, page):
@@ -119,29 +121,33 @@ def test_layers_dropped_in_a_precision_say_so(complete, tmp_path):
     assert page.row("measurements", "speed-1.6, layers dropped, finetuned")
 
 
-def engine_rows(model: str, speedup: float, kl: float) -> list[dict]:
-    """Return the rows of one file; the reference makes 400 tokens/s."""
-    values = {
-        ("file", "bytes"): 1.3e8,
-        ("heldout", "kl"): kl,
-        ("chat", "throughput"): 400 * speedup,
-        ("chat", "speedup"): speedup,
-        ("chat", "time_to_first_token"): 0.25,
+def write_files(folder: Path) -> None:
+    """Write the tables of a child and of two files of its parent in llama.cpp; the reference makes 400 tokens/s."""
+    files = {
+        ("", "", "parent@f16"): (1.0, 1e-5),
+        ("", "", "parent@q8_0"): (1.1, 0.005),
+        (PRIMARY, "0", "finetuned"): (1.25, 0.4),
     }
-    return [
-        {"model": model, "task": task, "metric": metric, "value": value, "standard_error": 0.01 * value, "n": 5}
-        for (task, metric), value in values.items()
-    ]
+    evaluations: dict[str, list[dict]] = {"parent_engine.parquet": [], f"targets/{PRIMARY}/0/engine.parquet": []}
+    speeds = []
+    for (target, solution, model), (speedup, kl) in files.items():
+        row = {"model": model, "standard_error": None, "n": 5}
+        evaluations[list(evaluations)[bool(target)]] += [
+            {**row, "task": "file", "metric": "bytes", "value": 1.3e8},
+            {**row, "task": "heldout", "metric": "kl", "value": kl, "standard_error": 0.01 * kl},
+        ]
+        values = {"throughput": 400 * speedup, "speedup": speedup, "time_to_first_token": 0.25}
+        for metric in list(values) if speedup != 1 else ["throughput", "time_to_first_token"]:
+            measured = {"metric": metric, "value": values[metric], "standard_error": 0.01 * values[metric]}
+            speeds.append({**row, "target": target, "solution": solution, "task": "chat", **measured})
+    for path, rows in evaluations.items():
+        write_table(rows, EVALUATION, folder / path)
+    write_table(speeds, SPEEDS, folder / "speeds" / "llama.cpp.parquet")
 
 
 def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     folder = shutil.copytree(complete, tmp_path / "run")
-    rows = [
-        *engine_rows("parent@f16", 1.0, 1e-5),
-        *engine_rows("parent@q8_0", 1.1, 0.005),
-        *engine_rows("finetuned", 1.25, 0.4),
-    ]
-    write_table(rows, EVALUATION, folder / "targets" / PRIMARY / "0" / "engine.parquet")
+    write_files(folder)
     settings = settings_of().model_copy(update={"engines": {PRIMARY: "llama.cpp"}})
     results = load_results(folder, settings)
     page = Page(render_page(results))
@@ -154,6 +160,13 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
         f"{100 * (predicted / 1.25 - 1):+.1f} %".replace("-", "−"),
     ]
     assert page.row("engine", "parent, Q8_0")[3:5] == ["–", "1.100 ± 0.011"]
+    assert page.row("engine", "parent, F16")[3:7] == ["–", "1.00", "–", "400 ± 4"]
+    assert [row[0] for row in page.rows["engine"]][-3:] == ["parent, F16", "parent, Q8_0", PRIMARY]
+    text = summary_text(results)
+    error = f"{predicted / 1.25 - 1:+.1%}".replace("+", r"\+")
+    line = rf"^{re.escape(PRIMARY)} +{predicted:.3f} +1\.250 ± 0\.013 +{error} +0\.400 ± 0\.004 +130$"
+    assert re.search(line, text.split("in llama.cpp")[1], re.MULTILINE)
+    assert re.search(r"^parent, Q8_0 +– +1\.100 ± 0\.011 +– +", text, re.MULTILINE)
     assert not [row for row in page.rows["speed"] if row[0] == PRIMARY], "predictions there are not of torch"
 
 

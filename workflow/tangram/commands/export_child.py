@@ -10,7 +10,7 @@ from tangram.cli import reads_model, run
 def export_child(
     child: Annotated[str, reads_model("the child, or a parent")],
     format: Annotated[str, typer.Option(help="`gguf`, `decilm` or `hf`")],
-    folder: Annotated[str, typer.Option(help="folder of the child's exports: model.gguf, decilm/ or hf/ in it")],
+    folder: Annotated[str, typer.Option(help="folder to write model.gguf, or the checkpoint, into")],
     floats: Annotated[
         str | None,
         typer.Option(help="gguf: type of matrices without a precision, such as `f16`; by default their own"),
@@ -37,8 +37,7 @@ def export_child(
     if format == GGUF:
         write_gguf(checkpoint, Path(folder) / "model.gguf", metadata, floats)
     else:
-        write = {DECILM: write_decilm, HF: write_hf}[format]
-        write(checkpoint, Path(folder) / format, metadata)
+        {DECILM: write_decilm, HF: write_hf}[format](checkpoint, folder, metadata)
 
 
 if __name__ == "__main__":

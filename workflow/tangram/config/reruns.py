@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tangram.blocks.base import FORMATS, PARENT, Variant
 from tangram.blocks.registry import modules_of_variants, registry
-from tangram.engines import TIMERS
+from tangram.engines import SPEED_TIMERS, TIMERS
 from tangram.provenance import ROOT, modules_of
 
 _SPLITS = ("distill", "score", "finetune", "heldout")
@@ -20,6 +20,7 @@ _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations dis
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
 _ENGINES = tuple(TIMERS)
+_SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
 _TABLES = (
     "fetch_parent", "collect_scores",
     *(f"{rule} {engine}" for rule in ("collect_costs", "calibrate_costs") for engine in _ENGINES),
@@ -57,24 +58,30 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
-    "measure_speed": ("fetch_parent", "assemble_child"),
+    "measure_speed torch": ("fetch_parent", "assemble_child"),
     "extract_tasks": (),
     "evaluate_parent_tasks": ("fetch_parent", "extract_tasks"),
     "evaluate_tasks": ("finetune_child", "extract_tasks"),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
-    "write_card": ("evaluate_parent", "evaluate_model", "measure_speed"),
     "evaluate_readout": ("finetune_child",),
+    "export_parent": ("fetch_parent",),
+    "evaluate_parent_engine": ("export_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
+    "measure_speed llama.cpp": ("export_parent", "export_gguf"),
+    "write_card": ("evaluate_parent", "evaluate_model", *_SPEEDS, "evaluate_parent_engine", "evaluate_engine"),
     "build_report": (
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
-        *("evaluate_parent", "evaluate_parent_tasks", "measure_speed"),
+        *("evaluate_parent", "evaluate_parent_tasks", "evaluate_parent_engine"),
+        *_SPEEDS,
     ),
 }
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
-_SEEDED = ("measure_speed", *_TASKS, "evaluate_readout", "evaluate_engine")
+_IN_ENGINES = ("evaluate_parent_engine", "evaluate_engine")
+_ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
+_SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision")
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -88,14 +95,14 @@ KEYS: dict[str, tuple[str, ...]] = {
         *(*_CORPUS, "distill_blocks", *_MEASURE, *_CALIBRATE, "select_child", "finetune_child"),
         *_SEEDED,
     ),
-    "device": (*_CORPUS, *_ON_DEVICE, "select_child", "evaluate_parent", "evaluate_model", *_SEEDED),
+    "device": (*_CORPUS, *_ON_DEVICE, "select_child", *_ON_TEXT, *_SEEDED),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
     "parent.sizes": (),
     "corpus": _CORPUS,
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", "evaluate_parent", "evaluate_model", "evaluate_engine"),
+    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
@@ -105,7 +112,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "scores": _SCORE,
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
-        *("measure_speed", "evaluate_engine"),
+        *_SPEEDS,
     ),
     "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("solve_mip",),
@@ -116,8 +123,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
-    "evaluation.batch_size": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
-    "evaluation.throughput_repeats": ("measure_speed", "evaluate_engine"),
+    "evaluation.batch_size": _ON_TEXT,
+    "evaluation.throughput_repeats": _SPEEDS,
     "evaluation.tasks": ("extract_tasks",),
     "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
@@ -153,7 +160,8 @@ SOURCES = {
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
-IN_AN_ENGINE = ("measure_costs", "calibrate_costs")  # those that import an engine's module by name, too
+# Rules that import an engine's module by name, too: the one that times pieces, or trained models.
+IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "write_card", "build_report")
 
 COMMANDS = {
@@ -161,7 +169,8 @@ COMMANDS = {
     "evaluate_parent_tasks": "evaluate_tasks",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
-    **{f"export_{name}": "export_child" for name in FORMATS},
+    **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},
+    "evaluate_parent_engine": "evaluate_engine",
 }
 
 
@@ -201,7 +210,8 @@ def modules() -> list[str]:
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
         names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     commands = {f"tangram.commands.{command_of(rule)}" for rule in READS}
-    return names + sorted(modules_of(*commands, *TIMERS.values(), *modules_of_variants()).keys() - set(names))
+    engines = {module for modules in IN_AN_ENGINE.values() for module in modules.values()}
+    return names + sorted(modules_of(*commands, *engines, *modules_of_variants()).keys() - set(names))
 
 
 def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) -> bool:
@@ -216,7 +226,7 @@ def imports(rule: str, module: str, variants: Iterable[Variant | str] | None) ->
     if variants is not None and name in OF_THE_LIBRARY:
         variants = [PARENT, *variants]
     others = modules_of_variants(variants) if name in OF_A_VARIANT + OF_THE_LIBRARY else []
-    others += [TIMERS[part]] if name in IN_AN_ENGINE else []
+    others += [IN_AN_ENGINE[name][part]] if name in IN_AN_ENGINE else []
     return module in modules_of(f"tangram.commands.{command_of(rule)}", *others)
 
 

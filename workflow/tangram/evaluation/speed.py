@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tangram.config import Scenario
 from tangram.timing import median_and_error
@@ -17,13 +17,14 @@ class Seconds(NamedTuple):
     decode: float
 
 
+Key = TypeVar("Key")
 Place = tuple[str, int]  # a scenario's name and a batch size
 Name = tuple[str, str, str]  # target, solution and model; the first two are empty for the parent
 
 
 def time_in_rounds(
-    models: Mapping[Name, Callable[[], Mapping[Place, Seconds]]], repeats: int, seed: int
-) -> dict[Name, dict[Place, list[Seconds]]]:
+    models: Mapping[Key, Callable[[], Mapping[Place, Seconds]]], repeats: int, seed: int
+) -> dict[Key, dict[Place, list[Seconds]]]:
     """Time models round-robin, in an order that changes from round to round.
 
     Args:
@@ -32,7 +33,7 @@ def time_in_rounds(
         seed: seed of the orders.
     """
     order, shuffle = list(models), random.Random(seed).shuffle
-    samples: dict[Name, dict[Place, list[Seconds]]] = {name: {} for name in models}
+    samples: dict[Key, dict[Place, list[Seconds]]] = {name: {} for name in models}
     for _ in range(repeats):
         shuffle(order)
         for name in order:

@@ -1,25 +1,62 @@
-"""Speed of one model in torch: prefill, and greedy generation with a KV cache."""
+"""Speed of models in torch: prefill, and greedy generation with a KV cache.
+
+Every engine has such a module, with `timed_models` and `SPEEDUPS`: by metric, the model over which it is measured.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
+from tangram.blocks.base import PARENT
+from tangram.cli import Runtime
 from tangram.config import Scenario
 from tangram.costs.passes import Passes, fastest_kernels, synchronize
-from tangram.evaluation.speed import Place, Seconds
+from tangram.evaluation.speed import Name, Place, Seconds
 from tangram.models.loading import load_model
 from tangram.models.packed import pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PACKED = "packed parent"  # the parent with packed kernels (`models.packed`); `PARENT` runs as in stock transformers
+STOCK: Name = ("", "", PARENT)  # as in stock transformers
+PACKED: Name = ("", "", "packed parent")  # with packed kernels (`models.packed`), as all children
+SPEEDUPS = {"speedup": STOCK, "packed_speedup": PACKED}
+
+
+def timed_models(
+    files: Iterable[str], scenarios: Mapping[str, Scenario], runtime: Runtime
+) -> dict[tuple[Name, ...], Callable[[], dict[Place, Seconds]]]:
+    """Return functions that time a model in all scenarios, by the names of all models of its shape.
+
+    Finetuning does not change a child's shape, so only the child before finetuning is timed; models with equal configs
+    are timed once. On a GPU, or if they do not fit in memory together, models are loaded anew in every round, one at a
+    time.
+
+    Args:
+        files: weights of the parent, and of the children in ``{target}/{solution}/child``.
+        scenarios: the scenarios by name.
+        runtime: device, dtype and seed.
+    """
+    parent, *children = [Path(path).parent for path in files]
+    folders: dict[Name, Path] = {STOCK: parent, PACKED: parent}
+    folders |= {(folder.parent.parent.name, folder.parent.name, "child"): folder for folder in children}
+    alike: dict[tuple[bool, bytes], list[Name]] = {}
+    for name, folder in folders.items():
+        alike.setdefault((name == STOCK, (folder / "config.json").read_bytes()), []).append(name)
+    keep = runtime.device == "cpu" and fit_together(folders[names[0]] for names in alike.values())
+    timed = {}
+    for names in alike.values():
+        loader = load_model if names[0] == STOCK else load_packed
+        load = partial(loader, folders[names[0]], runtime.dtype, runtime.device)
+        timed[tuple(names)] = timer(load, scenarios, runtime.seed, runtime.device, keep)
+    return timed
 
 
 def load_packed(folder: str | Path, dtype: str, device: str) -> PreTrainedModel:

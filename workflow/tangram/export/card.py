@@ -14,7 +14,7 @@ import yaml
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import KINDS, PARENT, Variant
 from tangram.blocks.registry import get_block
-from tangram.engines import DECILM, GGUF, HF
+from tangram.engines import DECILM, GGUF, HF, PARENT_TYPES
 from tangram.models.families import Shape
 
 if TYPE_CHECKING:
@@ -23,13 +23,21 @@ if TYPE_CHECKING:
 CONFIDENCE = 1.96  # standard errors of a two-sided 95 % interval
 LEVELS = " ▁▂▃▄▅▆▇█"  # shares of the parent's weights, from none to all
 COLUMNS = 10  # layers between two numbers of the picture
-MODELS = {"parent": "parent", "packed parent": "parent, packed", "child": "child, not finetuned", "finetuned": "child"}
+FILES = {f"{PARENT}@{name}": f"parent, {name.upper()}" for name in PARENT_TYPES}
+MODELS = {
+    **{"parent": "parent", "packed parent": "parent, packed", "child": "child, not finetuned", **FILES},
+    "finetuned": "child",
+}
 QUALITY = {
     "perplexity": "perplexity",
     "kl": "KL to the parent, nats per token",
     "agreement": "same next token as the parent",
 }
 SPEED = {"throughput": "tokens/s", "speedup": "times the parent's throughput"}
+OF_FILES = {
+    **{"bytes": "MB", "kl": QUALITY["kl"], "throughput": "tokens/s"},
+    "speedup": "times the F16 parent's throughput",
+}
 LOADING = {
     GGUF: ("llama.cpp, Ollama, LM Studio", "sh", "llama-server --model model.gguf"),
     DECILM: ("vLLM (remote code for the config only)", "sh", "vllm serve decilm --trust-remote-code"),
@@ -53,8 +61,9 @@ class Facts:
         parent: content of the parent's `provenance.json`.
         architecture: the child's variants.
         shape: the parent's sizes.
-        evaluation: rows of `tables.EVALUATION` of the parent and the child; empty if there are none.
-        config: the run's config, with this target alone.
+        evaluation: rows of `tables.EVALUATION` of the parent and the child in torch; empty if there are none.
+        files: those of the child's file and the parent's in llama.cpp; empty for a target in another engine.
+        config: the run's config, with this target as primary one.
     """
 
     run: str
@@ -65,6 +74,7 @@ class Facts:
     architecture: Architecture
     shape: Shape
     evaluation: pd.DataFrame
+    files: pd.DataFrame
     config: Mapping[str, Any]
 
 
@@ -83,7 +93,7 @@ def card(facts: Facts) -> str:
         "A column is a layer, and its height is the share of the parent's weights that remains; an empty column was "
         "removed.",
         architecture_table(facts.architecture),
-        *_tables(facts.evaluation),
+        *_tables(facts.evaluation, facts.files),
         "## Reproduction",
         "Save this config as `config.yaml` in a checkout of Tangram, and run",
         _fenced("sh", f"snakemake --cores all --configfile config.yaml {_files(facts)}"),
@@ -168,14 +178,18 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _tables(evaluation: pd.DataFrame) -> list[str]:
+def _tables(evaluation: pd.DataFrame, files: pd.DataFrame) -> list[str]:
     """Return the sections on quality and speed; none without measurements."""
-    parts = []
+    parts: list[str] = []
     quality = evaluation[evaluation["task"] == "heldout"]
     if len(quality):
         parts += ["## Quality on held-out text", _by_model(quality, QUALITY)]
     for scenario, rows in evaluation[evaluation["metric"].isin(SPEED)].groupby("task", sort=False):
         parts += [f"## Speed in torch, scenario `{scenario}`", _by_model(rows, SPEED)]
+    files = files.assign(value=files["value"].where(files["metric"] != "bytes", files["value"] / 1e6))
+    for scenario in files[files["metric"].isin(SPEED)]["task"].unique():
+        rows = files[files["task"].isin(["file", "heldout", scenario])]
+        parts += [f"## Files in llama.cpp, scenario `{scenario}`", _by_model(rows, OF_FILES)]
     return [*parts, "Values are means with their 95 % intervals."] if parts else []
 
 

@@ -210,12 +210,15 @@ def _matrix(
         weight: the matrix.
         bias: its bias.
         precision: its piece's precision.
-        floats: type of matrices without a precision of their own; None keeps their dtype.
+        floats: type of matrices without a precision of their own; None keeps their dtype. As in llama.cpp's own
+            quantizer, a matrix whose rows have no whole number of the type's blocks stays F16.
         origin: its place in the child.
     """
     import torch
 
     kept = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[weight.dtype]
+    if floats and weight.shape[-1] % block_size(floats):
+        floats = "f16"
     yield Tensor(f"{stem}.weight", weight, precision or floats or kept, origin, exact=bool(precision) or not floats)
     if bias is not None:
         yield Tensor(f"{stem}.bias", bias, "f32", origin)

@@ -20,7 +20,7 @@ from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
-from tangram.engines import ENGINES
+from tangram.engines import ENGINES, LLAMA_CPP
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, task_rows
@@ -341,6 +341,8 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
 
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
     samples = _samples(folder, folders)
+    parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
+    speeds_of_files = _read(folder / "speeds" / f"{LLAMA_CPP}.parquet", SPEEDS)
     evaluation = _concat([parents, *of_children("evaluation")], EVALUATION, labels)
     speeds = _read(folder / "speeds" / "torch.parquet", SPEEDS)
     patterns = ["*.parquet", "targets/**/*.parquet"]
@@ -369,7 +371,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
-        engines=_concat(of_children("engine"), EVALUATION, labels),
+        engines=_concat([parent_files, *of_children("engine"), speeds_of_files], EVALUATION, labels),
         samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

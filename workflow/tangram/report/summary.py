@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from tangram.report.comparison import RIVAL_VERDICTS, VERDICTS, Meeting, beside_uniform, compare, quality_kept
 from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results
+from tangram.report.engine_files import engine_files
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted_packed_parent, predicted_speedup
-from tangram.report.style import estimate, percent_of, seconds
+from tangram.report.style import estimate, number, percent_of, seconds
 from tangram.report.timing import stage_seconds
 
 
@@ -67,6 +68,23 @@ def _speed(prediction: float | None, measured: Estimate | None) -> list[str]:
     """Return predicted and measured speed-up and the relative error."""
     error = f"{prediction / measured.value - 1:+.1%}" if prediction and measured else "–"
     return [f"{prediction:.3f}" if prediction else "–", estimate(measured), error]
+
+
+def _engine(results: Results) -> list[str]:
+    """Return the files that llama.cpp runs; none if no target has the engine."""
+    rows = [
+        [
+            file.name,
+            f"{file.predicted:.3f}" if file.predicted else "–",
+            estimate(file.speedup),
+            f"{file.error:+.1%}" if file.error is not None else "–",
+            estimate(file.kl),
+            number(file.megabytes),
+        ]
+        for file in engine_files(results)
+    ]
+    heads = ["over the F16 parent: predicted", "measured", "error", "KL, nats/token", "file, MB"]
+    return ["", *_aligned([["in llama.cpp", *heads], *rows])] if rows else []
 
 
 def _qualities(results: Results) -> list[str]:
@@ -135,7 +153,7 @@ def _tasks(results: Results, target: str, solution: str) -> list[str]:
 def summary_text(results: Results) -> str:
     """Return seconds per stage, predicted and measured speeds, qualities of all models, and the report's path."""
     lines = [f"run {results.settings.run}", "", *_stages(results), *_speeds(results), *_qualities(results)]
-    lines += _comparisons(results)
+    lines += [*_engine(results), *_comparisons(results)]
     for target, solution in results.children:
         if any((results.tasks["target"] == target) & (results.tasks["solution"] == solution)):
             lines += _tasks(results, target, solution)

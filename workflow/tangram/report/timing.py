@@ -30,6 +30,8 @@ STAGES = (
     "evaluate_parent_tasks",
     "evaluate_tasks",
     "export_gguf",
+    "export_parent",
+    "evaluate_parent_engine",
     "evaluate_engine",
 )
 

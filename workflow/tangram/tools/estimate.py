@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from tangram.blocks import KINDS, Block, get_block
 from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
-from tangram.engines import LLAMA_CPP, TORCH, timed
+from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, timed
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
-LOADS = {TORCH: 1, LLAMA_CPP: 3}  # copies of each model in timing
+LOADS = {TORCH: 1, LLAMA_CPP: 3}  # copies of each stack in timing
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
@@ -343,14 +343,19 @@ class Work:
         yield Stage("evaluate_model", self.children, 1, 2 * (self.loading + heldout), 2 * self.model_bytes, 0)
         rounds = self.config.evaluation.throughput_repeats
         load = self.model_bytes / self.rates.disk_bytes + self.timing(self.sizes.total, 1, steps=True)
-        seconds = self.rates.startup + rounds * (self.children + 2) * load
-        yield Stage("measure_speed", 1, 1, seconds, self.model_bytes + self.cache_bytes, 0)
-        timing = self.timing(self.sizes.total, rounds, steps=True)
-        files = sum(len(self.config.exported(n)) for n, t in self.config.targets.items() if t.engine != TORCH)
-        if files:  # each beside the parent in three types
-            seconds = self.loading + 4 * (heldout + LOADS[LLAMA_CPP] * timing)
-            memory = 2 * LOADS[LLAMA_CPP] * self.model_bytes
-            yield Stage("evaluate_engine", files, 1, seconds, memory, 0)
+
+        def speed(models: int) -> Stage:
+            seconds = self.rates.startup + rounds * models * load
+            return Stage("measure_speed", 1, 1, seconds, self.model_bytes + self.cache_bytes, 0)
+
+        yield speed(self.children + 2)
+        targets = [name for name, target in self.config.targets.items() if target.engine == LLAMA_CPP]
+        if files := sum(len(self.config.exported(name)) for name in targets):
+            parents, memory = len(PARENT_TYPES), 2 * self.model_bytes
+            yield Stage("export_parent", parents, 1, self.loading, memory, parents * self.model_bytes)
+            yield Stage("evaluate_parent_engine", 1, 1, self.loading + parents * heldout, memory, 0)
+            yield Stage("evaluate_engine", files, 1, self.loading + heldout, memory, 0)
+            yield speed(files + parents)
 
 
 def stages(config: Config, rates: Rates) -> Iterator[Stage]:
