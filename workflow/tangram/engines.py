@@ -23,7 +23,7 @@ FAMILIES = {
 }
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
 ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
-STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16",), HF: ("bf16",)}
+STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16", "int8", "fp8"), HF: ("bf16",)}
 # The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
 # `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
 TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_children import ARCHITECTURES, child_on_disk, random_tokens
+from export_children import ARCHITECTURES, EIGHT_BITS, child_on_disk, random_tokens
 from safetensors.torch import load_file
 from tiny_children import LAYERS
 from tiny_models import write_parent
@@ -26,9 +26,8 @@ PARENTS = {
     "rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
 }
 PROMPTS = [random_tokens(1, length)[0].tolist() for length in (2, 17, 100)]  # one batch
-CASES = [
-    (parent, name) for parent in PARENTS for name in (ARCHITECTURES if parent in ("tied", "biases") else ["mixed"])
-]
+ALL = {**ARCHITECTURES, **EIGHT_BITS}
+CASES = [(parent, name) for parent in PARENTS for name in (ALL if parent in ("tied", "biases") else ["mixed"])]
 
 
 def in_vllm(folders: Mapping[str, Path], work: Path) -> dict[str, torch.Tensor]:
@@ -52,7 +51,7 @@ def logprobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         if not (work / parent).exists():
             write_parent(work / parent, num_hidden_layers=LAYERS, **{"head_dim": 32, **PARENTS[parent]})
         case = f"{parent}, {name}"
-        children[case] = child_on_disk(work / parent, work / f"{case} child", ARCHITECTURES[name])
+        children[case] = child_on_disk(work / parent, work / f"{case} child", ALL[name])
         folders[case] = work / case
         write_decilm(read_checkpoint(children[case]), folders[case], {})
     tensors = in_vllm(folders, work)
@@ -73,5 +72,6 @@ def test_vllm_computes_the_childs_probabilities(
         largest = max(largest, float(difference.abs().max()))
         divergence = max(divergence, float((expected.exp() * difference).sum(-1).mean()))
     print(f"{parent}, {name}: largest difference {largest:.1e}, KL {divergence:.1e}")
-    assert largest < 1e-4
-    assert divergence < 1e-9
+    rounds_inputs = name in EIGHT_BITS  # a number between two integers may become either
+    assert largest < (0.2 if rounds_inputs else 1e-4)
+    assert divergence < (1e-3 if rounds_inputs else 1e-9)

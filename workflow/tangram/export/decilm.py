@@ -11,16 +11,21 @@ such layers, exactly:
 vLLM reads the entries of `block_configs` as objects: `configuration_decilm.py` makes objects of them, so the folder
 needs `--trust-remote-code` for its config. The widths are in `intermediate_size`, which vLLM reads; SGLang and
 TensorRT-LLM read `ffn_mult` alone, whose widths are multiples of 256.
+
+Matrices of 8 bits are stored as `compressed_tensors` says. A linear map's gate then has 8 bits, too, as vLLM computes
+gate and up projection as one product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
+from tangram.export.compressed_tensors import TYPES, absorb_smoothing, quantization_config, stored
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, Checkpoint, Part
 from tangram.models.families import window_of
@@ -54,6 +59,10 @@ class DeciLMConfig(LlamaConfig):
         return {**super().to_dict(), "block_configs": blocks}
 '''
 
+MATRICES = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "ffn": ("gate_proj", "up_proj", "down_proj"),
+}
 Layer = tuple[Part | None, Part | None]
 
 
@@ -78,11 +87,12 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
     Raises:
         TangramError: the model class cannot compute what the child computes.
     """
-    check_values(child, "decilm")
+    check_values(child, "decilm", ("bf16", *TYPES))
     family, window = child.shape.model_type, window_of(child.config)
     if family_refusal(family, [DECILM]) or (window is not None and window < child.config.max_position_embeddings):
         what = f"family {family}" if family_refusal(family, [DECILM]) else f"an attention window of {window} tokens"
         raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
+    child = _without_smoothing(child)
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)
     config = base_config(child) | {
@@ -93,9 +103,34 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
         "mlp_bias": biased,
         "block_configs": [_block(child, index, layer) for index, layer in enumerate(layers)],
     }
+    if matrices := _matrices(child, layers):
+        config["quantization_config"] = quantization_config(matrices)
     for key in ("num_key_value_heads", "intermediate_size", "layer_types", "sliding_window"):
         config.pop(key, None)
     write_folder(child, output, config, _tensors(child, layers, biased), provenance, {"configuration_decilm.py": CODE})
+
+
+def _without_smoothing(child: Checkpoint) -> Checkpoint:
+    """Return a child whose smoothing factors are part of norms and other matrices."""
+    parts = [absorb_smoothing(p, child.shape.head_dim) if p.precision in TYPES else p for p in child.parts]
+    child = replace(child, parts=tuple(parts))
+    if child.head is None or child.head_precision not in TYPES:
+        return child
+    return replace(child, norm=child.norm * child.head["smooth"], head=stored(child.head))
+
+
+def _matrices(child: Checkpoint, layers: list[Layer]) -> dict[str, list[str]]:
+    """Return the names of the matrices of 8 bits by precision."""
+    matrices: dict[str, list[str]] = {}
+    for index, layer in enumerate(layers):
+        for part, module in zip(layer, ("self_attn", "mlp"), strict=True):
+            if part is not None and part.precision in TYPES:
+                names = ("gate_proj", "up_proj") if part.form == LINEAR else MATRICES[part.form]
+                prefix = f"model.layers.{index}.{module}."
+                matrices.setdefault(part.precision, []).extend(prefix + name for name in names)
+    if child.head_precision in TYPES:
+        matrices.setdefault(child.head_precision, []).append("lm_head")
+    return matrices
 
 
 def _block(child: Checkpoint, index: int, layer: Layer) -> dict[str, Any]:
@@ -129,11 +164,9 @@ def _tensors(child: Checkpoint, layers: list[Layer], biased: bool) -> Iterator[t
         if ffn is not None:
             tensors = _constant_gate(ffn) if ffn.form == LINEAR else ffn.tensors
             yield f"{prefix}post_attention_layernorm.weight", ffn.norm
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                weight = tensors[f"{name}.weight"]
-                yield f"{prefix}mlp.{name}.weight", weight
-                if biased:
-                    yield f"{prefix}mlp.{name}.bias", tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+            if biased:
+                tensors = {f"{n}.bias": torch.zeros(len(tensors[f"{n}.weight"])) for n in MATRICES["ffn"]} | tensors
+            yield from ((f"{prefix}mlp.{name}", tensor) for name, tensor in tensors.items())
 
 
 def _zero_attention(child: Checkpoint) -> dict[str, torch.Tensor]:
@@ -156,8 +189,12 @@ def _constant_gate(part: Part) -> dict[str, torch.Tensor]:
 
     weight = part.tensors["weight"]
     hidden = len(weight)
+    scales = {}
+    if (scale := part.tensors.get("weight_scale")) is not None:
+        scales = {"gate_proj.weight_scale": torch.ones_like(scale), "up_proj.weight_scale": scale}
     return {
-        "gate_proj.weight": torch.zeros(hidden, hidden),
+        **scales,
+        "gate_proj.weight": torch.zeros_like(weight),
         "gate_proj.bias": torch.full((hidden,), CONSTANT_GATE),
         "up_proj.weight": weight,
         "down_proj.weight": torch.eye(hidden),
