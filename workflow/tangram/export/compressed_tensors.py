@@ -80,7 +80,7 @@ def quantization_config(matrices: Mapping[str, Sequence[str]]) -> dict[str, Any]
     Args:
         matrices: full names of the matrices of each precision of `TYPES`.
     """
-    groups = {}
+    groups: dict[str, Any] = {}
     for precision, names in matrices.items():
         common = {"num_bits": 8, "type": TYPES[precision], "symmetric": True}
         groups[f"group_{len(groups)}"] = {
