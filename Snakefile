@@ -44,6 +44,7 @@ rule all:
         of_children("architecture.json", "evaluation.parquet"),
         [checkpoint_of(f"{child}/{stage}") for child in CHILDREN for stage in ("child", "finetuned")],
         [*exported(), *of_engines()],
+        f"{RESULTS}/speeds/torch.parquet",
         f"{RESULTS}/report.html",
     message:
         "all: the run is complete"

@@ -332,7 +332,18 @@ def of_processes(parallel):
 
 
 def text_evaluation():
-    """Return the settings of the evaluation on text and of throughput, without the tasks."""
+    """Return the settings of the evaluation on text."""
+    return slice_of({"evaluation": cfg.evaluation.model_dump(mode="json", include={"batch_size"})})
+
+
+def speed_settings():
+    """Return the settings of the measurement of throughput."""
+    evaluation = cfg.evaluation.model_dump(mode="json", include={"throughput_repeats"})
+    return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
+
+
+def engine_settings():
+    """Return the settings of the evaluation in other engines, of text and of throughput."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"batch_size", "throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
@@ -401,6 +412,12 @@ def solutions_of(wildcards):
 def architecture_of(wildcards):
     """Return a child's architecture after the checkpoint `pin_architecture`."""
     return checkpoints.pin_architecture.get(target=wildcards.target, solution=wildcards.solution).output[0]
+
+
+def all_architectures(wildcards):
+    """Return the architectures of all children after the checkpoint `pin_architecture`."""
+    pinned = checkpoints.pin_architecture
+    return [pinned.get(target=name, solution=s).output[0] for name in cfg.targets for s in cfg.solutions(name)]
 
 
 def candidates_of(wildcards):

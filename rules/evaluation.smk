@@ -3,9 +3,9 @@
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
   target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
-  `engine.parquet`; the parent's `parent_*.parquet`.
-- Steps: perplexity, KL and agreement on held-out text, measured throughput, multiple-choice tasks, few-label readouts;
-  text and throughput as the target's engine runs the child.
+  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/torch.parquet` of all models.
+- Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, multiple-choice tasks,
+  few-label readouts; text and throughput as the target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
@@ -19,7 +19,7 @@ MODELS = {
 
 
 rule evaluate_parent:
-    """Evaluate the parent on held-out text, and measure its throughput."""
+    """Evaluate the parent on held-out text."""
     input:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
@@ -33,21 +33,21 @@ rule evaluate_parent:
         "<benchmarks>/evaluate_parent/parent.tsv"
     params:
         **code_of("evaluate_model", "torch", "transformers"),
-        **runtime("device", "dtype", "seed"),
+        **runtime("device", "dtype"),
         settings=text_evaluation(),
-    threads: all_cores
+    threads: half_the_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_parent: evaluate the parent on held-out text and measure its throughput"
+        "evaluate_parent: evaluate the parent on held-out text"
     shell:
         command("evaluate_model", without=("child", "finetuned"))
 
 
 rule evaluate_model:
-    """Evaluate a child before and after finetuning, and measure its throughput and its parent's."""
+    """Evaluate a child before and after finetuning on held-out text."""
     input:
         **MODELS,
         corpus="<results>/corpus/heldout.parquet",
@@ -61,17 +61,44 @@ rule evaluate_model:
         "<benchmarks>/evaluate_model/{target}/{solution}.tsv"
     params:
         **code_of("evaluate_model", "torch", "transformers"),
-        **runtime("device", "dtype", "seed"),
+        **runtime("device", "dtype"),
         settings=text_evaluation(),
+    threads: half_the_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_model: evaluate a child on held-out text, {wildcards}"
+    shell:
+        command("evaluate_model")
+
+
+rule measure_speed:
+    """Measure the throughput of all children and of their parent, in one job: jobs differ in speed."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        children=of_children("child/model.safetensors"),
+        architectures=all_architectures,
+    output:
+        "<results>/speeds/torch.parquet",
+    log:
+        "<logs>/measure_speed/torch.log",
+    benchmark:
+        "<benchmarks>/measure_speed/torch.tsv"
+    params:
+        **code_of("measure_speed", "torch", "transformers"),
+        **runtime("device", "dtype", "seed"),
+        settings=speed_settings(),
     threads: all_cores
     resources:
         gpu=GPU,
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_model: evaluate a child on held-out text and measure its throughput, {wildcards}"
+        "measure_speed: measure the throughput of all children and of their parent"
     shell:
-        command("evaluate_model")
+        command("measure_speed")
 
 
 rule evaluate_parent_tasks:
@@ -169,7 +196,7 @@ rule evaluate_engine:
     params:
         **code_of("evaluate_engine", "torch", "transformers", "gguf"),
         **runtime("device", "dtype", "seed"),
-        settings=text_evaluation(),
+        settings=engine_settings(),
     threads: all_cores
     conda:
         "../envs/tangram.yaml"

@@ -81,6 +81,7 @@ rule write_card:
         architecture=architecture_of,
         evaluation="<results>/targets/{target}/{solution}/evaluation.parquet",
         parent_evaluation="<results>/parent_evaluation.parquet",
+        speeds="<results>/speeds/torch.parquet",
     output:
         EXPORTED["card"](f"{CHILD}/export"),
     log:

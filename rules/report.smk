@@ -18,6 +18,7 @@ rule build_report:
         search=SEARCH_FILES,
         children=of_children("architecture.json", "curves.parquet", "evaluation.parquet", "sequences.parquet"),
         parent_evaluation=["<results>/parent_evaluation.parquet", "<results>/parent_sequences.parquet"],
+        speeds="<results>/speeds/torch.parquet",
         primary_target=of_the_primary_target(),
         engines=of_engines(),
     output:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tangram.commands.evaluate_readout import evaluate_readout
 from tangram.commands.evaluate_tasks import evaluate_tasks
 from tangram.commands.finetune_child import finetune_child
 from tangram.commands.measure_costs import measure_costs
+from tangram.commands.measure_speed import measure_speed
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
@@ -57,6 +59,7 @@ build_corpus, calibrate_costs, capture_activations = map(by_field, (build_corpus
 distill_blocks, evaluate_model, evaluate_readout = map(by_field, (distill_blocks, evaluate_model, evaluate_readout))
 evaluate_tasks, finetune_child = by_field(evaluate_tasks), by_field(finetune_child)
 measure_costs, score_blocks, select_child = map(by_field, (measure_costs, score_blocks, select_child))
+measure_speed = by_field(measure_speed)
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
@@ -387,19 +390,27 @@ def test_a_model_without_weights_is_filled(child):
 
 @pytest.mark.parametrize("of", ["parent", "child"])
 def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
-    settings = json.dumps({"evaluation": {"batch_size": 3}, "scenarios": SCENARIOS})
+    settings = json.dumps({"evaluation": {"batch_size": 3}})
     options = {} if of == "parent" else {"child": str(child), "finetuned": str(child), "activations": cache}
 
     def run(device):
         sequences = str(tmp_path / f"{device}-sequences")
         evaluate_model(settings, parent, tokens, str(tmp_path / device), sequences, **options, device=device)
-        rows = pd.read_parquet(tmp_path / device)
-        timed = rows.metric.str.contains("throughput|speedup")
-        assert timed.any()
-        return rows[~timed]
+        return pd.read_parquet(tmp_path / device)
 
     pd.testing.assert_frame_equal(*on_both(run), rtol=1e-3, atol=1e-4)
     assert_alike(tmp_path / "cpu-sequences", tmp_path / "cuda-sequences")
+
+
+def test_models_are_timed(child, parent, pretend_cuda, tmp_path):
+    settings = json.dumps({"evaluation": {}, "scenarios": SCENARIOS})
+    weights = shutil.copytree(child, tmp_path / "fast" / "0" / "child") / "model.safetensors"
+    measure_speed(settings, parent, str(tmp_path / "speeds"), [str(weights)], device="cuda")
+    rows = pd.read_parquet(tmp_path / "speeds")
+    assert {"parent", "packed parent", "child"} == set(rows.model)
+    assert (rows.value > 0).all()
+    assert pretend_cuda["cuda"] > 0
+    assert pretend_cuda["cpu"] == 0
 
 
 def test_tasks_are_answered(child, parent, archive, tmp_path):

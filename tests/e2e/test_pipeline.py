@@ -36,6 +36,7 @@ TABLES = {
     "targets/small/{solution}/sequences.parquet": tables.SAMPLES,
     "targets/small/{solution}/tasks.parquet": tables.SAMPLES,
     "parent_evaluation.parquet": tables.EVALUATION,
+    "speeds/torch.parquet": tables.SPEEDS,
     "parent_sequences.parquet": tables.SAMPLES,
     "parent_tasks.parquet": tables.SAMPLES,
 }

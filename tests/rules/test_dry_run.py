@@ -69,7 +69,10 @@ def test_every_config_plans_one_job_per_piece_of_work(path: Path, plan: Callable
     assert jobs["solve_mip"] == len(config["targets"])
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
     assert all(jobs[rule] == children for rule in of_children)
-    assert all(jobs[rule] == 1 for rule in ("fetch_parent", "collect_costs", "calibrate_costs", "build_report"))
+    assert all(
+        jobs[rule] == 1
+        for rule in ("fetch_parent", "collect_costs", "calibrate_costs", "measure_speed", "build_report")
+    )
 
 
 def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dict[str, list[str]]]) -> None:
@@ -98,6 +101,7 @@ REACHES = {
     "finetune.epochs": (9, {"finetune_child"}),
     "evaluation.task_limit": (9, {"evaluate_tasks", "evaluate_parent_tasks"}),
     "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
+    "evaluation.throughput_repeats": (9, {"measure_speed"}),
     "search.time_limit": (9, {"solve_mip"}),
     "search.metric": ("lm_loss_increase", {"solve_mip", "drop_layers"}),
     "costs.repeats": (9, {"measure_costs", "calibrate_costs"}),

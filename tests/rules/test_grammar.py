@@ -43,11 +43,12 @@ _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
     "write_card": {"child"},
+    "measure_speed": {"architectures"},
     "pin_architecture": {"library"},
     "pin_candidates": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "primary_target", "engines"),
+        *("children", "parent_evaluation", "primary_target", "engines", "speeds"),
     },
 }
 WATCHED = {"code", "environment", "template"}  # params that rerun a rule and are not passed to its command

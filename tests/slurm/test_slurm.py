@@ -21,11 +21,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason
 # The profile, with the threads of the local run (for equal results) and frequent polling. `fetch_parent` has no entry:
 # a rule whose threads follow the number of cores must not need one.
 TIMED = (
-    *("measure_costs", "calibrate_costs", "evaluate_parent", "evaluate_model"),
+    *("measure_costs", "calibrate_costs", "measure_speed"),
     *("evaluate_parent_tasks", "evaluate_tasks"),
 )
+HALVED = ("finetune_child", "evaluate_parent", "evaluate_model")
 PROFILE = [
-    *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), "finetune_child=1"),
+    *("--profile", "slurm", "--set-threads", *(f"{rule}=2" for rule in TIMED), *(f"{rule}=1" for rule in HALVED)),
     *("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2", "--latency-wait", "5"),
     *("--slurm-keep-successful-logs", "--slurm-no-account"),
 ]

@@ -117,6 +117,13 @@ EVALUATION = pa.schema(
         _field("n", _INT, "tokens, questions, repetitions or draws"),
     ]
 )
+SPEEDS = pa.schema(
+    [
+        _field("target", _TEXT, "name; empty for the parent"),
+        _field("solution", _TEXT, "name; empty for the parent"),
+        *EVALUATION,
+    ]
+)
 SAMPLES = pa.schema(
     [
         _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),

@@ -15,7 +15,19 @@ from tangram.files import write_text
 from tangram.provenance import provenance
 from tangram.report.data import Settings
 from tangram.search.solutions import save_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SOLUTIONS, write_table
+from tangram.tables import (
+    CALIBRATION,
+    COSTS,
+    CURVES,
+    EVALUATION,
+    LIBRARY,
+    SAMPLES,
+    SCORES,
+    SOLUTIONS,
+    SPEEDS,
+    read_table,
+    write_table,
+)
 
 LIBRARY_OF = {
     "attention": {"gqa-1": 0.9, "linear": 0.35, "no-op": 0.0},
@@ -30,7 +42,7 @@ SOURCE = ("ffn", "lowrank-144", 0.4)  # trained, but neither scored nor timed
 PRIMARY = "speed-1.2"
 RIVALS = {"uniform-bf16": (1.15, 0.001), "uniform-int8": (1.3, 1.02)}  # speed-up and KL before finetuning
 PACKED = 1.05  # the packed parent's speed-up over the stock parent
-SPEEDS = {"speed-1.1": 1.1, "speed-1.2": 1.2, "speed-1.4": 1.4, "speed-1.6": 1.6}
+SPEED_OF = {"speed-1.1": 1.1, "speed-1.2": 1.2, "speed-1.4": 1.4, "speed-1.6": 1.6}
 TASKS = {  # questions, and the parent's accuracy
     "general_knowledge": (100, 0.67),
     "similarities_abstraction": (200, 0.55),
@@ -55,15 +67,15 @@ def settings_of(layers: int = 30) -> Settings:
     return Settings(
         run="smollm2-cpu",
         primary_target=PRIMARY,
-        targets=tuple(SPEEDS),
+        targets=tuple(SPEED_OF),
         num_layers=layers,
         default_scenario="chat",
         seed=0,
     )
 
 
-def evaluation_rows(models: dict[str, tuple[float, float]], speed: float | None) -> list[dict]:
-    """Rows by model: KL and LM loss; the parent's throughput is 400 tokens/s."""
+def text_rows(models: dict[str, tuple[float, float]]) -> list[dict]:
+    """Rows by model: KL and LM loss, and what follows from them."""
     rows = []
     for model, (kl, loss) in models.items():
         heldout = {
@@ -76,20 +88,39 @@ def evaluation_rows(models: dict[str, tuple[float, float]], speed: float | None)
             {"model": model, "task": "heldout", "metric": metric, "value": v, "standard_error": e, "n": 4080}
             for metric, (v, e) in heldout.items()
         ]
-    timed = {"parent": 1.0} if speed is None else {"parent": 1.01, "child": speed}
-    timed |= {"packed parent": PACKED if speed is None else 1.01 * PACKED}
-    for model, factor in timed.items():
-        values = {"throughput": 400.0, "prefill_throughput": 900.0, "decode_throughput": 130.0}
-        values = {name: (value * factor, 3.0 * factor) for name, value in values.items()}
-        if model == "child":
-            values |= {"speedup": (speed, 0.008), "packed_speedup": (speed / PACKED, 0.007)}
-        if model == "packed parent":
-            values["speedup"] = (factor, 0.006)
-        rows += [
-            {"model": model, "task": "chat", "metric": metric, "value": v, "standard_error": e, "n": 3}
-            for metric, (v, e) in values.items()
-        ]
     return rows
+
+
+def speed_rows(key: tuple[str, str, str], factor: float) -> list[dict]:
+    """Rows of a model that is so much faster than the stock parent, whose throughput is 400 tokens/s."""
+    values = {"throughput": 400.0, "prefill_throughput": 900.0, "decode_throughput": 130.0}
+    values = {name: (value * factor, 3.0 * factor) for name, value in values.items()}
+    if key[2] != "parent":
+        values["speedup"] = (factor, 0.008 if key[2] == "child" else 0.006)
+    if key[2] == "child":
+        values["packed_speedup"] = (factor / PACKED, 0.007)
+    names = dict(zip(("target", "solution", "model"), key, strict=True))
+    return [
+        {**names, "task": "chat", "metric": metric, "value": v, "standard_error": e, "n": 3}
+        for metric, (v, e) in values.items()
+    ]
+
+
+def write_parent(folder: Path) -> None:
+    """Write the parent's evaluation and the speed of both parents."""
+    write_table(text_rows({"parent": (0.0, 3.82)}), EVALUATION, folder / "parent_evaluation.parquet")
+    rows = speed_rows(("", "", "parent"), 1.0) + speed_rows(("", "", "packed parent"), PACKED)
+    write_table(rows, SPEEDS, folder / "speeds" / "torch.parquet")
+
+
+def write_child(folder: Path, models: dict[str, tuple[float, float]], speed: float) -> None:
+    """Write a child's evaluation in ``{run}/targets/{target}/{solution}``, and add its speed to the run's table."""
+    write_table(text_rows(models), EVALUATION, folder / "evaluation.parquet")
+    path = folder.parents[2] / "speeds" / "torch.parquet"
+    key = (folder.parent.name, folder.name, "child")
+    frame = read_table(path, SPEEDS)
+    others = frame[(frame["target"] != key[0]) | (frame["solution"] != key[1])]
+    write_table(others.to_dict("records") + speed_rows(key, speed), SPEEDS, path)
 
 
 def answers(models: dict[str, float]) -> list[dict]:
@@ -166,8 +197,8 @@ def write_results(folder: Path, layers: int = 30) -> Path:
     made_by = provenance("tangram.tables", {"made": "up"})
     _write_pieces(folder, layers, rng, made_by)
     _write_costs(folder, made_by)
-    write_table(evaluation_rows({"parent": (0.0, 3.82)}, None), EVALUATION, folder / "parent_evaluation.parquet")
-    for target, speed in SPEEDS.items():
+    write_parent(folder)
+    for target, speed in SPEED_OF.items():
         _write_target(folder / "targets" / target, speed, layers, rng, made_by)
     write_table(answers({"parent": 0.0}), SAMPLES, folder / "parent_tasks.parquet", made_by)
     primary = folder / "targets" / PRIMARY
@@ -330,7 +361,7 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
     for solution, (measured, before) in evaluated.items():
         after = 0.72 * before
         models = {"child": (before, 3.82 + 0.8 * before), "finetuned": (after, 3.82 + 0.7 * after)}
-        write_table(evaluation_rows(models, measured), EVALUATION, folder / solution / "evaluation.parquet", made_by)
+        write_child(folder / solution, models, measured)
         losses = {model: kl for model, (kl, _) in models.items()}
         write_table(sequences(losses), SAMPLES, folder / solution / "sequences.parquet", made_by)
         curves = []

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from synthetic_run import CHANCE, PACKED, PRIMARY, RIVALS, TASKS, evaluation_rows, write_results
+from synthetic_run import CHANCE, PACKED, PRIMARY, RIVALS, TASKS, write_child, write_parent, write_results
 
 from tangram.report.comparison import (
     beside_uniform,
@@ -20,7 +20,7 @@ from tangram.report.comparison import (
 from tangram.report.data import load_results
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.interpolation import Point, loss_at, speed_at
-from tangram.tables import EVALUATION, SCORES, read_table, write_table
+from tangram.tables import EVALUATION, SCORES, SPEEDS, read_table, write_table
 
 POINTS = [
     Point(Estimate(1.0, 0.0), Estimate(0.0, 0.0)),
@@ -103,10 +103,12 @@ def test_rank_correlation_of_two_points_says_nothing():
 
 
 def value_of(folder, target, solution, model, task, metric):
-    frame = read_table(folder / "targets" / target / solution / "evaluation.parquet", EVALUATION).set_index(
-        ["model", "task", "metric"]
-    )
-    return frame["value"][model, task, metric]
+    if task == "heldout":
+        frame = read_table(folder / "targets" / target / solution / "evaluation.parquet", EVALUATION)
+    else:
+        frame = read_table(folder / "speeds" / "torch.parquet", SPEEDS)
+        frame = frame[(frame["target"] == target) & (frame["solution"] == solution)]
+    return frame.set_index(["model", "task", "metric"])["value"][model, task, metric]
 
 
 def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
@@ -131,10 +133,9 @@ def test_every_child_meets_the_baseline_at_its_measured_speed(complete):
 
 def write_pair(folder, child, baseline):
     """Write one target's child and baseline, each (speed-up over the packed parent, KL with an error of 2 %)."""
+    write_parent(folder)
     for solution, (speed, kl) in (("0", child), ("layers-dropped", baseline)):
-        path = folder / "targets" / "fast" / solution / "evaluation.parquet"
-        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
-    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+        write_child(folder / "targets" / "fast" / solution, {"child": (kl, 4.0)}, speed * PACKED)
     return compare(load_results(folder), "kl", "child")[0]
 
 
@@ -193,10 +194,9 @@ def test_uniform_rivals_meet_the_children_at_their_speed_and_kl(complete):
 
 def rivalry_of(folder, child, rival):
     """Return the comparison of a rival with one target's child, each (speed-up over the packed parent, KL)."""
+    write_parent(folder)
     for solution, (speed, kl) in (("0", child), ("uniform-int8", rival)):
-        path = folder / "targets" / "fast" / solution / "evaluation.parquet"
-        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
-    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+        write_child(folder / "targets" / "fast" / solution, {"child": (kl, 4.0)}, speed * PACKED)
     (found,) = beside_uniform(load_results(folder), "child")
     return found
 
@@ -220,10 +220,10 @@ def test_verdict_on_a_rival_within_and_beyond_the_children(tmp_path, rival, at_s
 
 def test_a_run_without_packed_parent_claims_over_the_stock_one(complete, tmp_path):
     folder = write_results(tmp_path / "run", layers=4)
-    for path in [*folder.glob("targets/*/*/evaluation.parquet"), folder / "parent_evaluation.parquet"]:
-        frame = read_table(path, EVALUATION)
-        stock = (frame["model"] != "packed parent") & (frame["metric"] != "packed_speedup")
-        write_table(frame[stock].to_dict("records"), EVALUATION, path)
+    path = folder / "speeds" / "torch.parquet"
+    frame = read_table(path, SPEEDS)
+    stock = (frame["model"] != "packed parent") & (frame["metric"] != "packed_speedup")
+    write_table(frame[stock].to_dict("records"), SPEEDS, path)
     results = load_results(folder)
     assert (load_results(complete).best_parent, results.best_parent) == (PACKED_KEY, PARENT_KEY)
     for comparison in compare(results, "kl", "finetuned"):
@@ -244,12 +244,10 @@ def test_a_faster_and_closer_child_wins_without_interpolation(tmp_path):
 def test_kls_on_a_steep_frontier_are_compared_by_their_ratio(tmp_path):
     """A rival between a child of KL 1e-4 and one of 0.4 is far from the straight line between them."""
     folder = tmp_path / "run"
+    write_parent(folder)
     for target, (speed, kl) in {"mild": (1.2, 1e-4), "strong": (1.7, 0.4)}.items():
-        path = folder / "targets" / target / "0" / "evaluation.parquet"
-        write_table(evaluation_rows({"child": (kl, 4.0)}, speed * PACKED), EVALUATION, path)
-    rival = folder / "targets" / "mild" / "uniform-int8" / "evaluation.parquet"
-    write_table(evaluation_rows({"child": (0.02, 4.0)}, 1.35 * PACKED), EVALUATION, rival)
-    write_table(evaluation_rows({"parent": (0.0, 3.8)}, None), EVALUATION, folder / "parent_evaluation.parquet")
+        write_child(folder / "targets" / target / "0", {"child": (kl, 4.0)}, speed * PACKED)
+    write_child(folder / "targets" / "mild" / "uniform-int8", {"child": (0.02, 4.0)}, 1.35 * PACKED)
     (found,) = beside_uniform(load_results(folder), "child")
     assert found.at_speed.children.value == pytest.approx(1e-4 * (0.4 / 1e-4) ** 0.3)
     assert (found.at_speed.verdict, found.at_kl.verdict) == ("child", "child")

@@ -22,7 +22,7 @@ from tangram.report.page import render_page
 from tangram.report.style import estimate, number, percent_of
 from tangram.report.summary import summary_text
 from tangram.report.timing import stage_seconds
-from tangram.tables import EVALUATION, SAMPLES, SCORES, read_table, write_table
+from tangram.tables import EVALUATION, SAMPLES, SCORES, SPEEDS, read_table, write_table
 
 
 @pytest.fixture
@@ -31,7 +31,11 @@ def small(tmp_path):
 
 
 def measured(complete, target, solution, model, task, metric):
-    frame = read_table(complete / "targets" / target / solution / "evaluation.parquet", EVALUATION)
+    if task == "heldout":
+        frame = read_table(complete / "targets" / target / solution / "evaluation.parquet", EVALUATION)
+    else:
+        frame = read_table(complete / "speeds" / "torch.parquet", SPEEDS)
+        frame = frame[(frame["target"] == target) & (frame["solution"] == solution)]
     row = frame.set_index(["model", "task", "metric"]).loc[(model, task, metric)]
     return row["value"], row["standard_error"]
 

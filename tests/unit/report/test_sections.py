@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from page_parser import Page
-from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, evaluation_rows, settings_of
+from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, settings_of, write_child
 
 from tangram.report.comparison import quality_difference, quality_kept, scored_children
 from tangram.report.data import load_results
@@ -40,8 +40,8 @@ def test_verdicts_on_uniform_rivals_are_said_in_words(page, precision, winner):
 
 def test_a_child_that_beats_a_rival_in_both_is_named(complete, tmp_path):
     folder = shutil.copytree(complete, tmp_path / "run")
-    path = folder / "targets" / PRIMARY / "uniform-int8" / "evaluation.parquet"
-    write_table(evaluation_rows({"child": (1.5, 4.0), "finetuned": (1.2, 4.0)}, 1.3), EVALUATION, path)
+    path = folder / "targets" / PRIMARY / "uniform-int8"
+    write_child(path, {"child": (1.5, 4.0), "finetuned": (1.2, 4.0)}, 1.3)
     page = Page(render_page(load_results(folder, settings_of())))
     assert re.search(r"Beside the parent in int8 [^:]*: speed-1\.4 is faster and closer\.", page.text)
     assert [row[-1] for row in page.rows["frontier"] if row[0] == "parent in int8"][1] == "speed-1.4"

@@ -104,7 +104,7 @@ def test_the_h100_configs_jobs_fit_their_gpus():
     memory = {stage.rule: stage.device_bytes for stage in merged(stages(config, RATES["cuda"]))}
     of_a_node = {"fetch_parent", "assemble_child"}
     too_large = {rule for rule, needed in memory.items() if needed > 80e9} - of_a_node
-    assert too_large == {"calibrate_costs", "evaluate_model"}  # as the config says
+    assert too_large == {"calibrate_costs", "evaluate_model", "measure_speed"}  # as the config says
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -15,6 +15,7 @@ def write_card(
     output: Annotated[str, writes("model card (Markdown)")],
     evaluation: Annotated[str | None, reads("EVALUATION table of the child")] = None,
     parent_evaluation: Annotated[str | None, reads("EVALUATION table of the parent")] = None,
+    speeds: Annotated[str | None, reads("SPEEDS table")] = None,
 ) -> None:
     """Write the card with what was cut where, quality and speed, how to load the child, and how to reproduce it."""
     import json
@@ -26,12 +27,16 @@ def write_card(
     from tangram.export.card import Facts, card, read_record
     from tangram.files import write_text
     from tangram.models.families import shape_of
-    from tangram.tables import EVALUATION, read_table
+    from tangram.tables import EVALUATION, SPEEDS, read_table
 
     raw = json.loads(settings)
     config = Config.model_validate(raw)
     target = config.primary_target
     tables = [read_table(path, EVALUATION) for path in (parent_evaluation, evaluation) if path]
+    if speeds:
+        frame = read_table(speeds, SPEEDS)
+        of_parent, of_child = frame["target"] == "", (frame["target"] == target) & (frame["solution"] == solution)
+        tables.append(frame[of_parent | of_child][EVALUATION.names])
     rows = pd.concat(tables) if tables else pd.DataFrame(columns=EVALUATION.names)
     facts = Facts(
         run=config.run,
@@ -41,7 +46,7 @@ def write_card(
         parent=read_record(parent),
         architecture=load_architecture(architecture),
         shape=shape_of(parent),
-        evaluation=rows.drop_duplicates(["model", "task", "metric"], keep="last"),
+        evaluation=rows,
         config=raw,
     )
     write_text(output, card(facts))

@@ -36,7 +36,7 @@ class Evaluation(Section):
     )
     task_archive: PackageFile | None = Field(None, description="Package with the tasks.")
     task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
-    throughput_repeats: int = Field(3, ge=3, description="Interleaved measurements of parent and child.")
+    throughput_repeats: int = Field(3, ge=3, description="Rounds of measuring throughput; each times every model once.")
     readout: Readout = Field(Readout(), description="Few-label readout of hidden states.")
 
     @model_validator(mode="after")

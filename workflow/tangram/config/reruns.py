@@ -57,22 +57,23 @@ READS: dict[str, tuple[str, ...]] = {
     ),
     "evaluate_parent": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_model": ("finetune_child", "build_corpus heldout", "capture_activations heldout"),
+    "measure_speed": ("fetch_parent", "assemble_child"),
     "evaluate_parent_tasks": ("fetch_parent",),
     "evaluate_tasks": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
-    "write_card": ("evaluate_parent", "evaluate_model"),
+    "write_card": ("evaluate_parent", "evaluate_model", "measure_speed"),
     "evaluate_readout": ("finetune_child",),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "build_report": (
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
-        *("evaluate_parent", "evaluate_parent_tasks"),
+        *("evaluate_parent", "evaluate_parent_tasks", "measure_speed"),
     ),
 }
 
 _CORPUS = tuple(f"build_corpus {split}" for split in _SPLITS)
 _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
-_EVALUATE = ("evaluate_parent", "evaluate_model", *_TASKS, "evaluate_readout", "evaluate_engine")
+_SEEDED = ("measure_speed", *_TASKS, "evaluate_readout", "evaluate_engine")
 _BASELINES = ("drop_layers", "uniform_precision")
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -84,9 +85,9 @@ EVERYTHING = ("fetch_parent",)
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
         *(*_CORPUS, "distill_blocks", *_MEASURE, *_CALIBRATE, "select_child", "finetune_child"),
-        *_EVALUATE,
+        *_SEEDED,
     ),
-    "device": (*_CORPUS, *_ON_DEVICE, "select_child", *_EVALUATE),
+    "device": (*_CORPUS, *_ON_DEVICE, "select_child", "evaluate_parent", "evaluate_model", *_SEEDED),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
@@ -104,7 +105,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "scores": _SCORE,
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
-        *("evaluate_parent", "evaluate_model", "evaluate_engine"),
+        *("measure_speed", "evaluate_engine"),
     ),
     "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("solve_mip",),
@@ -115,7 +116,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "targets.<name>.selection": ("select_child",),
     "finetune": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
-    "evaluation": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
+    "evaluation.batch_size": ("evaluate_parent", "evaluate_model", "evaluate_engine"),
+    "evaluation.throughput_repeats": ("measure_speed", "evaluate_engine"),
     "evaluation.tasks": _TASKS,
     "evaluation.task_archive": _TASKS,
     "evaluation.task_limit": _TASKS,
@@ -133,8 +135,10 @@ IN_WORDS = {
     "library.head, library.precisions": "a new variant with a precision: its own `quantize_blocks`, `score_blocks` and "
     "`measure_costs`, then the tables and what reads them; with a precision that all kinds now have, its baseline's "
     "jobs, too",
-    "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then the report",
-    "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform": "the baseline's jobs come or go",
+    "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then `measure_speed`, "
+    "which times all children together, and the report",
+    "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform": "the baseline's jobs come or go, and "
+    "`measure_speed`",
     "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
     "target, and the report",
 }

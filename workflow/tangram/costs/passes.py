@@ -80,7 +80,7 @@ class Passes:
 
     @classmethod
     def of_model(cls, model: PreTrainedModel, prompt: torch.Tensor, past: torch.Tensor, steps: int) -> Passes:
-        """Prepare a whole model.
+        """Prepare a whole model, with a prefill of ``past`` and one decode step, which warm up.
 
         Args:
             model: a causal language model.
@@ -89,6 +89,7 @@ class Passes:
             steps: number of decode steps.
         """
         first, cache = advance(model, past)
+        advance(model, first, fork(cache))
 
         def decode() -> torch.Tensor:
             token, growing = first, fork(cache)

@@ -25,7 +25,7 @@ from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, task_rows
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, read_table
 
 HELDOUT = "heldout"
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
@@ -65,6 +65,7 @@ class Results:
     distillation: pd.DataFrame
     finetuning: pd.DataFrame
     evaluations: pd.DataFrame
+    speeds: pd.DataFrame
     tasks: pd.DataFrame
     readouts: pd.DataFrame
     architectures: dict[tuple[str, str], Architecture]
@@ -84,7 +85,7 @@ class Results:
     @cached_property
     def _estimates(self) -> dict[tuple[str, ...], Estimate]:
         estimates: dict[tuple[str, ...], Estimate] = {}
-        for row in rows_of(pd.concat([self.tasks, self.readouts, self.evaluations])):
+        for row in rows_of(pd.concat([self.tasks, self.readouts, self.evaluations, self.speeds])):
             error = None if math.isnan(row.standard_error) else row.standard_error
             estimates[row.target, row.solution, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
         return estimates
@@ -209,8 +210,8 @@ def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str,
 
 
 def _one_parent(frame: pd.DataFrame) -> pd.DataFrame:
-    """Clear the parents' target and keep their first rows, from their own evaluation: each child's repeat them."""
-    frame.loc[frame["model"].isin([PARENT_KEY.model, PACKED_KEY.model]), ["target", "solution"]] = ""
+    """Clear the parent's target and keep its first rows: each child's repeat them."""
+    frame.loc[frame["model"] == PARENT_KEY.model, ["target", "solution"]] = ""
     return frame.drop_duplicates(["target", "solution", "model", "task", "metric"], ignore_index=True)
 
 
@@ -300,17 +301,16 @@ def _benchmarks(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["rule", "seconds"])
 
 
-def _discover(folder: Path, evaluations: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
+def _discover(folder: Path, speeds: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
     """Infer the settings of a run from its files, for a folder without a config."""
     targets = tuple(sorted(path.name for path in folder.glob("targets/*") if path.is_dir()))
     with_tasks = [path.parent.parent.name for path in folder.glob("targets/*/*/tasks.parquet")]
-    scenarios = evaluations[evaluations["metric"].isin(["speedup", "throughput"])]["task"]
     return Settings(
         run=folder.resolve().name,
         primary_target=next(iter([*sorted(with_tasks), *targets]), ""),
         targets=targets,
         num_layers=max((len(architecture.layers) for architecture in architectures.values()), default=0),
-        default_scenario=next(iter(scenarios), ""),
+        default_scenario=next(iter(speeds["task"]), ""),
         seed=0,
     )
 
@@ -341,8 +341,10 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
 
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
     samples = _samples(folder, folders)
-    evaluation = _one_parent(_concat([parents, *of_children("evaluation")], EVALUATION, labels))
-    patterns = ("*.parquet", "targets/**/*.parquet", "corpus/*.parquet", "costs/*.parquet", "calibration/*.parquet")
+    evaluation = _concat([parents, *of_children("evaluation")], EVALUATION, labels)
+    speeds = _read(folder / "speeds" / "torch.parquet", SPEEDS)
+    patterns = ["*.parquet", "targets/**/*.parquet"]
+    patterns += [f"{name}/*.parquet" for name in ("corpus", "costs", "calibration", "speeds")]
     shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
     parent = _json(folder / "parent" / "provenance.json")
@@ -350,7 +352,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     records += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
     return Results(
         folder=folder,
-        settings=settings or _discover(folder, evaluation, architectures),
+        settings=settings or _discover(folder, speeds, architectures),
         scores=_read(folder / "scores.parquet", SCORES),
         costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
         calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
@@ -358,6 +360,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=evaluation,
+        speeds=speeds,
         tasks=_tasks(samples),
         readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
         architectures=architectures,

@@ -25,6 +25,7 @@ STAGES = (
     "finetune_child",
     "evaluate_parent",
     "evaluate_model",
+    "measure_speed",
     "evaluate_parent_tasks",
     "evaluate_tasks",
     "export_gguf",

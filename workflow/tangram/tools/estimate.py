@@ -340,9 +340,12 @@ class Work:
     def evaluation(self) -> Iterator[Stage]:
         """Yield the evaluation of children and parent: held-out text and throughput."""
         heldout = self.forward(self.tokens["heldout"], self.sizes.layers, head=True)
-        timing = self.timing(self.sizes.total, self.config.evaluation.throughput_repeats, steps=True)
-        seconds = 2 * self.loading + 2 * heldout + 2 * timing
-        yield Stage("evaluate_model", self.children, 1, seconds, 2 * self.model_bytes + self.cache_bytes, 0)
+        yield Stage("evaluate_model", self.children, 1, 2 * (self.loading + heldout), 2 * self.model_bytes, 0)
+        rounds = self.config.evaluation.throughput_repeats
+        load = self.model_bytes / self.rates.disk_bytes + self.timing(self.sizes.total, 1, steps=True)
+        seconds = self.rates.startup + rounds * (self.children + 2) * load
+        yield Stage("measure_speed", 1, 1, seconds, self.model_bytes + self.cache_bytes, 0)
+        timing = self.timing(self.sizes.total, rounds, steps=True)
         files = sum(len(self.config.exported(n)) for n, t in self.config.targets.items() if t.engine != TORCH)
         if files:  # each beside the parent in three types
             seconds = self.loading + 4 * (heldout + LOADS[LLAMA_CPP] * timing)

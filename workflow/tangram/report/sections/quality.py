@@ -173,7 +173,7 @@ def measurements_section(results: Results) -> Section:
         ("prefill_throughput", "prefill, tokens/s"),
         ("decode_throughput", "decode, tokens/s"),
     ]
-    frame = results.evaluations
+    frame = results.speeds
     for scenario in dict.fromkeys(frame[frame["metric"] == "throughput"]["task"]):
         for key in [PARENT_KEY, PACKED_KEY, *keys[1:]]:
             timed = [results.estimate(key, scenario, metric) for metric, _ in metrics]
@@ -188,7 +188,7 @@ def measurements_section(results: Results) -> Section:
                 rows,
                 labels=2,
                 title="Speed",
-                caption="Speed-ups are relative to a parent timed in the same rounds, not to that parent’s row: the "
+                caption="Speed-ups are medians over rounds of a job that times all models, not ratios of medians: the "
                 "stock parent runs in stock transformers, the packed parent with the kernels of the children. "
                 "Finetuning does not change a child’s shape, so a finetuned child is not timed again.",
             )
