@@ -25,8 +25,9 @@ from tangram.blocks.base import HEAD, KINDS, PARENT, Kind, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs import calibration
 from tangram.costs.llama_passes import Pass
-from tangram.costs.llama_stack import Layer, Sizes, bytes_of, layers_of, pack, parts_of, sizes_of, stubs, write
+from tangram.costs.llama_stack import Layer, bytes_of, layers_of, pack, sizes_of, stubs, write
 from tangram.costs.measurement import MODEL, cost_row, precise
+from tangram.costs.parts import Sizes, added, parts_of
 from tangram.llama_cpp import Model
 from tangram.models.families import Shape, shape_of
 from tangram.timing import interleaved
@@ -55,15 +56,6 @@ class File:
 
 
 Sum = dict[File, float]  # a cost in one phase: the sum of the files' seconds with these weights
-
-
-def added(*terms: tuple[float, Sum]) -> Sum:
-    """Return the weighted sum of sums."""
-    total: Sum = {}
-    for factor, term in terms:
-        for file, weight in term.items():
-            total[file] = total.get(file, 0.0) + factor * weight
-    return {file: weight for file, weight in total.items() if weight}
 
 
 def slope(layers: tuple[Layer, ...], copies: int) -> Sum:

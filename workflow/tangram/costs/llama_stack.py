@@ -11,12 +11,11 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import HEAD, Kind
-from tangram.errors import TangramError
+from tangram.blocks.base import HEAD
+from tangram.costs.parts import Part, Sizes, parts_of
 from tangram.models.families import Shape
 
 if TYPE_CHECKING:
@@ -26,45 +25,11 @@ STUB = 32  # channels of an FFN that computes nothing: the block of every quanti
 
 
 @dataclass(frozen=True)
-class Part:
-    """A subblock as llama.cpp computes it.
-
-    Attributes:
-        form: ``'attention'``, ``'linear'`` (a matrix and a bias) or ``'ffn'``.
-        size: KV heads, or channels; 0 for a linear map.
-        precision: type of its matrices, such as ``'q8_0'``; None for float32.
-    """
-
-    form: str
-    size: int
-    precision: str | None = None
-
-
-@dataclass(frozen=True)
 class Layer:
     """A layer of `deci`: an attention or linear map, and an FFN; without an FFN it has a stub."""
 
     mixer: Part | None = None
     ffn: Part | None = None
-
-
-def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
-    """Return a variant as parts: one, or none for a no-op.
-
-    Raises:
-        TangramError: llama.cpp has no such subblock.
-    """
-    block = get_block(kind, variant, shape)
-    overrides, precision = block.overrides(), block.variant.precision
-    if "skip" in overrides:
-        return []
-    if "linear" in overrides:
-        return [Part("linear", 0, precision)]
-    if overrides.keys() - {"num_key_value_heads", "intermediate_size"}:
-        raise TangramError(f"llama.cpp has no {kind} '{variant}'; leave it out of targets with engine: llama.cpp")
-    if kind == "attention":
-        return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision)]
-    return [Part("ffn", overrides.get("intermediate_size", shape.intermediate), precision)]
 
 
 def pack(parts: Iterable[Part]) -> list[Layer]:
@@ -137,14 +102,6 @@ def _vectors(layers: Sequence[Layer]) -> Iterator[str]:
         yield f"blk.{i}.ffn_norm.weight"
         if layer.ffn is None and layer.mixer is not None and layer.mixer.form == "linear":
             yield f"blk.{i}.ffn_down.bias"
-
-
-class Sizes(NamedTuple):
-    """Numbers of weights, their bytes, and bytes of the KV cache (F16) per token and sequence."""
-
-    parameters: int
-    parameter_bytes: int
-    kv_bytes_per_token: int
 
 
 def bytes_of(weights: int, precision: str | None) -> int:

@@ -21,11 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
-from tangram.export.compressed_tensors import TYPES, absorb_smoothing, quantization_config, stored
+from tangram.export.compressed_tensors import TYPES, absorb_smoothing, stored
+from tangram.export.decilm_config import CODE, CODE_FILE, MATRICES, Described, decilm_config
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, Checkpoint, Part
 from tangram.models.families import window_of
@@ -34,35 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 CONSTANT_GATE = 1.2784645427610738  # silu of it is 1
-CODE = '''"""The config of vLLM's DeciLMForCausalLM: a Llama config whose block_configs are objects."""
-
-from types import SimpleNamespace
-
-from transformers import LlamaConfig
-
-
-class DeciLMConfig(LlamaConfig):
-    """A Llama config with one entry of `block_configs` per layer."""
-
-    model_type = "nemotron-nas"
-
-    def __init__(self, block_configs=None, **kwargs):
-        super().__init__(**kwargs)
-        self.block_configs = [
-            SimpleNamespace(**{part: SimpleNamespace(**settings) for part, settings in block.items()})
-            for block in block_configs or []
-        ]
-
-    def to_dict(self):
-        """Return the config as JSON types."""
-        blocks = [{part: vars(settings) for part, settings in vars(block).items()} for block in self.block_configs]
-        return {**super().to_dict(), "block_configs": blocks}
-'''
-
-MATRICES = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "ffn": ("gate_proj", "up_proj", "down_proj"),
-}
 Layer = tuple[Part | None, Part | None]
 
 
@@ -95,19 +67,11 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
     child = _without_smoothing(child)
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)
-    config = base_config(child) | {
-        "model_type": "nemotron-nas",
-        "architectures": ["DeciLMForCausalLM"],
-        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
-        "num_hidden_layers": len(layers),
-        "mlp_bias": biased,
-        "block_configs": [_block(child, index, layer) for index, layer in enumerate(layers)],
-    }
-    if matrices := _matrices(child, layers):
-        config["quantization_config"] = quantization_config(matrices)
-    for key in ("num_key_value_heads", "intermediate_size", "layer_types", "sliding_window"):
-        config.pop(key, None)
-    write_folder(child, output, config, _tensors(child, layers, biased), provenance, {"configuration_decilm.py": CODE})
+    described = [(_described(child, attention), _described(child, ffn)) for attention, ffn in layers]
+    if described and described[0][0] is None:
+        described[0] = (Described("attention", 1), described[0][1])
+    config = decilm_config(base_config(child), child.shape, described, biased, child.head_precision)
+    write_folder(child, output, config, _tensors(child, layers, biased), provenance, {CODE_FILE: CODE})
 
 
 def _without_smoothing(child: Checkpoint) -> Checkpoint:
@@ -119,34 +83,12 @@ def _without_smoothing(child: Checkpoint) -> Checkpoint:
     return replace(child, norm=child.norm * child.head["smooth"], head=stored(child.head))
 
 
-def _matrices(child: Checkpoint, layers: list[Layer]) -> dict[str, list[str]]:
-    """Return the names of the matrices of 8 bits by precision."""
-    matrices: dict[str, list[str]] = {}
-    for index, layer in enumerate(layers):
-        for part, module in zip(layer, ("self_attn", "mlp"), strict=True):
-            if part is not None and part.precision in TYPES:
-                names = ("gate_proj", "up_proj") if part.form == LINEAR else MATRICES[part.form]
-                prefix = f"model.layers.{index}.{module}."
-                matrices.setdefault(part.precision, []).extend(prefix + name for name in names)
-    if child.head_precision in TYPES:
-        matrices.setdefault(child.head_precision, []).append("lm_head")
-    return matrices
-
-
-def _block(child: Checkpoint, index: int, layer: Layer) -> dict[str, Any]:
-    """Return a layer's entry of `block_configs`."""
-    attention, ffn = layer
-    heads = child.shape.heads
-    kv_heads = child.kv_heads(attention) if attention is not None else int(index == 0)
-    width = 0 if ffn is None else child.shape.hidden if ffn.form == LINEAR else ffn.channels
-    return {
-        "attention": {
-            "no_op": not kv_heads,
-            "replace_with_linear": False,
-            "n_heads_in_group": heads // kv_heads if kv_heads else None,
-        },
-        "ffn": {"no_op": not width, "replace_with_linear": False, "intermediate_size": width or None},
-    }
+def _described(child: Checkpoint, part: Part | None) -> Described | None:
+    """Return what the config tells of a subblock."""
+    if part is None or part.form == LINEAR:
+        return None if part is None else Described(LINEAR, 0, part.precision)
+    size = child.kv_heads(part) if part.form == "attention" else part.channels
+    return Described(part.form, size, part.precision)
 
 
 def _tensors(child: Checkpoint, layers: list[Layer], biased: bool) -> Iterator[tuple[str, torch.Tensor]]:
