@@ -10,11 +10,11 @@ def test_a_python_that_the_environment_names_comes_first(monkeypatch, tmp_path):
     (tmp_path / "vllm").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv(vllm.PYTHON, raising=False)
-    assert vllm.command() == ["vllm"]
+    assert vllm.latency_benchmark() == ["vllm", "bench", "latency"]
     monkeypatch.setenv(vllm.PYTHON, sys.executable)
-    assert vllm.command() == [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+    assert vllm.latency_benchmark() == [sys.executable, "-c", vllm.BENCHMARK]
     monkeypatch.setenv(vllm.PYTHON, str(tmp_path / "none"))
-    assert vllm.command() is None
+    assert vllm.latency_benchmark() is None
     monkeypatch.delenv(vllm.PYTHON)
     (tmp_path / "vllm").unlink()
-    assert vllm.command() is None
+    assert vllm.latency_benchmark() is None
