@@ -90,8 +90,8 @@ SCORE_FILES = of_pieces("scores", PIECES, "parquet")
 
 
 def timed_variants(engine):
-    """Return the variants that are timed in an engine, by kind: those that it runs, and its reference."""
-    return {kind: timed(engine, variants) for kind, variants in VARIANTS.items()}
+    """Return the variants that are timed in an engine, by kind: those that it runs, its reference and its stub."""
+    return {kind: timed(engine, kind, variants) for kind, variants in VARIANTS.items()}
 
 
 def cost_files(engine):
@@ -220,13 +220,15 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the tables of tasks, of the parent and the primary target's children and rivals, and of the readout."""
+    """Return the questions and the tables of tasks, of the parent and the primary target's children and rivals, and of the readout."""
     files = []
     if cfg.evaluation.tasks:
         # The solver's other solutions would multiply the time and show nothing that the best one does not.
         solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
         children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
-        files += [f"{folder}/tasks.parquet" for folder in children] + [f"{RESULTS}/parent_tasks.parquet"]
+        files += [f"{folder}/tasks.parquet" for folder in children] + [
+            f"{RESULTS}/{name}" for name in ("questions.json", "parent_tasks.parquet")
+        ]
     if cfg.evaluation.readout.task:
         files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
     return files
@@ -348,9 +350,9 @@ def engine_settings():
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 
-def task_settings():
-    """Return the settings of the tasks."""
-    return slice_of(cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive", "task_limit"}))
+def evaluation_settings(*names):
+    """Return some settings of the evaluation."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
 
 
 def report_settings():

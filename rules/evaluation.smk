@@ -3,7 +3,7 @@
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
   target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
-  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/torch.parquet` of all models.
+  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/torch.parquet` of all models; `questions.json`.
 - Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, multiple-choice tasks,
   few-label readouts; text and throughput as the target's engine runs the child.
 
@@ -101,9 +101,29 @@ rule measure_speed:
         command("measure_speed")
 
 
+rule extract_tasks:
+    """Extract the questions of the multiple-choice tasks from their package."""
+    output:
+        "<results>/questions.json",
+    log:
+        "<logs>/extract_tasks/tasks.log",
+    benchmark:
+        "<benchmarks>/extract_tasks/tasks.tsv"
+    params:
+        **code_of("extract_tasks"),
+        settings=evaluation_settings("tasks", "task_archive"),
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "extract_tasks: extract the questions of the multiple-choice tasks"
+    shell:
+        command("extract_tasks")
+
+
 rule evaluate_parent_tasks:
     """Evaluate the parent on multiple-choice tasks."""
     input:
+        questions="<results>/questions.json",
         parent="<results>/parent/model.safetensors",
     output:
         "<results>/parent_tasks.parquet",
@@ -115,7 +135,7 @@ rule evaluate_parent_tasks:
         **code_of("evaluate_tasks", "torch", "transformers", "lm_eval"),
         **runtime("device", "dtype", "seed"),
         work=f"{RESULTS}/tasks/parent",
-        settings=task_settings(),
+        settings=evaluation_settings("task_limit"),
     threads: all_cores
     resources:
         gpu=GPU,
@@ -130,6 +150,7 @@ rule evaluate_parent_tasks:
 rule evaluate_tasks:
     """Evaluate a child or rival of the primary target, before and after finetuning, on multiple-choice tasks."""
     input:
+        questions="<results>/questions.json",
         child="<results>/targets/{target}/{solution}/child/model.safetensors",
         finetuned="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
         architecture=architecture_of,
@@ -143,7 +164,7 @@ rule evaluate_tasks:
         **code_of("evaluate_tasks", "torch", "transformers", "lm_eval"),
         **runtime("device", "dtype", "seed"),
         work=f"{RESULTS}/tasks/{{target}}-{{solution}}",
-        settings=task_settings(),
+        settings=evaluation_settings("task_limit"),
     threads: all_cores
     resources:
         gpu=GPU,

@@ -28,6 +28,7 @@ from tangram.commands.distill_blocks import distill_blocks
 from tangram.commands.evaluate_model import evaluate_model
 from tangram.commands.evaluate_readout import evaluate_readout
 from tangram.commands.evaluate_tasks import evaluate_tasks
+from tangram.commands.extract_tasks import extract_tasks
 from tangram.commands.finetune_child import finetune_child
 from tangram.commands.measure_costs import measure_costs
 from tangram.commands.measure_speed import measure_speed
@@ -414,11 +415,12 @@ def test_models_are_timed(child, parent, pretend_cuda, tmp_path):
 
 
 def test_tasks_are_answered(child, parent, archive, tmp_path):
-    settings = json.dumps({"tasks": ["parity"], "task_archive": archive})
+    questions = str(tmp_path / "questions.json")
+    extract_tasks(json.dumps({"tasks": ["parity"], "task_archive": archive}), questions)
     models = {"parent": parent, "child": str(child), "finetuned": str(child)}
     on_both(
         lambda device: evaluate_tasks(
-            settings, str(tmp_path / f"work-{device}"), str(tmp_path / device), **models, device=device
+            "{}", questions, str(tmp_path / f"work-{device}"), str(tmp_path / device), **models, device=device
         )
     )
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")

@@ -15,6 +15,15 @@ ARCHITECTURES = {
     "mixed": MIXED,
     "no-op first": Architecture((LayerChoice("no-op", "no-op"), LayerChoice("no-op"), *PARENT_ONLY.layers[2:])),
     "linear only": Architecture((LayerChoice("linear", "linear"),) * (LAYERS - 1) + (LayerChoice(),)),
+    "linear unbiased": Architecture(
+        (
+            LayerChoice(),
+            LayerChoice("linear-unbiased", "parent"),
+            LayerChoice("linear-unbiased", "linear-unbiased"),
+            LayerChoice("no-op", "linear"),
+            LayerChoice("parent", "linear-unbiased"),
+        )
+    ),
     "no FFN": Architecture((LayerChoice("parent", "no-op"),) * LAYERS),
     "linear last": Architecture((*PARENT_ONLY.layers[1:], LayerChoice("gqa-1", "linear"))),
 }

@@ -133,13 +133,12 @@ def pieces(parent: PreTrainedModel):
             return {}
         if variant == "parent":
             return state
-        if variant == "linear":
+        if variant in ("linear", "linear-unbiased"):
             generator = torch.Generator().manual_seed(layer)
             name = "linear_attn" if kind == "attention" else "linear_mlp"
-            return {
-                f"{name}.weight": torch.randn(HIDDEN, HIDDEN, generator=generator) / 8,
-                f"{name}.bias": torch.randn(HIDDEN, generator=generator) / 8,
-            }
+            weight = torch.randn(HIDDEN, HIDDEN, generator=generator) / 8
+            bias = {f"{name}.bias": torch.randn(HIDDEN, generator=generator) / 8} if variant == "linear" else {}
+            return {f"{name}.weight": weight, **bias}
         if issubclass(block_class(variant), Projections):
             with torch.random.fork_rng():
                 torch.manual_seed(layer)

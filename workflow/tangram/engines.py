@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, PARENT, PRECISIONS, Variant
+from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, NO_OP, PARENT, PRECISIONS, Variant
 from tangram.blocks.registry import block_class
 
 TORCH, LLAMA_CPP, VLLM = "torch", "llama.cpp", "vllm"
@@ -78,8 +78,14 @@ def timer(engine: str) -> Any:
     return import_module(TIMERS[engine])
 
 
-def timed(engine: str, variants: Iterable[str]) -> tuple[str, ...]:
-    """Return the variants of a kind that are timed in an engine besides `parent`: those that it runs, its reference."""
+def timed(engine: str, kind: str, variants: Iterable[str]) -> tuple[str, ...]:
+    """Return the variants of a kind that are timed in an engine besides `parent`.
+
+    They are its reference, those of the library that it runs, and in llama.cpp the stub (`costs/llama_layers.py`) that
+    the cost of a linear map instead of an FFN contains.
+    """
     reference = REFERENCES[engine]
     runs = [variant for variant in variants if refusal(variant, engine) is None]
+    if engine == LLAMA_CPP and kind == "ffn" and any(block_class(variant).part for variant in runs):
+        runs.append(NO_OP)
     return tuple(dict.fromkeys([reference, *runs] if reference != PARENT else runs))

@@ -126,6 +126,22 @@ def test_linear_ffn_recovers_a_planted_map(model, shape):
     torch.testing.assert_close(weights["linear_mlp.bias"], bias, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_a_map_without_bias_is_the_best_through_zero(model, shape, kind):
+    inputs = torch.randn(400, 24) + 1.0
+    outputs = inputs @ torch.randn(24, 24) + torch.randn(24)  # a bias that the map cannot have
+    calibration = Calibration(inputs, outputs, torch.rand(400), 1e-9)
+    layer = decoder_layers(model)[0]
+    subblock, name = (layer.self_attn, "linear_attn") if kind == "attention" else (layer.mlp, "linear_mlp")
+    weights = get_block(kind, "linear-unbiased", shape).initialize(subblock, calibration)
+    root = calibration.weights.sqrt()[:, None]
+    best = np.linalg.lstsq((root * inputs).numpy(), (root * outputs).numpy(), rcond=None)[0].T
+    assert list(weights) == [f"{name}.weight"]
+    np.testing.assert_allclose(weights[f"{name}.weight"].numpy(), best, rtol=1e-3, atol=1e-3)
+    child = replaced(model, 0, kind, "linear-unbiased", weights)
+    assert getattr(child.self_attn if kind == "attention" else child.mlp, name).bias is None
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), ridge=st.floats(1e-6, 10.0))
 def test_ridge_equals_augmented_least_squares(seed, ridge):

@@ -510,6 +510,18 @@ def test_only_the_primary_target_has_uniform_rivals() -> None:
     assert config.uniform_solutions("speed-1.1") == {}
 
 
+def test_rivals_in_llama_cpp_are_files_and_no_children() -> None:
+    precisions = {kind: ["bf16", "q8_0", "q4_0"] for kind in ("attention", "ffn", "head")}
+    target = DEFAULT["targets"]["speed-1.2"] | {"engine": "llama.cpp"}
+    changes = {"library": DEFAULT["library"] | {"precisions": precisions}, "targets": {"speed-1.2": target}}
+    assert parse(DEFAULT | changes).solutions("speed-1.2") == ["0", "layers-dropped"]
+    target["compare_uniform"] = False
+    with pytest.raises(
+        TangramError, match=r"targets\.speed-1\.2.*compare_uniform: false: [^\n]*leave compare_uniform out$"
+    ):
+        parse(DEFAULT | changes)
+
+
 def test_rivals_can_be_left_out_and_selection_leaves_one() -> None:
     precisions = {kind: ["int8"] for kind in ("attention", "ffn", "head")}
     target = DEFAULT["targets"]["speed-1.2"] | {"solutions": 4, "selection": {}, "compare_uniform": False}

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from tangram.blocks import get_block
+from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.cli import Pieces
 from tangram.commands.build_corpus import build_corpus
 from tangram.commands.distill_blocks import distill_blocks
 from tangram.commands.measure_costs import measure_costs
 from tangram.config import limits, parse
 from tangram.errors import TangramError
+from tangram.gguf_types import block_size
 from tangram.models.families import Shape
 
 PARENT = {
@@ -81,6 +83,61 @@ MISTAKES = {
         "config.library.ffn[1]: 'width-0.95' has 64 channels, no fewer than the parent's 64",
     ),
 }
+
+
+ROWS = {
+    "a listed width": (
+        {"ffn": ["no-op", "width-0.4@q4_0"]},
+        {},
+        "config.library.ffn[1]: 'width-0.4@q4_0' has rows of 40 weights, and q4_0 stores them in blocks of 32; choose "
+        "width-0.3@q4_0 (32 channels) or width-0.7@q4_0 (64 channels), or take f16",
+    ),
+    "a width of precisions": (
+        {"ffn": ["no-op", "width-0.1"], "precisions": {"ffn": ["f16", "q8_0"]}},
+        {},
+        "config.library.precisions.ffn: 'width-0.1@q8_0' has rows of 8 weights, and q8_0 stores them in blocks of 32; "
+        "choose width-0.3@q8_0 (32 channels), or take f16",
+    ),
+    "the parent's own width": (
+        {"ffn": ["parent@q5_1", "no-op"]},
+        {"intermediate_size": 72},
+        "config.library.ffn[0]: 'parent@q5_1' has rows of 72 weights, and q5_1 stores them in blocks of 32; take f16",
+    ),
+    "heads": (
+        {"attention": ["gqa-1@q8_0", "no-op"]},
+        {"head_dim": 12},
+        "config.library.attention[0]: 'gqa-1@q8_0' has rows of 48 weights",
+    ),
+    "the hidden size": (
+        {"ffn": ["width-0.5@q8_0", "no-op"], "head": ["parent@q8_0"]},
+        {"hidden_size": 48},
+        "config.library.ffn[0]: 'width-0.5@q8_0' has rows of 48 weights, and q8_0 stores them in blocks of 32; take",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", ROWS)
+def test_rows_that_a_type_cannot_store_are_one_line(
+    mistake: str, tiny_config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, sizes, message = ROWS[mistake]
+    config = {**in_llama_cpp(tiny_config), "library": {"attention": ["no-op"], **library}}
+    monkeypatch.setattr(limits, "find", lambda: ("xllamacpp", []))
+    with pytest.raises(TangramError) as caught:
+        limits.check(parse(config), {**PARENT, "intermediate_size": 96, **sizes})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_whole_blocks_pass(tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = {
+        "attention": ["linear", "gqa-1", "no-op"],
+        "ffn": ["width-0.33", "width-0.7@q8_0", "width-0.4@f16", "linear", "no-op"],
+    }
+    library["precisions"] = {"attention": list(GGUF_PRECISIONS), "head": ["q8_0"]}
+    monkeypatch.setattr(limits, "find", lambda: ("xllamacpp", []))
+    limits.check(parse({**in_llama_cpp(tiny_config), "library": library}), {**PARENT, "intermediate_size": 96})
+    assert {block_size(p) for p in GGUF_PRECISIONS if p != "f16"} == {limits.ROW_BLOCK}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

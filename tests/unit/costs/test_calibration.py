@@ -39,6 +39,7 @@ def costs():
     for scenario, phase, batch, factor in WORKLOADS:
         for (kind, variant), seconds in SECONDS.items():
             row = {"layer_class": 0, "kind": kind, "variant": variant, "scenario": scenario, "phase": phase}
+            row["engine"] = "torch"
             parent = factor * SECONDS[kind, "parent"]
             rows.append({**row, "batch": batch, "seconds": factor * seconds, "parent_seconds": parent})
     return pd.DataFrame(rows)

@@ -4,9 +4,9 @@ import pytest
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs import llama_engine
-from tangram.costs.llama_engine import calibration_architectures, measure, measure_whole, slope
-from tangram.costs.llama_stack import Layer, layers_of, pack, sizes_of, stubs, write
-from tangram.costs.parts import Part, added, parts_of
+from tangram.costs.llama_engine import added, calibration_architectures, measure, measure_whole, slope
+from tangram.costs.llama_layers import Layer, Part, pack, stubs
+from tangram.costs.llama_stack import layers_of, parts_of, sizes_of, write
 from tangram.errors import TangramError
 from tangram.llama_cpp import Model, find
 from tangram.models.families import shape_of

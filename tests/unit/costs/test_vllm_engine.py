@@ -7,7 +7,7 @@ from tangram import vllm
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Costs, Scenario
 from tangram.costs import vllm_engine
-from tangram.costs.parts import Part
+from tangram.costs.llama_layers import Part
 from tangram.costs.vllm_bench import Bench, Stack, layers_of, pack, sizes_of, steps_of, write
 from tangram.costs.vllm_engine import measure, measure_whole, slope
 from tangram.errors import TangramError

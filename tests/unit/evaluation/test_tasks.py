@@ -10,7 +10,17 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
-from tangram.evaluation.tasks import Outcomes, Question, answer_rows, answer_tasks, parse_task, read_tasks, write_tasks
+from tangram.evaluation.tasks import (
+    Outcomes,
+    Question,
+    answer_rows,
+    answer_tasks,
+    load_questions,
+    parse_task,
+    read_tasks,
+    save_questions,
+    write_tasks,
+)
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.modeling_tangram import TangramLlamaForCausalLM
 from tangram.models.packed import pack
@@ -169,6 +179,12 @@ def test_tasks_are_read_from_the_archive_in_the_order_asked_for(tmp_path):
         ("first", "first?"),
         ("group/first", "group/first?"),
     ]
+
+
+def test_saved_questions_are_loaded_unchanged(tmp_path):
+    tasks = {"b": QUESTIONS, "group/a": QUESTIONS[:2]}
+    save_questions(tasks, tmp_path / "questions.json")
+    assert list(load_questions(tmp_path / "questions.json").items()) == list(tasks.items())
 
 
 def test_every_answer_is_a_row_of_the_table(tmp_path):

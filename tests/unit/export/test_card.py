@@ -40,11 +40,17 @@ def facts() -> Facts:
 def test_the_front_matter_is_the_hubs(facts: Facts) -> None:
     front = yaml.safe_load(card(facts).split("---\n")[1])
     assert front["license"] == "apache-2.0"
+    assert "The parent's license, `apache-2.0`, holds" in card(facts)
+    named = {"license": "other", "license_name": "small-1", "license_link": "LICENSE.txt"}
+    other = card(replace(facts, parent=named))
+    assert named.items() <= yaml.safe_load(other.split("---\n")[1]).items()
+    assert "`small-1` (LICENSE.txt)" in other
     assert front["base_model"] == "someone/small"
     assert {"tangram", "gguf", "hf"} <= set(front["tags"])
     without = card(replace(facts, parent={"source": {"path": "/some/folder"}}))
     assert {"license", "base_model"}.isdisjoint(yaml.safe_load(without.split("---\n")[1]))
     assert "`folder`" in without
+    assert "license is not recorded" in without
     assert "/some" not in without
 
 

@@ -380,10 +380,11 @@ def test_the_hub_gives_all_templates_and_only_the_loaded_weights(copy, tmp_path,
     tokenizer.chat_template = TEMPLATES
     tokenizer.save_pretrained(repository)
     others = ["consolidated.safetensors", "original/consolidated.00.pth", "onnx/model.onnx", "model.fp16.safetensors"]
-    others += ["pytorch_model.bin", "README.md", "evil.py", "flax/model.safetensors"]
+    others += ["pytorch_model.bin", "docs/README.md", "evil.py", "flax/model.safetensors"]
     for name in others:
         (repository / name).parent.mkdir(exist_ok=True)
         (repository / name).write_text("large")
+    (repository / "README.md").write_text("---\nlicense: mit\n---\n")
 
     def snapshot(repo: str, revision: str, allow_patterns: list[str]) -> str:
         there = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
@@ -401,6 +402,7 @@ def test_the_hub_gives_all_templates_and_only_the_loaded_weights(copy, tmp_path,
     }
     assert not taken & set(others)
     assert len([name for name in taken if name.endswith(".safetensors")]) > 2
+    assert json.loads((tmp_path / "parent" / "provenance.json").read_text())["license"] == "mit"
     assert AutoTokenizer.from_pretrained(tmp_path / "parent").chat_template == TEMPLATES
     assert torch.equal(
         logits(AutoModelForCausalLM.from_pretrained(tmp_path / "parent")),
@@ -412,7 +414,11 @@ def test_the_hub_gives_all_templates_and_only_the_loaded_weights(copy, tmp_path,
     ("card", "license"),
     [
         ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
+        ("---\nlicense: 'other'  # see the link\nlicense_name: small-1\n---\n", "other"),
         ("---\ntags: [a]\n---\nlicense: mit\n", None),
+        ("---\nlicense: [mit, other]\n---\n", None),
+        ("---\nlicense: {a\n---\n", None),
+        ("# A model\n---\nlicense: mit\n---\n", None),
         (None, None),
     ],
 )

@@ -4,8 +4,12 @@ import re
 
 from synthetic_run import settings_of
 
-from tangram.blocks.base import PRECISIONS
+from tangram.blocks.base import ALL_PRECISIONS
+from tangram.engines import ENGINES
 from tangram.report.data import load_results
+from tangram.report.style import variant_colors
+from tangram.report.textures import TEXTURES
+from tangram.report.tiles import legend, swatch
 
 
 def test_textures_show_precisions_on_the_maps(complete, html):
@@ -21,7 +25,7 @@ def test_textures_show_precisions_on_the_maps(complete, html):
     used = set(re.findall(r'fill="url\(#([\w-]+)\)"', html))
     textures = set(re.findall(r'<pattern id="([\w-]+)"', html))
     assert used <= textures
-    assert textures == {f"{p}-{ink}" for p in PRECISIONS for ink in ("light", "dark", "theme")}
+    assert textures == {f"{p}-{ink}" for p in ALL_PRECISIONS for ink in ("light", "dark", "theme")}
     assert {f"{p}-theme" for p in run} <= used  # on the parent's gray, which follows the theme
 
 
@@ -40,3 +44,12 @@ def test_legend_names_structures_and_precisions_once(html):
         "width-0.25",
         "lowrank-144",
     }
+
+
+def test_every_precision_of_every_engine_has_a_texture():
+    assert {precision for engine in ENGINES.values() for precision in engine} | set(ALL_PRECISIONS) == TEXTURES.keys()
+    assert len(set(TEXTURES.values())) == len(TEXTURES)
+    colors = variant_colors([f"parent@{precision}" for precision in TEXTURES])
+    assert [name for name, _ in legend(list(colors), colors)] == ["parent", *ALL_PRECISIONS]
+    for precision in TEXTURES:
+        assert f"url(#{precision}-" in swatch(f"parent@{precision}", colors)

@@ -1,6 +1,7 @@
 """The optimum by trying everything, without any code of the search."""
 
 import itertools
+import re
 
 import numpy as np
 from synthetic_library import Library
@@ -35,13 +36,27 @@ class BruteForce:
             seconds = r.seconds / r.parent_seconds * np.median(clock[r.kind, *workload])
             self.steady[r.kind, r.variant, *workload] = seconds
             self.sizes[r.kind, r.variant] = np.array([r.parameters, r.parameter_bytes, r.kv_bytes_per_token])
+        self.stubs = np.zeros(len(self.chosen))
+        if set(tables.costs["engine"]) == {"llama.cpp"}:
+            self.stubs = np.array([self.stubs_too_many([self.pairs[i] for i in layers]) for layers in self.chosen])
         self.scale = {(r.scenario, r.phase, r.batch): r.scale for r in tables.calibration.itertuples()}
 
     def total(self, value) -> np.ndarray:
         """Sum ``value(kind, variant)`` over the pieces of every architecture."""
         by_pair = np.array([value("attention", a) + value("ffn", f) for a, f in self.pairs])
         by_head = np.array([value("head", head) for head in self.heads])
-        return by_pair[self.chosen].sum(1) + by_head[self.head] + value("model", "parent")
+        stubs = np.multiply.outer(self.stubs, value("ffn", "no-op")) if self.stubs.any() else 0
+        return by_pair[self.chosen].sum(1) + by_head[self.head] + value("model", "parent") - stubs
+
+    @staticmethod
+    def stubs_too_many(layers) -> int:
+        """Compare the stubs in the costs of subblocks with those of the model: of a linear map with bias (M), and of an
+        attention (A) or a map without bias (U) that no FFN (F) follows."""
+        letters = {"no-op": "", "linear": "M", "linear-unbiased": "U"}
+        counted = {"attention": {"linear": 1}, "ffn": {"no-op": 1, "linear": 2, "linear-unbiased": 2}}
+        pieces = [(kind, variant) for pair in layers for kind, variant in zip(("attention", "ffn"), pair, strict=True)]
+        model = "".join(letters.get(variant, kind[0].upper()) for kind, variant in pieces)
+        return sum(counted[kind].get(variant, 0) for kind, variant in pieces) - len(re.findall("M|[AU](?!F)", model))
 
     def values(self, scenario: str, batch: int) -> dict[str, np.ndarray]:
         prefill, step = (

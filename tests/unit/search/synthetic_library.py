@@ -112,6 +112,13 @@ def with_stock_parent(tables: Library, factors: dict[str, float]) -> Library:
     return replace(tables, calibration=pd.concat([stock, tables.calibration], ignore_index=True))
 
 
+def in_llama_cpp(tables: Library) -> Library:
+    """Return the tables as of llama.cpp, with the references that are timed there: the parent's pieces in F16."""
+    parents = tables.costs[(tables.costs["variant"] == "parent") & (tables.costs["kind"] != "model")]
+    costs = pd.concat([tables.costs, parents.assign(variant="parent@f16")], ignore_index=True)
+    return replace(tables, costs=costs.assign(engine="llama.cpp"))
+
+
 def by_sum_of_no_ops(tables: Library) -> list[int]:
     """Return the layers, those whose two no-ops lose least first."""
     rows = tables.scores[tables.scores["variant"] == "no-op"]

@@ -7,10 +7,10 @@ import pytest
 from brute_force import BruteForce
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_library import CHAT, PRECISIONS, SUMMARY, VARIANTS, library, limit
+from synthetic_library import CHAT, PRECISIONS, SUMMARY, VARIANTS, in_llama_cpp, library, limit
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.config import Search, Target
+from tangram.config import Scenario, Search, Target
 from tangram.errors import TangramError
 from tangram.search.solve import solve
 
@@ -48,6 +48,34 @@ def test_equals_brute_force(data, seed, layers, pairs, head):
         (solution,) = solve(problem, SEARCH)
         assert solution.objective == pytest.approx(expected, abs=1e-9)
         assert solution.gap <= 1e-9
+
+
+STUBS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"linear": 0.5, "no-op": 0.2}}  # costs of stubs included
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 10_000),
+    layers=st.integers(1, 4),
+    quantity=st.sampled_from(["latency", "memory"]),
+    value=st.floats(0.1, 0.9),
+    attention=st.sampled_from([STUBS["attention"], {"linear": 0.5, "no-op": 0.0}]),
+    ffn=st.sampled_from([STUBS["ffn"], {"linear-unbiased": 0.5, "no-op": 0.2}]),
+)
+def test_llama_cpp_needs_a_stub_only_where_no_ffn_follows(seed, layers, quantity, value, attention, ffn):
+    scenarios = {"chat": Scenario(prefill=128, generate=32, batch_sizes=(2,))}
+    tables = in_llama_cpp(library(seed, layers, attention, ffn, scenarios=scenarios, noise=0.0))
+    brute = BruteForce(tables)
+    values = brute.values("chat", 2)[quantity]
+    constraints = [limit(quantity, float(values.min() + value * (values[0] - values.min())), relative=False)]
+    problem = tables.problem({"constraints": constraints, "engine": "llama.cpp"})
+    (solution,) = solve(problem, SEARCH)
+    assert solution.objective == pytest.approx(brute.best(constraints), abs=1e-9)
+    batches = {"chat": 2}
+    for index in np.random.default_rng(seed).integers(len(values), size=5):
+        pairs = [LayerChoice(*brute.pairs[i]) for i in brute.chosen[index]]
+        predicted = problem.predict(problem.target.constraints[0], Architecture(tuple(pairs)), batches)
+        assert predicted == pytest.approx(values[index])
 
 
 @pytest.mark.parametrize("seed", range(4))

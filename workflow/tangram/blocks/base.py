@@ -103,6 +103,8 @@ class Block(ABC):
         trainable: whether training can improve its initial weights.
         precisions: the number formats that its matrices can be stored and multiplied in, besides the run's dtype.
         formats: the formats of other engines that can express it exactly.
+        part: its form there, if it is not its kind's: empty for nothing, ``linear`` for a linear map, ``unbiased`` for
+            one without bias.
     """
 
     kind: str
@@ -119,6 +121,7 @@ class Block(ABC):
     trainable: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ALL_PRECISIONS
     formats: ClassVar[tuple[str, ...]] = FORMATS
+    part: ClassVar[str | None] = None
 
     @property
     def size(self) -> float:

@@ -43,6 +43,26 @@ def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tenso
     return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
+def regression_through_zero(calibration: Calibration, prior: torch.Tensor) -> torch.Tensor:
+    """Fit ``outputs ≈ inputs @ map.T`` by weighted ridge regression, shrinking the map towards ``prior``.
+
+    Args:
+        calibration: inputs ``(tokens, n)``, outputs ``(tokens, m)``, weights, and the ridge's strength relative to the
+            mean squared input.
+        prior: ``(m, n)``, the map for an infinite ridge.
+
+    Returns:
+        The map ``(m, n)``, in the dtype of the inputs.
+    """
+    weights = (calibration.weights / calibration.weights.sum()).double()[:, None]
+    parts = (tensor.split(FITTED_TOKENS) for tensor in (calibration.inputs, calibration.outputs, weights))
+    gram, prior64 = second_moment(calibration.inputs, calibration), prior.double()
+    crossed = torch.zeros_like(prior64.T)
+    for x, y, w in zip(*parts, strict=True):
+        crossed += x.double().T @ (w * (y.double() - x.double() @ prior64.T))
+    return (prior64 + torch.linalg.solve(gram, crossed).T).to(calibration.inputs.dtype)
+
+
 def ridge_regression(
     inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor, ridge: float, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

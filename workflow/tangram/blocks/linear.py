@@ -31,6 +31,7 @@ class LinearMap(Block):
     family, kinds, form = "linear", KINDS, "linear"
     label, hue, severity = "lin", ("#e69f00", "#e69f00"), 4
     formats = ("gguf", "decilm")  # transformers' own schema has no linear map
+    part = "linear"
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
     def overrides(self) -> dict[str, Any]:
@@ -41,15 +42,17 @@ class LinearMap(Block):
         """Fit the map to the parent's outputs."""
         from tangram.blocks.calibration import ridge_regression
 
-        if self.kind == "attention":
-            prior, name = value_output_map(parent, self.shape), "linear_attn"
-        else:
-            down, up = parent.down_proj.weight.detach().float(), parent.up_proj.weight.detach().float()
-            prior, name = down @ up, "linear_mlp"
+        name, prior = self.prior(parent)
         weight, bias = ridge_regression(
             calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
         )
         return {f"{name}.weight": weight, f"{name}.bias": bias}
+
+    def prior(self, parent: Any) -> tuple[str, torch.Tensor]:
+        """Return the module's name and the training-free map, ``(hidden, hidden)``."""
+        if self.kind == "attention":
+            return "linear_attn", value_output_map(parent, self.shape)
+        return "linear_mlp", parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
 
     def relative_size(self) -> float:
         """Return the weights of the square matrix relative to the subblock's."""

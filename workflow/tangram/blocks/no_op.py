@@ -19,6 +19,7 @@ class NoOp(Block):
     family, kinds, form = NO_OP, KINDS, NO_OP
     label, hue, severity = "", ("#606870", "#606870"), 5  # the report's muted gray
     trainable = False
+    part = ""
     precisions = ()
 
     def overrides(self) -> dict[str, Any]:

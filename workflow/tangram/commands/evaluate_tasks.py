@@ -4,12 +4,13 @@ from typing import Annotated
 
 import typer
 
-from tangram.cli import ONE_THREAD, RuntimeOption, reads_model, run, writes
+from tangram.cli import ONE_THREAD, RuntimeOption, reads, reads_model, run, writes
 from tangram.config import Evaluation
 
 
 def evaluate_tasks(
     settings: Annotated[str, typer.Option(help="config section `evaluation` as JSON")],
+    questions: Annotated[str, reads("questions by task (JSON)")],
     work: Annotated[str, typer.Option(help="scratch folder for the generated task files")],
     output: Annotated[str, writes("SAMPLES table of the questions")],
     parent: Annotated[str | None, reads_model("parent")] = None,
@@ -27,30 +28,24 @@ def evaluate_tasks(
     runtime.start()
     from pathlib import Path
 
-    from tangram.archives import fetch_archive
-    from tangram.errors import TangramError
-    from tangram.evaluation.tasks import answer_rows, answer_tasks, read_tasks, write_tasks
+    from tangram.evaluation.tasks import answer_rows, answer_tasks, load_questions, write_tasks
     from tangram.files import digest_of_tensors
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
     from tangram.tables import SAMPLES, write_table
 
-    section = Evaluation.model_validate_json(settings)
-    if section.task_archive is None or not section.tasks:
-        raise TangramError("config.evaluation.tasks is empty; name the tasks to evaluate")
+    limit, tasks = Evaluation.model_validate_json(settings).task_limit, load_questions(questions)
     models = {"parent": parent, "child": child, "finetuned": finetuned}
     folders = {name: folder for name, folder in models.items() if folder is not None}
-    write_tasks(read_tasks(fetch_archive(section.task_archive), section.tasks), work)
+    write_tasks(tasks, work)
     answers, rows = {}, []
     for name, folder in folders.items():
         weights = digest_of_tensors(Path(folder) / "model.safetensors")
         if weights not in answers:
             model = pack(load_model(folder, runtime.dtype, runtime.device))
             label = f"evaluate_tasks {name}"
-            answers[weights] = answer_tasks(
-                model, load_tokenizer(folder), work, section.tasks, section.task_limit, label
-            )
+            answers[weights] = answer_tasks(model, load_tokenizer(folder), work, list(tasks), limit, label)
         rows += answer_rows(name, answers[weights])
     write_table(rows, SAMPLES, output, provenance("tangram.commands.evaluate_tasks", settings, runtime.device))
 

@@ -162,7 +162,7 @@ class Config(Section):
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
-        settings = self.targets[target]  # in llama.cpp, `evaluate_engine` measures the parent's types as files
+        settings = self.targets[target]  # in llama.cpp the rivals are files, and no children
         rivals = target == self.primary_target and settings.compare_uniform and settings.engine == TORCH
         return {uniform_solution(precision): precision for precision in self.library.uniform_precisions() * rivals}
 

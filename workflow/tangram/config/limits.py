@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tangram.blocks import KINDS, get_block
+from tangram.blocks import HEAD, KINDS, Variant, get_block
+from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.config import Config
 from tangram.engines import LLAMA_CPP, family_refusal
 from tangram.errors import TangramError
 from tangram.llama_cpp import INSTALL, find
 from tangram.models.families import Shape
 
+ROW_BLOCK = 32  # adjacent weights in a row that share a scale, in llama.cpp's types from q8_0 to q4_0
 _NUMBERS = {
     "num_layers": "num_hidden_layers",
     "num_attention_heads": "num_attention_heads",
@@ -57,6 +59,46 @@ def check_variant(key: str, kind: str, variant: str, config: Config, parent: Map
         raise TangramError(f"config.{key}: '{variant}'{reason}")
 
 
+def check_rows(key: str, kind: str, variant: str, shape: Shape) -> None:
+    """Raise a `TangramError` if rows of a variant's matrices have no whole blocks of its type in llama.cpp.
+
+    The message names the nearest widths that have.
+    """
+    parsed = Variant.parse(variant)
+    if parsed.precision not in GGUF_PRECISIONS or parsed.precision == "f16":
+        return
+    overrides = get_block(kind, parsed, shape).overrides()
+    rows, ratios = {shape.hidden}, list[str]()
+    if kind != HEAD and "linear" not in overrides:
+        rows.add(shape.heads * shape.head_dim if kind == "attention" else _channels(parsed, shape))
+    if "intermediate_size" in overrides and shape.hidden % ROW_BLOCK == 0:
+        ratios = _ratios_near(parsed, shape)
+    if wrong := sorted(row for row in rows if row % ROW_BLOCK):
+        remedies = [*([f"choose {' or '.join(ratios)}"] if ratios else []), "take f16"]
+        raise TangramError(
+            f"config.{key}: '{variant}' has rows of {wrong[0]} weights, and {parsed.precision} stores them in blocks "
+            f"of {ROW_BLOCK}; {', or '.join(remedies)}"
+        )
+
+
+def _channels(variant: Variant, shape: Shape) -> int:
+    """Return the intermediate channels of an FFN's variant."""
+    return int(get_block("ffn", variant, shape).overrides().get("intermediate_size", shape.intermediate))
+
+
+def _ratios_near(variant: Variant, shape: Shape) -> list[str]:
+    """Return the variants of whole blocks below and above a variant's width, each with the shortest ratio."""
+    below = _channels(variant, shape) // ROW_BLOCK * ROW_BLOCK
+    names = []
+    for width in (below, below + ROW_BLOCK):
+        for digits in range(1, 7):
+            near = Variant(variant.family, round(width / shape.intermediate, digits), variant.precision)
+            if 0 < width < shape.intermediate and near.size and _channels(near, shape) == width:
+                names.append(f"{near} ({width} channels)")
+                break
+    return names
+
+
 def shape_from(config: Config, sizes: Mapping[str, Any]) -> Shape:
     """Return the parent's shape.
 
@@ -90,7 +132,7 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
 
     Raises:
         TangramError: an engine is not installed, numbers differ, sequences or a scenario exceed the parent's positions,
-            or a variant is no smaller than the parent's subblock.
+            a variant is no smaller than the parent's subblock, or a type of llama.cpp's does not fit its rows.
     """
     check_engines(config)
     sizes: dict[str, Any] = config.parent.sizes.model_dump() if config.parent.sizes is not None else {}
@@ -117,3 +159,10 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
     for kind in KINDS:
         for i, variant in enumerate(config.library.listed(kind)):
             check_variant(f"library.{kind}[{i}]", kind, variant, config, sizes)
+    if isinstance(sizes.get("hidden_size"), int) and isinstance(sizes.get("intermediate_size"), int):
+        shape = shape_from(config, sizes)
+        for kind in (*KINDS, HEAD):
+            listed = config.library.listed(kind)
+            for variant in config.library.variants(kind):
+                key = f"library.{kind}[{listed.index(variant)}]" if variant in listed else f"library.precisions.{kind}"
+                check_rows(key, kind, variant, shape)

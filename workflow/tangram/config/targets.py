@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tangram.config.base import Section, Unique
-from tangram.engines import needed_formats
+from tangram.engines import LLAMA_CPP, needed_formats
 from tangram.errors import nearest
 from tangram.extensions import registered
 
@@ -118,13 +118,23 @@ class Target(Section):
     compare_uniform: bool = Field(
         True,
         description="Also build the parent in each precision that the library offers for attention, FFN and head, "
-        "finetuned the same way; only for the primary target.",
+        "finetuned the same way; only for the primary target. With `engine: llama.cpp` the rivals are the parent's "
+        "files in F16, Q8_0 and Q4_0, which are measured beside every child there; `false` is an error.",
     )
 
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats that the child is written in: those of `export`, and the engine's."""
         return needed_formats(self.engine, self.export)
+
+    @model_validator(mode="after")
+    def _rivals_in_the_engine(self) -> Target:
+        if self.engine == LLAMA_CPP and not self.compare_uniform:
+            raise ValueError(
+                "compare_uniform: false: the parent's files in F16, Q8_0 and Q4_0 are measured beside every child in "
+                "llama.cpp; leave compare_uniform out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_select_from(self) -> Target:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import HEAD, PARENT
+from tangram.costs.llama_layers import STUB_PIECE, excess
+from tangram.engines import LLAMA_CPP
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def steady_seconds(costs: pd.DataFrame) -> pd.Series:
 
 
 def sum_of_parts(costs: pd.DataFrame, architecture: Architecture) -> dict[tuple[str, str, int], tuple[float, float]]:
-    """Return a model's predicted seconds from the cost table, by scenario, phase and batch.
+    """Return a model's predicted seconds from the cost table of one engine, by scenario, phase and batch.
 
     Each value is a pair: the sum over all subblocks with the LM head, and the rest (embedding and final norm).
 
@@ -40,6 +42,8 @@ def sum_of_parts(costs: pd.DataFrame, architecture: Architecture) -> dict[tuple[
     """
     steady = costs.assign(seconds=steady_seconds(costs))
     counts = Counter((kind, variant) for _, kind, variant in architecture.pieces())
+    if LLAMA_CPP in set(costs["engine"]) and (stubs := excess(architecture.layers)):
+        counts[STUB_PIECE] -= stubs
     sums = {}
     workload: Any  # a tuple, which pandas declares as hashable only
     for workload, rows in steady.groupby(WORKLOAD):

@@ -24,10 +24,10 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import HEAD, KINDS, PARENT, Kind, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs import calibration
+from tangram.costs.llama_layers import Layer, pack, stubs
 from tangram.costs.llama_passes import Pass
-from tangram.costs.llama_stack import Layer, bytes_of, layers_of, pack, sizes_of, stubs, write
+from tangram.costs.llama_stack import Sizes, bytes_of, layers_of, parts_of, sizes_of, write
 from tangram.costs.measurement import MODEL, cost_row, precise
-from tangram.costs.parts import Sizes, added, parts_of
 from tangram.llama_cpp import Model
 from tangram.models.families import Shape, shape_of
 from tangram.timing import interleaved
@@ -56,6 +56,15 @@ class File:
 
 
 Sum = dict[File, float]  # a cost in one phase: the sum of the files' seconds with these weights
+
+
+def added(*terms: tuple[float, Sum]) -> Sum:
+    """Return the weighted sum of sums."""
+    total: Sum = {}
+    for factor, term in terms:
+        for file, weight in term.items():
+            total[file] = total.get(file, 0.0) + factor * weight
+    return {file: weight for file, weight in total.items() if weight}
 
 
 def slope(layers: tuple[Layer, ...], copies: int) -> Sum:
@@ -119,7 +128,8 @@ def _whole(architecture: Architecture, shape: Shape) -> Timed:
     return Timed({phase: {File(tuple(others), shape.vocabulary, precision, first): 1.0} for phase in COPIES}, NOTHING)
 
 
-def _timed(kind: str, variant: str, costs: Costs, shape: Shape) -> Timed:
+def cost_of(kind: str, variant: str, costs: Costs, shape: Shape) -> Timed:
+    """Return the cost of one variant of a kind."""
     if kind == MODEL:
         return _rest(shape)
     return _head(variant, costs, shape) if kind == HEAD else _subblock(kind, variant, costs, shape)  # type: ignore[arg-type]
@@ -220,7 +230,7 @@ def measure(
         TangramError: llama.cpp is not installed, or has no such subblock.
     """
     shape = shape_of(parent)
-    timed = {name: _timed(kind, name, costs, shape) for name in dict.fromkeys((PARENT, variant))}
+    timed = {name: cost_of(kind, name, costs, shape) for name in dict.fromkeys((PARENT, variant))}
     rows = []
     with Loaded(shape, _positions(scenarios)) as loaded:
         for name, batch in progress([(name, batch) for name, s in scenarios.items() for batch in s.batch_sizes]):

@@ -1,21 +1,22 @@
 """GGUF files of random weights for timing in llama.cpp: speed depends on shapes and types, and not on values.
 
-A file has the architecture `deci`, whose layers are an attention (or a linear map, or nothing) and an FFN. A child is
-the sequence of its subblocks; `pack` puts them into such layers. A layer whose FFN is missing gets a *stub*, as
-llama.cpp requires an FFN beside an attention. `export.gguf` writes children in the same way, with their weights.
+A file has the architecture `deci`, with the layers of `llama_layers`. `export.gguf` writes children in the same way,
+with their weights.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import HEAD
-from tangram.costs.parts import Part, Sizes, parts_of
+from tangram.blocks.base import HEAD, Kind
+from tangram.costs.llama_layers import Layer, Part, pack
+from tangram.engines import LLAMA_CPP
+from tangram.errors import TangramError
 from tangram.models.families import Shape
 
 if TYPE_CHECKING:
@@ -24,35 +25,23 @@ if TYPE_CHECKING:
 STUB = 32  # channels of an FFN that computes nothing: the block of every quantized type
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A layer of `deci`: an attention or linear map, and an FFN; without an FFN it has a stub."""
+def parts_of(kind: Kind, variant: str, shape: Shape, engine: str = LLAMA_CPP) -> list[Part]:
+    """Return a variant as parts: one, or none for a no-op.
 
-    mixer: Part | None = None
-    ffn: Part | None = None
-
-
-def pack(parts: Iterable[Part]) -> list[Layer]:
-    """Return a sequence of parts as layers; a linear map's bias is the stub's, so no FFN joins its layer."""
-    layers: list[Layer] = []
-    waiting: Part | None = None
-    for part in parts:
-        if part.form == "ffn":
-            layers.append(Layer(waiting, part))
-            waiting = None
-            continue
-        if waiting is not None:
-            layers.append(Layer(waiting))
-        waiting = part
-        if part.form == "linear":
-            layers.append(Layer(part))
-            waiting = None
-    return [*layers, Layer(waiting)] if waiting is not None else layers
-
-
-def stubs(parts: Iterable[Part]) -> int:
-    """Return the number of stubs that a sequence of parts needs."""
-    return sum(layer.ffn is None for layer in pack(parts))
+    Raises:
+        TangramError: the engine has no such subblock.
+    """
+    block = get_block(kind, variant, shape)
+    overrides, precision = block.overrides(), block.variant.precision
+    if "skip" in overrides:
+        return []
+    if "linear" in overrides:
+        return [Part(block.part or "linear", 0, precision)]
+    if overrides.keys() - {"num_key_value_heads", "intermediate_size"}:
+        raise TangramError(f"{engine} has no {kind} '{variant}'; leave it out of targets with engine: {engine}")
+    if kind == "attention":
+        return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision)]
+    return [Part("ffn", overrides.get("intermediate_size", shape.intermediate), precision)]
 
 
 def layers_of(architecture: Architecture, shape: Shape) -> list[Layer]:
@@ -60,7 +49,8 @@ def layers_of(architecture: Architecture, shape: Shape) -> list[Layer]:
     pieces = [(kind, variant) for _, kind, variant in architecture.pieces() if kind != HEAD]
     first, *others = pack(part for kind, variant in pieces for part in parts_of(kind, variant, shape))  # type: ignore[arg-type]
     # llama.cpp reads the size of heads from the first layer; a map of zeros there changes nothing.
-    return [first if first.mixer else Layer(Part("linear", 0), first.ffn), *others]
+    zeros = Part("unbiased", 0, "f16" if shape.hidden % STUB else "q4_0")
+    return [first if first.mixer else Layer(zeros, first.ffn), *others]
 
 
 @functools.lru_cache(maxsize=16)
@@ -79,7 +69,7 @@ def _matrices(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[str, int,
     hidden, queries = shape.hidden, shape.heads * shape.head_dim
     for i, layer in enumerate(layers):
         mixer, ffn = layer.mixer, layer.ffn
-        if mixer is not None and mixer.form == "linear":
+        if mixer is not None and mixer.form in ("linear", "unbiased"):
             yield f"blk.{i}.attn_output", hidden, hidden, mixer.precision
         elif mixer is not None:
             keys = mixer.size * shape.head_dim
@@ -102,6 +92,14 @@ def _vectors(layers: Sequence[Layer]) -> Iterator[str]:
         yield f"blk.{i}.ffn_norm.weight"
         if layer.ffn is None and layer.mixer is not None and layer.mixer.form == "linear":
             yield f"blk.{i}.ffn_down.bias"
+
+
+class Sizes(NamedTuple):
+    """Numbers of weights, their bytes, and bytes of the KV cache (F16) per token and sequence."""
+
+    parameters: int
+    parameter_bytes: int
+    kv_bytes_per_token: int
 
 
 def bytes_of(weights: int, precision: str | None) -> int:

@@ -10,15 +10,17 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tangram import vllm
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import HEAD
+from tangram.blocks.base import HEAD, Kind
 from tangram.config import Scenario
-from tangram.costs.parts import Part, Sizes, parts_of
+from tangram.costs import llama_stack
+from tangram.costs.llama_layers import Part
+from tangram.costs.llama_stack import Sizes
 from tangram.engines import VLLM
 from tangram.errors import TangramError
 from tangram.export.decilm_config import CODE, CODE_FILE, decilm_config
@@ -29,6 +31,16 @@ WARMUP = 2  # untimed runs of every process
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}
 
 Layer = tuple[Part | None, Part | None]
+
+
+def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
+    """Return a variant as parts: one, or none for a no-op; every linear map has a bias.
+
+    Raises:
+        TangramError: vLLM has no such subblock.
+    """
+    parts = llama_stack.parts_of(kind, variant, shape, VLLM)
+    return [replace(part, form="linear") if part.form == "unbiased" else part for part in parts]
 
 
 def pack(parts: Sequence[Part]) -> tuple[Layer, ...]:
@@ -51,7 +63,7 @@ def layers_of(architecture: Architecture, shape: Shape) -> tuple[Layer, ...]:
         TangramError: vLLM has no such subblock.
     """
     pieces = [(kind, variant) for _, kind, variant in architecture.pieces() if kind != HEAD]
-    layers = pack([part for kind, variant in pieces for part in parts_of(kind, variant, shape, VLLM)])  # type: ignore[arg-type]
+    layers = pack([part for kind, variant in pieces for part in parts_of(kind, variant, shape)])  # type: ignore[arg-type]
     if layers and layers[0][0] is None:
         return ((Part("attention", 1), layers[0][1]), *layers[1:])
     return layers

@@ -21,8 +21,8 @@ from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import HEAD, PARENT, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs.calibration import calibration_architectures as calibration_architectures  # part of the interface
+from tangram.costs.llama_stack import Sizes
 from tangram.costs.measurement import MODEL, cost_row, precise
-from tangram.costs.parts import Sizes, added, parts_of
 from tangram.costs.vllm_bench import (
     BYTES,
     TOKENS,
@@ -33,6 +33,7 @@ from tangram.costs.vllm_bench import (
     layers_of,
     length_of,
     pack,
+    parts_of,
     sizes_of,
     steps_of,
     write,
@@ -67,7 +68,7 @@ def slope(first: Layer, layers: tuple[Layer, ...], copies: int) -> Sum:
 
 def _timed(kind: str, variant: str, costs: Costs, shape: Shape, dtype: str) -> Timed:
     """Return what to time of a variant."""
-    attention = pack(parts_of("attention", PARENT, shape, VLLM))
+    attention = pack(parts_of("attention", PARENT, shape))
     vocabulary, precision = shape.vocabulary, Variant.parse(variant).precision
     weights = shape.hidden * vocabulary
     if kind == HEAD:
@@ -76,11 +77,12 @@ def _timed(kind: str, variant: str, costs: Costs, shape: Shape, dtype: str) -> T
         scales = 4 * vocabulary if BYTES[precision or dtype] == 1 else 0
         return Timed(stacks, Sizes(stored, stored * BYTES[precision or dtype] + scales, 0))
     if kind == MODEL:
-        head = {Stack(attention, 2 * vocabulary): 1.0, Stack(attention, vocabulary): -1.0}
-        rest = added((1.0, {Stack(attention, vocabulary): 1.0}), (-1.0, head))
-        rest = added((1.0, rest), (-1.0, slope(attention[0], attention, COPIES[0])))
+        # The fixed part: a model of one attention, without that and without the head, which the double has once more.
+        alone = slope(attention[0], attention, COPIES[0])
+        rest = {Stack(attention, vocabulary): 2.0, Stack(attention, 2 * vocabulary): -1.0}
+        rest |= {stack: -weight for stack, weight in alone.items()}
         return Timed(rest, Sizes(weights + shape.hidden, (weights + shape.hidden) * BYTES[dtype], 0))
-    layers = pack(parts_of(kind, variant, shape, VLLM))  # type: ignore[arg-type]
+    layers = pack(parts_of(kind, variant, shape))  # type: ignore[arg-type]
     if not layers:
         return Timed({}, Sizes(0, 0, 0))
     copies = copies_of(layers, costs.stack_megabytes, shape, dtype, COPIES)

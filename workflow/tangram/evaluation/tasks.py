@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,21 @@ def read_tasks(archive: str | Path, names: Sequence[str]) -> dict[str, list[Ques
         name = next(name for member, name in members.items() if path.endswith(f"/{member}"))
         questions[name] = parse_task(name, content)
     return {name: questions[name] for name in names}
+
+
+def save_questions(tasks: Mapping[str, Sequence[Question]], path: str | Path) -> None:
+    """Write the questions of tasks as JSON; see `load_questions`."""
+    content = {name: [asdict(question) for question in questions] for name, questions in tasks.items()}
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def load_questions(path: str | Path) -> dict[str, list[Question]]:
+    """Read what `save_questions` wrote."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {
+        name: [Question(entry["input"], tuple(entry["choices"]), entry["label"]) for entry in entries]
+        for name, entries in content.items()
+    }
 
 
 def write_tasks(tasks: Mapping[str, Sequence[Question]], folder: str | Path) -> None:

@@ -75,6 +75,7 @@ def card(facts: Facts) -> str:
         f"# {facts.run}, {facts.target}, solution {facts.solution}",
         f"A faster child of {_name_of(facts.parent)}. Tangram chose the variant of every subblock and of the LM head, "
         "and finetuned the child on the parent's outputs.",
+        _license(facts.parent),
         "## Loading",
         *(_loading(*LOADING[name]) for name in facts.formats),
         "## Architecture",
@@ -94,7 +95,7 @@ def card(facts: Facts) -> str:
 def _front_matter(facts: Facts) -> str:
     source = facts.parent.get("source", {})
     entries: dict[str, Any] = {
-        "license": facts.parent.get("license"),
+        **{key: facts.parent.get(key) for key in ("license", "license_name", "license_link")},
         "base_model": source.get("repo"),
         "pipeline_tag": "text-generation",
         "library_name": "transformers" if HF in facts.formats else None,
@@ -110,6 +111,14 @@ def _name_of(parent: Mapping[str, Any]) -> str:
     name = source.get("repo") or source.get("member") or Path(source.get("path", "its parent")).name
     weights = parent.get("weights", "as published")
     return f"`{name}`" if weights == "as published" else f"`{name}` (weights {weights})"
+
+
+def _license(parent: Mapping[str, Any]) -> str:
+    """Return a sentence on the license."""
+    name, link = parent.get("license_name") or parent.get("license"), parent.get("license_link")
+    if name is None:
+        return "The parent's license is not recorded: look it up before you pass this model on."
+    return f"The parent's license, `{name}`{f' ({link})' if link else ''}, holds for this model, too."
 
 
 def _fenced(language: str, text: str) -> str:

@@ -41,9 +41,9 @@ from .quantized import set_precision, with_precision
 class LinearAttention(nn.Module):
     """A linear map instead of attention: each token attends to itself only (Puzzle, section 2)."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, bias: bool):
         super().__init__()
-        self.linear_attn = nn.Linear(hidden_size, hidden_size)
+        self.linear_attn = nn.Linear(hidden_size, hidden_size, bias)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """Map ``(batch, sequence, hidden)`` to the same shape; there are no attention weights."""
@@ -53,9 +53,9 @@ class LinearAttention(nn.Module):
 class LinearMLP(nn.Module):
     """A linear map instead of the feed-forward network."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, bias: bool):
         super().__init__()
-        self.linear_mlp = nn.Linear(hidden_size, hidden_size)
+        self.linear_mlp = nn.Linear(hidden_size, hidden_size, bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map ``(batch, sequence, hidden)`` to the same shape."""
@@ -78,9 +78,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             super().__init__(config, layer_idx)
             skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
             if "attention" in linear:
-                self.self_attn = LinearAttention(config.hidden_size)
+                self.self_attn = LinearAttention(config.hidden_size, "attention=unbiased" not in linear)
             if "mlp" in linear:
-                self.mlp = LinearMLP(config.hidden_size)
+                self.mlp = LinearMLP(config.hidden_size, "mlp=unbiased" not in linear)
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from tangram.archives import fetch_archive, read_members
 from tangram.config import GgufParent, HubParent, LocalParent, Parent
@@ -24,8 +25,10 @@ from tangram.parent.gguf_metadata import Metadata
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Config, index of the weights, tokenizer and chat templates; the weights are downloaded afterwards, by the index.
-HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+# Config, index of the weights, tokenizer, chat templates, and the card with the license. The weights are downloaded
+# afterwards, by the index.
+HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "README.md"]
+LICENSE_KEYS = ("license", "license_name", "license_link")  # of a card's front matter
 
 
 def _check_numbers(parent: Parent, shape: Shape) -> None:
@@ -92,11 +95,19 @@ def _load_gguf(source: GgufParent) -> tuple[PreTrainedModel, PreTrainedTokenizer
 
 
 def _license_in(folder: Path) -> dict[str, str]:
-    """Return the license in a model card's front matter, as an entry of `provenance.json`; nothing without one."""
+    """Return the license in a model card's front matter, as entries of `provenance.json`; nothing without one.
+
+    The hub's license ``other`` has a name and a link of its own.
+    """
     card = folder / "README.md"
-    front = card.read_text(encoding="utf-8").split("---\n")[1:2] if card.is_file() else []
-    found = re.search(r"^license: *([\w.-]+) *$", front[0], re.MULTILINE) if front else None
-    return {"license": found[1]} if found else {}
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    try:
+        entries = yaml.safe_load(front[1]) if front else None
+    except yaml.YAMLError:
+        return {}
+    entries = entries if isinstance(entries, dict) else {}
+    return {key: str(entries[key]) for key in LICENSE_KEYS if isinstance(entries.get(key), str)}
 
 
 def _quantization(member: str) -> str:

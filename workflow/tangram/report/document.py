@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tangram.report.textures import TEXTURES
+
 TEMPLATES = Path(__file__).parents[2] / "report"
 
 
@@ -115,5 +117,6 @@ def render_document(
         facts=facts,
         skyline=skyline,
         key=key,
+        textures=TEXTURES,
         sections=[section for section in sections if section.parts],
     )

@@ -9,7 +9,7 @@ from html import escape
 import pandas as pd
 
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, Variant
+from tangram.blocks.base import ALL_PRECISIONS, HEAD, KINDS, NO_OP, PARENT, Variant
 from tangram.report.data import rows_of
 from tangram.report.estimates import Estimate
 from tangram.report.names import KIND_NAMES
@@ -231,7 +231,8 @@ def legend(variants: Sequence[str], colors: Mapping[str, str]) -> list[tuple[str
     """Return the legend of tiles: names and swatches of all structures, then of all precisions."""
     parsed = [Variant.parse(variant) for variant in variants]
     structures = dict.fromkeys([PARENT, *(str(variant.source) for variant in parsed)])
-    precisions = sorted({variant.precision for variant in parsed if variant.precision})
+    used = {variant.precision for variant in parsed}
+    precisions = [precision for precision in ALL_PRECISIONS if precision in used]
     named = {name: name for name in structures} | {p: str(Variant(PARENT, precision=p)) for p in precisions}
     looks = {variant: colors[str(Variant.parse(variant).source)] for variant in named.values()}
     return [(name, swatch(variant, looks)) for name, variant in named.items()]

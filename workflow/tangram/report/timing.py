@@ -26,6 +26,7 @@ STAGES = (
     "evaluate_parent",
     "evaluate_model",
     "measure_speed",
+    "extract_tasks",
     "evaluate_parent_tasks",
     "evaluate_tasks",
     "export_gguf",

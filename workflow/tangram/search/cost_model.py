@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import PARENT
+from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Scenario
 from tangram.costs.calibration import steady_seconds, stock_factors
+from tangram.costs.llama_layers import STUB_PIECE, excess
+from tangram.engines import LLAMA_CPP
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+REST = ("model", PARENT)  # the table's kind and variant of embedding and final norm
+FLOAT32 = 4  # bytes
 REMEDY = "delete it and run again: only this table and its dependents are rebuilt"
 
 
@@ -67,14 +71,14 @@ class Sizes(NamedTuple):
 
 
 class CostModel:
-    """Predict time and memory of any architecture as sums over its pieces.
+    """Predict time and memory of any architecture as sums over its pieces, in llama.cpp less the stubs it lacks.
 
     Seconds are `costs.calibration.steady_seconds`: ratios to the parent's subblock timed in the same job, which cancels
     drift between jobs. The calibration's scale multiplies the sum over a whole model. Pieces are measured with
     packed and fused kernels; `stock` returns the costs of the same pieces as stock transformers runs them.
 
     Args:
-        costs: rows of `tables.COSTS`.
+        costs: rows of `tables.COSTS`, of one engine.
         calibration: rows of `tables.CALIBRATION`.
         scenarios: workloads by name.
 
@@ -96,6 +100,8 @@ class CostModel:
             if not 0 <= row.seconds < math.inf:
                 raise TangramError(f"{where}: {row.seconds} s against {row.parent_seconds} s of the parent; {REMEDY}")
             self._times[key] = float(row.seconds)
+        of_stub = costs[(costs["kind"] == STUB_PIECE[0]) & (costs["variant"] == STUB_PIECE[1])]
+        self.counts_stubs = LLAMA_CPP in set(of_stub["engine"])
         self._classes = sorted({piece[0] for piece in self._sizes})
         self._scales: dict[tuple[str, str, int], float] = {}
         for row in records(calibration):
@@ -113,6 +119,23 @@ class CostModel:
         stock._scales = {workload: s * self._stock_factors.get(workload, 1.0) for workload, s in self._scales.items()}
         stock._stock_factors = {}
         return stock
+
+    def in_one_type(self, variant: str) -> CostModel:
+        """Return the costs of the parent's file in one type: the embedding has the head's type, or is the head.
+
+        The table's embedding is that of a child, in float32 beside a head of any other type.
+
+        Args:
+            variant: the head in that type, such as ``'parent@f16'``.
+        """
+        head, rest = self.sizes(0, HEAD, variant), self.sizes(0, *REST)
+        is_tied = self.sizes(0, HEAD, PARENT).parameters == 0
+        stored = Sizes(0, 0, 0) if is_tied else head
+        norm = rest.parameters - head.parameters
+        other = copy.copy(self)
+        sizes = Sizes(norm + stored.parameters, FLOAT32 * norm + stored.parameter_bytes, 0)
+        other._sizes = {**self._sizes, self._piece(0, *REST): sizes}
+        return other
 
     def _piece(self, layer: int, kind: str, variant: str) -> tuple[int, str, str]:
         """Return the key of a layer's class: the last class that starts at or before the layer."""
@@ -149,13 +172,18 @@ class CostModel:
 
     def predict(self, architecture: Architecture, scenario: str, batch: int) -> Prediction:
         """Sum the costs of an architecture's pieces; `verify` checks the solver's linear forms against this sum."""
-        pieces = [(0, "model", PARENT), *architecture.pieces()]
+        pieces = [(0, *REST), *architecture.pieces()]
+        weights = [1] * len(pieces)
+        if stubs := self.excess_stubs(architecture.layers):
+            pieces, weights = [*pieces, (0, *STUB_PIECE)], [*weights, -stubs]
+        weighted = list(zip(pieces, weights, strict=True))
         prefill, step = (
             self.scale(scenario, phase, batch)
-            * math.fsum(self.seconds(*piece, scenario, phase, batch) for piece in pieces)
+            * math.fsum(weight * self.seconds(*piece, scenario, phase, batch) for piece, weight in weighted)
             for phase in ("prefill", "decode")
         )
-        sizes = Sizes(*map(sum, zip(*(self.sizes(*piece) for piece in pieces), strict=True)))
+        of_pieces = ([weight * size for size in self.sizes(*piece)] for piece, weight in weighted)
+        sizes = Sizes(*map(sum, zip(*of_pieces, strict=True)))
         latency = prefill + self.scenarios[scenario].generate * step
         tokens = self.tokens(scenario, batch)
         return Prediction(
@@ -167,6 +195,10 @@ class CostModel:
             parameters=sizes.parameters,
             kv_bytes_per_token=sizes.kv_bytes_per_token,
         )
+
+    def excess_stubs(self, layers: Sequence[LayerChoice]) -> int:
+        """Return the number of stubs in the sum over the pieces of layers that the layers do not need."""
+        return excess(layers) if self.counts_stubs else 0
 
     def usage(self, quantity: str, scenario: str, batch: int, layer: int, kind: str, variant: str) -> float:
         """Return one piece's contribution to a quantity; for throughput, its seconds (as for `latency`)."""

@@ -73,8 +73,7 @@ def _reachable(problem: Problem, search: Search, row: int, alone: bool) -> tuple
 def _feasible(problem: Problem, search: Search) -> bool:
     """Return whether some architecture satisfies every limit at some batch sizes."""
     for batches in problem.batch_grid():
-        resources = problem.resources(batches)
-        program = Program(np.zeros(len(problem.scores)), problem.group_of, resources.usage, resources.budget)
+        program = Program.of(problem, np.zeros(len(problem.scores)), problem.resources(batches))
         if minimize(program, search.time_limit) is not None:
             return True
     return False

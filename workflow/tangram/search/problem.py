@@ -25,9 +25,10 @@ import numpy as np
 from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
 from tangram.blocks.base import HEAD, PARENT
 from tangram.config import Constraint, Scenario, Search, Section, Target
+from tangram.costs.llama_layers import STUB_PIECE
 from tangram.engines import REFERENCES, refusal
 from tangram.errors import TangramError
-from tangram.search.cost_model import REMEDY, CostModel, records
+from tangram.search.cost_model import REMEDY, REST, CostModel, records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,10 +73,12 @@ class Resources:
     Attributes:
         usage: ``(constraints, options)``, options of all groups in order.
         fixed: ``(constraints,)``, the share of embedding and final norm.
+        stub: ``(constraints,)``, the share of a stub, which `usage` counts although the next layer's FFN replaces it.
     """
 
     usage: np.ndarray
     fixed: np.ndarray
+    stub: np.ndarray
 
     @property
     def budget(self) -> np.ndarray:
@@ -153,8 +156,9 @@ class Problem:
 
     @functools.cached_property
     def stock(self) -> Problem:
-        """The problem with the costs of models that stock transformers runs: the source of the parent's reference."""
-        return replace(self, costs=self.costs.stock())
+        """The problem with the costs of stock transformers' models or llama.cpp's files: the parent's reference."""
+        costs, variant = self.costs.stock(), REFERENCES[self.target.engine]
+        return replace(self, costs=costs if variant == PARENT else costs.in_one_type(variant))
 
     @property
     def num_layers(self) -> int:
@@ -308,10 +312,11 @@ class Problem:
     def resources(self, batches: Mapping[str, int]) -> Resources:
         """Return the constraints as linear forms of the options at given batch sizes."""
         rows = [self._linear(constraint, batches) for constraint in self.target.constraints]
-        return Resources(np.array([usage for _, usage in rows]), np.array([fixed for fixed, _ in rows]))
+        usage, fixed, stub = zip(*rows, strict=True)
+        return Resources(np.array(usage), np.array(fixed), np.array(stub))
 
-    def _linear(self, constraint: Constraint, batches: Mapping[str, int]) -> tuple[float, list[float]]:
-        """Return one constraint's fixed usage and the usage of every option, both divided by the limit."""
+    def _linear(self, constraint: Constraint, batches: Mapping[str, int]) -> tuple[list[float], float, float]:
+        """Return one constraint's usage of every option, its fixed usage, and that of a stub, divided by the limit."""
         scenario, batch = self._workload(constraint, batches)
         limit = self.limit(constraint, batches)
         if constraint.quantity == "throughput":  # a lower limit on tokens/s is an upper limit on seconds
@@ -321,12 +326,21 @@ class Problem:
         def piece(layer: int, kind: str, variant: str) -> float:
             return self.costs.usage(constraint.quantity, scenario, batch, layer, kind, variant) / limit
 
+        stub = piece(0, *STUB_PIECE) if self.costs.counts_stubs else 0.0
         usage = [
             sum(piece(self.layer(group), kind, variant) for kind, variant in pieces_of(option.choice))
             for group, options in enumerate(self.options)
             for option in options
         ]
-        return piece(0, "model", PARENT), usage
+        if stub:
+            usage = [value - stub * count for value, count in zip(usage, self._excess_stubs, strict=True)]
+        return usage, piece(0, *REST), stub
+
+    @functools.cached_property
+    def _excess_stubs(self) -> list[int]:
+        """The number of stubs in the costs of every option's subblocks that its layer does not need."""
+        layers = [[option.choice] if isinstance(option.choice, LayerChoice) else [] for option in self._flat]
+        return list(map(self.costs.excess_stubs, layers))
 
     def layer(self, group: int) -> int:
         """Return the layer of a group's rows in the tables; the head's is 0."""

@@ -5,6 +5,9 @@ and for diverse solutions  Σ_l x_l,y(l) ≤ α · L  for every earlier solution
 chooses a *pair* of variants per layer, that cut counts layers: two solutions share a layer if both its attention and
 its FFN are the same. The head does not count.
 
+In llama.cpp a layer's usage can contain a stub that the model does not need if the next subblock is an FFN
+(`costs/llama_layers.py`). A continuous variable per layer is 1 at most if the layer's FFN takes a stub's place.
+
 The solver first sees only the options whose reduced cost in the LP relaxation is at most τ. Any x with another option
 costs at least LP + τ, so min(bound over these options, LP + τ) bounds the full program. If that bound is too weak, τ
 grows to the distance between objective and LP, which always suffices. For 80 layers of 54 pairs this is several times
@@ -20,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from tangram.blocks.architecture import LayerChoice
+from tangram.costs.llama_layers import begins_with_ffn, is_empty, waits_for_ffn
 from tangram.errors import TangramError
-from tangram.search.problem import TOLERANCE, rounding
+from tangram.search.problem import TOLERANCE, Problem, Resources, rounding
 
 OPTIONS_PER_GROUP = 3  # mean number in the first restricted program
 SOLVER_OPTIONS = {
@@ -31,6 +36,23 @@ SOLVER_OPTIONS = {
     "primal_feasibility_tolerance": 1e-9,
     "dual_feasibility_tolerance": 1e-9,
 }
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """Stubs that a layer's usage contains, and that no model needs in which the next subblock is an FFN.
+
+    Attributes:
+        waits: whether an option contains such a stub, at its end, ``(options,)``.
+        empty: whether an option has no subblock, ``(options,)``.
+        ends: whether an option begins with an FFN, ``(options,)``.
+        usage: of one stub, ``(constraints,)``.
+    """
+
+    waits: np.ndarray
+    empty: np.ndarray
+    ends: np.ndarray
+    usage: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,7 @@ class Program:
         budget: ``(constraints,)``.
         earlier: the options of each earlier solution, by layer.
         max_shared: maximum number of layers that x shares with each of them.
+        stubs: stubs that `usage` contains and that not every x needs.
     """
 
     scores: np.ndarray
@@ -52,6 +75,26 @@ class Program:
     budget: np.ndarray
     earlier: tuple[tuple[int, ...], ...] = ()
     max_shared: int = 0
+    stubs: Stubs | None = None
+
+    @classmethod
+    def of(cls, problem: Problem, scores: np.ndarray, resources: Resources) -> Program:
+        """Return the program of a problem at fixed batch sizes.
+
+        Args:
+            problem: the problem.
+            scores: what to minimize, ``(options,)``.
+            resources: its constraints.
+        """
+        stubs = None
+        if resources.stub.any():
+            choices = [option.choice for group in problem.options for option in group]
+            waits, empty, ends = (
+                np.array([isinstance(choice, LayerChoice) and holds(choice) for choice in choices])
+                for holds in (waits_for_ffn, is_empty, begins_with_ffn)
+            )
+            stubs = Stubs(waits, empty, ends, resources.stub)
+        return cls(scores, problem.group_of, resources.usage, resources.budget, stubs=stubs)
 
     @property
     def groups(self) -> int:
@@ -191,10 +234,12 @@ def _model(program: Program, options: np.ndarray, binary: bool) -> Any | None:
     starts = np.searchsorted(program.group_of[options], np.arange(program.groups + 1))
     for first, last in itertools.pairwise(starts):
         model.one_option.add(linear([1.0] * (last - first), x[first:last]) == 1)
+    replaced = [] if program.stubs is None else _replaced_stubs(model, program, program.stubs, options)
     model.limits = pyo.Constraint(pyo.Any)
     for row, (usage, budget) in enumerate(zip(program.usage[:, options], program.budget, strict=True)):
         if usage.any():
-            model.limits[row] = linear(usage.tolist(), x) <= float(budget)
+            stubs = [-float(program.stubs.usage[row])] * len(replaced) if program.stubs is not None else []
+            model.limits[row] = linear([*usage.tolist(), *stubs], [*x, *replaced]) <= float(budget)
         elif budget < -TOLERANCE:
             return None
     model.diversity = pyo.ConstraintList()
@@ -203,6 +248,32 @@ def _model(program: Program, options: np.ndarray, binary: bool) -> Any | None:
         if shared:
             model.diversity.add(linear([1.0] * len(shared), shared) <= program.max_shared)
     return model
+
+
+def _replaced_stubs(model: Any, program: Program, stubs: Stubs, options: np.ndarray) -> list[Any]:
+    """Add the stubs of earlier layers that a layer's FFN replaces, a variable per layer; return the variables.
+
+    ``waiting`` is 1 at most if the last subblock so far waits for an FFN. All limits let both variables be as large as
+    possible, so they need not be binary.
+    """
+    import pyomo.environ as pyo
+
+    groups = range(program.groups)
+    model.waiting = pyo.Var(groups, domain=pyo.UnitInterval)
+    model.replaced = pyo.Var(groups, domain=pyo.UnitInterval)
+    model.stubs = pyo.ConstraintList()
+    for group in groups:
+        of_group = options[program.group_of[options] == group]
+        waits, empty, ends = (
+            sum(model.x[option] for option in of_group[flags[of_group]].tolist())
+            for flags in (stubs.waits, stubs.empty, stubs.ends)
+        )
+        before = model.waiting[group - 1] if group else 0.0
+        model.stubs.add(model.waiting[group] <= waits + empty)
+        model.stubs.add(model.waiting[group] <= waits + before)
+        model.stubs.add(model.replaced[group] <= ends)
+        model.stubs.add(model.replaced[group] <= before)
+    return list(model.replaced.values())
 
 
 def _run(model: Any | None, time_limit: float, **gaps: float) -> tuple[Any, Any] | None:

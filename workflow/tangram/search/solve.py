@@ -50,8 +50,7 @@ def _combinations(problem: Problem, search: Search) -> list[_Combination]:
     """Return the combinations of batch sizes whose LP relaxation is feasible."""
     combinations = []
     for batches in problem.batch_grid():
-        resources = problem.resources(batches)
-        program = Program(problem.scores, problem.group_of, resources.usage, resources.budget)
+        program = Program.of(problem, problem.scores, problem.resources(batches))
         relaxation = relax(program, search.time_limit)
         if relaxation is not None:
             combinations.append(_Combination(batches, program, relaxation, relaxation.lower))

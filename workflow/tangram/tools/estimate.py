@@ -290,7 +290,7 @@ class Work:
                 size = self.element * getattr(sizes, kind)
                 copies = loads * max(1.0, stack / size)
                 seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
-                jobs = 1 + len(timed(engine, self.config.library.variants(kind)))
+                jobs = 1 + len(timed(engine, kind, self.config.library.variants(kind)))
                 memory = 2 * loads * max(stack, size) + self.cache_bytes / sizes.layers
                 yield Stage("measure_costs", jobs, 1, seconds, memory, 0)
             seconds = startup + 4 * loads * self.timing(sizes.total, 3)
