@@ -384,7 +384,8 @@ def report_settings():
 def quantization_settings():
     """Return the settings of quantization, without those of training."""
     used = {"batch_size", "holdout_fraction", "ridge", "normalize"}
-    return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
+    shared = {"shared_smoothing": True} if cfg.library.shared_smoothing else {}
+    return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
 
 
 def calibration_settings(wildcards):

@@ -26,7 +26,7 @@ PAGES = [
 PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it also names removed files
 ELSEWHERE = ("config/mine.yaml", "results", "/tmp")  # files of readers and of runs
 OF_A_RUN = ("config.json", "provenance.json", "architecture.json", "child/", "selection/", "parent/")
-PROGRAMS = {"cd", "eval", "git", "pre-commit", "."}
+PROGRAMS = {"cd", "eval", "export", "git", "pip", "pre-commit", "pytest", "vllm", "."}
 
 
 def each(pages: list[Path]) -> pytest.MarkDecorator:

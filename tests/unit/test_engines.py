@@ -13,6 +13,7 @@ from tangram.engines import refusal, timed
         ("parent@q8_0", "llama.cpp", (), None),
         ("parent@bf16", "llama.cpp", ("decilm",), None),
         ("parent@int8", "llama.cpp", (), "engine llama.cpp has no precision int8"),
+        ("parent@int8", "torch", ("decilm",), None),
         ("parent@int8", "torch", ("gguf",), "format gguf has no precision int8"),
         ("lowrank-8", "torch", (), None),
         ("lowrank-8", "llama.cpp", (), "format gguf cannot express it"),

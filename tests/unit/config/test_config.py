@@ -544,3 +544,13 @@ def test_precisions_alone_are_a_search_space(library: dict) -> None:
     targets = {"speed-1.2": DEFAULT["targets"]["speed-1.2"] | {"compare_layers_dropped": False}}
     config = parse(DEFAULT | {"library": {"attention": [], "ffn": []} | library, "targets": targets})
     assert sum(len(config.library.variants(kind)) for kind in ("attention", "ffn", "head")) == 1
+
+
+def test_decilm_needs_shared_smoothing_of_int8_attention() -> None:
+    library = DEFAULT["library"] | {"precisions": {"attention": ["int8"]}}
+    target = DEFAULT["targets"]["speed-1.2"] | {"export": ["decilm"]}
+    config = DEFAULT | {"library": library, "targets": DEFAULT["targets"] | {"speed-1.2": target}}
+    with pytest.raises(TangramError, match=r"'parent@int8'; set library\.shared_smoothing: true"):
+        parse(config)
+    assert parse(config | {"library": library | {"shared_smoothing": True}}).library.shared_smoothing
+    assert parse(config | {"library": library | {"precisions": {"ffn": ["int8"]}}})

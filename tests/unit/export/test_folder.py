@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_children import ARCHITECTURES, child_on_disk, random_tokens
+from export_children import ARCHITECTURES, EIGHT_BITS, child_on_disk, random_tokens
 from safetensors.torch import load_file
 from tiny_children import LAYERS, PARENT_ONLY, UNIFORM
 from tiny_models import write_parent
@@ -54,7 +54,12 @@ class Reference:
         return x * torch.rsqrt(mean + self.config["rms_norm_eps"]) * self.state[f"{name}.weight"]
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return functional.linear(x, self.state[f"{name}.weight"], self.state.get(f"{name}.bias"))
+        weight, bias = self.state[f"{name}.weight"], self.state.get(f"{name}.bias")
+        if (scale := self.state.get(f"{name}.weight_scale")) is not None:  # 8 bits; inputs with a scale per token
+            steps = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / (127 if weight.dtype == torch.int8 else 448)
+            codes = (x / steps).round() if weight.dtype == torch.int8 else (x / steps).to(weight.dtype).float()
+            x, weight = codes * steps, weight.float() * scale
+        return functional.linear(x, weight, bias)
 
     def attention(self, x: torch.Tensor, name: str, kv_heads: int) -> torch.Tensor:
         heads, width = self.config["num_attention_heads"], self.config["head_dim"]
@@ -85,9 +90,10 @@ class Reference:
                 x = x + self.ffn(self.norm(x, f"{name}.post_attention_layernorm"), f"{name}.mlp")
             used |= {n for n in self.state if n.startswith(f"{name}.")}
         tied = self.config["tie_word_embeddings"]
-        assert self.state.keys() - used == (set() if tied else {"lm_head.weight"})
-        head = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        return functional.linear(self.norm(x, "model.norm"), self.state[head])
+        head = {name for name in self.state if name.startswith("lm_head.")}
+        assert self.state.keys() - used == head
+        assert tied == (not head)
+        return self.linear(self.norm(x, "model.norm"), "model.embed_tokens" if tied else "lm_head")
 
 
 def decilm_layers(folder: Path) -> list[tuple[int, int]]:
@@ -126,6 +132,27 @@ def test_decilm_computes_the_childs_logits(parent: Path, tmp_path: Path, name: s
     tokens = random_tokens(2, 30)
     logits, expected = Reference(tmp_path / "decilm")(tokens, layers), load_model(folder)(tokens).logits
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", EIGHT_BITS)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@torch.no_grad()
+def test_decilm_computes_in_eight_bits(parent: Path, tmp_path: Path, name: str, precision: str) -> None:
+    layers = [(layer.attention, layer.ffn) for layer in EIGHT_BITS[name].layers]
+    choices = [LayerChoice(*(variant.replace("int8", precision) for variant in pair)) for pair in layers]
+    architecture = Architecture(tuple(choices), f"parent@{precision}")
+    folder = child_on_disk(parent, tmp_path / "child", architecture)
+    write_decilm(read_checkpoint(folder), tmp_path / "decilm", {})
+    tokens = random_tokens(2, 30)
+    logits = Reference(tmp_path / "decilm")(tokens, decilm_layers(tmp_path / "decilm"))
+    expected = load_model(folder)(tokens).logits
+    assert (logits - expected).norm() < 0.02 * expected.norm()  # a number between two codes may become either
+    config, state = (
+        json.loads((tmp_path / "decilm" / "config.json").read_text()),
+        load_file(tmp_path / "decilm/model.safetensors"),
+    )
+    (group,) = config["quantization_config"]["config_groups"].values()
+    assert {f"{target}.weight" for target in group["targets"]} == {n for n, t in state.items() if t.itemsize == 1}
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE_IN_HF)
@@ -186,3 +213,11 @@ def test_the_command_writes_into_the_folder_that_it_is_given(parent: Path, tmp_p
         export_child(str(parent), name, str(tmp_path / name))
         assert (tmp_path / name / "config.json").is_file()
         assert not (tmp_path / name / name).exists()
+
+
+def test_smoothing_that_vllm_cannot_express_is_one_line(tmp_path: Path) -> None:
+    write_parent(tmp_path / "parent", num_hidden_layers=LAYERS)
+    folder = child_on_disk(tmp_path / "parent", tmp_path / "child", EIGHT_BITS["int8"], shared=False)
+    with pytest.raises(TangramError, match="attention of layer 0 has smoothing factors that differ") as caught:
+        write_decilm(read_checkpoint(folder), tmp_path / "decilm", {})
+    assert "\n" not in str(caught.value)

@@ -27,6 +27,7 @@ from tangram.library.quantize import (
     quantize_subblock,
     round_compensated,
     round_to_nearest,
+    shared_by_values,
     smoothing,
 )
 from tangram.models.by_layer import load_by_layer
@@ -253,6 +254,20 @@ def test_matrices_of_equal_inputs_are_smoothed_alike_and_fused(model, kind):
     fast.model.layers[1] = quantized_layer(model, kind, "parent@int8", piece.weights)
     joined = [module.sizes for module in pack(fast).model.layers[1].modules() if isinstance(module, PackedLinear)]
     assert any(len(sizes) == len(names) for sizes in joined)
+
+
+def test_query_heads_of_a_kv_head_can_share_their_smoothing(model, monkeypatch):
+    monkeypatch.setattr(quantize, "EXPONENTS", (0.5,))
+    problem, shape = problem_of(model), Shape.of(model.config)
+    alone = quantize_subblock(problem, "attention", "parent@int8", None).weights
+    pieces = quantize_subblock(problem, "attention", "parent@int8", None, shared_smoothing=True).weights
+    by_head = pieces["o_proj.smooth"].view(shape.kv_heads, -1, shape.head_dim)
+    assert torch.equal(by_head, by_head[:, :1].expand_as(by_head))
+    assert not torch.equal(pieces["o_proj.smooth"], alone["o_proj.smooth"])
+    assert torch.equal(pieces["q_proj.smooth"], alone["q_proj.smooth"])
+    factors = torch.tensor([1.0, 4, 16, 9, 3, 2, 27, 8])  # two KV heads, each of two query heads of width 2
+    expected = torch.tensor([4.0, 6, 4, 6, 9, 4, 9, 4])
+    assert shared_by_values(factors, 2, 2).allclose(expected)
 
 
 def test_statistics_are_of_each_matrixs_own_inputs(model):

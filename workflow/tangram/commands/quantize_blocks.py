@@ -9,7 +9,10 @@ from tangram.cli import ONE_THREAD, PiecesOption, RuntimeOption, reads, reads_mo
 
 def quantize_blocks(
     settings: Annotated[
-        str, typer.Option(help="`batch_size`, `holdout_fraction`, `ridge`, `normalize` of `library.bld` as JSON")
+        str,
+        typer.Option(
+            help="`batch_size`, `holdout_fraction`, `ridge`, `normalize` of `library.bld` as JSON; `shared_smoothing`"
+        ),
     ],
     pieces: PiecesOption,
     parent: Annotated[str, reads_model("parent")],
@@ -22,6 +25,7 @@ def quantize_blocks(
 ) -> None:
     """Write the pieces' weights in the variant's precision, and their held-out losses before and after quantization."""
     runtime.start()
+    import json
     import time
 
     import torch
@@ -42,7 +46,9 @@ def quantize_blocks(
     from tangram.provenance import provenance
     from tangram.tables import LIBRARY, write_table
 
-    section = BlockDistillation.model_validate_json(settings)
+    sections = json.loads(settings)
+    shared_smoothing = sections.pop("shared_smoothing", False)
+    section = BlockDistillation.model_validate(sections)
     kind, variant = pieces.kind, pieces.variant
     check_capability([Variant.parse(variant).precision], runtime.device)
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
@@ -58,7 +64,7 @@ def quantize_blocks(
         else:
             problem = LayerDistillation(model, layer, states.hidden(layer), states.hidden(layer + 1), section)
             float_piece = None if source is None else read_piece(source, layer, kind)
-            piece = quantize_subblock(problem, kind, variant, float_piece)
+            piece = quantize_subblock(problem, kind, variant, float_piece, shared_smoothing)
         tensors |= {tensor_name(layer, kind, name): tensor.contiguous() for name, tensor in piece.weights.items()}
         rows.append(
             {

@@ -16,7 +16,7 @@ from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
-from tangram.engines import LLAMA_CPP, TORCH, refusal
+from tangram.engines import DECILM, LLAMA_CPP, TORCH, refusal
 from tangram.errors import nearest
 
 
@@ -127,6 +127,14 @@ class Config(Section):
             if all(reasons):
                 raise ValueError(
                     f"targets.{target_name}: it can use no variant of the library: '{variants[0][1]}': {reasons[0]}"
+                )
+            rounded = [
+                name for name in self.library.variants(KINDS[0]) if grammar.precision_of(name) in ("int8", "fp8")
+            ]
+            if DECILM in target.formats and rounded and not self.library.shared_smoothing:
+                raise ValueError(
+                    f"targets.{target_name}.export: decilm cannot express the smoothing factors of library.attention's "
+                    f"'{rounded[0]}'; set library.shared_smoothing: true, or leave decilm out"
                 )
         return self
 

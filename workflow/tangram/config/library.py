@@ -96,6 +96,11 @@ class Library(Section):
     )
     head: tuple[str, ...] = Field((), description=f"LM head: {_CHOICES['head']}")
     precisions: Precisions = Field(Precisions(), description="Precisions of all variants.")
+    shared_smoothing: bool = Field(
+        False,
+        description="Attention of 8 bits: all query heads that read one KV head get the same smoothing factors, as "
+        "`export: [decilm]` needs.",
+    )
     layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
     bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 

@@ -106,6 +106,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
+    "library.shared_smoothing": _PIECES[1:],
     "library.bld": ("distill_blocks",),
     **{f"library.bld.{key}": _PIECES for key in ("batch_size", "holdout_fraction", "normalize", "ridge")},
     "library.bld.checkpoint_seconds": (),

@@ -11,16 +11,22 @@ such layers, exactly:
 vLLM reads the entries of `block_configs` as objects: `configuration_decilm.py` makes objects of them, so the folder
 needs `--trust-remote-code` for its config. The widths are in `intermediate_size`, which vLLM reads; SGLang and
 TensorRT-LLM read `ffn_mult` alone, whose widths are multiples of 256.
+
+Matrices of 8 bits are stored as `compressed_tensors` says. A linear map's gate then has 8 bits, too, as vLLM computes
+gate and up projection as one product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
+from tangram.export.compressed_tensors import TYPES, absorb_smoothing, stored
+from tangram.export.decilm_config import CODE, CODE_FILE, MATRICES, Described, decilm_config
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, Checkpoint, Part
 from tangram.models.families import window_of
@@ -29,31 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 CONSTANT_GATE = 1.2784645427610738  # silu of it is 1
-CODE = '''"""The config of vLLM's DeciLMForCausalLM: a Llama config whose block_configs are objects."""
-
-from types import SimpleNamespace
-
-from transformers import LlamaConfig
-
-
-class DeciLMConfig(LlamaConfig):
-    """A Llama config with one entry of `block_configs` per layer."""
-
-    model_type = "nemotron-nas"
-
-    def __init__(self, block_configs=None, **kwargs):
-        super().__init__(**kwargs)
-        self.block_configs = [
-            SimpleNamespace(**{part: SimpleNamespace(**settings) for part, settings in block.items()})
-            for block in block_configs or []
-        ]
-
-    def to_dict(self):
-        """Return the config as JSON types."""
-        blocks = [{part: vars(settings) for part, settings in vars(block).items()} for block in self.block_configs]
-        return {**super().to_dict(), "block_configs": blocks}
-'''
-
 Layer = tuple[Part | None, Part | None]
 
 
@@ -78,40 +59,36 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
     Raises:
         TangramError: the model class cannot compute what the child computes.
     """
-    check_values(child, "decilm")
+    check_values(child, "decilm", ("bf16", *TYPES))
     family, window = child.shape.model_type, window_of(child.config)
     if family_refusal(family, [DECILM]) or (window is not None and window < child.config.max_position_embeddings):
         what = f"family {family}" if family_refusal(family, [DECILM]) else f"an attention window of {window} tokens"
         raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
+    child = _without_smoothing(child)
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)
-    config = base_config(child) | {
-        "model_type": "nemotron-nas",
-        "architectures": ["DeciLMForCausalLM"],
-        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"},
-        "num_hidden_layers": len(layers),
-        "mlp_bias": biased,
-        "block_configs": [_block(child, index, layer) for index, layer in enumerate(layers)],
-    }
-    for key in ("num_key_value_heads", "intermediate_size", "layer_types", "sliding_window"):
-        config.pop(key, None)
-    write_folder(child, output, config, _tensors(child, layers, biased), provenance, {"configuration_decilm.py": CODE})
+    described = [(_described(child, attention), _described(child, ffn)) for attention, ffn in layers]
+    if described and described[0][0] is None:
+        described[0] = (Described("attention", 1), described[0][1])
+    config = decilm_config(base_config(child), child.shape, described, biased, child.head_precision)
+    write_folder(child, output, config, _tensors(child, layers, biased), provenance, {CODE_FILE: CODE})
 
 
-def _block(child: Checkpoint, index: int, layer: Layer) -> dict[str, Any]:
-    """Return a layer's entry of `block_configs`."""
-    attention, ffn = layer
-    heads = child.shape.heads
-    kv_heads = child.kv_heads(attention) if attention is not None else int(index == 0)
-    width = 0 if ffn is None else child.shape.hidden if ffn.form == LINEAR else ffn.channels
-    return {
-        "attention": {
-            "no_op": not kv_heads,
-            "replace_with_linear": False,
-            "n_heads_in_group": heads // kv_heads if kv_heads else None,
-        },
-        "ffn": {"no_op": not width, "replace_with_linear": False, "intermediate_size": width or None},
-    }
+def _without_smoothing(child: Checkpoint) -> Checkpoint:
+    """Return a child whose smoothing factors are part of norms and other matrices."""
+    parts = [absorb_smoothing(p, child.shape.head_dim) if p.precision in TYPES else p for p in child.parts]
+    child = replace(child, parts=tuple(parts))
+    if child.head is None or child.head_precision not in TYPES:
+        return child
+    return replace(child, norm=child.norm * child.head["smooth"], head=stored(child.head))
+
+
+def _described(child: Checkpoint, part: Part | None) -> Described | None:
+    """Return what the config tells of a subblock."""
+    if part is None or part.form == LINEAR:
+        return None if part is None else Described(LINEAR, 0, part.precision)
+    size = child.kv_heads(part) if part.form == "attention" else part.channels
+    return Described(part.form, size, part.precision)
 
 
 def _tensors(child: Checkpoint, layers: list[Layer], biased: bool) -> Iterator[tuple[str, torch.Tensor]]:
@@ -129,11 +106,9 @@ def _tensors(child: Checkpoint, layers: list[Layer], biased: bool) -> Iterator[t
         if ffn is not None:
             tensors = _constant_gate(ffn) if ffn.form == LINEAR else ffn.tensors
             yield f"{prefix}post_attention_layernorm.weight", ffn.norm
-            for name in ("gate_proj", "up_proj", "down_proj"):
-                weight = tensors[f"{name}.weight"]
-                yield f"{prefix}mlp.{name}.weight", weight
-                if biased:
-                    yield f"{prefix}mlp.{name}.bias", tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+            if biased:
+                tensors = {f"{n}.bias": torch.zeros(len(tensors[f"{n}.weight"])) for n in MATRICES["ffn"]} | tensors
+            yield from ((f"{prefix}mlp.{name}", tensor) for name, tensor in tensors.items())
 
 
 def _zero_attention(child: Checkpoint) -> dict[str, torch.Tensor]:
@@ -156,8 +131,12 @@ def _constant_gate(part: Part) -> dict[str, torch.Tensor]:
 
     weight = part.tensors["weight"]
     hidden = len(weight)
+    scales = {}
+    if (scale := part.tensors.get("weight_scale")) is not None:
+        scales = {"gate_proj.weight_scale": torch.ones_like(scale), "up_proj.weight_scale": scale}
     return {
-        "gate_proj.weight": torch.zeros(hidden, hidden),
+        **scales,
+        "gate_proj.weight": torch.zeros_like(weight),
         "gate_proj.bias": torch.full((hidden,), CONSTANT_GATE),
         "up_proj.weight": weight,
         "down_proj.weight": torch.eye(hidden),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 OWN = ("per_layer_config", "linear", "structured", "precision", "head_precision", "auto_map")
 
 
-def check_values(child: Checkpoint, name: str) -> None:
-    """Raise a `TangramError` if a format cannot store a child's precisions: it has plain floats of one dtype."""
+def check_values(child: Checkpoint, name: str, stored: Collection[str] = ("bf16",)) -> None:
+    """Raise a `TangramError` if a format cannot store a child's precisions, besides floats of one dtype."""
     precisions = {part.precision: part.origin for part in child.parts} | {child.head_precision: "the head"}
     for precision, origin in precisions.items():
-        if precision not in (None, "bf16"):
+        if precision is not None and precision not in stored:
             raise TangramError(
                 f"{name}: {origin} has precision {precision}, which the format cannot store; "
                 f"leave {name} out of targets.*.export"
@@ -56,12 +56,15 @@ def write_folder(
         child: source of the other files.
         output: folder to write or to replace.
         config: content of `config.json`.
-        tensors: the weights by name; all get the dtype of the embedding.
+        tensors: the weights by name; floats of more than 8 bits, but for scales, get the dtype of the embedding.
         provenance: flat metadata.
         code: Python files by name.
     """
     dtype = child.embedding.dtype
-    state = {name: tensor.to(dtype).contiguous() for name, tensor in tensors}
+    state = {
+        name: (tensor if tensor.itemsize == 1 or name.endswith(".weight_scale") else tensor.to(dtype)).contiguous()
+        for name, tensor in tensors
+    }
     with atomic_path(output) as folder:
         ignored = shutil.ignore_patterns(*NOT_COPIED, "*.py")
         shutil.copytree(child.folder, folder, ignore=ignored, copy_function=shutil.copyfile)

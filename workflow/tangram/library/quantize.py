@@ -91,6 +91,15 @@ def smoothing(statistics: Statistics, weights: list[torch.Tensor], exponent: flo
     return rows.clamp_min(1e-5) ** (1 - exponent) / inputs**exponent
 
 
+def shared_by_values(smooth: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
+    """Return an output projection's factors, ``(in,)``, with their geometric mean over the query heads of a KV head.
+
+    Then the values can take them up: engines without smoothing factors, such as vLLM, compute the same.
+    """
+    by_head = smooth.log().view(kv_heads, -1, head_dim)
+    return by_head.mean(1, keepdim=True).exp().expand_as(by_head).flatten()
+
+
 def round_to_nearest(weight: torch.Tensor, layer: type[ScaledLinear] = Int8Linear) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a float32 matrix ``(out, in)`` to a class's dtype with a scale per row, ``(out,)``."""
     scale = weight.abs().amax(1).clamp_min(1e-12) / layer.largest
@@ -131,12 +140,18 @@ def _rounded(
     layer: type[ScaledLinear],
     exponent: float,
     compensated: bool,
+    head_dim: int | None = None,
 ) -> Tensors:
-    """Return the tensors of a piece of 8 bits: its matrices by groups of equal inputs; other tensors do not change."""
+    """Return the tensors of a piece of 8 bits: its matrices by groups of equal inputs; other tensors do not change.
+
+    With ``head_dim``, the width of a head, the factors of an output projection are `shared_by_values`.
+    """
     tensors = {name: t for name, t in float_weights.items() if name.removesuffix(".weight") not in _names(groups)}
     for names, statistics in groups:
         matrices = [float_weights[f"{name}.weight"] for name in names]
         smooth = smoothing(statistics, matrices, exponent)
+        if head_dim is not None and names == ["o_proj"]:
+            smooth = shared_by_values(smooth, len(float_weights["v_proj.weight"]) // head_dim, head_dim)
         moment = statistics.moment * torch.outer(smooth, smooth).double()
         for name, matrix in zip(names, matrices, strict=True):
             weight = matrix.float() / smooth
@@ -156,14 +171,15 @@ def _best(
     groups: list[tuple[list[str], Statistics]],
     layer: type[ScaledLinear],
     loss: Callable[[Tensors], float],
+    head_dim: int | None = None,
 ) -> tuple[Tensors, float, str]:
     """Return the tensors with the smallest loss over exponents and roundings, the loss, and the rounding's name."""
     candidates = []
     for exponent in EXPONENTS:
-        tensors = _rounded(float_weights, groups, layer, exponent, compensated=False)
+        tensors = _rounded(float_weights, groups, layer, exponent, False, head_dim)
         candidates.append((loss(tensors), exponent, "nearest", tensors))
     value, exponent, rounding, tensors = min(candidates, key=lambda c: c[0])
-    second = _rounded(float_weights, groups, layer, exponent, compensated=True)
+    second = _rounded(float_weights, groups, layer, exponent, True, head_dim)
     if (compensated := loss(second)) < value:
         value, rounding, tensors = compensated, "compensated", second
     return tensors, value, f"{rounding}, smoothing {exponent:g}"
@@ -186,7 +202,11 @@ def _bf16(float_weights: Mapping[str, torch.Tensor], matrices: set[str]) -> Tens
 
 @torch.no_grad()
 def quantize_subblock(
-    problem: LayerDistillation, kind: str, variant: str, source: Mapping[str, torch.Tensor] | None
+    problem: LayerDistillation,
+    kind: str,
+    variant: str,
+    source: Mapping[str, torch.Tensor] | None,
+    shared_smoothing: bool = False,
 ) -> Quantized:
     """Quantize one layer's piece.
 
@@ -195,6 +215,7 @@ def quantize_subblock(
         kind: ``'attention'`` or ``'ffn'``.
         variant: the quantized variant, such as ``'width-0.5@int8'``.
         source: tensors of the float piece by their names inside the subblock; None for the parent's subblock.
+        shared_smoothing: the factors of an output projection are `shared_by_values`.
     """
     config = problem.model.config
     block = get_block(kind, variant, Shape.of(config))
@@ -219,7 +240,8 @@ def quantize_subblock(
         tensors = _bf16(weights, set(linears))
         return Quantized(tensors, before, loss(tensors), "nearest")
     groups = _groups(problem, layer, kind, linears)
-    tensors, after, rounding = _best(weights, groups, SCALED[precision], loss)
+    head_dim = Shape.of(config).head_dim if shared_smoothing else None
+    tensors, after, rounding = _best(weights, groups, SCALED[precision], loss, head_dim)
     return Quantized(tensors, before, after, rounding)
 
 

@@ -1,0 +1,77 @@
+"""Children as folders that vLLM itself loads: its log-probabilities against torch's."""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from export_children import ARCHITECTURES, EIGHT_BITS, child_on_disk, random_tokens
+from safetensors.torch import load_file
+from tiny_children import LAYERS
+from tiny_models import write_parent
+
+from tangram import vllm
+from tangram.export.decilm import write_decilm
+from tangram.export.parts import read_checkpoint
+from tangram.models.loading import load_model
+
+needs_vllm = pytest.mark.skipif(vllm.PYTHON not in os.environ, reason=f"{vllm.PYTHON} names no Python with vLLM")
+PARENTS = {
+    "tied": {"tie_word_embeddings": True, "rms_norm_eps": 1e-5},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+}
+PROMPTS = [random_tokens(1, length)[0].tolist() for length in (2, 17, 100)]  # one batch
+ALL = {**ARCHITECTURES, **EIGHT_BITS}
+CASES = [(parent, name) for parent in PARENTS for name in (ALL if parent in ("tied", "biases") else ["mixed"])]
+
+
+def in_vllm(folders: Mapping[str, Path], work: Path) -> dict[str, torch.Tensor]:
+    """Return vLLM's log-probabilities, ``(tokens - 1, vocabulary)``, of each prompt: ``{name}/{index of prompt}``."""
+    script = Path(__file__).parents[2] / "support" / "vllm_logprobs.py"
+    job = {"folders": {name: str(folder) for name, folder in folders.items()}, "prompts": PROMPTS}
+    (work / "job.json").write_text(json.dumps(job))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [os.environ[vllm.PYTHON], script, work / "job.json", work / "logprobs.safetensors"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return load_file(work / "logprobs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def logprobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[torch.Tensor]]]:
+    """All children on disk, and their log-probabilities in vLLM, by parent and architecture."""
+    work = tmp_path_factory.mktemp("vllm")
+    folders, children = {}, {}
+    for parent, name in CASES:
+        if not (work / parent).exists():
+            write_parent(work / parent, num_hidden_layers=LAYERS, **{"head_dim": 32, **PARENTS[parent]})
+        case = f"{parent}, {name}"
+        children[case] = child_on_disk(work / parent, work / f"{case} child", ALL[name])
+        folders[case] = work / case
+        write_decilm(read_checkpoint(children[case]), folders[case], {})
+    tensors = in_vllm(folders, work)
+    return {case: (child, [tensors[f"{case}/{i}"] for i in range(len(PROMPTS))]) for case, child in children.items()}
+
+
+@needs_vllm
+@pytest.mark.parametrize(("parent", "name"), CASES)
+@torch.no_grad()
+def test_vllm_computes_the_childs_probabilities(
+    logprobs: dict[str, tuple[Path, list[torch.Tensor]]], parent: str, name: str
+) -> None:
+    folder, results = logprobs[f"{parent}, {name}"]
+    child, largest, divergence = load_model(folder), 0.0, 0.0
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        expected = child(torch.tensor([prompt])).logits[0, :-1].double().log_softmax(-1)
+        difference = expected - result.double().log_softmax(-1)  # vLLM rounds to float32
+        largest = max(largest, float(difference.abs().max()))
+        divergence = max(divergence, float((expected.exp() * difference).sum(-1).mean()))
+    print(f"{parent}, {name}: largest difference {largest:.1e}, KL {divergence:.1e}")
+    rounds_inputs = name in EIGHT_BITS  # a number between two integers may become either
+    assert largest < (0.2 if rounds_inputs else 1e-4)
+    assert divergence < (1e-3 if rounds_inputs else 1e-9)
