@@ -13,19 +13,17 @@ class Texture(NamedTuple):
         size: side of the square.
         width: width of the lines.
         angle: degrees that the pattern is rotated by.
-        cap: ends of the lines; a round end makes a point of a line without length.
     """
 
     lines: str
     size: float
     width: float
     angle: int = 0
-    cap: str = "butt"
 
 
 TEXTURES = {
     "bf16": Texture("M3 0v6", 6, 1.2, angle=45),
-    "int8": Texture("M2.5 2.5h0", 5, 2.3, angle=45, cap="round"),
+    "int8": Texture("M1.5 2.5h2", 5, 2.0, angle=45),
     "fp8": Texture("M3 0v6M0 3h6", 6, 0.9, angle=45),
     "f16": Texture("M3 0v6", 6, 1.2, angle=-45),
     "q8_0": Texture("M0 2h4", 4, 1.0),
