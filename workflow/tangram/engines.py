@@ -12,9 +12,9 @@ from typing import Any
 from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, NO_OP, PARENT, PRECISIONS, Variant
 from tangram.blocks.registry import block_class
 
-TORCH, LLAMA_CPP, VLLM = "torch", "llama.cpp", "vllm"
+TORCH, LLAMA_CPP = "torch", "llama.cpp"
 GGUF, DECILM, HF = FORMATS
-FORMAT_OF = {LLAMA_CPP: GGUF, VLLM: DECILM}  # the format that an engine reads, if it does not read the child itself
+FORMAT_OF = {LLAMA_CPP: GGUF}  # the format that an engine reads, if it does not read the child itself
 # The families whose children of different layers each format can express; gguf has no norms of queries and keys there.
 FAMILIES = {
     GGUF: ("llama", "mistral", "qwen2"),
@@ -22,16 +22,15 @@ FAMILIES = {
     HF: ("llama", "mistral", "qwen2", "qwen3"),
 }
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
-ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS), VLLM: ("int8", "fp8")}
+ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
 STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16", "int8", "fp8"), HF: ("bf16",)}
-# No target can name vLLM yet: `costs.vllm_engine` times in it, but no run has compared its sums with whole models.
 # The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
 # `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
 TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
 # The modules that time trained models, one per engine, with the interface of `evaluation/torch_speed.py`.
 SPEED_TIMERS = {TORCH: "tangram.evaluation.torch_speed", LLAMA_CPP: "tangram.evaluation.llama_speed"}
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
-REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16", VLLM: PARENT}
+REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
 # The types of the parent's files for llama.cpp, which a user would take instead of a child.
 PARENT_TYPES = ("f16", "q8_0", "q4_0")
 

@@ -89,5 +89,5 @@ def test_a_target_uses_what_its_engine_and_formats_can_express():
 
     assert usable() == [name for name in names if name != "parent@q8_0"]
     assert usable(engine="llama.cpp") == ["parent@q8_0", "linear", *names[4:]]
-    assert usable(export=["decilm"]) == ["linear", *names[4:]]
+    assert usable(export=["decilm"]) == ["parent@int8", "linear", *names[4:]]
     assert usable(engine="llama.cpp", export=["hf"]) == ["no-op+width-0.5@bf16"]
