@@ -406,7 +406,8 @@ def test_a_model_is_evaluated(of, child, parent, tokens, cache, tmp_path):
 def test_models_are_timed(child, parent, pretend_cuda, tmp_path):
     settings = json.dumps({"evaluation": {}, "scenarios": SCENARIOS})
     weights = shutil.copytree(child, tmp_path / "fast" / "0" / "child") / "model.safetensors"
-    measure_speed(settings, parent, str(tmp_path / "speeds"), [str(weights)], device="cuda")
+    models = [str(Path(parent) / "model.safetensors"), str(weights)]
+    measure_speed("torch", settings, str(tmp_path / "speeds"), models, device="cuda")
     rows = pd.read_parquet(tmp_path / "speeds")
     assert {"parent", "packed parent", "child"} == set(rows.model)
     assert (rows.value > 0).all()
