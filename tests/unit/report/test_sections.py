@@ -150,6 +150,7 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     write_files(folder)
     settings = settings_of().model_copy(update={"engines": {PRIMARY: "llama.cpp"}})
     results = load_results(folder, settings)
+    assert load_results(folder).settings.engines == settings.engines
     page = Page(render_page(results))
     predicted = results.solutions[PRIMARY, "0"]["scenarios"]["chat"]["speedup"]
     child = page.row("engine", PRIMARY)

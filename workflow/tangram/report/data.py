@@ -312,6 +312,7 @@ def _discover(folder: Path, speeds: pd.DataFrame, architectures: dict[tuple[str,
         num_layers=max((len(architecture.layers) for architecture in architectures.values()), default=0),
         default_scenario=next(iter(speeds["task"]), ""),
         seed=0,
+        engines={path.parents[1].name: LLAMA_CPP for path in folder.glob("targets/*/*/engine.parquet")},
     )
 
 
