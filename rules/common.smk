@@ -243,15 +243,14 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the questions and the tables of tasks, of the parent and the primary target's children and rivals, and of the readout."""
+    """Return the questions, and the tables of tasks and readout of the parent and the primary target's children."""
     files = []
     if cfg.evaluation.tasks:
         # The solver's other solutions would multiply the time and show nothing that the best one does not.
         solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
         children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
-        files += [f"{folder}/tasks.parquet" for folder in children] + [
-            f"{RESULTS}/{name}" for name in ("questions.json", "parent_tasks.parquet")
-        ]
+        files += [f"{RESULTS}/questions.json", f"{RESULTS}/parent_tasks.parquet"]
+        files += [f"{folder}/tasks.parquet" for folder in children]
     if cfg.evaluation.readout.task:
         files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
     return files

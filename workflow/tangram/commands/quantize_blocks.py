@@ -5,6 +5,13 @@ from typing import Annotated
 import typer
 
 from tangram.cli import ONE_THREAD, PiecesOption, RuntimeOption, reads, reads_model, run, writes
+from tangram.config import BlockDistillation
+
+
+class Settings(BlockDistillation):
+    """The slice of the config that this command needs."""
+
+    shared_smoothing: bool = False
 
 
 def quantize_blocks(
@@ -25,7 +32,6 @@ def quantize_blocks(
 ) -> None:
     """Write the pieces' weights in the variant's precision, and their held-out losses before and after quantization."""
     runtime.start()
-    import json
     import time
 
     import torch
@@ -34,7 +40,6 @@ def quantize_blocks(
     from tangram.activations import open_activations
     from tangram.blocks import HEAD, Variant
     from tangram.blocks.registry import modules_of_variants
-    from tangram.config import BlockDistillation
     from tangram.corpus.tokens import read_tokens
     from tangram.files import write_tensors
     from tangram.library.distill import LayerDistillation
@@ -46,9 +51,7 @@ def quantize_blocks(
     from tangram.provenance import provenance
     from tangram.tables import LIBRARY, write_table
 
-    sections = json.loads(settings)
-    shared_smoothing = sections.pop("shared_smoothing", False)
-    section = BlockDistillation.model_validate(sections)
+    section = Settings.model_validate_json(settings)
     kind, variant = pieces.kind, pieces.variant
     check_capability([Variant.parse(variant).precision], runtime.device)
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
@@ -64,7 +67,7 @@ def quantize_blocks(
         else:
             problem = LayerDistillation(model, layer, states.hidden(layer), states.hidden(layer + 1), section)
             float_piece = None if source is None else read_piece(source, layer, kind)
-            piece = quantize_subblock(problem, kind, variant, float_piece, shared_smoothing)
+            piece = quantize_subblock(problem, kind, variant, float_piece, section.shared_smoothing)
         tensors |= {tensor_name(layer, kind, name): tensor.contiguous() for name, tensor in piece.weights.items()}
         rows.append(
             {
