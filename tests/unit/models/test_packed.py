@@ -9,7 +9,7 @@ from tiny_children import FACTORS, HIDDEN, IN_BF16, IN_FP8, MIXED, QUANTIZED, VO
 from torch import nn
 
 from tangram.models import packed
-from tangram.models.packed import PackedLinear, Part, pack
+from tangram.models.packed import PackedFFN, PackedLinear, PackedNorm, Part, pack
 from tangram.models.packed_attention import PackedAttention
 from tangram.models.quantized import BFloat16Linear, ScaledLinear
 
@@ -95,12 +95,21 @@ def of_kind(model: nn.Module, kind: type[nn.Module]) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, kind)]
 
 
+@pytest.mark.parametrize("size", [0, 1e-6, 1, 1e6])
+def test_packed_norms_divide_by_the_root_mean_square(size):
+    x, weight = size * torch.randn(2, 3, 40, dtype=torch.float64), torch.randn(40, dtype=torch.float64)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    norm = PackedNorm(weight.float(), 1e-5)
+    torch.testing.assert_close(norm(x.float()).double(), expected, rtol=1e-6, atol=1e-7)
+
+
 @torch.no_grad()
 def test_a_packed_parent_computes_what_it_did(parent):
     fast = pack(copy.deepcopy(parent))
     torch.testing.assert_close(fast(TOKENS).logits, parent(TOKENS).logits, rtol=1e-5, atol=1e-5)
     normalized = parent.config.model_type == "qwen3"  # queries and keys, between the product and the rotation
-    assert len(of_kind(fast, Part)) == (5 if normalized else 2) * len(parent.model.layers)
+    assert len(of_kind(fast, Part)) == (3 if normalized else 0) * len(parent.model.layers)
+    assert len(of_kind(fast, PackedFFN)) == len(parent.model.layers)
     assert len(of_kind(fast, PackedAttention)) == (0 if normalized else len(parent.model.layers))
     assert of_kind(fast, nn.Linear) == []
     assert of_kind(parent, Part) == []

@@ -10,23 +10,25 @@ packed model can neither be trained nor saved: load the checkpoint again for tha
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from .packed_attention import PackedAttention, Rotation, neighbors
 from .quantized import ZERO_POINT, BFloat16Linear, Fp8Linear, Int8Linear, ScaledLinear, round_tokens
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# Attention and norms that `PackedAttention` and `nn.RMSNorm` compute exactly; others stay as they are.
+# Attention, FFNs and norms that the classes of this file and of `packed_attention` compute; others stay as they are.
 ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
+FFNS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 PACKABLE = (nn.Linear, BFloat16Linear, Int8Linear, Fp8Linear)
 
@@ -40,7 +42,7 @@ def _float_kernel(weight: torch.Tensor) -> Kernel:
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return lambda x: functional.linear(x, weight)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return lambda x: torch.ops.mkldnn._linear_pointwise.default(x, packed, None, "none", [], "")
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def _onednn_is_exact() -> bool:
 def _onednn_int8(weight: torch.Tensor, scale: torch.Tensor) -> Kernel:
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zeros = torch.zeros(len(weight), dtype=torch.int64)
-    return lambda x: torch.ops.onednn.qlinear_pointwise(
+    return lambda x: torch.ops.onednn.qlinear_pointwise.default(
         x, 1.0, ZERO_POINT, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
@@ -152,6 +154,47 @@ class Part(nn.Module):
         return self.packed.part(x, self.index)
 
 
+class PackedFFN(nn.Module):
+    """A gated FFN with one product for its first two matrices.
+
+    Args:
+        gate_up: maps the input to the gate's inputs and the factors that are gated, one after the other.
+        down: maps their product to the residual stream.
+        activation: of the gate.
+    """
+
+    def __init__(self, gate_up: PackedLinear, down: nn.Module, activation: nn.Module):
+        super().__init__()
+        self.gate_up_proj, self.down_proj, self.act_fn = gate_up, down, activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(batch, tokens, hidden)`` to the same shape."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        y: torch.Tensor = self.down_proj(self.act_fn(gate) * up)
+        return y
+
+
+class PackedNorm(nn.Module):
+    """RMS norm in half of the operations of torch's on CPUs: it scales by ``(‖x‖² + n ε)^-½``, and weights by √n.
+
+    Args:
+        weight: ``(n,)``, float32.
+        epsilon: added to the mean of the squares.
+    """
+
+    def __init__(self, weight: torch.Tensor, epsilon: float):
+        super().__init__()
+        self.register_buffer("_weight", weight.detach() * math.sqrt(len(weight)), persistent=False)
+        self.register_buffer("_epsilon", torch.tensor(len(weight) * epsilon, device=weight.device), persistent=False)
+        self._weight: torch.Tensor
+        self._epsilon: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(..., n)`` to the same shape."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(self._epsilon, length, length).rsqrt_().mul(x).mul_(self._weight)
+
+
 def _joinable(layers: Sequence[Any]) -> bool:
     """Return whether layers can be one product: of one class, all or none with a bias, and equally smoothed."""
     first = layers[0]
@@ -197,18 +240,20 @@ def _absorb_smoothing(norm: Any, subblock: Any) -> None:
 
 
 def _packed_norm(norm: Any) -> nn.Module:
-    """Return torch's RMS norm, which is one operation; below float32 it rounds elsewhere, so the norm stays."""
+    """Return a faster RMS norm; below float32 it rounds elsewhere, so the norm stays."""
     if type(norm) not in NORMS or norm.weight.dtype != torch.float32:
         return norm
+    if norm.weight.device.type == "cpu":
+        return PackedNorm(norm.weight, norm.variance_epsilon)
     packed = nn.RMSNorm(len(norm.weight), norm.variance_epsilon)
     packed.weight = norm.weight
     return packed
 
 
 def _packed_subblock(subblock: nn.Module, rotation: Rotation) -> nn.Module:
-    attention = _packed_attention(subblock, rotation)
-    if attention is not None:
-        return attention
+    fast = _packed_attention(subblock, rotation) or _packed_ffn(subblock)
+    if fast is not None:
+        return fast
     for names in SAME_INPUT:
         layers = [getattr(subblock, name, None) for name in names]
         if all(layer is not None for layer in layers) and _joinable(layers):
@@ -221,6 +266,16 @@ def _packed_subblock(subblock: nn.Module, rotation: Rotation) -> nn.Module:
         elif isinstance(layer, nn.Sequential):  # the factors of an operator
             _packed_subblock(layer, rotation)
     return subblock
+
+
+def _packed_ffn(subblock: Any) -> nn.Module | None:
+    """Return a fast FFN; None for classes that may compute something else, or for structured projections."""
+    if type(subblock) not in FFNS:
+        return None
+    layers: list[Any] = [subblock.gate_proj, subblock.up_proj]
+    if not _joinable(layers) or not _joinable([subblock.down_proj]):
+        return None
+    return PackedFFN(PackedLinear(layers), PackedLinear([subblock.down_proj]), subblock.act_fn)
 
 
 def _packed_attention(subblock: Any, rotation: Rotation) -> nn.Module | None:
