@@ -60,6 +60,7 @@ def build_split(
         TangramError: a source cannot be read or holds too little text.
     """
     from tangram.models.loading import load_model, load_tokenizer
+    from tangram.models.packed import pack as with_fast_kernels
 
     if name not in SPLITS:
         raise TangramError(f"'{name}' is not a split; valid: {', '.join(SPLITS)}")
@@ -71,7 +72,7 @@ def build_split(
         source, count, source_seed = split.sources[index], counts[index], _seed(seed, name, index)
         sequences: Iterable[Sequence]
         if isinstance(source, ParentSamples):
-            model = load_model(parent, dtype, device)
+            model = with_fast_kernels(load_model(parent, dtype, device))
             sequences = parent_samples(source, model, tokenizer, name, count, sequence_length, source_seed)
         else:
             texts = documents(source, name, source_seed, tokenizer)
