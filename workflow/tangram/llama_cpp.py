@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: find the shared library, load a GGUF, compute logits.
+"""llama.cpp through its C interface: find the shared library, load a GGUF, compute logits, quantize a file.
 
 The library comes from `llama-cpp-python` (compiled for the machine) or else from `xllamacpp` (prebuilt, AVX2). Only the
 first fields of the parameter structs are declared; the library's own defaults fill the rest. The layout is that of
@@ -59,6 +59,14 @@ class _ContextParams(ctypes.Structure):
     )
 
 
+class _QuantizeParams(ctypes.Structure):
+    _fields_ = (
+        ("n_threads", ctypes.c_int32),
+        ("file_type", ctypes.c_int32),
+        ("rest", ctypes.c_char * _UNKNOWN),
+    )
+
+
 class _Batch(ctypes.Structure):
     _fields_ = (
         ("n_tokens", ctypes.c_int32),
@@ -97,6 +105,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
     "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
     "llama_synchronize": (None, (_POINTER,)),
+    "llama_model_quantize_default_params": (_QuantizeParams, ()),
+    "llama_model_quantize": (ctypes.c_uint32, (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_QuantizeParams))),
     "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, ctypes.c_int32)),
     "llama_token_to_piece": (
         ctypes.c_int32,
@@ -157,6 +167,25 @@ def _reason() -> str:
     reason = "; ".join(dict.fromkeys(_errors)) or "no reason given"
     _errors.clear()
     return reason
+
+
+def quantize(source: str | Path, output: str | Path, file_type: int) -> None:
+    """Write a GGUF in smaller types by llama.cpp's own recipe.
+
+    Args:
+        source: the file, in floats.
+        output: the file to write.
+        file_type: number of the recipe, as in `llama_ftype`.
+
+    Raises:
+        TangramError: llama.cpp is not installed or cannot quantize the file.
+    """
+    functions = library()
+    settings = functions.llama_model_quantize_default_params()
+    settings.n_threads, settings.file_type = 1, file_type
+    _errors.clear()
+    if status := functions.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(settings)):
+        raise TangramError(f"llama.cpp cannot quantize {source} (status {status}): {_reason()}")
 
 
 class Context:

@@ -9,7 +9,7 @@ from tangram import llama_cpp
 from tangram.commands.export_child import export_child
 from tangram.errors import TangramError
 from tangram.models.loading import load_model, load_tokenizer
-from tangram.tools.chat import Chat, exported_model, template_of
+from tangram.tools.chat import Chat, exported_model, parent_model, template_of
 
 ROOT = Path(__file__).parents[3]
 needs_llama_cpp = pytest.mark.skipif(llama_cpp.find() is None, reason=f"llama.cpp: {llama_cpp.INSTALL}")
@@ -54,8 +54,14 @@ def test_answers_are_greedy_as_in_transformers(parent, exported):
 @needs_llama_cpp
 def test_a_terminal_shows_answers_with_their_speed(exported):
     command = [sys.executable, "-m", "tangram", "chat", str(exported), "--tokens", "4", "--threads", "1"]
-    done = subprocess.run(command, input="The parent\n", capture_output=True, text=True, errors="replace", check=True)
-    assert "tokens/s of the prompt" in done.stdout
+    for others in ([], ["--beside", str(exported)]):
+        run = subprocess.run([*command, *others], input="The parent\n", capture_output=True, text=True, errors="replace")
+        assert run.returncode == 0, run.stderr
+        *answers, end = run.stdout.split("tokens/s of the prompt")
+        assert len(answers) == (2 if others else 1)
+        assert end.strip().endswith("of the answer]")
+    assert answers[0].count(f"{exported}:") == 1
+    assert answers[0].split(":\n")[1].rpartition("[")[0] == answers[1].split(":\n")[1].rpartition("[")[0]
 
 
 def test_a_target_without_a_file_is_one_clear_line(tmp_path, monkeypatch):
@@ -66,3 +72,7 @@ def test_a_target_without_a_file_is_one_clear_line(tmp_path, monkeypatch):
         exported_model(target, ROOT / "config" / "smollm2-structure.yaml")
     with pytest.raises(TangramError, match=r"'nothing' is not a target; valid: "):
         exported_model("nothing", ROOT / "config" / "smollm2-structure.yaml")
+    with pytest.raises(TangramError, match=r"engines/parent/q8_0/model.gguf does not exist; set engine: llama.cpp"):
+        parent_model("q8_0", ROOT / "config" / "smollm2-structure.yaml")
+    with pytest.raises(TangramError, match=r"--beside: 'q8' is not a type of the parent's files; did you mean"):
+        parent_model("q8", ROOT / "config" / "smollm2-structure.yaml")

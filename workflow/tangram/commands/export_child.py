@@ -13,14 +13,14 @@ def export_child(
     folder: Annotated[str, typer.Option(help="folder to write model.gguf, or the checkpoint, into")],
     floats: Annotated[
         str | None,
-        typer.Option(help="gguf: type of matrices without a precision, such as `f16`; by default their own"),
+        typer.Option(help="gguf: type of matrices without a precision, such as `f16` or `q4_k_m`; by default their own"),
     ] = None,
 ) -> None:
     """Write a child, or a parent, in a format whose engine computes the same logits."""
     from pathlib import Path
 
     from tangram.blocks.base import FORMATS, GGUF_PRECISIONS
-    from tangram.engines import DECILM, GGUF, HF
+    from tangram.engines import DECILM, GGUF, HF, RECIPES
     from tangram.errors import TangramError, nearest
     from tangram.export.decilm import write_decilm
     from tangram.export.gguf import write_gguf
@@ -30,8 +30,9 @@ def export_child(
 
     if format not in FORMATS:
         raise TangramError(f"--format: '{format}' is not a format{nearest(format, FORMATS)}")
-    if floats not in (None, "f32", "bf16", *GGUF_PRECISIONS):
-        raise TangramError(f"--floats: '{floats}' is not a type{nearest(str(floats), GGUF_PRECISIONS)}")
+    types = ("f32", "bf16", *GGUF_PRECISIONS, *RECIPES)
+    if floats not in (None, *types):
+        raise TangramError(f"--floats: '{floats}' is not a type{nearest(str(floats), types)}")
     metadata = provenance("tangram.commands.export_child", {"format": format, "floats": floats})
     checkpoint = read_checkpoint(child)
     if format == GGUF:

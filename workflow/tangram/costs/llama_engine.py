@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import HEAD, KINDS, PARENT, Kind, Variant
+from tangram.blocks.base import GGUF_PRECISIONS, HEAD, KINDS, PARENT, Kind, Variant
 from tangram.config import Costs, Scenario
 from tangram.costs import calibration
 from tangram.costs.llama_layers import Layer, pack, stubs
@@ -82,6 +82,7 @@ class Timed:
 
 
 STUB = (Layer(),)
+EMBEDDING = "f16"  # its type in a child whose head has a type of llama.cpp's (`export/gguf.py`)
 NOTHING = Sizes(0, 0, 0)
 
 
@@ -109,8 +110,12 @@ def _head(variant: str, costs: Costs, shape: Shape) -> Timed:
         phase: {File(filler, shape.vocabulary, precision): 1.0, File(filler, head=precision): -1.0}
         for phase, filler in (("prefill", ()), ("decode", ffn * copies))
     }
-    weights = 0 if shape.tied_head and variant == PARENT else shape.hidden * shape.vocabulary
-    return Timed(sums, Sizes(weights, bytes_of(weights, precision), 0))
+    matrix = shape.hidden * shape.vocabulary
+    weights = 0 if shape.tied_head and variant == PARENT else matrix
+    stored = bytes_of(weights, precision)
+    if precision not in GGUF_PRECISIONS:  # the embedding has the run's dtype, not that of `_rest`
+        stored += bytes_of(matrix, None) - bytes_of(matrix, EMBEDDING)
+    return Timed(sums, Sizes(weights, stored, 0))
 
 
 def _rest(shape: Shape) -> Timed:
@@ -118,7 +123,7 @@ def _rest(shape: Shape) -> Timed:
     attention = tuple(pack(parts_of("attention", PARENT, shape)))
     sums = {phase: added((1.0, {File(): 1.0}), (-1.0, slope(attention, least))) for phase, (least, _) in COPIES.items()}
     weights = shape.hidden * shape.vocabulary
-    return Timed(sums, Sizes(weights + shape.hidden, bytes_of(weights, None) + bytes_of(shape.hidden, None), 0))
+    return Timed(sums, Sizes(weights + shape.hidden, bytes_of(weights, EMBEDDING) + bytes_of(shape.hidden, None), 0))
 
 
 def _whole(architecture: Architecture, shape: Shape) -> Timed:

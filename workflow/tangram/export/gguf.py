@@ -12,13 +12,15 @@ width 0, llama.cpp leaves the attention out, too. The child's subblocks are pack
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.engines import GGUF_PRECISIONS
+from tangram import llama_cpp
+from tangram.engines import GGUF_PRECISIONS, RECIPES
 from tangram.errors import TangramError
 from tangram.export.gguf_tokenizer import write_tokenizer
 from tangram.export.parts import LINEAR, Checkpoint, Part
@@ -147,7 +149,9 @@ def tensors_of(child: Checkpoint, layers: list[Layer], architecture: str, floats
 
     # As in llama.cpp's own recipes, embedding and head keep 8 bits in files of smaller types.
     ends = "q8_0" if floats in SMALL_TYPES else floats
-    yield from _matrix("token_embd", child.embedding, None, None, ends, "the embedding")
+    # Beside a head in a type of its own, the embedding is only looked up, and F16 is what users' files have at most.
+    looked_up = "f16" if child.head_precision in GGUF_PRECISIONS else ends
+    yield from _matrix("token_embd", child.embedding, None, None, looked_up, "the embedding")
     yield Tensor("output_norm.weight", child.norm, "f32", "the last norm")
     if child.head is not None:
         yield from _matrix("output", child.head["weight"], None, child.head_precision, ends, "the head")
@@ -316,13 +320,21 @@ def write_gguf(
         child: the checkpoint.
         path: the file.
         metadata: further keys and texts, such as ``general.name``.
-        floats: type of matrices without a precision of their own, such as ``'f16'``; None keeps their dtype.
+        floats: type of matrices without a precision of their own, such as ``'f16'``, or one of `engines.RECIPES`, which
+            llama.cpp applies to the whole file; None keeps their dtype.
 
     Raises:
-        TangramError: llama.cpp cannot compute what the child computes, or the tokenizer is of an unknown kind.
+        TangramError: llama.cpp cannot compute what the child computes, or the tokenizer is of an unknown kind; or
+            llama.cpp has to apply a recipe and is not installed.
     """
     import gguf
 
+    if floats in RECIPES:
+        with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="tangram-") as folder:
+            source = Path(folder, "model.gguf")
+            write_gguf(child, source, metadata)
+            llama_cpp.quantize(source, temporary, RECIPES[floats])
+        return
     check_expressible(child)
     layers = pack(child.parts)
     architecture = architecture_of(child, layers)

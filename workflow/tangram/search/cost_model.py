@@ -123,7 +123,7 @@ class CostModel:
     def in_one_type(self, variant: str) -> CostModel:
         """Return the costs of the parent's file in one type: the embedding has the head's type, or is the head.
 
-        The table's embedding is that of a child, in float32 beside a head of any other type.
+        The table's embedding is that of a child, a matrix beside that of a head of any type.
 
         Args:
             variant: the head in that type, such as ``'parent@f16'``.

@@ -1,4 +1,4 @@
-"""Chat with an exported child in the terminal, as llama.cpp runs it: `tangram chat fast`."""
+"""Chat with an exported child in the terminal, as llama.cpp runs it: `tangram chat fast --beside q8_0`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from tangram.cli import run
 from tangram.config import load
+from tangram.engines import PARENT_TYPES
 from tangram.errors import TangramError, nearest
 
 if TYPE_CHECKING:
@@ -24,15 +26,37 @@ Messages = list[dict[str, str]]
 def exported_model(target: str, config: Path) -> Path:
     """Return the GGUF of a target's best child.
 
+    Args:
+        target: a target's name, or the path of a file that ends with ``.gguf``.
+        config: the config that has the target.
+
     Raises:
         TangramError: the config has no such target, or the file does not exist.
     """
+    if target.endswith(".gguf"):
+        return Path(target)
     settings = load(config)
     if target not in settings.targets:
         raise TangramError(f"'{target}' is not a target{nearest(target, list(settings.targets))}")
     path = Path("results", settings.run, "targets", target, "0", "export", "model.gguf")
     if not path.exists():
         raise TangramError(f"{path} does not exist; set targets.{target}.export: [gguf] and run the pipeline")
+    return path
+
+
+def parent_model(name: str, config: Path) -> Path:
+    """Return the parent's GGUF in a type of `engines.PARENT_TYPES`; or a path, as in `exported_model`.
+
+    Raises:
+        TangramError: there is no such type, or the file does not exist.
+    """
+    if name.endswith(".gguf"):
+        return Path(name)
+    if name not in PARENT_TYPES:
+        raise TangramError(f"--beside: '{name}' is not a type of the parent's files{nearest(name, PARENT_TYPES)}")
+    path = Path("results", load(config).run, "engines", "parent", name, "model.gguf")
+    if not path.exists():
+        raise TangramError(f"{path} does not exist; set engine: llama.cpp for a target and run the pipeline")
     return path
 
 
@@ -117,6 +141,9 @@ class Chat:
 def chat(
     target: Annotated[str, typer.Argument(help="target whose child answers, or the path of a .gguf")],
     config: Annotated[Path, typer.Option(help="config file")] = Path("config/config.yaml"),
+    beside: Annotated[
+        str, typer.Option(help="let the parent answer, too: a type of its files, such as `q8_0`, or the path of a .gguf")
+    ] = "",
     context: Annotated[int, typer.Option(help="tokens of a whole conversation")] = 2048,
     tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 256,
     threads: Annotated[int, typer.Option(help="threads; by default all cores")] = 0,
@@ -124,18 +151,29 @@ def chat(
     """Answer every line of the standard input, and show the tokens per second."""
     from tangram.llama_cpp import Model
 
-    path = Path(target) if target.endswith(".gguf") else exported_model(target, config)
-    template = template_of(path)
-    with Model(path) as model:
-        conversation = Chat(model, template, context, threads or os.cpu_count() or 1)
-        print(f"{path}; an empty line ends the chat", file=sys.stderr)
+    paths = [exported_model(target, config), *([parent_model(beside, config)] if beside else [])]
+    templates = [template_of(path) for path in paths]
+    with ExitStack() as opened:
+        chats = []
+        for path, template in zip(paths, templates, strict=True):
+            model = opened.enter_context(Model(path))
+            chats.append(opened.enter_context(closing(Chat(model, template, context, threads or os.cpu_count() or 1))))
+            print(path, file=sys.stderr)
+        print("an empty line ends the chat", file=sys.stderr)
         while text := _read_line():
-            for piece in conversation.answer(text, tokens):
-                sys.stdout.buffer.write(piece)
-                sys.stdout.flush()
-            prefill, decode = conversation.speeds
-            print(f"\n[{prefill:.0f} tokens/s of the prompt, {decode:.0f} of the answer]", flush=True)
-        conversation.close()
+            for path, conversation in zip(paths, chats, strict=True):
+                if len(chats) > 1:
+                    print(f"{path}:", flush=True)
+                _answer(conversation, text, tokens)
+
+
+def _answer(conversation: Chat, text: str, tokens: int) -> None:
+    """Print an answer as it is made, and its speed."""
+    for piece in conversation.answer(text, tokens):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.flush()
+    prefill, decode = conversation.speeds
+    print(f"\n[{prefill:.0f} tokens/s of the prompt, {decode:.0f} of the answer]", flush=True)
 
 
 def _read_line() -> str:
