@@ -31,8 +31,8 @@ TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_e
 SPEED_TIMERS = {TORCH: "tangram.evaluation.torch_speed", LLAMA_CPP: "tangram.evaluation.llama_speed"}
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
-# Recipes of llama.cpp's own quantizer, which mix types, and their numbers in its interface.
-RECIPES = {"q4_k_m": 15}
+# Recipes of llama.cpp's own quantizer, which mix types (`export/gguf_recipe.py`).
+RECIPES = ("q4_k_m",)
 # The types and recipes of the parent's files for llama.cpp, which a user would take instead of a child.
 PARENT_TYPES = ("f16", "q8_0", *RECIPES, "q4_0")
 

@@ -299,6 +299,21 @@ MISTAKES = {
         },
         "targets.speed-1.2: constraints: reference: packed is torch's parent",
     ),
+    "a rival of a precision that the library lacks": (
+        "targets/speed-1.2/constraints/0/reference",
+        "uniform-int8",
+        "targets.speed-1.2.constraints[0].reference: uniform-int8 needs 'parent@int8' in library.attention; add it",
+    ),
+    "a rival that the engine cannot run": (
+        "targets/speed-1.2/constraints/0/reference",
+        "uniform-q8_0",
+        "reference: uniform-q8_0: engine torch has no precision q8_0; choose another precision",
+    ),
+    "an unknown reference": (
+        "targets/speed-1.2/constraints/0/reference",
+        "uniform-int4",
+        "'uniform-int4' is not a reference; did you mean 'uniform-int8'?",
+    ),
     "a package without version": (
         "evaluation/task_archive/package",
         "bigbench",

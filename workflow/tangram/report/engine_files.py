@@ -25,6 +25,7 @@ class EngineFile:
         predicted: speed-up over the parent in F16 from the costs that were measured in the engine; None of the parent.
         speedup: the measured one.
         speeds: throughput, prefill throughput, decode throughput (tokens/s), and seconds to the first token.
+        sweep: the same at each batch size, if the scenario has several.
     """
 
     name: str
@@ -33,6 +34,7 @@ class EngineFile:
     predicted: float | None
     speedup: Estimate | None
     speeds: tuple[Estimate | None, ...]
+    sweep: dict[int, tuple[Estimate | None, ...]]
 
     @property
     def error(self) -> float | None:
@@ -62,7 +64,8 @@ def _file(results: Results, key: Key, measured: dict[tuple[Key, str, str], Estim
     def value(metric: str, task: str = scenario) -> Any:
         return measured.get((key, task, metric))
 
-    size = value("bytes", "file")
+    size, first = value("bytes", "file"), f"{SPEEDS[0]}_at_"
+    batches = [m.removeprefix(first) for k, task, m in measured if (k, task) == (key, scenario) and m.startswith(first)]
     return EngineFile(
         solution_name(results, key.target, key.solution) if key.target else FILES[key.model],
         size.value / 1e6 if size else None,
@@ -70,4 +73,5 @@ def _file(results: Results, key: Key, measured: dict[tuple[Key, str, str], Estim
         predicted(results, key.target, key.solution, "speedup"),
         Estimate(1.0, 0.0) if key.model == REFERENCES[LLAMA_CPP] else value(SPEEDUP),
         tuple(value(metric) for metric in SPEEDS),
+        {int(batch): tuple(value(f"{metric}_at_{batch}") for metric in SPEEDS) for batch in batches},
     )

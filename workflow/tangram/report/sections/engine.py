@@ -10,7 +10,9 @@ from tangram.report.engine_files import EngineFile, engine_files
 from tangram.report.style import estimate, number, percent
 
 HEADS = ["model", "file, MB", "KL, nats/token", "× F16 parent, predicted", "measured", "error"]
-HEADS += ["tokens/s", "prefill", "decode", "first token, s"]
+RATES = ["tokens/s", "prefill", "decode", "first token, s"]
+HEADS += RATES
+SWEEP_HEADS = ["model", "sequences", *RATES]
 
 
 def engine_section(results: Results) -> Section:
@@ -28,7 +30,16 @@ def engine_section(results: Results) -> Section:
             "prompt and generated tokens; prefill and decode count their own."
         )
         section.parts.append(Table(HEADS, [_row(file) for file in files], title="llama.cpp", caption=caption))
+        if sweep := [row for file in files for row in _sweep(file)]:
+            caption = (
+                "The same measurement at every batch size of the scenario: requests that a server answers at once."
+            )
+            section.parts.append(Table(SWEEP_HEADS, sweep, title="By number of sequences", caption=caption))
     return section
+
+
+def _sweep(file: EngineFile) -> list[list[Cell | str]]:
+    return [[file.name, str(batch), *map(estimate, speeds)] for batch, speeds in file.sweep.items()]
 
 
 def _row(file: EngineFile) -> list[Cell | str]:
