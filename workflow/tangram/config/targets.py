@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from tangram.config.base import Section, Unique
-from tangram.engines import LLAMA_CPP, needed_formats
+from tangram.engines import LLAMA_CPP, TORCH, needed_formats
 from tangram.errors import nearest
 from tangram.extensions import registered
 
@@ -43,8 +43,8 @@ class Constraint(Section):
     relative_to_parent: bool = Field(True, description="The limit is a multiple of the parent's value.")
     reference: Literal["stock", "packed"] = Field(
         "stock",
-        description="That parent: as stock transformers runs it (in llama.cpp its F16 file), or with the kernels that "
-        "children have.",
+        description="That parent: as stock transformers runs it (in llama.cpp its F16 file, in vLLM its checkpoint), "
+        "or with the kernels that children have.",
     )
     scenario: str | None = Field(None, description="Workload; required for all but parameters and kv_bytes_per_token.")
 
@@ -105,9 +105,10 @@ class Target(Section):
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Maximum share of layers that two solutions share (alpha of Puzzle, appendix B)."
     )
-    engine: Literal["torch", "llama.cpp"] = Field(
+    engine: Literal["torch", "llama.cpp", "vllm"] = Field(
         "torch",
-        description="Engine that the child is made for: `torch`, or `llama.cpp`, which implies `export: [gguf]`.",
+        description="Engine that the child is made for: `torch`; `llama.cpp`, which implies `export: [gguf]`; or "
+        "`vllm`, which implies `export: [decilm]`.",
     )
     export: Annotated[tuple[Literal["gguf", "decilm", "hf"], ...], Unique] = Field(
         (),
@@ -124,7 +125,8 @@ class Target(Section):
         True,
         description="Also build the parent in each precision that the library offers for attention, FFN and head, "
         "finetuned the same way; only for the primary target. With `engine: llama.cpp` the rivals are the parent's "
-        "files in F16, Q8_0 and Q4_0, which are measured beside every child there; `false` is an error.",
+        "files in F16, Q8_0 and Q4_0, which are measured beside every child there; `false` is an error. With `engine: "
+        "vllm` the rival is the parent's checkpoint alone.",
     )
 
     @property
@@ -143,9 +145,10 @@ class Target(Section):
 
     @model_validator(mode="after")
     def _references_in_the_engine(self) -> Target:
-        if self.engine == LLAMA_CPP and any(constraint.reference == "packed" for constraint in self.constraints):
+        if self.engine != TORCH and any(constraint.reference == "packed" for constraint in self.constraints):
+            parent = "its F16 file" if self.engine == LLAMA_CPP else "the parent there"
             raise ValueError(
-                "constraints: reference: packed is torch's parent, and limits in llama.cpp refer to its F16 file; "
+                f"constraints: reference: packed is torch's parent, and limits in {self.engine} refer to {parent}; "
                 "leave reference out"
             )
         return self
