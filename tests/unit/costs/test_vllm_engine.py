@@ -63,7 +63,7 @@ def test_subblocks_are_packed_as_in_the_export(parent):
     assert layers == ((Part("attention", 1), LINEAR), (Part("attention", 1, "int8"), None))
 
 
-def test_a_config_names_the_shapes_and_the_matrices_of_eight_bits(parent, tmp_path):
+def test_a_config_names_shapes_and_matrices_of_eight_bits(parent, tmp_path):
     write(tmp_path, Stack(((ATTENTION, FFN), (None, Part("linear", 0, "int8"))), 500, "int8"), parent, positions=9)
     config = json.loads((tmp_path / "config.json").read_text())
     assert [block["ffn"]["intermediate_size"] for block in config["block_configs"]] == [64, 32]
