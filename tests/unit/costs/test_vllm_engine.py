@@ -1,12 +1,12 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 from tiny_models import tiny_config
 
-from tangram import tables, vllm
+from tangram import vllm
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.commands.measure_costs import measure_costs
 from tangram.config import Costs, Scenario
 from tangram.costs import vllm_engine
 from tangram.costs.llama_layers import Part
@@ -14,7 +14,6 @@ from tangram.costs.vllm_bench import Bench, Stack, layers_of, pack, sizes_of, st
 from tangram.costs.vllm_engine import measure, measure_whole, slope
 from tangram.errors import TangramError
 from tangram.models.families import shape_of
-from tangram.tables import read_table
 
 CHAT = Scenario(prefill=8, generate=6, batch_sizes=(2,))
 COSTS = Costs(repeats=3, max_repeats=3, stack_megabytes=1)
@@ -46,9 +45,10 @@ def test_a_cpu_runs_eagerly_and_a_gpu_as_it_serves():
     assert "dummy" not in on_cpu
 
 
-def test_a_cpu_gets_its_threads_and_room_for_the_cache():
+def test_a_cpu_gets_its_threads_and_room_for_the_cache(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {7, 4, 5})
     environment = Bench({"chat": CHAT}, "cpu", "float32", threads=2).environment(3 * 2**30 // (2 * 14))
-    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "4,5"
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "6"
     assert "VLLM_CPU_KVCACHE_SPACE" not in Bench({"chat": CHAT}, "cuda", "bfloat16").environment(3 * 2**30)
 
@@ -148,9 +148,9 @@ def test_a_slope_is_the_cost_of_one_copy_for_any_intercept():
 
 
 @pytest.mark.skipif(vllm.python() is None, reason=vllm.INSTALL)
-def test_vllm_times_a_variant_as_its_command_does(parent, tmp_path):
-    settings = {"costs": COSTS.model_dump(), "scenarios": {"chat": CHAT.model_dump()}}
-    measure_costs(json.dumps(settings), "ffn", "width-0.5", str(parent), str(tmp_path / "costs"), engine="vllm")
-    prefill, decode = read_table(tmp_path / "costs", tables.COSTS).to_dict("records")
-    assert (prefill["phase"], decode["phase"], decode["engine"], decode["batch"]) == ("prefill", "decode", "vllm", 2)
-    assert prefill["parent_seconds"] > decode["parent_seconds"] > 0
+def test_vllm_runs_a_config_alone(parent):
+    child = Architecture((LayerChoice(), LayerChoice("no-op", "linear"), LayerChoice("gqa-1@int8", "no-op")))
+    scenario = Scenario(prefill=64, generate=4, batch_sizes=(1, 2))
+    whole = measure_whole(parent, {"child": child}, COSTS, {"chat": scenario}, "cpu", "float32")
+    assert {batch for _, _, batch in whole} == {1, 2}
+    assert whole["chat", "prefill", 2]["child"] > whole["chat", "decode", 2]["child"] > 0, "64 tokens against one"

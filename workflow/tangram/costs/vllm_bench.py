@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import tempfile
@@ -28,7 +29,7 @@ from tangram.models.decilm_config import CODE, CODE_FILE, decilm_config
 from tangram.models.families import Shape, read_config, shape_of
 
 WARMUP = 2  # untimed runs of every workload
-RUNS = 3  # timed ones, of which the median counts: processes differ more than runs of one process
+RUNS = 3  # timed ones, of which the median counts
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1}
 
 Layer = tuple[Part | None, Part | None]
@@ -193,7 +194,7 @@ class Bench:
         return {
             **vllm.environment(),
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, math.ceil(2 * kv_bytes_per_token * tokens / 2**30))),
-            "VLLM_CPU_OMP_THREADS_BIND": f"0-{self.threads - 1}" if self.threads > 1 else "0",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores_of(self.threads))),
             "OMP_NUM_THREADS": str(self.threads),
         }
 
@@ -225,6 +226,12 @@ class Bench:
         for place, one, all_tokens in zip(places_of(self.scenarios), medians[::2], medians[1::2], strict=True):
             times[place] = {"prefill": one, "decode": (all_tokens - one) / steps_of(self.scenarios[place[0]])}
         return times
+
+
+def cores_of(threads: int) -> list[int]:
+    """Return the first cores that this process may use, one per thread; without Linux, the first of the machine."""
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(threads))
+    return usable[:threads]
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> str:

@@ -4,7 +4,7 @@ A cost is a weighted sum of the times of models of random weights: that of a sub
 of its copies behind one layer of the parent's attention; that of the head is the difference between a vocabulary and
 its double; the rest of the model, with vLLM's own work per step, is the intercept. A prefill is a run that generates
 one token; decode steps are what further tokens add to it. Every measurement starts vLLM anew with each model in turn,
-as its processes differ more than the runs of one process.
+so that differences between its processes are part of the interval.
 """
 
 from __future__ import annotations
