@@ -84,7 +84,7 @@ rule export_parent:
     benchmark:
         "<benchmarks>/export_parent/{type}.tsv"
     params:
-        **code_of("export_child", "gguf", "transformers"),
+        **code_of("export_child", "gguf", "transformers", "xllamacpp"),
         format="gguf",
         folder=output_folder("exported"),
         floats="{type}",

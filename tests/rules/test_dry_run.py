@@ -110,7 +110,7 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
     plan: Callable[[dict], dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     monkeypatch.setenv("TANGRAM_VLLM_PYTHON", sys.executable)
-    config = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text()) | {"run": "mine", "device": device}
+    config = copy.deepcopy(DEFAULT) | {"run": "mine", "device": device}
     limit = {"quantity": "throughput", "min": 1.3, "scenario": "chat"}
     config |= {"targets": {"fast": {"engine": "vllm", "constraints": [limit]}}, "primary_target": "fast"}
     commands = plan(config)

@@ -43,8 +43,8 @@ SPEED_TIMERS = {
 }
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have, else the run's dtype.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16", VLLM: PARENT}
-# Recipes of llama.cpp's own quantizer, which mix types, and their numbers in its interface.
-RECIPES = {"q4_k_m": 15}
+# Recipes of llama.cpp's own quantizer, which mix types (`export/gguf_recipe.py`).
+RECIPES = ("q4_k_m",)
 # The types and recipes of the parent's files for llama.cpp, which a user would take instead of a child.
 PARENT_TYPES = ("f16", "q8_0", *RECIPES, "q4_0")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from tangram import llama_cpp
 from tangram.blocks.base import CONFIG_NAME, GGUF_PRECISIONS, KINDS
 from tangram.errors import TangramError
 from tangram.models.families import subblock
@@ -12,6 +13,9 @@ from tangram.models.families import subblock
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+K_QUANTS = ("q4_k", "q6_k")  # types that only llama.cpp itself writes
 
 
 def block_size(precision: str) -> int:
@@ -30,7 +34,7 @@ def encode(weight: torch.Tensor, precision: str, where: str) -> np.ndarray:
         where: the tensor's name, for messages.
 
     Raises:
-        TangramError: the rows have no whole number of blocks.
+        TangramError: the rows have no whole number of blocks; or llama.cpp has to write them and is not installed.
     """
     import gguf
     import numpy as np
@@ -42,7 +46,10 @@ def encode(weight: torch.Tensor, precision: str, where: str) -> np.ndarray:
             f"choose f16, or a width that is a multiple of {size}"
         )
     kind = gguf.GGMLQuantizationType[precision.upper()]
-    return np.asarray(gguf.quants.quantize(weight.detach().float().cpu().contiguous().numpy(), kind))
+    values = weight.detach().float().cpu().contiguous().numpy()
+    if precision in K_QUANTS:
+        return llama_cpp.quantize(values, kind)
+    return np.asarray(gguf.quants.quantize(values, kind))
 
 
 def decode(data: np.ndarray, precision: str) -> torch.Tensor:

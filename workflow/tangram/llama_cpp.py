@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: find the shared library, load a GGUF, compute logits, quantize a file.
+"""llama.cpp through its C interface: find the shared library, load a GGUF, compute logits, quantize matrices.
 
 The library comes from `llama-cpp-python` (compiled for the machine) or else from `xllamacpp` (prebuilt, AVX2). Only the
 first fields of the parameter structs are declared; the library's own defaults fill the rest. The layout is that of
@@ -59,14 +59,6 @@ class _ContextParams(ctypes.Structure):
     )
 
 
-class _QuantizeParams(ctypes.Structure):
-    _fields_ = (
-        ("n_threads", ctypes.c_int32),
-        ("file_type", ctypes.c_int32),
-        ("rest", ctypes.c_char * _UNKNOWN),
-    )
-
-
 class _Batch(ctypes.Structure):
     _fields_ = (
         ("n_tokens", ctypes.c_int32),
@@ -105,8 +97,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_memory_clear": (None, (_POINTER, ctypes.c_bool)),
     "llama_memory_seq_rm": (ctypes.c_bool, (_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
     "llama_synchronize": (None, (_POINTER,)),
-    "llama_model_quantize_default_params": (_QuantizeParams, ()),
-    "llama_model_quantize": (ctypes.c_uint32, (ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_QuantizeParams))),
+    "ggml_quantize_chunk": (
+        ctypes.c_size_t,
+        (ctypes.c_int, _POINTER, _POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, _POINTER),
+    ),
     "llama_vocab_is_eog": (ctypes.c_bool, (_POINTER, ctypes.c_int32)),
     "llama_token_to_piece": (
         ctypes.c_int32,
@@ -169,23 +163,27 @@ def _reason() -> str:
     return reason
 
 
-def quantize(source: str | Path, output: str | Path, file_type: int) -> None:
-    """Write a GGUF in smaller types by llama.cpp's own recipe.
+def quantize(matrix: np.ndarray, kind: Any) -> np.ndarray:
+    """Return a matrix in one of ggml's types, as llama.cpp's quantizer rounds it without an importance matrix.
 
     Args:
-        source: the file, in floats.
-        output: the file to write.
-        file_type: number of the recipe, as in `llama_ftype`.
+        matrix: ``(rows, columns)`` float32, whose columns are whole blocks of the type.
+        kind: the type, a `gguf.GGMLQuantizationType`.
+
+    Returns:
+        ``(rows, bytes of a row)``, uint8.
 
     Raises:
-        TangramError: llama.cpp is not installed or cannot quantize the file.
+        TangramError: llama.cpp is not installed.
     """
-    functions = library()
-    settings = functions.llama_model_quantize_default_params()
-    settings.n_threads, settings.file_type = 1, file_type
-    _errors.clear()
-    if status := functions.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(settings)):
-        raise TangramError(f"llama.cpp cannot quantize {source} (status {status}): {_reason()}")
+    import gguf
+    import numpy as np
+
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows, columns = matrix.shape
+    source, data = np.ascontiguousarray(matrix, np.float32), np.empty((rows, columns // block * size), np.uint8)
+    library().ggml_quantize_chunk(int(kind), source.ctypes.data, data.ctypes.data, 0, rows, columns, None)
+    return data
 
 
 class Context:

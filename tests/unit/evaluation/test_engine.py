@@ -35,12 +35,12 @@ def test_files_are_evaluated_by_the_engines_own_logits(tiny_parent, tmp_path):
         files.append(str(folder / "model.gguf"))
     evaluate_engine('{"evaluation": {}}', files, parent, str(corpus), str(output))
     table = read_table(output, EVALUATION).set_index(["model", "task", "metric"])["value"]
-    models = ["finetuned", "parent@f16", "parent@q8_0", "parent@q4_0"]
+    models = ["finetuned", "parent@f16", "parent@q8_0", "parent@q4_k_m", "parent@q4_0"]
     assert list(dict.fromkeys(table.index.get_level_values("model"))) == models
     kl = [table[model, "heldout", "kl"] for model in models]
     assert kl[0] < 1e-4  # the child is the parent itself, in float32; the engine's cache is F16
     assert kl[1] < 1e-3 < kl[3]
-    assert kl[2] < kl[3]
+    assert kl[1] < kl[2] < kl[3] < kl[4]
     sizes = [table[model, "file", "bytes"] for model in models]
     assert sizes == [Path(path).stat().st_size for path in files]
     assert sizes == sorted(sizes, reverse=True)

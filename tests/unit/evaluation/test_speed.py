@@ -62,6 +62,9 @@ def test_each_model_runs_at_its_own_best_batch():
     assert rows[STOCK, "throughput"]["value"] == 16 / 2
     assert rows[CHILD, "throughput"]["value"] == 4 * 16 / 2
     assert rows[CHILD, "speedup"]["value"] == 4
+    assert rows[STOCK, "throughput_at_4"]["value"] == 4 * 16 / 12
+    assert rows[CHILD, "decode_throughput_at_4"]["value"] == 4 * 4
+    assert rows[CHILD, "time_to_first_token_at_1"]["value"] == 1
 
 
 def test_every_round_runs_every_model_once_in_another_order():

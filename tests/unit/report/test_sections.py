@@ -137,7 +137,8 @@ def write_files(folder: Path) -> None:
             {**row, "task": "heldout", "metric": "kl", "value": kl, "standard_error": 0.01 * kl},
         ]
         values = {"throughput": 400 * speedup, "speedup": speedup, "time_to_first_token": 0.25}
-        for metric in list(values) if speedup != 1 else ["throughput", "time_to_first_token"]:
+        values |= {"throughput_at_1": 100 * speedup, "throughput_at_8": 400 * speedup}
+        for metric in [metric for metric in values if speedup != 1 or metric != "speedup"]:
             measured = {"metric": metric, "value": values[metric], "standard_error": 0.01 * values[metric]}
             speeds.append({**row, "target": target, "solution": solution, "task": "chat", **measured})
     for path, rows in evaluations.items():
@@ -162,7 +163,10 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     ]
     assert page.row("engine", "parent, Q8_0")[3:5] == ["–", "1.100 ± 0.011"]
     assert page.row("engine", "parent, F16")[3:7] == ["–", "1.00", "–", "400 ± 4"]
-    assert [row[0] for row in page.rows["engine"]][-3:] == ["parent, F16", "parent, Q8_0", PRIMARY]
+    assert page.row("engine", "parent, F16")[:1] == ["parent, F16"]
+    sweep = page.rows["engine"][-6:]
+    assert [row[0] for row in sweep[::2]] == ["parent, F16", "parent, Q8_0", PRIMARY]
+    assert [row[:3] for row in sweep[:2]] == [["parent, F16", "1", "100.0 ± 1.0"], ["parent, F16", "8", "400 ± 4"]]
     text = summary_text(results)
     error = f"{predicted / 1.25 - 1:+.1%}".replace("+", r"\+")
     line = rf"^{re.escape(PRIMARY)} +{predicted:.3f} +1\.250 ± 0\.013 +{error} +0\.400 ± 0\.004 +130$"

@@ -9,8 +9,8 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.commands.uniform_precision import uniform_precision
 from tangram.config import Search, Target, slice_of
 from tangram.errors import TangramError
-from tangram.search.problem import describe
 from tangram.search.solutions import load_solutions
+from tangram.search.solve import solve
 from tangram.search.summary import beside_parent, predictions
 from tangram.search.uniform import uniform_precisions
 from tangram.tables import CALIBRATION, COSTS, SCORES, write_table
@@ -94,7 +94,22 @@ def test_limits_can_be_relative_to_the_packed_parent():
     batches = {"chat": CHAT.batch_sizes[0]}
     for ours, theirs in zip(problem.target.constraints, plain.target.constraints, strict=True):
         assert problem.reference(ours, batches) == plain.reference(theirs, batches)
-    assert describe(problem.target.constraints[0]) == "throughput in 'chat' >= 1 x the packed parent's"
+    assert str(problem.target.constraints[0]) == "throughput in 'chat' >= 1 x the packed parent's"
+
+
+def test_children_as_fast_as_a_rival_are_no_worse():
+    tables = library(2, 4, PRECISIONS, PRECISIONS, head=PRECISIONS)
+    constraints = [{**limit(quantity, 1.0), "reference": "uniform-int8"} for quantity in ("throughput", "memory")]
+    problem = with_stock_parent(tables, {"prefill": 1.5, "decode": 2.0}).problem({"constraints": constraints})
+    rival = of("parent@int8", 4)
+    batches = problem.usual_batches(rival)
+    for constraint in problem.target.constraints:
+        assert problem.reference(constraint, batches) == problem.predict(constraint, rival, batches)
+    assert problem.feasible(rival, batches)
+    best = solve(problem, Search())[0].architecture
+    assert problem.feasible(best, batches)
+    assert problem.objective(best) <= problem.objective(rival)
+    assert str(problem.target.constraints[0]) == "throughput in 'chat' >= 1 x that of uniform-int8"
 
 
 def test_speedups_are_over_the_parent_in_stock_transformers():

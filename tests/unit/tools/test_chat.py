@@ -55,7 +55,9 @@ def test_answers_are_greedy_as_in_transformers(parent, exported):
 def test_a_terminal_shows_answers_with_their_speed(exported):
     command = [sys.executable, "-m", "tangram", "chat", str(exported), "--tokens", "4", "--threads", "1"]
     for others in ([], ["--beside", str(exported)]):
-        run = subprocess.run([*command, *others], input="The parent\n", capture_output=True, text=True, errors="replace")
+        run = subprocess.run(
+            [*command, *others], input="The parent\n", capture_output=True, text=True, errors="replace"
+        )
         assert run.returncode == 0, run.stderr
         *answers, end = run.stdout.split("tokens/s of the prompt")
         assert len(answers) == (2 if others else 1)

@@ -13,7 +13,9 @@ def export_child(
     folder: Annotated[str, typer.Option(help="folder to write model.gguf, or the checkpoint, into")],
     floats: Annotated[
         str | None,
-        typer.Option(help="gguf: type of matrices without a precision, such as `f16` or `q4_k_m`; by default their own"),
+        typer.Option(
+            help="gguf: type of matrices without a precision, such as `f16` or `q4_k_m`; by default their own"
+        ),
     ] = None,
 ) -> None:
     """Write a child, or a parent, in a format whose engine computes the same logits."""

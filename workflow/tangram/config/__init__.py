@@ -27,11 +27,14 @@ from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
     HALVING,
     LAYERS_DROPPED,
+    PACKED,
+    STOCK,
     UNIFORM,
     Constraint,
     Search,
     Selection,
     Target,
+    uniform_precision,
     uniform_solution,
 )
 
@@ -39,7 +42,9 @@ __all__ = [
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "PACKED",
     "SPLITS",
+    "STOCK",
     "UNIFORM",
     "Activations",
     "BlockDistillation",
@@ -83,5 +88,6 @@ __all__ = [
     "load",
     "parse",
     "slice_of",
+    "uniform_precision",
     "uniform_solution",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tangram.blocks import grammar
-from tangram.blocks.base import HEAD, KINDS, NO_OP
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, Variant
 from tangram.config.base import LARGEST, Name, Section
 from tangram.config.corpus import Activations, Corpus
 from tangram.config.costs import Costs, Scenario
@@ -15,7 +15,7 @@ from tangram.config.evaluation import Evaluation, Studies
 from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
-from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_solution
+from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_precision, uniform_solution
 from tangram.engines import DECILM, LLAMA_CPP, TORCH, refusal
 from tangram.errors import nearest
 
@@ -118,6 +118,7 @@ class Config(Section):
                     "leave it out, or set targets.<name>.engine"
                 )
         for target_name, target in self.targets.items():
+            self._check_references(target_name, target)
             if target.engine == LLAMA_CPP and self.device != "cpu":
                 raise ValueError(
                     f"targets.{target_name}.engine: llama.cpp runs on the CPU here, and device is {self.device}; set "
@@ -132,9 +133,10 @@ class Config(Section):
                 name for name in self.library.variants(KINDS[0]) if grammar.precision_of(name) in ("int8", "fp8")
             ]
             if DECILM in target.formats and rounded and not self.library.shared_smoothing:
+                key, remedy = ("export", "leave it out") if DECILM in target.export else ("engine", "take another")
                 raise ValueError(
-                    f"targets.{target_name}.export: decilm cannot express the smoothing factors of library.attention's "
-                    f"'{rounded[0]}'; set library.shared_smoothing: true, or leave decilm out"
+                    f"targets.{target_name}.{key}: decilm cannot express the smoothing factors of library.attention's "
+                    f"'{rounded[0]}'; set library.shared_smoothing: true, or {remedy}"
                 )
         return self
 
@@ -159,6 +161,19 @@ class Config(Section):
                     f"to library.{' and library.'.join(kinds_without_no_op)}, or set compare_layers_dropped: false"
                 )
         return self
+
+    def _check_references(self, name: str, target: Target) -> None:
+        """Raise if the library or the engine lacks the precision to which a limit refers."""
+        for i, constraint in enumerate(target.constraints):
+            if (precision := uniform_precision(constraint.reference)) is None:
+                continue
+            where = f"targets.{name}.constraints[{i}].reference: {constraint.reference}"
+            variant = str(Variant(PARENT, precision=precision))
+            if reason := refusal(variant, target.engine):
+                raise ValueError(f"{where}: {reason}; choose another precision")
+            for kind in (*KINDS, HEAD):
+                if variant not in self.library.variants(kind):
+                    raise ValueError(f"{where} needs '{variant}' in library.{kind}; add it")
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""

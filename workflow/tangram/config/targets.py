@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from tangram.blocks.base import GGUF_PRECISIONS, PRECISIONS
 from tangram.config.base import Section, Unique
 from tangram.engines import LLAMA_CPP, TORCH, needed_formats
 from tangram.errors import nearest
@@ -13,6 +14,7 @@ from tangram.extensions import registered
 
 # Names of the rivals' solutions; the solver's are 0, 1, ...
 LAYERS_DROPPED = "layers-dropped"
+STOCK, PACKED = "stock", "packed"  # parents to which limits can refer
 UNIFORM = "uniform"  # the beginning of the names of `uniform_solution`
 HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
 
@@ -32,6 +34,23 @@ def uniform_solution(precision: str) -> str:
     return f"{UNIFORM}-{precision}"
 
 
+def uniform_precision(reference: str) -> str | None:
+    """Return the precision that a constraint's reference has everywhere, such as int8 of `uniform-int8`; or None."""
+    begin, _, precision = reference.partition("-")
+    return precision if begin == UNIFORM and precision else None
+
+
+def _reference(name: str) -> str:
+    precisions = (*PRECISIONS, *GGUF_PRECISIONS)
+    names = [STOCK, PACKED, *map(uniform_solution, precisions)]
+    if name not in names:
+        raise ValueError(f"'{name}' is not a reference{nearest(name, names)}")
+    return name
+
+
+Reference = Annotated[str, AfterValidator(_reference)]
+
+
 class Constraint(Section):
     """One limit on a child."""
 
@@ -41,10 +60,11 @@ class Constraint(Section):
     min: float | None = Field(None, gt=0, description="Lower limit (throughput).")
     max: float | None = Field(None, gt=0, description="Upper limit (all others).")
     relative_to_parent: bool = Field(True, description="The limit is a multiple of the parent's value.")
-    reference: Literal["stock", "packed"] = Field(
-        "stock",
-        description="That parent: as stock transformers runs it (in llama.cpp its F16 file, in vLLM its checkpoint), "
-        "or with the kernels that children have.",
+    reference: Reference = Field(
+        STOCK,
+        description="That parent: as stock transformers runs it (`stock`; in llama.cpp its F16 file, in vLLM its "
+        "checkpoint), with the kernels that children have (`packed`), or the rival of one precision, such as "
+        "`uniform-int8`, which the library must offer for attention, FFN and head.",
     )
     scenario: str | None = Field(None, description="Workload; required for all but parameters and kv_bytes_per_token.")
 
@@ -62,6 +82,14 @@ class Constraint(Section):
                 "multiple of the parent's"
             )
         return self
+
+    def __str__(self) -> str:
+        """Return the limit in words, such as ``throughput in 'chat' >= 1.2 x the parent's``."""
+        sign, limit = (">=", self.min) if self.quantity == "throughput" else ("<=", self.max)
+        where = f" in '{self.scenario}'" if self.scenario else ""
+        parent = {STOCK: "the parent's", PACKED: "the packed parent's"}.get(self.reference)
+        unit = f" x {parent or 'that of ' + self.reference}" if self.relative_to_parent else ""
+        return f"{self.quantity}{where} {sign} {limit:g}{unit}"
 
 
 class Selection(Section):
@@ -125,8 +153,8 @@ class Target(Section):
         True,
         description="Also build the parent in each precision that the library offers for attention, FFN and head, "
         "finetuned the same way; only for the primary target. With `engine: llama.cpp` the rivals are the parent's "
-        "files in F16, Q8_0 and Q4_0, which are measured beside every child there; `false` is an error. With `engine: "
-        "vllm` the rival is the parent's checkpoint alone.",
+        "files in F16, Q8_0, Q4_K_M and Q4_0, which are measured beside every child there; `false` is an error. With "
+        "`engine: vllm` the rival is the parent's checkpoint alone.",
     )
 
     @property
@@ -138,14 +166,14 @@ class Target(Section):
     def _rivals_in_the_engine(self) -> Target:
         if self.engine == LLAMA_CPP and not self.compare_uniform:
             raise ValueError(
-                "compare_uniform: false: the parent's files in F16, Q8_0 and Q4_0 are measured beside every child in "
-                "llama.cpp; leave compare_uniform out"
+                "compare_uniform: false: the parent's files in F16, Q8_0, Q4_K_M and Q4_0 are measured beside every "
+                "child in llama.cpp; leave compare_uniform out"
             )
         return self
 
     @model_validator(mode="after")
     def _references_in_the_engine(self) -> Target:
-        if self.engine != TORCH and any(constraint.reference == "packed" for constraint in self.constraints):
+        if self.engine != TORCH and any(constraint.reference == PACKED for constraint in self.constraints):
             parent = "its F16 file" if self.engine == LLAMA_CPP else "the parent there"
             raise ValueError(
                 f"constraints: reference: packed is torch's parent, and limits in {self.engine} refer to {parent}; "

@@ -49,6 +49,9 @@ def speed_rows(
 ) -> list[dict[str, Any]]:
     """Return the speed of all models in all scenarios, each at the batch size of its largest throughput.
 
+    A scenario with several batch sizes, as a server with so many requests at once, has the rates at each of them, too:
+    metrics such as ``throughput_at_8``.
+
     Throughput is ``batch * (prefill + generate) / (seconds of the prefill + seconds of all decode steps)``. A speed-up
     is the ratio of the throughputs of two models in the same round.
 
@@ -68,6 +71,8 @@ def speed_rows(
                 if reference in best and name != reference:
                     pairs = zip(metrics["throughput"], best[reference]["throughput"], strict=True)
                     metrics[metric] = [own / other for own, other in pairs]
+            if len(scenario.batch_sizes) > 1:
+                metrics |= _at_every_batch(samples[name], scenario_name, scenario)
             for metric, values in metrics.items():
                 value, error = median_and_error(values)
                 row = dict(zip(("target", "solution", "model"), name, strict=True))
@@ -82,6 +87,16 @@ def _at_best_batch(
     """Return rates (tokens per second) and times (seconds) in every round, at the batch size of largest throughput."""
     by_batch = [_metrics(places[scenario_name, batch], scenario, batch) for batch in scenario.batch_sizes]
     return max(by_batch, key=lambda metrics: median_and_error(metrics["throughput"])[0])
+
+
+def _at_every_batch(
+    places: Mapping[Place, Sequence[Seconds]], scenario_name: str, scenario: Scenario
+) -> dict[str, list[float]]:
+    return {
+        f"{metric}_at_{batch}": values
+        for batch in scenario.batch_sizes
+        for metric, values in _metrics(places[scenario_name, batch], scenario, batch).items()
+    }
 
 
 def _metrics(seconds: Sequence[Seconds], scenario: Scenario, batch: int) -> dict[str, list[float]]:

@@ -12,16 +12,15 @@ width 0, llama.cpp leaves the attention out, too. The child's subblocks are pack
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram import llama_cpp
 from tangram.engines import GGUF_PRECISIONS, RECIPES
 from tangram.errors import TangramError
+from tangram.export.gguf_recipe import tensor_type
 from tangram.export.gguf_tokenizer import write_tokenizer
 from tangram.export.parts import LINEAR, Checkpoint, Part
 from tangram.files import atomic_path
@@ -221,7 +220,7 @@ def _matrix(
     import torch
 
     kept = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[weight.dtype]
-    if floats and weight.shape[-1] % block_size(floats):
+    if floats and floats not in RECIPES and weight.shape[-1] % block_size(floats):
         floats = "f16"
     yield Tensor(f"{stem}.weight", weight, precision or floats or kept, origin, exact=bool(precision) or not floats)
     if bias is not None:
@@ -320,25 +319,21 @@ def write_gguf(
         child: the checkpoint.
         path: the file.
         metadata: further keys and texts, such as ``general.name``.
-        floats: type of matrices without a precision of their own, such as ``'f16'``, or one of `engines.RECIPES`, which
-            llama.cpp applies to the whole file; None keeps their dtype.
+        floats: type of matrices without a precision of their own, such as ``'f16'``, or one of `engines.RECIPES`; None
+            keeps their dtype.
 
     Raises:
         TangramError: llama.cpp cannot compute what the child computes, or the tokenizer is of an unknown kind; or
-            llama.cpp has to apply a recipe and is not installed.
+            a recipe needs llama.cpp, and it is not installed.
     """
     import gguf
 
-    if floats in RECIPES:
-        with atomic_path(path) as temporary, tempfile.TemporaryDirectory(prefix="tangram-") as folder:
-            source = Path(folder, "model.gguf")
-            write_gguf(child, source, metadata)
-            llama_cpp.quantize(source, temporary, RECIPES[floats])
-        return
     check_expressible(child)
     layers = pack(child.parts)
     architecture = architecture_of(child, layers)
     tensors = list(tensors_of(child, layers, architecture, floats))
+    if floats in RECIPES:
+        tensors = [replace(tensor, type=tensor_type(tensor, tensors, len(layers))) for tensor in tensors]
     bytes_of = Counter[str]()
     with atomic_path(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
@@ -352,7 +347,7 @@ def write_gguf(
             kind = gguf.GGMLQuantizationType[tensor.type.upper()]
             writer.add_tensor(tensor.name, data, raw_dtype=kind)
             bytes_of[tensor.type] += data.nbytes
-        largest = bytes_of.most_common(1)[0][0].upper()
+        largest = (floats if floats in RECIPES else bytes_of.most_common(1)[0][0]).upper()
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if largest == "F32" else f"MOSTLY_{largest}"])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

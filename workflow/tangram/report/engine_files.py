@@ -27,6 +27,7 @@ class EngineFile:
         predicted: speed-up over the engine's reference from costs that were measured there; None of the parent.
         speedup: the measured one.
         speeds: throughput, prefill throughput, decode throughput (tokens/s), and seconds to the first token.
+        sweep: the same at each batch size, if the scenario has several.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class EngineFile:
     predicted: float | None
     speedup: Estimate | None
     speeds: tuple[Estimate | None, ...]
+    sweep: dict[int, tuple[Estimate | None, ...]]
 
     @property
     def error(self) -> float | None:
@@ -67,7 +69,9 @@ def _file(results: Results, key: Key, measured: dict[tuple[Key, str, str], Estim
     def value(metric: str, task: str = scenario) -> Any:
         return measured.get((key, task, metric))
 
-    size, engine = value("bytes", "file"), _engine_of(results, key)
+    engine = _engine_of(results, key)
+    size, first = value("bytes", "file"), f"{SPEEDS[0]}_at_"
+    batches = [m.removeprefix(first) for k, task, m in measured if (k, task) == (key, scenario) and m.startswith(first)]
     return EngineFile(
         engine,
         solution_name(results, key.target, key.solution) if key.target else FILES.get(key.model, key.model),
@@ -76,6 +80,7 @@ def _file(results: Results, key: Key, measured: dict[tuple[Key, str, str], Estim
         predicted(results, key.target, key.solution, "speedup"),
         Estimate(1.0, 0.0) if not key.target and key.model == REFERENCES[engine] else value(SPEEDUP),
         tuple(value(metric) for metric in SPEEDS),
+        {int(batch): tuple(value(f"{metric}_at_{batch}") for metric in SPEEDS) for batch in batches},
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tangram.config import Constraint, Search
 from tangram.errors import TangramError
-from tangram.search.problem import Problem, describe
+from tangram.search.problem import Problem
 from tangram.search.program import Program, minimize
 
 
@@ -23,7 +23,7 @@ def infeasible(problem: Problem, search: Search) -> TangramError:
             if (result := _reachable(problem, search, i, alone)) is not None
         ]
         if nearest:
-            parts = [f"{describe(constraints[i])} (feasible: {describe(near)})" for _, i, near in sorted(nearest)[:3]]
+            parts = [f"{constraints[i]} (feasible: {near})" for _, i, near in sorted(nearest)[:3]]
             if len(constraints) == 1:
                 remedy = "loosen it, or add smaller variants to the library"
             elif alone:

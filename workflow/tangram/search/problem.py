@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
-from tangram.blocks.base import HEAD, PARENT
-from tangram.config import Constraint, Scenario, Search, Section, Target
+from tangram.blocks.base import HEAD, PARENT, Variant
+from tangram.config import STOCK, Constraint, Scenario, Search, Section, Target, uniform_precision
 from tangram.costs.llama_layers import STUB_PIECE
-from tangram.engines import REFERENCES, refusal
+from tangram.engines import LLAMA_CPP, REFERENCES, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, REST, CostModel, records
 
@@ -151,7 +151,10 @@ class Problem:
     @functools.cached_property
     def reference_parent(self) -> Architecture:
         """The parent to which relative limits refer, in the precision of the engine's reference."""
-        variant = REFERENCES[self.target.engine]
+        return self.parent_in(REFERENCES[self.target.engine])
+
+    def parent_in(self, variant: str) -> Architecture:
+        """Return the parent with one variant, such as ``'parent@int8'``, for every subblock and the head."""
         return Architecture((LayerChoice(variant, variant),) * self.num_layers, variant)
 
     @functools.cached_property
@@ -276,25 +279,36 @@ class Problem:
     def reference(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return the parent's value that scales a relative constraint; 1 for an absolute one.
 
-        The parent is the constraint's: stock transformers' or the packed one, or in llama.cpp the F16 file. For
-        throughput, its best over the batch grid; for all other quantities, its value at the same batch.
+        For throughput, the parent's best over the batch grid; for all other quantities, its value at the same batch.
 
         Raises:
             TangramError: the parent exceeds the memory limit at every batch size.
         """
         if not constraint.relative_to_parent:
             return 1.0
-        run = self.stock if constraint.reference == "stock" else self
+        run, parent = self._reference_of(constraint)
         if constraint.quantity == "throughput":
             assert constraint.scenario is not None  # checked by the config
-            batch = run.best_batch(self.reference_parent, constraint.scenario)
+            batch = run.best_batch(parent, constraint.scenario)
             if batch is None:
                 raise TangramError(
                     f"the parent exceeds the memory limit of scenario '{constraint.scenario}' at every batch size, "
                     "so a throughput relative to it is undefined; make it absolute: relative_to_parent: false"
                 )
             batches = {constraint.scenario: batch}
-        return run.predict(constraint, self.reference_parent, batches)
+        return run.predict(constraint, parent, batches)
+
+    def _reference_of(self, constraint: Constraint) -> tuple[Problem, Architecture]:
+        """Return the parent to which a constraint refers, with the problem that has its costs.
+
+        It is stock transformers' or the packed one, or in llama.cpp the F16 file; or the parent in one precision.
+        """
+        precision = uniform_precision(constraint.reference)
+        if precision is None:
+            return self.stock if constraint.reference == STOCK else self, self.reference_parent
+        variant = str(Variant(PARENT, precision=precision))
+        costs = self.costs.in_one_type(variant) if self.target.engine == LLAMA_CPP else self.costs
+        return replace(self, costs=costs), self.parent_in(variant)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return a constraint's limit in the unit of its quantity."""
@@ -350,15 +364,6 @@ class Problem:
     def with_constraints(self, constraints: tuple[Constraint, ...]) -> Problem:
         """Return the problem with other constraints."""
         return replace(self, target=self.target.model_copy(update={"constraints": constraints}))
-
-
-def describe(constraint: Constraint) -> str:
-    """Return a constraint in words, such as ``throughput in 'chat' >= 1.2 x the parent's``."""
-    sign, limit = (">=", constraint.min) if constraint.quantity == "throughput" else ("<=", constraint.max)
-    where = f" in '{constraint.scenario}'" if constraint.scenario else ""
-    packed = "packed " if constraint.reference == "packed" else ""
-    unit = f" x the {packed}parent's" if constraint.relative_to_parent else ""
-    return f"{constraint.quantity}{where} {sign} {limit:g}{unit}"
 
 
 def layers_of(folder: str | Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import PARENT, PRECISIONS, Variant
 from tangram.config import uniform_solution
 from tangram.search.problem import Problem
@@ -13,7 +13,7 @@ def uniform_precisions(problem: Problem) -> dict[str, Architecture]:
     uniform = {}
     for precision in PRECISIONS:
         variant = str(Variant(PARENT, precision=precision))
-        architecture = Architecture((LayerChoice(variant, variant),) * problem.num_layers, variant)
+        architecture = problem.parent_in(variant)
         if all(problem.has(group, choice) for group, choice in enumerate(architecture.choices)):
             uniform[uniform_solution(precision)] = architecture
     return uniform

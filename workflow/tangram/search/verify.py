@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tangram.blocks.architecture import Architecture
 from tangram.config import Search
 from tangram.errors import TangramError
-from tangram.search.problem import EXACT, TOLERANCE, Batches, Problem, describe, rounding
+from tangram.search.problem import EXACT, TOLERANCE, Batches, Problem, rounding
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def verify(problem: Problem, search: Search, solution: Solution, earlier: Sequen
         require(batch in problem.costs.scenarios[name].batch_sizes, f"batch {batch} is not in the grid of '{name}'")
     for constraint in problem.target.constraints:
         slack = problem.slack(constraint, solution.architecture, solution.batches)
-        require(slack >= -TOLERANCE, f"{describe(constraint)} is exceeded by {-slack:.2e}")
+        require(slack >= -TOLERANCE, f"{constraint} is exceeded by {-slack:.2e}")
     for number, other in enumerate(earlier):
         same = sum(a == b for a, b in zip(solution.architecture.layers, other.architecture.layers, strict=True))
         allowed = problem.target.max_shared * problem.num_layers + EXACT

@@ -142,7 +142,8 @@ def chat(
     target: Annotated[str, typer.Argument(help="target whose child answers, or the path of a .gguf")],
     config: Annotated[Path, typer.Option(help="config file")] = Path("config/config.yaml"),
     beside: Annotated[
-        str, typer.Option(help="let the parent answer, too: a type of its files, such as `q8_0`, or the path of a .gguf")
+        str,
+        typer.Option(help="let the parent answer, too: a type of its files, such as `q8_0`, or the path of a .gguf"),
     ] = "",
     context: Annotated[int, typer.Option(help="tokens of a whole conversation")] = 2048,
     tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 256,

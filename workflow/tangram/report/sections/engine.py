@@ -9,7 +9,9 @@ from tangram.report.document import Cell, Section, Table
 from tangram.report.engine_files import REFERENCE_NAMES, EngineFile, engine_files, without_empty
 from tangram.report.style import estimate, number, percent
 
-HEADS = ["measured", "error", "tokens/s", "prefill", "decode", "first token, s"]
+RATES = ["tokens/s", "prefill", "decode", "first token, s"]
+HEADS = ["measured", "error", *RATES]
+SWEEP_HEADS = ["model", "sequences", *RATES]
 
 
 def engine_section(results: Results) -> Section:
@@ -28,10 +30,21 @@ def engine_section(results: Results) -> Section:
             f"Scenario {results.settings.default_scenario}, each at its own best batch size. Throughput counts prompt "
             "and generated tokens; prefill and decode count their own."
         )
+        of_engine = [file for file in files if file.engine == engine]
         heads = ["model", "file, MB", "KL, nats/token", f"× {REFERENCE_NAMES[engine]}, predicted", *HEADS]
-        rows = [_row(file) for file in files if file.engine == engine]
+        rows = [_row(file) for file in of_engine]
         section.parts.append(Table(*without_empty(heads, rows), title=engine, caption=caption))
+        if sweep := [row for file in of_engine for row in _sweep(file)]:
+            caption = (
+                "The same measurement at every batch size of the scenario: requests that a server answers at once."
+            )
+            title = f"{engine}, by number of sequences"
+            section.parts.append(Table(SWEEP_HEADS, sweep, title=title, caption=caption))
     return section
+
+
+def _sweep(file: EngineFile) -> list[list[Cell | str]]:
+    return [[file.name, str(batch), *map(estimate, speeds)] for batch, speeds in file.sweep.items()]
 
 
 def _row(file: EngineFile) -> list[Cell | str]:
