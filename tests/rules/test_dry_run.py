@@ -94,14 +94,15 @@ def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], di
     commands = plan(yaml.safe_load(FOR_LLAMA_CPP.read_text()))
     assert len(commands["measure_costs"]) == 4 + 5 + 1 + 4 + 3  # and the F16 parent, the reference
     assert all("llama.cpp" in command for command in commands["measure_costs"])
-    mine = "results/smollm2-llama.cpp/targets/fast/0/export/model.gguf"
-    assert all(len(commands[rule]) == 1 for rule in ("calibrate_costs", "export_gguf", "evaluate_engine", "write_card"))
-    types = [re.search(r"--floats (\S+)", command)[1] for command in commands["export_parent"]]
-    assert types == sorted(PARENT_TYPES)
+    mine = [f"results/smollm2-llama.cpp/targets/{name}/0/export/model.gguf" for name in ("fast", "as-q4_0")]
+    assert len(commands["calibrate_costs"]) == 1
+    assert all(len(commands[rule]) == 2 for rule in ("export_gguf", "evaluate_engine", "write_card"))
+    written = [re.search(r"--floats (\S+)", command)[1] for command in commands["export_parent"]]
+    assert written == sorted(PARENT_TYPES)
     assert len(commands["evaluate_parent_engine"]) == 1
     in_llama_cpp, in_torch = sorted(commands["measure_speed"], key=lambda command: "--engine torch" in command)
     files = re.findall(r"\S+/model\.gguf", in_llama_cpp)
-    assert files == [*(f"results/smollm2-llama.cpp/engines/parent/{name}/model.gguf" for name in PARENT_TYPES), mine]
+    assert files == [*(f"results/smollm2-llama.cpp/engines/parent/{name}/model.gguf" for name in PARENT_TYPES), *mine]
     assert "model.gguf" not in in_torch
 
 

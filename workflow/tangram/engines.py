@@ -43,10 +43,17 @@ SPEED_TIMERS = {
 }
 # The parent's variant to which relative limits refer: in llama.cpp the file that most users have, else the run's dtype.
 REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16", VLLM: PARENT}
+# Types of whose files llama.cpp's quantizer leaves the embedding and the head at 8 bits.
+SMALL_TYPES = ("q5_1", "q5_0", "q4_1", "q4_0")
 # Recipes of llama.cpp's own quantizer, which mix types (`export/gguf_recipe.py`).
 RECIPES = ("q4_k_m",)
 # The types and recipes of the parent's files for llama.cpp, which a user would take instead of a child.
 PARENT_TYPES = ("f16", "q8_0", *RECIPES, "q4_0")
+
+
+def head_precision(engine: str, precision: str) -> str:
+    """Return the precision of the head in the rival of one precision, as the engine's users have it."""
+    return "q8_0" if engine == LLAMA_CPP and precision in SMALL_TYPES else precision
 
 
 def needed_formats(engine: str, formats: Iterable[str]) -> tuple[str, ...]:

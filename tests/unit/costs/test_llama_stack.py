@@ -19,8 +19,26 @@ from tangram.search.problem import Option, Problem
 
 SCENARIO = {"chat": Scenario(prefill=8, generate=4, batch_sizes=(1,))}
 VARIANTS = {
-    "attention": ("parent", "parent@f16", "gqa-1@q8_0", "linear", "linear-unbiased", "no-op"),
-    "ffn": ("parent", "parent@f16", "width-0.5@q4_0", "linear", "linear-unbiased", "no-op"),
+    "attention": (
+        "parent",
+        "parent@f16",
+        "parent@q8_0",
+        "parent@q4_0",
+        "gqa-1@q8_0",
+        "linear",
+        "linear-unbiased",
+        "no-op",
+    ),
+    "ffn": (
+        "parent",
+        "parent@f16",
+        "parent@q8_0",
+        "parent@q4_0",
+        "width-0.5@q4_0",
+        "linear",
+        "linear-unbiased",
+        "no-op",
+    ),
     "head": ("parent", "parent@f16", "parent@q8_0"),
     "model": ("parent",),
 }
@@ -88,12 +106,15 @@ def test_a_childs_predicted_sizes_are_those_of_its_file(parent, tmp_path, name):
     assert (predicted.parameters, weights) == sizes_of_file(tmp_path / "model.gguf")
 
 
-def test_relative_limits_refer_to_the_parents_f16_file(parent, tmp_path):
-    write_gguf(read_checkpoint(parent), tmp_path / "model.gguf", floats="f16")
+@pytest.mark.parametrize(
+    ("reference", "floats"), [("stock", "f16"), ("uniform-q8_0", "q8_0"), ("uniform-q4_0", "q4_0")]
+)
+def test_relative_limits_refer_to_the_parents_files(parent, tmp_path, reference, floats):
+    write_gguf(read_checkpoint(parent), tmp_path / "model.gguf", floats=floats)
     parameters, weights = sizes_of_file(tmp_path / "model.gguf")
     shape = shape_of(parent)
     cache = 12 * LAYERS * shape.kv_heads * shape.head_dim * 2 * 2  # keys and values of 12 tokens in F16
-    problem = problem_of(parent, quantity="memory", max=0.5, scenario="chat")
+    problem = problem_of(parent, quantity="memory", max=0.5, scenario="chat", reference=reference)
     assert problem.limit(problem.target.constraints[0], {"chat": 1}) == (weights + cache) / 2
-    problem = problem_of(parent, quantity="parameters", max=0.5)
+    problem = problem_of(parent, quantity="parameters", max=0.5, reference=reference)
     assert problem.limit(problem.target.constraints[0], {"chat": 1}) == parameters / 2

@@ -27,13 +27,17 @@ def evaluate_model(
 ) -> None:
     """Write perplexity, KL and agreement, and those of every sequence, for paired differences.
 
-    Children run with packed kernels, the parent as in stock transformers.
+    Children run with packed kernels, the parent as in stock transformers. A finetuned child with the child's weights is
+    not evaluated again.
     """
     runtime.start()
+    from pathlib import Path
+
     from tangram.activations import open_activations
     from tangram.blocks.base import PARENT
     from tangram.corpus.tokens import read_tokens
     from tangram.evaluation.text import compare_on_text, sequence_rows, text_rows
+    from tangram.files import digest_of_tensors
     from tangram.models.families import decoder_layers
     from tangram.models.loading import load_model
     from tangram.models.packed import pack
@@ -46,12 +50,15 @@ def evaluate_model(
     states = open_activations(activations, teacher, input_ids, section.batch_size, runtime.local_copy)
     final = states.hidden(len(decoder_layers(teacher)))
     children = {name: folder for name, folder in (("child", child), ("finetuned", finetuned)) if folder is not None}
-    rows, samples = [], []
+    measured, rows, samples = {}, [], []
     for name, folder in (children or {PARENT: parent}).items():
-        model = pack(load_model(folder, runtime.dtype, runtime.device)) if children else teacher
-        metrics = compare_on_text(model, teacher, final, input_ids, section.batch_size, f"evaluate_model {name}")
-        rows += text_rows(name, "heldout", metrics)
-        samples += sequence_rows(name, "heldout", metrics)
+        weights = digest_of_tensors(Path(folder) / "model.safetensors") if children else ""
+        if weights not in measured:
+            model = pack(load_model(folder, runtime.dtype, runtime.device)) if children else teacher
+            label = f"evaluate_model {name}"
+            measured[weights] = compare_on_text(model, teacher, final, input_ids, section.batch_size, label)
+        rows += text_rows(name, "heldout", measured[weights])
+        samples += sequence_rows(name, "heldout", measured[weights])
     made_by = provenance("tangram.commands.evaluate_model", settings, runtime.device)
     write_table(rows, EVALUATION, table, made_by)
     write_table(samples, SAMPLES, sequences, made_by)

@@ -16,7 +16,7 @@ from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_precision, uniform_solution
-from tangram.engines import DECILM, LLAMA_CPP, TORCH, refusal
+from tangram.engines import DECILM, LLAMA_CPP, TORCH, head_precision, refusal
 from tangram.errors import nearest
 
 
@@ -168,10 +168,11 @@ class Config(Section):
             if (precision := uniform_precision(constraint.reference)) is None:
                 continue
             where = f"targets.{name}.constraints[{i}].reference: {constraint.reference}"
-            variant = str(Variant(PARENT, precision=precision))
-            if reason := refusal(variant, target.engine):
-                raise ValueError(f"{where}: {reason}; choose another precision")
             for kind in (*KINDS, HEAD):
+                of_kind = precision if kind != HEAD else head_precision(target.engine, precision)
+                variant = str(Variant(PARENT, precision=of_kind))
+                if reason := refusal(variant, target.engine):
+                    raise ValueError(f"{where}: {reason}; choose another precision")
                 if variant not in self.library.variants(kind):
                     raise ValueError(f"{where} needs '{variant}' in library.{kind}; add it")
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.engines import GGUF_PRECISIONS, RECIPES
+from tangram.engines import GGUF_PRECISIONS, LLAMA_CPP, RECIPES, head_precision
 from tangram.errors import TangramError
 from tangram.export.gguf_recipe import tensor_type
 from tangram.export.gguf_tokenizer import write_tokenizer
@@ -42,7 +42,6 @@ ARCHITECTURES = {
 }  # of equal layers
 PAIRED = ("llama", DECI)  # architectures that rotate adjacent components, transformers those half a head apart
 STUB = 32  # channels of an FFN of zeros: one block of the smallest types
-SMALL_TYPES = ("q5_1", "q5_0", "q4_1", "q4_0")
 ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 FFN = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
@@ -146,8 +145,7 @@ def tensors_of(child: Checkpoint, layers: list[Layer], architecture: str, floats
     """Yield all tensors of the file."""
     import torch
 
-    # As in llama.cpp's own recipes, embedding and head keep 8 bits in files of smaller types.
-    ends = "q8_0" if floats in SMALL_TYPES else floats
+    ends = floats and head_precision(LLAMA_CPP, floats)
     # Beside a head in a type of its own, the embedding is only looked up, and F16 is what users' files have at most.
     looked_up = "f16" if child.head_precision in GGUF_PRECISIONS else ends
     yield from _matrix("token_embd", child.embedding, None, None, looked_up, "the embedding")

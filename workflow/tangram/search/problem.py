@@ -26,7 +26,7 @@ from tangram.blocks.architecture import Architecture, Choice, LayerChoice, piece
 from tangram.blocks.base import HEAD, PARENT, Variant
 from tangram.config import STOCK, Constraint, Scenario, Search, Section, Target, uniform_precision
 from tangram.costs.llama_layers import STUB_PIECE
-from tangram.engines import LLAMA_CPP, REFERENCES, refusal
+from tangram.engines import LLAMA_CPP, REFERENCES, head_precision, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, REST, CostModel, records
 
@@ -153,9 +153,9 @@ class Problem:
         """The parent to which relative limits refer, in the precision of the engine's reference."""
         return self.parent_in(REFERENCES[self.target.engine])
 
-    def parent_in(self, variant: str) -> Architecture:
-        """Return the parent with one variant, such as ``'parent@int8'``, for every subblock and the head."""
-        return Architecture((LayerChoice(variant, variant),) * self.num_layers, variant)
+    def parent_in(self, variant: str, head: str | None = None) -> Architecture:
+        """Return the parent with one variant, such as ``'parent@int8'``, for every subblock and by default the head."""
+        return Architecture((LayerChoice(variant, variant),) * self.num_layers, head or variant)
 
     @functools.cached_property
     def stock(self) -> Problem:
@@ -306,9 +306,9 @@ class Problem:
         precision = uniform_precision(constraint.reference)
         if precision is None:
             return self.stock if constraint.reference == STOCK else self, self.reference_parent
-        variant = str(Variant(PARENT, precision=precision))
-        costs = self.costs.in_one_type(variant) if self.target.engine == LLAMA_CPP else self.costs
-        return replace(self, costs=costs), self.parent_in(variant)
+        head = str(Variant(PARENT, precision=head_precision(self.target.engine, precision)))
+        costs = self.costs.in_one_type(head) if self.target.engine == LLAMA_CPP else self.costs
+        return replace(self, costs=costs), self.parent_in(str(Variant(PARENT, precision=precision)), head)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:
         """Return a constraint's limit in the unit of its quantity."""
