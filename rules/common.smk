@@ -17,7 +17,7 @@ from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
-from tangram.engines import ENGINES, PARENT_TYPES, SPEED_TIMERS, TIMERS, timed
+from tangram.engines import ENGINES, LLAMA_CPP, PARENT_TYPES, SPEED_TIMERS, TIMERS, TORCH, VLLM, timed
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 from tangram.provenance import code_hash
@@ -205,9 +205,13 @@ def children_in(engine):
 
 def timed_models(wildcards):
     """Return the files of the parent and of the children that an engine reads."""
-    if wildcards.engine == "torch":
+    if wildcards.engine == TORCH:
         return [f"{PARENT}/model.safetensors", *of_children("child/model.safetensors")]
-    return [*PARENT_FILES, *(f"{folder}/export/model.gguf" for folder in children_in(wildcards.engine))]
+    if wildcards.engine == VLLM:
+        of_parent, name = [f"{PARENT}/model.safetensors"], "decilm/model.safetensors"
+    else:
+        of_parent, name = PARENT_FILES, "model.gguf"
+    return [*of_parent, *(f"{folder}/export/{name}" for folder in children_in(wildcards.engine))]
 
 
 def exported():
@@ -222,15 +226,21 @@ def exported():
 
 
 def of_engines():
-    """Return the evaluations of exported children and of the parent's files in llama.cpp, and their speeds."""
-    children = [f"{folder}/engine.parquet" for folder in children_in("llama.cpp")]
-    of_all = [f"{RESULTS}/parent_engine.parquet", f"{RESULTS}/speeds/llama.cpp.parquet"]
-    return [*children, *(of_all if children else [])]
+    """Return the speeds in engines other than torch, and in llama.cpp the evaluations of children and parent's files."""
+    children = [f"{folder}/engine.parquet" for folder in children_in(LLAMA_CPP)]
+    speeds = [f"{RESULTS}/speeds/{engine}.parquet" for engine in cfg.engines if engine != TORCH]
+    return [*children, *([f"{RESULTS}/parent_engine.parquet"] if children else []), *speeds]
 
 
 def in_llama_cpp(path):
-    """Return a function of wildcards that returns a file about a target's engine; no file if that is torch."""
-    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == "llama.cpp" else []
+    """Return a function of wildcards that returns a file about a target's engine; no file in another engine."""
+    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == LLAMA_CPP else []
+
+
+def speeds_in_engine(wildcards):
+    """Return the speeds in a target's engine; no file if that is torch."""
+    engine = cfg.targets[wildcards.target].engine
+    return [] if engine == TORCH else [f"{RESULTS}/speeds/{engine}.parquet"]
 
 
 def card_settings(wildcards, threads):

@@ -107,7 +107,7 @@ rule write_card:
         speeds="<results>/speeds/torch.parquet",
         engine=in_llama_cpp(f"{CHILD}/engine.parquet"),
         parent_engine=in_llama_cpp(f"{RESULTS}/parent_engine.parquet"),
-        engine_speeds=in_llama_cpp(f"{RESULTS}/speeds/llama.cpp.parquet"),
+        engine_speeds=speeds_in_engine,
     output:
         EXPORTED["card"](f"{CHILD}/export"),
     log:

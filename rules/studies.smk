@@ -11,11 +11,11 @@ FASHION_MNIST = "<results>/images/fashion-mnist.npz"
 CIFAR10 = "<results>/images/cifar10-test.npz"
 MNIST = "<results>/images/mnist-binarized.npz"
 WEIGHTS = "<results>/parent/model.safetensors"
-TORCH, NUMPY = ("torch", "scikit-learn", "pytorch-metric-learning"), ("numpy", "scipy")
+TORCH_PINS, NUMPY_PINS = ("torch", "scikit-learn", "pytorch-metric-learning"), ("numpy", "scipy")
 
 # By study: input files, the parts of `--runtime` and the packages that its numbers depend on, and threads.
 STUDIES = {
-    "bandit_ranking": ({}, ["seed"], NUMPY, half_the_cores),
+    "bandit_ranking": ({}, ["seed"], NUMPY_PINS, half_the_cores),
     "butterfly": (
         {
             "images": FASHION_MNIST,
@@ -27,10 +27,10 @@ STUDIES = {
         ("torch", "transformers", "scikit-learn", "scipy"),
         half_the_cores,
     ),
-    "dueling": ({}, ["seed"], (*NUMPY, "numba"), all_cores),
-    "metric_embedding": ({"images": cfg.studies.image_file or MNIST}, ["device"], TORCH, all_cores),
+    "dueling": ({}, ["seed"], (*NUMPY_PINS, "numba"), all_cores),
+    "metric_embedding": ({"images": cfg.studies.image_file or MNIST}, ["device"], TORCH_PINS, all_cores),
     "ntk": ({"images": FASHION_MNIST}, ["seed"], ("torch", "scikit-learn", "scipy"), 1),
-    "online_ranking": ({}, ["seed"], NUMPY, half_the_cores),
+    "online_ranking": ({}, ["seed"], NUMPY_PINS, half_the_cores),
     "selection": (
         {
             "parent": WEIGHTS,
@@ -41,7 +41,7 @@ STUDIES = {
             "library": library_files("safetensors"),
         },
         ["device", "dtype", "seed"],
-        ("torch", "transformers", *NUMPY),
+        ("torch", "transformers", *NUMPY_PINS),
         all_cores,
     ),
     "span_contrast": (
@@ -60,10 +60,10 @@ STUDIES = {
     "spatial_contrast": (
         {"images": cfg.studies.image_file or CIFAR10, "digits": MNIST},
         ["device"],
-        TORCH,
+        TORCH_PINS,
         all_cores,
     ),
-    "triplet": ({"images": cfg.studies.image_file or FASHION_MNIST}, ["device"], TORCH, all_cores),
+    "triplet": ({"images": cfg.studies.image_file or FASHION_MNIST}, ["device"], TORCH_PINS, all_cores),
 }
 ON_DEVICE = {name for name, (_, parts, _, _) in STUDIES.items() if "device" in parts}
 OF_CONFIG = {

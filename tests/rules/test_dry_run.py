@@ -3,6 +3,7 @@
 import copy
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,29 @@ def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], di
     files = re.findall(r"\S+/model\.gguf", in_llama_cpp)
     assert files == [*(f"results/smollm2-llama.cpp/engines/parent/{name}/model.gguf" for name in PARENT_TYPES), *mine]
     assert "model.gguf" not in in_torch
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_target_in_vllm_plans_its_engine_s_jobs(
+    plan: Callable[[dict], dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("TANGRAM_VLLM_PYTHON", sys.executable)
+    config = copy.deepcopy(DEFAULT) | {"run": "mine", "device": device}
+    limit = {"quantity": "throughput", "min": 1.3, "scenario": "chat"}
+    config |= {"targets": {"fast": {"engine": "vllm", "constraints": [limit]}}, "primary_target": "fast"}
+    commands = plan(config)
+    variants = sum(len(config["library"][kind]) for kind in ("attention", "ffn"))
+    assert len(commands["measure_costs"]) == variants + 4
+    for rule in ("measure_costs", "calibrate_costs"):
+        assert all("--engine vllm" in command and f"device={device}" in command for command in commands[rule])
+    assert len(commands["export_decilm"]) == len(commands["write_card"]) == 1
+    assert not {"export_gguf", "export_parent", "evaluate_engine"} & set(commands)
+    in_torch, in_vllm = sorted(commands["measure_speed"], key=lambda command: "--engine vllm" in command)
+    assert re.findall(r"\S+/model\.safetensors", in_vllm) == [
+        f"results/mine/{folder}/model.safetensors" for folder in ("parent", "targets/fast/0/export/decilm")
+    ]
+    assert "decilm" not in in_torch
+    assert "results/mine/speeds/vllm.parquet" in commands["write_card"][0]
 
 
 REACHES = {

@@ -12,9 +12,9 @@ from typing import Any
 from tangram.blocks.base import FORMATS, GGUF_PRECISIONS, NO_OP, PARENT, PRECISIONS, Variant
 from tangram.blocks.registry import block_class
 
-TORCH, LLAMA_CPP = "torch", "llama.cpp"
+TORCH, LLAMA_CPP, VLLM = "torch", "llama.cpp", "vllm"
 GGUF, DECILM, HF = FORMATS
-FORMAT_OF = {LLAMA_CPP: GGUF}  # the format that an engine reads, if it does not read the child itself
+FORMAT_OF = {LLAMA_CPP: GGUF, VLLM: DECILM}  # the format that an engine reads, if it does not read the child itself
 # The families whose children of different layers each format can express; gguf has no norms of queries and keys there.
 FAMILIES = {
     GGUF: ("llama", "mistral", "qwen2"),
@@ -22,15 +22,27 @@ FAMILIES = {
     HF: ("llama", "mistral", "qwen2", "qwen3"),
 }
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
-ENGINES: dict[str, tuple[str, ...]] = {TORCH: PRECISIONS, LLAMA_CPP: ("bf16", *GGUF_PRECISIONS)}
+ENGINES: dict[str, tuple[str, ...]] = {
+    TORCH: PRECISIONS,
+    LLAMA_CPP: ("bf16", *GGUF_PRECISIONS),
+    VLLM: ("int8", "fp8"),
+}
 STORED: dict[str, tuple[str, ...]] = {GGUF: ENGINES[LLAMA_CPP], DECILM: ("bf16", "int8", "fp8"), HF: ("bf16",)}
 # The modules that time subblocks and whole models, one per engine, imported by name. Their interface is `measure`,
 # `measure_whole` and `calibration_architectures`; see `costs/torch_engine.py`.
-TIMERS = {TORCH: "tangram.costs.torch_engine", LLAMA_CPP: "tangram.costs.llama_engine"}
+TIMERS = {
+    TORCH: "tangram.costs.torch_engine",
+    LLAMA_CPP: "tangram.costs.llama_engine",
+    VLLM: "tangram.costs.vllm_engine",
+}
 # The modules that time trained models, one per engine, with the interface of `evaluation/torch_speed.py`.
-SPEED_TIMERS = {TORCH: "tangram.evaluation.torch_speed", LLAMA_CPP: "tangram.evaluation.llama_speed"}
-# The parent's variant to which relative limits refer: in llama.cpp the file that most users have.
-REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16"}
+SPEED_TIMERS = {
+    TORCH: "tangram.evaluation.torch_speed",
+    LLAMA_CPP: "tangram.evaluation.llama_speed",
+    VLLM: "tangram.evaluation.vllm_speed",
+}
+# The parent's variant to which relative limits refer: in llama.cpp the file that most users have, else the run's dtype.
+REFERENCES = {TORCH: PARENT, LLAMA_CPP: f"{PARENT}@f16", VLLM: PARENT}
 # Types of whose files llama.cpp's quantizer leaves the embedding and the head at 8 bits.
 SMALL_TYPES = ("q5_1", "q5_0", "q4_1", "q4_0")
 # Recipes of llama.cpp's own quantizer, which mix types (`export/gguf_recipe.py`).

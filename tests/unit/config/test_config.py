@@ -43,7 +43,7 @@ MISTAKES = {
     "unknown key in a list": ("corpus/distill/sources/0/wieght", 2, "unknown key; did you mean 'weight'?"),
     "unknown key of a target": ("targets/speed-1.2/solution", 2, "unknown key; did you mean 'solutions'?"),
     "missing section": ("corpus/score", None, "config.corpus.score: is required but missing"),
-    "unknown engine": ("targets/speed-1.2/engine", "vllm", "config.targets.speed-1.2.engine: Input should be 'torch'"),
+    "unknown engine": ("targets/speed-1.2/engine", "onnx", "config.targets.speed-1.2.engine: Input should be 'torch'"),
     "unknown format": ("targets/speed-1.2/export", ["onnx"], "Input should be 'gguf', 'decilm' or 'hf'"),
     "type of another engine": (
         "library/ffn",
@@ -298,6 +298,14 @@ MISTAKES = {
             "constraints": [{"quantity": "throughput", "min": 1.2, "scenario": "chat", "reference": "packed"}],
         },
         "targets.speed-1.2: constraints: reference: packed is torch's parent",
+    ),
+    "the packed parent in vLLM": (
+        "targets/speed-1.2",
+        {
+            "engine": "vllm",
+            "constraints": [{"quantity": "throughput", "min": 1.2, "scenario": "chat", "reference": "packed"}],
+        },
+        "torch's parent, and limits in vllm refer to the parent there; leave reference out",
     ),
     "a rival of a precision that the library lacks": (
         "targets/speed-1.2/constraints/0/reference",

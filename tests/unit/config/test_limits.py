@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,24 @@ def test_an_engine_that_is_not_installed_is_one_line(tiny_config: dict, monkeypa
     limits.check(settings, PARENT)
     monkeypatch.setattr(limits, "find", lambda: None)
     message = r"^config\.targets\.small\.engine: llama\.cpp is not installed; install it: pip install .*engines[^\n]*$"
+    with pytest.raises(TangramError, match=message):
+        limits.check(settings, PARENT)
+
+
+def test_vllm_must_be_found_and_know_enough_tokens(tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = in_llama_cpp(tiny_config)
+    config["targets"]["small"]["engine"] = "vllm"
+    settings = parse(config)
+    assert settings.targets["small"].formats == ("decilm",)
+    monkeypatch.setenv("TANGRAM_VLLM_PYTHON", sys.executable)
+    limits.check(settings, {**PARENT, "vocab_size": 10_000})
+    message = r"^config\.targets\.small\.engine: vLLM's latency benchmark draws tokens below 10000, [^\n]* has 9999; "
+    with pytest.raises(TangramError, match=message):
+        limits.check(settings, {**PARENT, "vocab_size": 9999})
+    with pytest.raises(TangramError, match=r"targets\.small\.export: format decilm cannot express [^\n]* qwen2"):
+        limits.check(settings, {**PARENT, "vocab_size": 10_000, "model_type": "qwen2"})
+    monkeypatch.setenv("TANGRAM_VLLM_PYTHON", "/nowhere")
+    message = r"^config\.targets\.small\.engine: vLLM is not installed; pip install vllm [^\n]* TANGRAM_VLLM_PYTHON "
     with pytest.raises(TangramError, match=message):
         limits.check(settings, PARENT)
 

@@ -35,7 +35,7 @@ def facts() -> Facts:
     parent = {"source": {"repo": "someone/small"}, "license": "apache-2.0", "weights": "as published"}
     target = config.primary_target
     frame = pd.DataFrame(rows)
-    return Facts("mine", target, "0", ("gguf", "hf"), parent, MIXED, SHAPE, frame, frame[:0], raw)
+    return Facts("mine", target, "0", ("gguf", "hf"), parent, MIXED, SHAPE, frame, "torch", frame[:0], raw)
 
 
 def test_the_front_matter_is_the_hubs(facts: Facts) -> None:
@@ -80,10 +80,26 @@ def test_a_file_in_llama_cpp_stands_beside_the_parents(facts: Facts) -> None:
         row("finetuned", "chat", "speedup", 1.2, 0.05),
     ]
     lines = (
-        card(replace(facts, files=pd.DataFrame(rows))).split("## Files in llama.cpp, scenario `chat`")[1].split("\n")
+        card(replace(facts, engine="llama.cpp", files=pd.DataFrame(rows)))
+        .split("## Files in llama.cpp, scenario `chat`")[1]
+        .split("\n")
     )
+    assert lines[2].endswith("| times the F16 parent's throughput |")
     assert lines[4] == "| parent, F16 | 150 | - | 50 (48.04 to 51.96) | - |"
     assert lines[5] == "| child | 150 | 0.25 (0.2304 to 0.2696) | 60 (58.04 to 61.96) | 1.2 (1.102 to 1.298) |"
+
+
+def test_speed_in_vllm_stands_beside_the_parents(facts: Facts) -> None:
+    rows = [
+        row("parent", "chat", "throughput", 50.0, 1.0),
+        row("finetuned", "chat", "throughput", 60.0, 1.0),
+        row("finetuned", "chat", "speedup", 1.2, 0.05),
+    ]
+    text = card(replace(facts, engine="vllm", formats=("decilm",), files=pd.DataFrame(rows)))
+    lines = text.split("## Speed in vllm, scenario `chat`")[1].split("\n")
+    assert lines[2] == "| model | tokens/s | times the parent's throughput |"
+    assert lines[4] == "| parent | 50 (48.04 to 51.96) | - |"
+    assert lines[5] == "| child | 60 (58.04 to 61.96) | 1.2 (1.102 to 1.298) |"
 
 
 def test_loading_is_told_for_the_formats_of_the_folder(facts: Facts) -> None:

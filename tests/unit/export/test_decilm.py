@@ -1,7 +1,6 @@
 """Children as folders that vLLM itself loads: its log-probabilities against torch's."""
 
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,12 @@ from safetensors.torch import load_file
 from tiny_children import LAYERS
 from tiny_models import write_parent
 
+from tangram import vllm
 from tangram.export.decilm import write_decilm
 from tangram.export.parts import read_checkpoint
 from tangram.models.loading import load_model
 
-PYTHON = "TANGRAM_VLLM_PYTHON"  # names a Python with vLLM, whose torch and transformers are not Tangram's
-needs_vllm = pytest.mark.skipif(PYTHON not in os.environ, reason=f"{PYTHON} names no Python with vLLM")
+needs_vllm = pytest.mark.skipif(vllm.python() is None, reason=vllm.INSTALL)
 PARENTS = {
     "tied": {"tie_word_embeddings": True, "rms_norm_eps": 1e-5},
     "biases": {"attention_bias": True, "mlp_bias": True},
@@ -35,9 +34,8 @@ def in_vllm(folders: Mapping[str, Path], work: Path) -> dict[str, torch.Tensor]:
     script = Path(__file__).parents[2] / "support" / "vllm_logprobs.py"
     job = {"folders": {name: str(folder) for name, folder in folders.items()}, "prompts": PROMPTS}
     (work / "job.json").write_text(json.dumps(job))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [os.environ[PYTHON], script, work / "job.json", work / "logprobs.safetensors"]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    command = [str(vllm.python()), script, work / "job.json", work / "logprobs.safetensors"]
+    done = subprocess.run(command, cwd=work, env=vllm.environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return load_file(work / "logprobs.safetensors")
 

@@ -175,6 +175,27 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     assert not [row for row in page.rows["speed"] if row[0] == PRIMARY], "predictions there are not of torch"
 
 
+def test_a_child_in_vllm_stands_beside_its_parent(complete, tmp_path):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    write_files(folder)
+    speeds = read_table(folder / "speeds" / "llama.cpp.parquet", SPEEDS)
+    speeds.loc[speeds["model"] == "parent@f16", "model"] = "parent"
+    rows = speeds[speeds["model"] != "parent@q8_0"].to_dict("records")
+    write_table(rows, SPEEDS, folder / "speeds" / "vllm.parquet")
+    for path in (f"targets/{PRIMARY}/0/engine.parquet", "parent_engine.parquet", "speeds/llama.cpp.parquet"):
+        (folder / path).unlink()
+    results = load_results(folder, settings_of().model_copy(update={"engines": {PRIMARY: "vllm"}}))
+    assert load_results(folder).settings.engines == {PRIMARY: "vllm"}
+    page = Page(render_page(results))
+    predicted = results.solutions[PRIMARY, "0"]["scenarios"]["chat"]["speedup"]
+    assert page.row("engine", PRIMARY)[:3] == [PRIMARY, f"{predicted:.3f}", "1.250 ± 0.013"]
+    assert page.row("engine", "parent")[:5] == ["parent", "–", "1.00", "–", "400 ± 4"]
+    lines = summary_text(results).split("\nin vllm ")[1].splitlines()
+    assert re.search(r"over the parent: predicted +measured +error$", lines[0])
+    assert re.search(r"^parent +– +1\.00 +–$", lines[1])
+    assert re.search(rf"^{re.escape(PRIMARY)} +{predicted:.3f} +1\.250 ± 0\.013 ", lines[2])
+
+
 def test_a_run_in_torch_alone_has_no_such_section(page):
     assert "engine" not in page.rows
     assert "In your engine" not in page.text

@@ -97,6 +97,22 @@ def test_jobs_are_those_that_snakemake_plans(name, tmp_path):
     assert found == {rule: int(counted[rule]) for rule in found}
 
 
+def test_a_target_in_vllm_adds_its_starts():
+    config = H100.model_dump(mode="json", exclude_defaults=True)
+    (name, target), *_ = config["targets"].items()
+    config |= {"targets": {name: target}, "primary_target": name}
+    in_torch, in_vllm = (
+        {
+            stage.rule: stage
+            for stage in merged(stages(parse(config | {"targets": {name: target | more}}), RATES["cuda"]))
+        }
+        for more in ({}, {"engine": "vllm"})
+    )
+    assert in_vllm["measure_speed"].jobs == in_torch["measure_speed"].jobs + 1
+    starts = 4 * H100.costs.repeats * 20
+    assert in_vllm["measure_costs"].seconds == pytest.approx(in_torch["measure_costs"].seconds + starts)
+
+
 def test_the_h100_configs_jobs_fit_their_gpus():
     memory = {stage.rule: stage.device_bytes for stage in merged(stages(H100, RATES["cuda"]))}
     assert {rule for rule, needed in memory.items() if needed > 80e9} == set()

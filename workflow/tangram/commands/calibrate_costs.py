@@ -17,7 +17,7 @@ def calibrate_costs(
     costs: Annotated[str, reads("collected COSTS table")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
     output: Annotated[str, writes("CALIBRATION table")],
-    engine: Annotated[str, typer.Option(help="torch or llama.cpp")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch, llama.cpp or vllm")] = "torch",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write measured and predicted seconds of whole models, and one scale per scenario, phase and batch."""

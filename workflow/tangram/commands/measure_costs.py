@@ -16,7 +16,7 @@ def measure_costs(
     variant: Annotated[str, typer.Option(help="e.g. parent, gqa-1, width-0.5, linear, no-op")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
     output: Annotated[str, writes("COSTS table")],
-    engine: Annotated[str, typer.Option(help="torch or llama.cpp")] = "torch",
+    engine: Annotated[str, typer.Option(help="torch, llama.cpp or vllm")] = "torch",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write seconds of prefill and decode, parameter bytes and KV bytes per token, for every scenario and batch."""

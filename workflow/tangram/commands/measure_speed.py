@@ -16,7 +16,7 @@ class Settings(Section):
 
 
 def measure_speed(
-    engine: Annotated[str, typer.Option(help="torch or llama.cpp")],
+    engine: Annotated[str, typer.Option(help="torch, llama.cpp or vllm")],
     settings: Annotated[str, typer.Option(help="config sections `evaluation` and `scenarios` as JSON")],
     output: Annotated[str, writes("SPEEDS table")],
     models: Annotated[list[str], reads_each("files of the parent and its children that the engine reads")],

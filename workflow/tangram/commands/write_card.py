@@ -54,6 +54,7 @@ def write_card(
         architecture=load_architecture(architecture),
         shape=shape_of(parent),
         evaluation=rows((parent_evaluation, evaluation), speeds),
+        engine=config.targets[target].engine,
         files=rows((parent_engine, engine), engine_speeds),
         config=raw,
     )

@@ -133,9 +133,10 @@ class Config(Section):
                 name for name in self.library.variants(KINDS[0]) if grammar.precision_of(name) in ("int8", "fp8")
             ]
             if DECILM in target.formats and rounded and not self.library.shared_smoothing:
+                key, remedy = ("export", "leave it out") if DECILM in target.export else ("engine", "take another")
                 raise ValueError(
-                    f"targets.{target_name}.export: decilm cannot express the smoothing factors of library.attention's "
-                    f"'{rounded[0]}'; set library.shared_smoothing: true, or leave decilm out"
+                    f"targets.{target_name}.{key}: decilm cannot express the smoothing factors of library.attention's "
+                    f"'{rounded[0]}'; set library.shared_smoothing: true, or {remedy}"
                 )
         return self
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tangram import vllm
 from tangram.blocks import HEAD, KINDS, Variant, get_block
 from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.config import Config
-from tangram.engines import LLAMA_CPP, family_refusal
+from tangram.engines import LLAMA_CPP, VLLM, family_refusal
 from tangram.errors import TangramError
 from tangram.llama_cpp import INSTALL, find
 from tangram.models.families import Shape
@@ -125,6 +126,8 @@ def check_engines(config: Config) -> None:
     for name, target in config.targets.items():
         if target.engine == LLAMA_CPP and find() is None:
             raise TangramError(f"config.targets.{name}.engine: llama.cpp is not installed; install it: {INSTALL}")
+        if target.engine == VLLM and vllm.latency_benchmark() is None:
+            raise TangramError(f"config.targets.{name}.engine: vLLM is not installed; {vllm.INSTALL}")
 
 
 def check(config: Config, parent: Mapping[str, Any] | None) -> None:
@@ -151,6 +154,8 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
     for name, scenario in config.scenarios.items():
         check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
     for name, target in config.targets.items():
+        if target.engine == VLLM and (reason := vllm.vocabulary_refusal(sizes.get("vocab_size"))):
+            raise TangramError(f"config.targets.{name}.engine: {reason}")
         if reason := family_refusal(sizes.get("model_type", ""), target.formats):
             raise TangramError(f"config.targets.{name}.export: {reason}; leave it out")
         if target.selection is not None and target.selection.metric == "judge":

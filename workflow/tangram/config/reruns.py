@@ -68,6 +68,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_parent_engine": ("export_parent", "build_corpus heldout", "capture_activations heldout"),
     "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
     "measure_speed llama.cpp": ("export_parent", "export_gguf"),
+    "measure_speed vllm": ("fetch_parent", "export_decilm"),
     "write_card": ("evaluate_parent", "evaluate_model", *_SPEEDS, "evaluate_parent_engine", "evaluate_engine"),
     "build_report": (
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tangram.blocks.base import GGUF_PRECISIONS, PRECISIONS
 from tangram.config.base import Section, Unique
-from tangram.engines import LLAMA_CPP, needed_formats
+from tangram.engines import LLAMA_CPP, TORCH, needed_formats
 from tangram.errors import nearest
 from tangram.extensions import registered
 
@@ -62,9 +62,9 @@ class Constraint(Section):
     relative_to_parent: bool = Field(True, description="The limit is a multiple of the parent's value.")
     reference: Reference = Field(
         STOCK,
-        description="That parent: as stock transformers runs it (`stock`; in llama.cpp its F16 file), with the kernels "
-        "that children have (`packed`), or the rival of one precision, such as `uniform-int8`, which the library must "
-        "offer for attention, FFN and head.",
+        description="That parent: as stock transformers runs it (`stock`; in llama.cpp its F16 file, in vLLM its "
+        "checkpoint), with the kernels that children have (`packed`), or the rival of one precision, such as "
+        "`uniform-int8`, which the library must offer for attention, FFN and head.",
     )
     scenario: str | None = Field(None, description="Workload; required for all but parameters and kv_bytes_per_token.")
 
@@ -133,9 +133,10 @@ class Target(Section):
     max_shared: float = Field(
         0.8, gt=0, lt=1, description="Maximum share of layers that two solutions share (alpha of Puzzle, appendix B)."
     )
-    engine: Literal["torch", "llama.cpp"] = Field(
+    engine: Literal["torch", "llama.cpp", "vllm"] = Field(
         "torch",
-        description="Engine that the child is made for: `torch`, or `llama.cpp`, which implies `export: [gguf]`.",
+        description="Engine that the child is made for: `torch`; `llama.cpp`, which implies `export: [gguf]`; or "
+        "`vllm`, which implies `export: [decilm]`.",
     )
     export: Annotated[tuple[Literal["gguf", "decilm", "hf"], ...], Unique] = Field(
         (),
@@ -152,7 +153,8 @@ class Target(Section):
         True,
         description="Also build the parent in each precision that the library offers for attention, FFN and head, "
         "finetuned the same way; only for the primary target. With `engine: llama.cpp` the rivals are the parent's "
-        "files in F16, Q8_0, Q4_K_M and Q4_0, which are measured beside every child there; `false` is an error.",
+        "files in F16, Q8_0, Q4_K_M and Q4_0, which are measured beside every child there; `false` is an error. With "
+        "`engine: vllm` the rival is the parent's checkpoint alone.",
     )
 
     @property
@@ -171,9 +173,10 @@ class Target(Section):
 
     @model_validator(mode="after")
     def _references_in_the_engine(self) -> Target:
-        if self.engine == LLAMA_CPP and any(constraint.reference == PACKED for constraint in self.constraints):
+        if self.engine != TORCH and any(constraint.reference == PACKED for constraint in self.constraints):
+            parent = "its F16 file" if self.engine == LLAMA_CPP else "the parent there"
             raise ValueError(
-                "constraints: reference: packed is torch's parent, and limits in llama.cpp refer to its F16 file; "
+                f"constraints: reference: packed is torch's parent, and limits in {self.engine} refer to {parent}; "
                 "leave reference out"
             )
         return self

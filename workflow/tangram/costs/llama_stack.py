@@ -15,6 +15,7 @@ from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import HEAD, Kind
 from tangram.costs.llama_layers import Layer, Part, pack
+from tangram.engines import LLAMA_CPP
 from tangram.errors import TangramError
 from tangram.models.families import Shape
 
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 STUB = 32  # channels of an FFN that computes nothing: the block of every quantized type
 
 
-def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
+def parts_of(kind: Kind, variant: str, shape: Shape, engine: str = LLAMA_CPP) -> list[Part]:
     """Return a variant as parts: one, or none for a no-op.
 
     Raises:
-        TangramError: llama.cpp has no such subblock.
+        TangramError: the engine has no such subblock.
     """
     block = get_block(kind, variant, shape)
     overrides, precision = block.overrides(), block.variant.precision
@@ -37,7 +38,7 @@ def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
     if "linear" in overrides:
         return [Part(block.part or "linear", 0, precision)]
     if overrides.keys() - {"num_key_value_heads", "intermediate_size"}:
-        raise TangramError(f"llama.cpp has no {kind} '{variant}'; leave it out of targets with engine: llama.cpp")
+        raise TangramError(f"{engine} has no {kind} '{variant}'; leave it out of targets with engine: {engine}")
     if kind == "attention":
         return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision)]
     return [Part("ffn", overrides.get("intermediate_size", shape.intermediate), precision)]

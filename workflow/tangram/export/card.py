@@ -14,7 +14,7 @@ import yaml
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import KINDS, PARENT, Variant
 from tangram.blocks.registry import get_block
-from tangram.engines import DECILM, GGUF, HF, PARENT_TYPES
+from tangram.engines import DECILM, GGUF, HF, LLAMA_CPP, PARENT_TYPES
 from tangram.models.families import Shape
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ QUALITY = {
     "agreement": "same next token as the parent",
 }
 SPEED = {"throughput": "tokens/s", "speedup": "times the parent's throughput"}
-OF_FILES = {
-    **{"bytes": "MB", "kl": QUALITY["kl"], "throughput": "tokens/s"},
-    "speedup": "times the F16 parent's throughput",
-}
+OF_FILES = {"bytes": "MB", "kl": QUALITY["kl"], **SPEED}
 LOADING = {
     GGUF: ("llama.cpp, Ollama, LM Studio", "sh", "llama-server --model model.gguf"),
     DECILM: ("vLLM (remote code for the config only)", "sh", "vllm serve decilm --trust-remote-code"),
@@ -62,7 +59,8 @@ class Facts:
         architecture: the child's variants.
         shape: the parent's sizes.
         evaluation: rows of `tables.EVALUATION` of the parent and the child in torch; empty if there are none.
-        files: those of the child's file and the parent's in llama.cpp; empty for a target in another engine.
+        engine: the target's engine.
+        files: those of child and parent in that engine; empty for a target in torch.
         config: the run's config, with this target as primary one.
     """
 
@@ -74,6 +72,7 @@ class Facts:
     architecture: Architecture
     shape: Shape
     evaluation: pd.DataFrame
+    engine: str
     files: pd.DataFrame
     config: Mapping[str, Any]
 
@@ -93,7 +92,7 @@ def card(facts: Facts) -> str:
         "A column is a layer, and its height is the share of the parent's weights that remains; an empty column was "
         "removed.",
         architecture_table(facts.architecture),
-        *_tables(facts.evaluation, facts.files),
+        *_tables(facts.evaluation, facts.engine, facts.files),
         "## Reproduction",
         "Save this config as `config.yaml` in a checkout of Tangram, and run",
         _fenced("sh", f"snakemake --cores all --configfile config.yaml {_files(facts)}"),
@@ -178,7 +177,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _tables(evaluation: pd.DataFrame, files: pd.DataFrame) -> list[str]:
+def _tables(evaluation: pd.DataFrame, engine: str, files: pd.DataFrame) -> list[str]:
     """Return the sections on quality and speed; none without measurements."""
     parts: list[str] = []
     quality = evaluation[evaluation["task"] == "heldout"]
@@ -187,9 +186,12 @@ def _tables(evaluation: pd.DataFrame, files: pd.DataFrame) -> list[str]:
     for scenario, rows in evaluation[evaluation["metric"].isin(SPEED)].groupby("task", sort=False):
         parts += [f"## Speed in torch, scenario `{scenario}`", _by_model(rows, SPEED)]
     files = files.assign(value=files["value"].where(files["metric"] != "bytes", files["value"] / 1e6))
+    reference = "F16 parent" if engine == LLAMA_CPP else "parent"
+    metrics = OF_FILES | {"speedup": f"times the {reference}'s throughput"}
+    title = "Files" if engine == LLAMA_CPP else "Speed"
     for scenario in files[files["metric"].isin(SPEED)]["task"].unique():
         rows = files[files["task"].isin(["file", "heldout", scenario])]
-        parts += [f"## Files in llama.cpp, scenario `{scenario}`", _by_model(rows, OF_FILES)]
+        parts += [f"## {title} in {engine}, scenario `{scenario}`", _by_model(rows, metrics)]
     return [*parts, "Values are means with their 95 % intervals."] if parts else []
 
 

@@ -7,9 +7,8 @@ input, exactly up to rounding (SmoothQuant, Xiao et al. 2023, arXiv 2211.10438, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tangram.errors import TangramError
 from tangram.export.parts import LINEAR, Part, Tensors
@@ -17,7 +16,6 @@ from tangram.export.parts import LINEAR, Part, Tensors
 if TYPE_CHECKING:
     import torch
 
-TYPES = {"int8": "int", "fp8": "float"}  # by precision
 SAME_INPUT = {"attention": ("q_proj", "k_proj", "v_proj"), "ffn": ("gate_proj", "up_proj")}
 # By kind: the matrix whose outputs, times something, are the input of another one.
 SOURCES = {"attention": ("v_proj", "o_proj"), "ffn": ("up_proj", "down_proj")}
@@ -72,28 +70,3 @@ def stored(tensors: Tensors) -> Tensors:
         elif last != "smooth":
             renamed[name] = tensor
     return renamed
-
-
-def quantization_config(matrices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return a config's `quantization_config`.
-
-    Args:
-        matrices: full names of the matrices of each precision of `TYPES`.
-    """
-    groups: dict[str, Any] = {}
-    for precision, names in matrices.items():
-        common = {"num_bits": 8, "type": TYPES[precision], "symmetric": True}
-        groups[f"group_{len(groups)}"] = {
-            "targets": list(names),
-            "weights": {**common, "strategy": "channel", "dynamic": False},
-            "input_activations": {**common, "strategy": "token", "dynamic": True},
-            "format": f"{TYPES[precision]}-quantized",
-        }
-    formats = [group["format"] for group in groups.values()]
-    return {
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-        "format": formats[0] if len(formats) == 1 else "mixed-precision",
-        "config_groups": groups,
-        "ignore": [],
-    }

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
-from tangram.export.compressed_tensors import TYPES, absorb_smoothing, stored
-from tangram.export.decilm_config import CODE, CODE_FILE, MATRICES, Described, decilm_config
+from tangram.export.compressed_tensors import absorb_smoothing, stored
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, Checkpoint, Part
+from tangram.models.decilm_config import CODE, CODE_FILE, MATRICES, TYPES, Described, decilm_config
 from tangram.models.families import window_of
 
 if TYPE_CHECKING:

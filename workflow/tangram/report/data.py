@@ -20,7 +20,7 @@ from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
 from tangram.config import LAYERS_DROPPED, Section, uniform_solution
-from tangram.engines import ENGINES, LLAMA_CPP
+from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, task_rows
@@ -312,8 +312,14 @@ def _discover(folder: Path, speeds: pd.DataFrame, architectures: dict[tuple[str,
         num_layers=max((len(architecture.layers) for architecture in architectures.values()), default=0),
         default_scenario=next(iter(speeds["task"]), ""),
         seed=0,
-        engines={path.parents[1].name: LLAMA_CPP for path in folder.glob("targets/*/*/engine.parquet")},
+        engines=_engines(folder),
     )
+
+
+def _engines(folder: Path) -> dict[str, str]:
+    """Return the engines of the targets whose children were timed in another one than torch."""
+    tables = {name: _read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)}
+    return {target: name for name, table in tables.items() for target in table["target"] if target}
 
 
 def load_results(folder: str | Path, settings: Settings | None = None) -> Results:
@@ -343,7 +349,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
     samples = _samples(folder, folders)
     parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
-    speeds_of_files = _read(folder / "speeds" / f"{LLAMA_CPP}.parquet", SPEEDS)
+    speeds_of_files = [_read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)]
     evaluation = _concat([parents, *of_children("evaluation")], EVALUATION, labels)
     speeds = _read(folder / "speeds" / "torch.parquet", SPEEDS)
     patterns = ["*.parquet", "targets/**/*.parquet"]
@@ -372,7 +378,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
         selections=_selections(folder, architectures),
-        engines=_concat([parent_files, *of_children("engine"), speeds_of_files], EVALUATION, labels),
+        engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tangram.report.comparison import RIVAL_VERDICTS, VERDICTS, Meeting, beside_uniform, compare, quality_kept
 from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results
-from tangram.report.engine_files import engine_files
+from tangram.report.engine_files import REFERENCE_NAMES, EngineFile, engine_files, without_empty
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted_packed_parent, predicted_speedup
@@ -71,7 +71,12 @@ def _speed(prediction: float | None, measured: Estimate | None) -> list[str]:
 
 
 def _engine(results: Results) -> list[str]:
-    """Return the files that llama.cpp runs; none if no target has the engine."""
+    """Return the files that each engine other than torch runs; none if all targets are in torch."""
+    files = engine_files(results)
+    return [line for engine in dict.fromkeys(f.engine for f in files) for line in _in_engine(engine, files)]
+
+
+def _in_engine(engine: str, files: Sequence[EngineFile]) -> list[str]:
     rows = [
         [
             file.name,
@@ -81,10 +86,12 @@ def _engine(results: Results) -> list[str]:
             estimate(file.kl),
             number(file.megabytes),
         ]
-        for file in engine_files(results)
+        for file in files
+        if file.engine == engine
     ]
-    heads = ["over the F16 parent: predicted", "measured", "error", "KL, nats/token", "file, MB"]
-    return ["", *_aligned([["in llama.cpp", *heads], *rows])] if rows else []
+    heads = [f"over the {REFERENCE_NAMES[engine]}: predicted", "measured", "error", "KL, nats/token", "file, MB"]
+    heads, rows = without_empty([f"in {engine}", *heads], rows)
+    return ["", *_aligned([heads, *rows])]
 
 
 def _qualities(results: Results) -> list[str]:

@@ -26,7 +26,7 @@ from tangram.blocks.architecture import Architecture, Choice, LayerChoice, piece
 from tangram.blocks.base import HEAD, PARENT, Variant
 from tangram.config import STOCK, Constraint, Scenario, Search, Section, Target, uniform_precision
 from tangram.costs.llama_layers import STUB_PIECE
-from tangram.engines import REFERENCES, TORCH, head_precision, refusal
+from tangram.engines import LLAMA_CPP, REFERENCES, head_precision, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, REST, CostModel, records
 
@@ -307,7 +307,7 @@ class Problem:
         if precision is None:
             return self.stock if constraint.reference == STOCK else self, self.reference_parent
         head = str(Variant(PARENT, precision=head_precision(self.target.engine, precision)))
-        costs = self.costs if self.target.engine == TORCH else self.costs.in_one_type(head)
+        costs = self.costs.in_one_type(head) if self.target.engine == LLAMA_CPP else self.costs
         return replace(self, costs=costs), self.parent_in(str(Variant(PARENT, precision=precision)), head)
 
     def limit(self, constraint: Constraint, batches: Mapping[str, int]) -> float:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from tangram.blocks import KINDS, Block, get_block
 from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
-from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, timed
+from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, VLLM, timed
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
-LOADS = {TORCH: 1, LLAMA_CPP: 3}  # copies of each stack in timing
+LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
@@ -285,15 +286,16 @@ class Work:
         costs, sizes, startup = self.config.costs, self.sizes, self.rates.startup
         stack = costs.stack_megabytes * 1e6
         for engine in self.config.engines:
-            loads = LOADS[engine]
+            loads, start = LOADS[engine], STARTUP.get(engine, 0)
             for kind in (*KINDS, HEAD):
                 size = self.element * getattr(sizes, kind)
                 copies = loads * max(1.0, stack / size)
                 seconds = startup + 2 * copies * self.timing(getattr(sizes, kind), 2 * costs.repeats)
+                seconds += 4 * costs.repeats * start  # of two stacks of the parent's subblock and two of the variant
                 jobs = 1 + len(timed(engine, kind, self.config.library.variants(kind)))
                 memory = 2 * loads * max(stack, size) + self.cache_bytes / sizes.layers
                 yield Stage("measure_costs", jobs, 1, seconds, memory, 0)
-            seconds = startup + 4 * loads * self.timing(sizes.total, 3)
+            seconds = startup + 4 * loads * self.timing(sizes.total, 3) + 4 * costs.calibration_repeats * start
             yield Stage("calibrate_costs", 1, 1, seconds, 2 * loads * self.model_bytes + self.cache_bytes, 0)
         yield Stage("solve_mip", len(self.config.targets), 1, 5, 1e9, 0)
 
@@ -344,13 +346,19 @@ class Work:
         rounds = self.config.evaluation.throughput_repeats
         load = self.model_bytes / self.rates.disk_bytes + self.timing(self.sizes.total, 1, steps=True)
 
-        def speed(models: int) -> Stage:
-            seconds = self.rates.startup + rounds * models * load
+        def speed(models: int, start: float = 0) -> Stage:
+            seconds = self.rates.startup + rounds * models * (start + load)
             return Stage("measure_speed", 1, 1, seconds, self.model_bytes + self.cache_bytes, 0)
 
         yield speed(self.children + 2)
-        targets = [name for name, target in self.config.targets.items() if target.engine == LLAMA_CPP]
-        if files := sum(len(self.config.exported(name)) for name in targets):
+
+        def exported(engine: str) -> int:
+            targets = [name for name, target in self.config.targets.items() if target.engine == engine]
+            return sum(len(self.config.exported(name)) for name in targets)
+
+        if checkpoints := exported(VLLM):
+            yield speed(checkpoints + 1, STARTUP[VLLM])
+        if files := exported(LLAMA_CPP):
             parents, memory = len(PARENT_TYPES), 2 * self.model_bytes
             yield Stage("export_parent", parents, 1, self.loading, memory, parents * self.model_bytes)
             yield Stage("evaluate_parent_engine", 1, 1, self.loading + parents * heldout, memory, 0)

@@ -1,4 +1,4 @@
-"""The section on the targets' engines: the exported children beside the parent's files, as llama.cpp runs them."""
+"""The section on the targets' engines: the exported children beside the parent, as their engines run them."""
 
 # ruff: noqa: RUF001 - typographic signs
 
@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from tangram.report.data import Results
 from tangram.report.document import Cell, Section, Table
-from tangram.report.engine_files import EngineFile, engine_files
+from tangram.report.engine_files import REFERENCE_NAMES, EngineFile, engine_files, without_empty
 from tangram.report.style import estimate, number, percent
 
-HEADS = ["model", "file, MB", "KL, nats/token", "× F16 parent, predicted", "measured", "error"]
 RATES = ["tokens/s", "prefill", "decode", "first token, s"]
-HEADS += RATES
+HEADS = ["measured", "error", *RATES]
 SWEEP_HEADS = ["model", "sequences", *RATES]
 
 
@@ -20,21 +19,27 @@ def engine_section(results: Results) -> Section:
     section = Section(
         "engine",
         "In your engine",
-        "Files that llama.cpp loads as they are: the children, and the parent in types that a user would take instead. "
-        "One job times all of them round-robin, and loads each anew in every round; predictions are from costs "
-        "measured there. KL is that of the engine’s own logits from the parent in torch.",
+        "The children as their target’s engine loads them, and the parent as a user would take it there instead: in "
+        "llama.cpp as files of several types, in vLLM its checkpoint. One job per engine times them round-robin, and "
+        "loads each anew in every round; predictions are from costs measured there. KL is that of llama.cpp’s own "
+        "logits from the parent in torch.",
     )
-    if files := engine_files(results):
+    files = engine_files(results)
+    for engine in dict.fromkeys(file.engine for file in files):
         caption = (
-            f"Scenario {results.settings.default_scenario}, each file at its own best batch size. Throughput counts "
-            "prompt and generated tokens; prefill and decode count their own."
+            f"Scenario {results.settings.default_scenario}, each at its own best batch size. Throughput counts prompt "
+            "and generated tokens; prefill and decode count their own."
         )
-        section.parts.append(Table(HEADS, [_row(file) for file in files], title="llama.cpp", caption=caption))
-        if sweep := [row for file in files for row in _sweep(file)]:
+        of_engine = [file for file in files if file.engine == engine]
+        heads = ["model", "file, MB", "KL, nats/token", f"× {REFERENCE_NAMES[engine]}, predicted", *HEADS]
+        rows = [_row(file) for file in of_engine]
+        section.parts.append(Table(*without_empty(heads, rows), title=engine, caption=caption))
+        if sweep := [row for file in of_engine for row in _sweep(file)]:
             caption = (
                 "The same measurement at every batch size of the scenario: requests that a server answers at once."
             )
-            section.parts.append(Table(SWEEP_HEADS, sweep, title="By number of sequences", caption=caption))
+            title = f"{engine}, by number of sequences"
+            section.parts.append(Table(SWEEP_HEADS, sweep, title=title, caption=caption))
     return section
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tangram.export.compressed_tensors import TYPES, quantization_config
 from tangram.models.families import Shape
 
 CODE_FILE = "configuration_decilm.py"
@@ -35,6 +34,7 @@ class DeciLMConfig(LlamaConfig):
         return {**super().to_dict(), "block_configs": blocks}
 '''
 
+TYPES = {"int8": "int", "fp8": "float"}  # of compressed-tensors, by precision
 MATRICES = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "ffn": ("gate_proj", "up_proj", "down_proj"),
@@ -120,3 +120,28 @@ def _matrices(
     if head_precision in TYPES:
         matrices.setdefault(head_precision, []).append("lm_head")
     return matrices
+
+
+def quantization_config(matrices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a config's `quantization_config`.
+
+    Args:
+        matrices: full names of the matrices of each precision of `TYPES`.
+    """
+    groups: dict[str, Any] = {}
+    for precision, names in matrices.items():
+        common = {"num_bits": 8, "type": TYPES[precision], "symmetric": True}
+        groups[f"group_{len(groups)}"] = {
+            "targets": list(names),
+            "weights": {**common, "strategy": "channel", "dynamic": False},
+            "input_activations": {**common, "strategy": "token", "dynamic": True},
+            "format": f"{TYPES[precision]}-quantized",
+        }
+    formats = [group["format"] for group in groups.values()]
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": formats[0] if len(formats) == 1 else "mixed-precision",
+        "config_groups": groups,
+        "ignore": [],
+    }
