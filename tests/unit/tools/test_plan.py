@@ -58,6 +58,7 @@ def test_quantized_pieces_cost_the_bytes_of_their_precision():
     raw = load(ROOT / "config" / "config.yaml").model_dump(mode="json")
     sizes = {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
     raw["parent"]["sizes"] = sizes
+    raw |= {"targets": {"speed-1.7": raw["targets"]["speed-1.7"]}, "primary_target": "speed-1.7"}
     raw["library"] |= {"attention": ["no-op"], "ffn": ["no-op", "width-0.5@int8"], "head": ["parent@bf16"]}
     planned = list(stages(parse(raw), RATES["cpu"]))
     ffn, head = (stage for stage in planned if stage.rule == "quantize_blocks")
