@@ -21,8 +21,8 @@ from tangram.engines import PARENT_TYPES
 from tangram.evaluation.llama_speed import time_file
 from tangram.timing import median_and_error
 
-# Runs in OpenVINO's Python: prints seconds of prefill and of all decode steps, by the clock. Every run has new prompts, as
-# the engine keeps the caches of earlier ones.
+# Runs in OpenVINO's Python: prints seconds of prefill and of all decode steps, by the clock. Every run has new prompts,
+# as the engine keeps the caches of earlier ones.
 OPENVINO = """
 import json, sys, time
 import numpy, openvino, openvino_genai

@@ -241,6 +241,20 @@ def test_a_faster_and_closer_child_wins_without_interpolation(tmp_path):
     assert rivalry_of(tmp_path / "c", (1.5, 1.0), (1.495, 1.2)).better is None, "speeds within their errors"
 
 
+@pytest.mark.parametrize(
+    ("rival", "predicted", "wins"),
+    [((1.495, 1.2), 1.4, True), ((1.495, 1.2), 1.6, False), ((1.495, 0.9), 1.4, False), ((1.6, 1.2), 1.4, False)],
+)
+def test_a_child_as_fast_and_closer_needs_a_prediction(tmp_path, monkeypatch, rival, predicted, wins):
+    speeds = {"0": 1.5, "uniform-int8": predicted}
+    monkeypatch.setattr(
+        "tangram.report.comparison.predicted_speedup", lambda results, target, solution: speeds.get(solution)
+    )
+    found = rivalry_of(tmp_path, (1.5, 1.0), rival)
+    assert found.better is None
+    assert found.as_fast == (Key("fast", "0", "child") if wins else None)
+
+
 def test_kls_on_a_steep_frontier_are_compared_by_their_ratio(tmp_path):
     """A rival between a child of KL 1e-4 and one of 0.4 is far from the straight line between them."""
     folder = tmp_path / "run"

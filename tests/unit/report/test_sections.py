@@ -173,6 +173,8 @@ def test_files_stand_beside_each_other_in_their_engine(complete, tmp_path):
     assert re.search(line, text.split("in llama.cpp")[1], re.MULTILINE)
     assert re.search(r"^parent, Q8_0 +– +1\.100 ± 0\.011 +– +", text, re.MULTILINE)
     assert not [row for row in page.rows["speed"] if row[0] == PRIMARY], "predictions there are not of torch"
+    assert "1.25 × as fast as the F16 parent in llama.cpp" in page.text
+    assert f"measured 1.250 ± 0.013; predicted {predicted:.3f}" in page.text.replace("\u00a0", " ")
 
 
 def test_a_child_in_vllm_stands_beside_its_parent(complete, tmp_path):

@@ -12,6 +12,7 @@ from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, HELDOUT, UNIFORM, Results
 from tangram.report.estimates import CONFIDENCE, PARENT_KEY, Estimate, Key
 from tangram.report.interpolation import Point, loss_at, loss_difference, speed_at, speed_difference
+from tangram.report.prediction import ROUNDING, predicted_speedup
 from tangram.report.samples import MEAN, difference_on_tasks, propagate
 
 VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}  # for people  # noqa: RUF001
@@ -105,6 +106,8 @@ class Rivalry:
     """A rival of uniform precision, with its measured speed over `Results.best_parent` and its KL.
 
     ``better`` is a child that is both faster and closer to the parent, each by more than the errors, or None.
+    ``as_fast`` is one that is closer by more than the errors, by prediction at least as fast, and measured as fast or
+    faster within the errors; or None.
     """
 
     key: Key
@@ -113,6 +116,7 @@ class Rivalry:
     at_speed: Meeting
     at_kl: Meeting
     better: Key | None
+    as_fast: Key | None
 
 
 def _meet(points: Sequence[Point], rival: Point, at_loss: bool) -> Meeting:
@@ -141,6 +145,22 @@ def _better(children: Mapping[Key, Point], rival: Point) -> Key | None:
     return min(better)[1] if better else None
 
 
+def _as_fast(results: Results, children: Mapping[Key, Point], key: Key, rival: Point) -> Key | None:
+    """Return the closest child that `Rivalry.as_fast` describes, or None."""
+
+    def predicted(key: Key) -> float:
+        return predicted_speedup(results, key.target, key.solution) or 0.0
+
+    closer = [
+        (child.loss.value, other)
+        for other, child in children.items()
+        if predicted(other) >= predicted(key) * (1 - ROUNDING) > 0
+        and decide(speed_difference(rival, child)) != "baseline"
+        and decide(loss_difference(child, rival)) == "child"
+    ]
+    return min(closer)[1] if closer else None
+
+
 def beside_uniform(results: Results, model: str) -> list[Rivalry]:
     """Compare every rival of uniform precision with the searched children, at its speed and at its KL.
 
@@ -162,7 +182,8 @@ def beside_uniform(results: Results, model: str) -> list[Rivalry]:
         at_speed, at_kl = _meet(points, rival, at_loss=False), _meet(points, rival, at_loss=True)
         if better:
             at_speed, at_kl = replace(at_speed, verdict="child"), replace(at_kl, verdict="child")
-        rivalries.append(Rivalry(key, rival.speed, rival.loss, at_speed, at_kl, better))
+        as_fast = _as_fast(results, children, key, rival)
+        rivalries.append(Rivalry(key, rival.speed, rival.loss, at_speed, at_kl, better, as_fast))
     return rivalries
 
 

@@ -13,6 +13,7 @@ from tangram.report import tiles
 from tangram.report.comparison import Meeting, Rivalry, beside_uniform, compare, quality_kept
 from tangram.report.data import BEST, PACKED_SPEEDUP, SPEEDUP, Results, rows_of, strength
 from tangram.report.document import Fact, Section, render_document
+from tangram.report.engine_files import REFERENCE_NAMES, EngineFile, engine_files
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
@@ -63,8 +64,20 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
     return sections
 
 
+def _own_file(results: Results) -> EngineFile | None:
+    """Return the primary target's child as its engine runs it; None if that is torch, or nothing is measured there."""
+    target = results.settings.primary_target
+    if target not in results.settings.engines:
+        return None
+    name = solution_name(results, target, BEST)
+    return next((file for file in engine_files(results) if file.name == name and file.speedup), None)
+
+
 def _title(results: Results) -> str:
-    chosen = results.chosen
+    chosen, own = results.chosen, _own_file(results)
+    if own and own.speedup:
+        reference = REFERENCE_NAMES[own.engine]
+        return f"{parent_name(results)}, {own.speedup.value:.2f} × as fast as the {reference} in {own.engine}"
     speed = results.speedup(chosen) if chosen else None
     if speed is None:
         return f"{parent_name(results)}: no child measured yet"
@@ -77,9 +90,13 @@ def _facts(results: Results) -> list[Fact]:
     chosen = results.chosen
     if chosen is None:
         return []
-    facts = []
-    packed = results.best_parent == PACKED_KEY
-    for metric, label in [(SPEEDUP, "over the stock parent"), *([(PACKED_SPEEDUP, "over the packed parent")] * packed)]:
+    facts, own = [], _own_file(results)
+    if own and own.speedup:
+        detail = f"measured {estimate(own.speedup)}" + (f"; predicted {own.predicted:.3f}" if own.predicted else "")
+        over_parent = f"over the {REFERENCE_NAMES[own.engine]} in {own.engine}"
+        facts.append(Fact(f"{own.speedup.value:.2f}", "×", over_parent, detail))
+    over = [(SPEEDUP, "over the stock parent"), (PACKED_SPEEDUP, "over the packed parent")]
+    for metric, label in [] if own else over[: 1 + (results.best_parent == PACKED_KEY)]:
         speed = results.speedup(chosen, metric)
         prediction = predicted_speedup(results, chosen.target, chosen.solution, metric)
         if speed:
@@ -136,7 +153,7 @@ def _sentence(results: Results) -> str:
                 sentences.append(f"{name}: {', '.join(changed)}.")
         if architecture.head != PARENT:
             sentences.append(f"LM head: {architecture.head}.")
-    if chosen:
+    if chosen and not _own_file(results):  # the rivals' speeds are those of torch
         sentences += [*_parent_verdict(results, chosen), *_dropped_verdict(results, chosen)]
         sentences += _uniform_verdicts(results, chosen.model)
     return " ".join(sentences)
@@ -181,6 +198,11 @@ def _uniform_verdicts(results: Results, model: str) -> list[str]:
     def verdict(rivalry: Rivalry) -> str:
         if rivalry.better:
             return f"{solution_name(results, *rivalry.better[:2])} is faster and closer"
+        if rivalry.as_fast:
+            name, kl = solution_name(results, *rivalry.as_fast[:2]), results.heldout(rivalry.as_fast, "kl")
+            return (
+                f"{name} is as fast within the errors, by prediction at least as fast, and closer (KL {estimate(kl)})"
+            )
         closer, faster = outcome(rivalry.at_speed, "closer to the parent"), outcome(rivalry.at_kl, "faster")
         return f"at its speed, {closer}; at its KL, {faster}"
 

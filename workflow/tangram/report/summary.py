@@ -125,12 +125,19 @@ def _comparisons(results: Results) -> list[str]:
             estimate(rivalry.kl),
             *_meeting(rivalry.at_speed),
             *_meeting(rivalry.at_kl),
-            solution_name(results, *rivalry.better[:2]) if rivalry.better else "–",
+            *(solution_name(results, *key[:2]) if key else "–" for key in (rivalry.better, rivalry.as_fast)),
         ]
         for rivalry in beside_uniform(results, "finetuned")
     ]
     heads = ["finetuned, beside uniform precision", f"over the {reference}", "KL"]
-    heads += ["KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster", "faster and closer"]
+    heads += [
+        "KL, Tangram at this speed",
+        "closer",
+        "speed, Tangram at this KL",
+        "faster",
+        "faster and closer",
+        "as fast and closer",
+    ]
     return [*lines, *(["", *_aligned([heads, *rivals])] if rivals else [])]
 
 

@@ -134,6 +134,7 @@ def _uniform_table(results: Results, model: str, stage: str) -> Table | None:
             *cells(rivalry.at_speed, "", "speed"),
             *cells(rivalry.at_kl, " ×", "KL"),
             better(rivalry.better),
+            better(rivalry.as_fast),
         ]
         for rivalry in beside_uniform(results, model)
     ]
@@ -141,13 +142,16 @@ def _uniform_table(results: Results, model: str, stage: str) -> Table | None:
         return None
     reference = results.best_parent.model
     heads = ["KL", "KL, Tangram at this speed", "closer", "speed, Tangram at this KL", "faster", "faster and closer"]
+    heads.append("as fast and closer")
     return Table(
         ["rival", f"speed over the {reference}", *heads],
         rows,
         title=f"Beside uniform precision, {stage}",
-        caption="The last column names a child that is both faster and closer, each by more than 1.96 standard errors; "
-        f"such a rival has lost. Otherwise Tangram is an interpolation between the {reference} and the best children "
-        "of all targets, linear in speed and in the logarithm of KL (from KL 0: in KL). Nothing is extrapolated: "
+        caption="The last columns name a child that is both faster and closer, each by more than 1.96 standard errors, "
+        "and one that is closer, by prediction at least as fast, and measured as fast within the errors. "
+        "A rival with the first has lost. Otherwise Tangram is an interpolation between the "
+        f"{reference} and the best children of all targets, linear in speed and in the logarithm of "
+        "KL (from KL 0: in KL). Nothing is extrapolated: "
         "beyond them, the nearest one is shown with its place, and only who is better in both speed and KL wins. Less "
         "than 1.96 standard errors apart is a tie; differences of KL are paired by sequence, and of interpolated KLs "
         "that of logarithms counts.",
