@@ -128,7 +128,7 @@ def test_the_child_loads_where_this_package_is_not_installed(generated: dict[str
 
 def test_the_readme_s_python_uses_the_child(run: Run) -> None:
     (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    written = "results/smollm2-cpu/targets/speed-1.5/0/finetuned"
+    written = "results/smollm2-cpu/targets/as-int8/0/finetuned"
     assert written in script
     script = script.replace(written, "results/tiny/targets/small/0/finetuned")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=run.folder)
