@@ -21,7 +21,7 @@ from tangram.config.corpus import (
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, Readout, Studies
 from tangram.config.finetune import Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
+from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
@@ -68,6 +68,7 @@ __all__ = [
     "Parent",
     "ParentSamples",
     "Precisions",
+    "Pruning",
     "PythonDocs",
     "Readout",
     "RepositoryId",

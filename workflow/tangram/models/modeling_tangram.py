@@ -1,12 +1,12 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
+"""A heterogeneous decoder in plain transformers: layers differ in heads, FFN width, or replacements of subblocks.
 
 This file, `configuration_tangram.py`, `operators.py`, `quantized.py` and `packed.py` are copied into every child
 checkpoint that needs them (`auto_map`), so they import nothing but torch and transformers. The architecture is
-transformers' `per_layer_config` in `config.json`. Besides the stock attributes (`num_key_value_heads`,
-`intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that
-are one linear map, `structured`, the list of its subblocks whose matrices are structured operators, such as
-`["mlp=lowrank-64"]`, and `precision`, the list of its subblocks with matrices in another precision, such as
-`["attention=int8"]`. The model's attribute `head_precision` is the precision of the LM head.
+transformers' `per_layer_config` in `config.json`. Besides the stock attributes (`num_attention_heads`,
+`num_key_value_heads`, `head_dim`, `intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have
+`linear`, the list of its subblocks that are one linear map, `structured`, the list of its subblocks whose matrices are
+structured operators, such as `["mlp=lowrank-64"]`, and `precision`, the list of its subblocks with matrices in another
+precision, such as `["attention=int8"]`. The model's attribute `head_precision` is the precision of the LM head.
 """
 
 import copy
