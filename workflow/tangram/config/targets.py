@@ -228,7 +228,7 @@ class Evolution(Section):
         200, gt=0, description="Budget: evaluations of a child on the whole score split, or on as much text in parts."
     )
     offspring: int = Field(16, gt=0, description="Children per generation.")
-    shares: tuple[float, ...] = Field(
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.3, 1.0),
         min_length=1,
         description="Shares of the score split's sequences on which the stages of a selection compare children; each "
@@ -238,8 +238,8 @@ class Evolution(Section):
     @field_validator("shares")
     @classmethod
     def _grow_to_all(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
-        if list(shares) != sorted(shares) or shares[0] <= 0 or shares[-1] != 1:
-            raise ValueError("shares must be above 0 and grow to 1, such as [0.3, 1.0]")
+        if list(shares) != sorted(shares) or shares[-1] != 1:
+            raise ValueError("shares must grow to 1, such as [0.3, 1.0]")
         return shares
 
 
