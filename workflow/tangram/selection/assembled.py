@@ -86,15 +86,16 @@ class AssembledScores:
         """Return the scores of children, ``(children, rows)``."""
         finals = self._final_states(dict.fromkeys(child.layers for child in architectures), rows)
         values = np.empty((len(architectures), len(rows)))
-        for part in torch.arange(len(rows)).split(self._batch_size):
+        for start in range(0, len(rows), self._batch_size):
+            part = slice(start, start + self._batch_size)
             parent_logits = self._logits(finals[self._parent][part], self._model.lm_head)
             labels = self._labels[rows[part]].flatten().to(parent_logits.device)
             for child, architecture in enumerate(architectures):
                 logits = self._logits(finals[architecture.layers][part], self._head(architecture.head))
                 metrics = compare(logits, parent_logits, labels)
                 metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
-                by_sequence = metrics[self._metric].unflatten(0, (len(part), -1)).double().mean(1)
-                values[child, part.numpy()] = by_sequence.cpu().numpy()
+                by_sequence = metrics[self._metric].unflatten(0, (len(rows[part]), -1)).double().mean(1)
+                values[child, part] = by_sequence.cpu().numpy()
         return values
 
     def _logits(self, hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
