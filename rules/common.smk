@@ -13,7 +13,16 @@ from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
+from tangram.config import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
+    LAYERS_DROPPED,
+    LIGHT_SEARCHES,
+    SEARCHES,
+    SPLITS,
+    UNIFORM,
+    slice_of,
+)
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -114,6 +123,7 @@ def _search_files(name, target):
         files.append(f"solutions/{LAYERS_DROPPED}.json")
     if cfg.uniform_solutions(name):
         files.append(f"solutions/{UNIFORM}.json")
+    files += [f"solutions/{rival}.json" for rival in target.compare]
     if target.selection is not None:
         files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
     return [f"{RESULTS}/targets/{name}/{file}" for file in files]
@@ -142,7 +152,8 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
+    rival="|".join(LIGHT_SEARCHES),
+    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
     type="|".join(PARENT_TYPES),
 
@@ -415,9 +426,10 @@ def table_of_target(folder):
 
 def search_settings(wildcards):
     """Return the settings of the solver, without those of baselines and selection."""
-    others = {"compare_layers_dropped", "compare_uniform", "selection"}
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection"}
     target = cfg.targets[wildcards.target].model_dump(mode="json", exclude=others)
-    return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
+    search = cfg.search.model_dump(mode="json", exclude={"evolution"})
+    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
 def baseline_settings(wildcards):
@@ -425,6 +437,17 @@ def baseline_settings(wildcards):
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+
+def rival_settings(*names):
+    """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
+
+    def settings(wildcards):
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
+        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+    return settings
 
 
 def selection_settings(wildcards):
@@ -439,6 +462,8 @@ def solutions_of(wildcards):
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
     if wildcards.solution in cfg.uniform_solutions(wildcards.target):
         return f"{folder}/solutions/{UNIFORM}.json"
+    if wildcards.solution in SEARCHES:
+        return f"{folder}/solutions/{wildcards.solution}.json"
     selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
     return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 

@@ -150,6 +150,8 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.solutions": None,
     "targets.<name>.compare_layers_dropped": None,
     "targets.<name>.compare_uniform": None,
+    "targets.<name>.compare": None,
+    "search.evolution.shares": [0.5, 1.0],
     "targets.<name>.selection": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",

@@ -530,6 +530,43 @@ def test_a_gpu_has_all_precisions() -> None:
     assert "uniform-fp8" in config.solutions(config.primary_target)
 
 
+def test_other_searches_are_solutions_of_their_target() -> None:
+    target = DEFAULT["targets"]["speed-1.2"] | {"compare": ["greedy", "evolutionary"]}
+    config = parse(DEFAULT | {"targets": DEFAULT["targets"] | {"speed-1.2": target}})
+    assert config.solutions("speed-1.2") == ["0", "layers-dropped", "greedy", "evolutionary"]
+    assert config.solutions("speed-1.1") == ["0", "layers-dropped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compare": ["gredy"]}, r"targets\.speed-1\.2\.compare.*'gredy' is not a search; did you mean 'greedy'\?"),
+        ({"compare": ["greedy", "greedy"]}, r"targets\.speed-1\.2\.compare.*greedy"),
+        (
+            {"compare": ["dynamic-program"], "constraints": [{"quantity": "parameters", "max": 0.9}] * 2},
+            r"targets\.speed-1\.2.*dynamic-program takes one constraint, and there are 2; leave it out",
+        ),
+    ],
+)
+def test_searches_that_cannot_run_are_refused(change: dict, message: str) -> None:
+    targets = DEFAULT["targets"] | {"speed-1.2": DEFAULT["targets"]["speed-1.2"] | change}
+    with pytest.raises(TangramError, match=message):
+        parse(DEFAULT | {"targets": targets})
+
+
+def test_block_influence_needs_layers_that_can_be_dropped() -> None:
+    target = DEFAULT["targets"]["speed-1.2"] | {"compare": ["block-influence"], "compare_layers_dropped": False}
+    changes = {"targets": {"speed-1.2": target}, "library": {"attention": ["gqa-1"], "ffn": ["no-op"]}}
+    with pytest.raises(TangramError, match=r"block-influence drops whole layers, .*; add it to library\.att"):
+        parse(DEFAULT | changes)
+
+
+def test_the_text_of_an_evolution_grows_to_all() -> None:
+    for shares in ([0.5, 0.2, 1.0], [0.5]):
+        with pytest.raises(TangramError, match=r"search\.evolution\.shares.*shares must grow to 1"):
+            parse(DEFAULT | {"search": {"evolution": {"shares": shares}}})
+
+
 def test_only_the_primary_target_has_uniform_rivals() -> None:
     precisions = {"attention": ["int8", "bf16"], "ffn": ["bf16"], "head": ["bf16", "int8"]}
     library = DEFAULT["library"] | {"precisions": precisions}

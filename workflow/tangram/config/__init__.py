@@ -25,12 +25,17 @@ from tangram.config.library import BlockDistillation, Library, Precisions, Score
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     HALVING,
     LAYERS_DROPPED,
+    LIGHT_SEARCHES,
     PACKED,
+    SEARCHES,
     STOCK,
     UNIFORM,
     Constraint,
+    Evolution,
     Search,
     Selection,
     Target,
@@ -39,10 +44,14 @@ from tangram.config.targets import (
 )
 
 __all__ = [
+    "BLOCK_INFLUENCE",
+    "EVOLUTIONARY",
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "LIGHT_SEARCHES",
     "PACKED",
+    "SEARCHES",
     "SPLITS",
     "STOCK",
     "UNIFORM",
@@ -53,6 +62,7 @@ __all__ = [
     "Corpus",
     "Costs",
     "Evaluation",
+    "Evolution",
     "Filled",
     "Finetune",
     "GgufParent",

@@ -19,7 +19,7 @@ from pydantic import Field
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
-from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.config import LAYERS_DROPPED, SEARCHES, Section, uniform_solution
 from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
@@ -247,7 +247,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
     folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM)]
+    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM, *SEARCHES)]
     return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
