@@ -369,7 +369,7 @@ def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path):
 
 
 def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after, tmp_path, capsys):
-    problem, options = (child, parent, tokens, {"epochs": 2}), {"activations": cache}
+    problem, options = (child, parent, tokens, {"budget": {"epochs": 2}}), {"activations": cache}
     expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
     killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
     found = on_device(finetuned, tmp_path / "killed", *problem, **options)

@@ -157,6 +157,8 @@ OTHERS: dict[str, Any] = {
     "studies.image_file": "images.npz",
     "primary_target": None,
     **dict.fromkeys(("targets.<name>.engine", "targets.<name>.export")),  # another engine's or format's jobs come
+    "finetune.budget.epochs": 2,
+    **dict.fromkeys(("finetune.budget.tokens", "finetune.budget.minutes")),  # one unit at a time
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,

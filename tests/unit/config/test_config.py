@@ -106,6 +106,19 @@ MISTAKES = {
         {"batch_size": 4, "micro_batch_size": 3},
         "micro_batch_size (3) must divide batch_size (4)",
     ),
+    "two units of a budget": (
+        "finetune",
+        {"budget": {"tokens": 3072, "minutes": 5}},
+        "config.finetune.budget: give exactly one of epochs, tokens and minutes",
+    ),
+    "no unit of a budget": ("finetune/budget", {}, "config.finetune.budget: give exactly one of epochs, tokens"),
+    "no time at all": ("finetune/budget", {"minutes": 0}, "budget.minutes: Input should be greater than 0 (got 0)"),
+    "a part of an epoch": ("finetune/budget", {"epochs": 0.5}, "budget.epochs: Input should be a valid integer"),
+    "a unit without its budget": (
+        "finetune",
+        {"epochs": 3},
+        "config.finetune: epochs is a unit of budget; write budget: {epochs: 3}",
+    ),
     "no loss": (
         "finetune",
         {"kl_weight": 0, "cosine_weight": 0},
@@ -412,8 +425,9 @@ def test_the_largest_seed_is_taken_by_every_generator() -> None:
 
 
 def test_numbers_may_be_text_as_the_command_line_gives_them() -> None:
-    config = parse(changed("finetune", {"epochs": "2", "learning_rate": "1e-4", "span_contrast": {"weight": "0"}}))
-    assert (config.finetune.epochs, config.finetune.learning_rate) == (2, 1e-4)
+    text = {"budget": {"epochs": "2"}, "learning_rate": "1e-4", "span_contrast": {"weight": "0"}}
+    config = parse(changed("finetune", text))
+    assert (config.finetune.budget.epochs, config.finetune.learning_rate) == (2, 1e-4)
 
 
 def test_every_number_of_a_section_is_finite_and_bounded_below() -> None:
