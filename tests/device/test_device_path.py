@@ -68,8 +68,8 @@ measure_speed = by_field(measure_speed)
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
 VARIANTS = [
-    *(("attention", variant) for variant in ("gqa-1", "linear", "no-op", *STRUCTURED)),
-    *(("ffn", variant) for variant in ("width-0.5", "linear", "no-op", *STRUCTURED)),
+    *(("attention", variant) for variant in ("gqa-1", "linear", "constant", "no-op", *STRUCTURED)),
+    *(("ffn", variant) for variant in ("width-0.5", "linear", "constant", "no-op", *STRUCTURED)),
 ]
 LIBRARY = {kind: [v for k, v in VARIANTS if k == kind] for kind in ("attention", "ffn")}
 FAMILIES = {

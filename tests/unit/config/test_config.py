@@ -69,6 +69,22 @@ MISTAKES = {
         ["gqa-2"],
         "2 KV heads do not divide the parent's 3; valid: gqa-1",
     ),
+    "a window as long as the sequences": (
+        "library/attention",
+        ["no-op", "window-256@int8"],
+        "library.attention[1]: 'window-256@int8' computes what the parent does on sequences of corpus.sequence_length "
+        "(256) tokens; raise corpus.sequence_length, or choose a smaller number",
+    ),
+    "heads that do not divide when mean-pooled": (
+        "library/attention",
+        ["gqa-mean-2"],
+        "2 KV heads do not divide the parent's 3; valid: gqa-mean-1",
+    ),
+    "a constant in int8": (
+        "library/ffn",
+        ["constant@int8"],
+        "library.ffn[0]: 'constant@int8': 'constant' has no precision int8; leave it out",
+    ),
     "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
     "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' appears twice"),
     "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
