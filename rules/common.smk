@@ -189,6 +189,9 @@ EXPORTED = {
 }  # the files of each format in a child's folder of exports
 
 
+# The file of an exported child that each engine other than torch reads.
+READ_BY = {LLAMA_CPP: "model.gguf", VLLM: "decilm/model.safetensors"}
+
 # The parent's files for llama.cpp, which stand beside the children's.
 PARENT_FILE = f"{RESULTS}/engines/parent/{{type}}/model.gguf"
 PARENT_FILES = [PARENT_FILE.format(type=name) for name in PARENT_TYPES]
@@ -221,11 +224,13 @@ def timed_models(wildcards):
     """Return the files of the parent and of the children that an engine reads."""
     if wildcards.engine == TORCH:
         return [f"{PARENT}/model.safetensors", *of_children("child/model.safetensors")]
-    if wildcards.engine == VLLM:
-        of_parent, name = [f"{PARENT}/model.safetensors"], "decilm/model.safetensors"
-    else:
-        of_parent, name = PARENT_FILES, "model.gguf"
-    return [*of_parent, *(f"{folder}/export/{name}" for folder in children_in(wildcards.engine))]
+    of_parent = [f"{PARENT}/model.safetensors"] if wildcards.engine == VLLM else PARENT_FILES
+    return [*of_parent, *(f"{child}/export/{READ_BY[wildcards.engine]}" for child in children_in(wildcards.engine))]
+
+
+def file_in_engine(wildcards):
+    """Return the file of an exported child that its target's engine reads."""
+    return f"{CHILD}/export/{READ_BY[cfg.targets[wildcards.target].engine]}"
 
 
 def exported():
@@ -240,15 +245,16 @@ def exported():
 
 
 def of_engines():
-    """Return the speeds in engines other than torch, and in llama.cpp the evaluations of children and parent's files."""
-    children = [f"{folder}/engine.parquet" for folder in children_in(LLAMA_CPP)]
-    speeds = [f"{RESULTS}/speeds/{engine}.parquet" for engine in cfg.engines if engine != TORCH]
-    return [*children, *([f"{RESULTS}/parent_engine.parquet"] if children else []), *speeds]
+    """Return speeds and evaluations in engines other than torch, of children and in llama.cpp of the parent's files."""
+    engines = [engine for engine in cfg.engines if engine != TORCH]
+    children = [f"{folder}/engine.parquet" for engine in engines for folder in children_in(engine)]
+    parents = [f"{RESULTS}/parent_engine.parquet"] if LLAMA_CPP in engines else []
+    return [*children, *parents, *(f"{RESULTS}/speeds/{engine}.parquet" for engine in engines)]
 
 
-def in_llama_cpp(path):
+def in_engines(path, *engines):
     """Return a function of wildcards that returns a file about a target's engine; no file in another engine."""
-    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == LLAMA_CPP else []
+    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine in engines else []
 
 
 def speeds_in_engine(wildcards):

@@ -283,9 +283,9 @@ rule evaluate_parent_engine:
 
 
 rule evaluate_engine:
-    """Evaluate an exported child in llama.cpp."""
+    """Evaluate an exported child in its target's engine."""
     input:
-        files="<results>/targets/{target}/{solution}/export/model.gguf",
+        files=file_in_engine,
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
@@ -303,6 +303,6 @@ rule evaluate_engine:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_engine: evaluate an exported child in llama.cpp, {wildcards}"
+        "evaluate_engine: evaluate an exported child in its engine, {wildcards}"
     shell:
         command("evaluate_engine")

@@ -68,7 +68,7 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_readout": ("finetune_child",),
     "export_parent": ("fetch_parent",),
     "evaluate_parent_engine": ("export_parent", "build_corpus heldout", "capture_activations heldout"),
-    "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
+    "evaluate_engine": ("export_gguf", "export_decilm", "build_corpus heldout", "capture_activations heldout"),
     "measure_speed llama.cpp": ("export_parent", "export_gguf"),
     "measure_speed vllm": ("fetch_parent", "export_decilm"),
     "write_card": ("evaluate_parent", "evaluate_model", *_SPEEDS, "evaluate_parent_engine", "evaluate_engine"),

@@ -357,6 +357,9 @@ class Work:
             return sum(len(self.config.exported(name)) for name in targets)
 
         if checkpoints := exported(VLLM):
+            yield Stage(
+                "evaluate_engine", checkpoints, 1, STARTUP[VLLM] + self.loading + heldout, 2 * self.model_bytes, 0
+            )
             yield speed(checkpoints + 1, STARTUP[VLLM])
         if files := exported(LLAMA_CPP):
             parents, memory = len(PARENT_TYPES), 2 * self.model_bytes
