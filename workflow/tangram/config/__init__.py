@@ -19,7 +19,7 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Readout, Studies
+from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
@@ -78,6 +78,7 @@ __all__ = [
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Perplexity",
     "Precisions",
     "PythonDocs",
     "Readout",
@@ -94,6 +95,7 @@ __all__ = [
     "Split",
     "Studies",
     "Target",
+    "Task",
     "TextSource",
     "Unique",
     "load",
