@@ -13,7 +13,7 @@ from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
+from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, Packing, Split, slice_of
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -49,9 +49,19 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
+    corpus = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
 
+
+def trial_settings(text):
+    """Return the settings of the trials of one text."""
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    trials = cfg.text_trials.model_dump(mode="json", include={"tokens", "heldout_tokens", "removed"})
+    finetune = cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"})
+    return slice_of({**packing, **trials, "finetune": finetune, "source": cfg.text_trials.sources[text]})
+
+
+TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
 
 try:
     # Fingerprints of local sources, so that a change in place reruns their jobs.
@@ -59,6 +69,11 @@ try:
     for split in SPLITS:
         table = f"{RESULTS}/corpus/{split}.parquet"
         SOURCE_FILES[split] = sources.text_fingerprint(split, getattr(cfg.corpus, split), split_settings(split), table)
+    for text, source in cfg.text_trials.sources.items():
+        table, of_text = f"{RESULTS}/trials/{text}/0.parquet", Split(tokens=1, sources=(source,))
+        SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
+            f"sources.{text}", of_text, trial_settings(text), table, section="text_trials"
+        )
     SOURCE_FILES["images"] = sources.file_fingerprint(cfg.studies.image_file)
     limits.check(cfg, sources.parent_config(cfg, PARENT))
 except TangramError as error:
@@ -144,6 +159,8 @@ wildcard_constraints:
     target="|".join(map(re.escape, cfg.targets)),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
     split="|".join(SPLITS),
+    text="|".join(map(re.escape, cfg.text_trials.sources)) or "none",
+    draw=r"\d+",
     type="|".join(PARENT_TYPES),
 
 

@@ -13,6 +13,7 @@ from tangram.config.corpus import (
     HubText,
     LocalText,
     PackageText,
+    Packing,
     ParentSamples,
     PythonDocs,
     Split,
@@ -37,6 +38,7 @@ from tangram.config.targets import (
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 
 __all__ = [
     "HALVING",
@@ -64,6 +66,7 @@ __all__ = [
     "Name",
     "PackageFile",
     "PackageText",
+    "Packing",
     "Parallel",
     "Parent",
     "ParentSamples",
@@ -84,6 +87,7 @@ __all__ = [
     "Studies",
     "Target",
     "TextSource",
+    "TextTrials",
     "Unique",
     "load",
     "parse",

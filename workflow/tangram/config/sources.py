@@ -104,7 +104,7 @@ def parent_fingerprint(parent: Parent, fetched: str | Path) -> str:
     raise TangramError(f"config.parent.source.path: folder '{parent.source.path}' {problem}")
 
 
-def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) -> str:
+def text_fingerprint(name: str, split: Split, settings: str, table: str | Path, section: str = "corpus") -> str:
     """Return the fingerprint of a split's local texts; `NONE` for a split without any.
 
     Args:
@@ -112,6 +112,7 @@ def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) 
         split: the config's section.
         settings: the settings of the split's table, as it records them.
         table: the split's table; once it exists, the texts may be deleted.
+        section: the config's section, for errors.
 
     Raises:
         TangramError: neither a file nor the table made from it exists.
@@ -120,12 +121,12 @@ def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) 
         files = text_files(split.sources)
     except TangramError as error:
         if not Path(table).is_file():
-            raise TangramError(f"config.corpus.{name}: {error}") from error
+            raise TangramError(f"config.{section}.{name}: {error}") from error
         import pyarrow.parquet as pq  # imported here because it is heavy and rarely needed
 
         metadata = pq.read_schema(table).metadata or {}
         if metadata.get(b"tangram.settings", b"").decode() != settings:
-            raise TangramError(f"config.corpus.{name}: {error}") from error
+            raise TangramError(f"config.{section}.{name}: {error}") from error
         return metadata.get(METADATA.encode(), NONE.encode()).decode()
     return fingerprint(files) if files else NONE
 
