@@ -20,18 +20,23 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Readout, Studies
-from tangram.config.finetune import Finetune, Parallel
+from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
+from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     HALVING,
     LAYERS_DROPPED,
+    LIGHT_SEARCHES,
     PACKED,
+    SEARCHES,
     STOCK,
     UNIFORM,
     Constraint,
+    Evolution,
     Search,
     Selection,
     Target,
@@ -41,20 +46,26 @@ from tangram.config.targets import (
 from tangram.config.trials import TextTrials
 
 __all__ = [
+    "BLOCK_INFLUENCE",
+    "EVOLUTIONARY",
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "LIGHT_SEARCHES",
     "PACKED",
+    "SEARCHES",
     "SPLITS",
     "STOCK",
     "UNIFORM",
     "Activations",
     "BlockDistillation",
+    "Budget",
     "Config",
     "Constraint",
     "Corpus",
     "Costs",
     "Evaluation",
+    "Evolution",
     "Filled",
     "Finetune",
     "GgufParent",
@@ -70,6 +81,7 @@ __all__ = [
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Perplexity",
     "Precisions",
     "PythonDocs",
     "Readout",
@@ -86,6 +98,7 @@ __all__ = [
     "Split",
     "Studies",
     "Target",
+    "Task",
     "TextSource",
     "TextTrials",
     "Unique",

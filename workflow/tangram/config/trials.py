@@ -11,8 +11,8 @@ from tangram.config.corpus import TextSource, is_bigbench
 class TextTrials(Section):
     """Candidate texts (`snakemake try_texts`): each trains the same child for the same tokens.
 
-    The child is the parent without some of its middle layers. It is trained with the settings of `finetune`, and
-    evaluated on the run's held-out split and on held-out text of its own source.
+    The child is the parent without some of its middle layers. It is trained with the settings of `finetune` except its
+    budget: one pass over `tokens`. It is evaluated on the run's held-out split and on held-out text of its own source.
     """
 
     sources: dict[Name, TextSource] = Field({}, description="Candidates by name; their weights have no effect.")
