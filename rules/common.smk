@@ -62,12 +62,26 @@ def split_settings(split):
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
 
 
+def evaluation_settings(*names):
+    """Return some settings of the evaluation."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
+
+
 try:
     # Fingerprints of local sources, so that a change in place reruns their jobs.
     SOURCE_FILES = {"parent": sources.parent_fingerprint(cfg.parent, PARENT)}
     for split in SPLITS:
         table = f"{RESULTS}/corpus/{split}.parquet"
-        SOURCE_FILES[split] = sources.text_fingerprint(split, getattr(cfg.corpus, split), split_settings(split), table)
+        SOURCE_FILES[split] = sources.text_fingerprint(
+            f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
+    SOURCE_FILES["perplexity"] = sources.text_fingerprint(
+        "evaluation.perplexity",
+        [text.source for text in cfg.evaluation.perplexity],
+        evaluation_settings("perplexity"),
+        f"{RESULTS}/parent_perplexity.parquet",
+    )
     SOURCE_FILES["images"] = sources.file_fingerprint(cfg.studies.image_file)
     limits.check(cfg, sources.parent_config(cfg, PARENT))
 except TangramError as error:
@@ -270,14 +284,15 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the questions, and the tables of tasks and readout of the parent and the primary target's children."""
-    files = []
-    if cfg.evaluation.tasks:
-        # The solver's other solutions would multiply the time and show nothing that the best one does not.
-        solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
-        children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
-        files += [f"{RESULTS}/questions.json", f"{RESULTS}/parent_tasks.parquet"]
-        files += [f"{folder}/tasks.parquet" for folder in children]
+    """Return the files of tasks, perplexity and readout, of the parent and the primary target's children."""
+    # The solver's other solutions would multiply the time and show nothing that the best one does not.
+    solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
+    children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
+    files = [f"{RESULTS}/questions.json"] if cfg.evaluation.tasks else []
+    for name, wanted in (("tasks", cfg.evaluation.tasks), ("perplexity", cfg.evaluation.perplexity)):
+        if wanted:
+            files.append(f"{RESULTS}/parent_{name}.parquet")
+            files += [f"{folder}/{name}.parquet" for folder in children]
     if cfg.evaluation.readout.task:
         files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
     return files
@@ -391,11 +406,6 @@ def speed_settings():
     """Return the settings of the measurement of throughput."""
     evaluation = cfg.evaluation.model_dump(mode="json", include={"throughput_repeats"})
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
-
-
-def evaluation_settings(*names):
-    """Return some settings of the evaluation."""
-    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
 
 
 def report_settings():

@@ -68,8 +68,8 @@ measure_speed = by_field(measure_speed)
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
 VARIANTS = [
-    *(("attention", variant) for variant in ("gqa-1", "linear", "no-op", *STRUCTURED)),
-    *(("ffn", variant) for variant in ("width-0.5", "linear", "no-op", *STRUCTURED)),
+    *(("attention", variant) for variant in ("gqa-1", "linear", "constant", "no-op", *STRUCTURED)),
+    *(("ffn", variant) for variant in ("width-0.5", "linear", "constant", "no-op", *STRUCTURED)),
 ]
 LIBRARY = {kind: [v for k, v in VARIANTS if k == kind] for kind in ("attention", "ffn")}
 FAMILIES = {
@@ -369,7 +369,7 @@ def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path):
 
 
 def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after, tmp_path, capsys):
-    problem, options = (child, parent, tokens, {"epochs": 2}), {"activations": cache}
+    problem, options = (child, parent, tokens, {"budget": {"epochs": 2}}), {"activations": cache}
     expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
     killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
     found = on_device(finetuned, tmp_path / "killed", *problem, **options)

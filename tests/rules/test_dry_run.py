@@ -133,7 +133,8 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
 REACHES = {
     "scores.batch_size": (2, {"score_blocks"}),
     "library.bld.epochs": (9, {"distill_blocks"}),
-    "finetune.epochs": (9, {"finetune_child"}),
+    "finetune.schedule": ("linear", {"finetune_child"}),
+    "finetune.budget": ({"epochs": 9}, {"finetune_child"}),
     "evaluation.task_limit": (9, {"evaluate_tasks", "evaluate_parent_tasks"}),
     "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
     "evaluation.throughput_repeats": (9, {"measure_speed"}),

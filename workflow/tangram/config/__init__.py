@@ -19,8 +19,8 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Readout, Studies
-from tangram.config.finetune import Finetune, Parallel
+from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
+from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
@@ -57,6 +57,7 @@ __all__ = [
     "UNIFORM",
     "Activations",
     "BlockDistillation",
+    "Budget",
     "Config",
     "Constraint",
     "Corpus",
@@ -77,6 +78,7 @@ __all__ = [
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Perplexity",
     "Precisions",
     "PythonDocs",
     "Readout",
@@ -93,6 +95,7 @@ __all__ = [
     "Split",
     "Studies",
     "Target",
+    "Task",
     "TextSource",
     "Unique",
     "load",

@@ -109,6 +109,7 @@ class Config(Section):
                 grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
                 if (precision := grammar.precision_of(name)) is not None:
                     grammar.check_runs(precision, where, self.device, self.dtype)
+                grammar.check_length(name, where, self.corpus.sequence_length)
             for i, precision in enumerate(getattr(self.library.precisions, kind)):
                 grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
         if not any(self.library.variants(kind) for kind in (*KINDS, HEAD)):

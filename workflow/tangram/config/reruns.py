@@ -66,6 +66,8 @@ READS: dict[str, tuple[str, ...]] = {
     "extract_tasks": (),
     "evaluate_parent_tasks": ("fetch_parent", "extract_tasks"),
     "evaluate_tasks": ("finetune_child", "extract_tasks"),
+    "evaluate_parent_perplexity": ("fetch_parent",),
+    "evaluate_perplexity": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "export_parent": ("fetch_parent",),
@@ -75,8 +77,9 @@ READS: dict[str, tuple[str, ...]] = {
     "measure_speed vllm": ("fetch_parent", "export_decilm"),
     "write_card": ("evaluate_parent", "evaluate_model", *_SPEEDS, "evaluate_parent_engine", "evaluate_engine"),
     "build_report": (
-        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
-        *("evaluate_parent", "evaluate_parent_tasks", "evaluate_parent_engine"),
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_perplexity"),
+        *("evaluate_readout", "evaluate_engine", "evaluate_parent", "evaluate_parent_tasks"),
+        *("evaluate_parent_perplexity", "evaluate_parent_engine"),
         *_SPEEDS,
     ),
 }
@@ -86,6 +89,7 @@ _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
 _IN_ENGINES = ("evaluate_parent_engine", "evaluate_engine")
 _ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
+_PERPLEXITY = ("evaluate_parent_perplexity", "evaluate_perplexity")
 _SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
@@ -101,7 +105,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("select_child", "finetune_child"),
         *_SEEDED,
     ),
-    "device": (*_CORPUS, *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_SEEDED),
+    "device": (*_CORPUS, *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_PERPLEXITY, *_SEEDED),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
@@ -138,6 +142,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "evaluation.tasks": ("extract_tasks",),
     "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
+    "evaluation.perplexity": _PERPLEXITY,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -164,6 +169,9 @@ IN_WORDS = {
 SOURCES = {
     "the checkpoint of a local parent": "`fetch_parent`",
     "a local text of `corpus.<split>`, or which files its patterns match": "`build_corpus` (that split)",
+    "a file of `evaluation.tasks`; of a YAML file or a folder, all `.yaml`, `.jsonl`, `.json` and `.py` files in the "
+    "folder": "`extract_tasks`; these files must stay",
+    "a local text of `evaluation.perplexity`": "`evaluate_parent_perplexity`, `evaluate_perplexity`",
     "the file of `studies.image_file`": "the studies of images",
 }
 
@@ -177,6 +185,7 @@ OF_THE_LIBRARY = ("calibrate_costs", "evolve_child", "select_child", "assemble_c
 COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "evaluate_parent_tasks": "evaluate_tasks",
+    "evaluate_parent_perplexity": "evaluate_perplexity",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
     **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},

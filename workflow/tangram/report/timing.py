@@ -32,6 +32,8 @@ STAGES = (
     "extract_tasks",
     "evaluate_parent_tasks",
     "evaluate_tasks",
+    "evaluate_parent_perplexity",
+    "evaluate_perplexity",
     "export_gguf",
     "export_parent",
     "evaluate_parent_engine",
