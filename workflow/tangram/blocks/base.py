@@ -107,6 +107,7 @@ class Block(ABC):
         formats: the formats of other engines that can express it exactly.
         part: its form there, if it is not its kind's: empty for nothing, ``linear`` for a linear map, ``unbiased`` for
             one without bias.
+        normed: whether the parent's norm stays before it.
     """
 
     kind: str
@@ -126,6 +127,7 @@ class Block(ABC):
     precisions: ClassVar[tuple[str, ...]] = ALL_PRECISIONS
     formats: ClassVar[tuple[str, ...]] = FORMATS
     part: ClassVar[str | None] = None
+    normed: ClassVar[bool] = True
 
     @property
     def size(self) -> float:
@@ -176,6 +178,10 @@ class Block(ABC):
     def relative_size(self) -> float:
         """Return its number of weights relative to the parent's subblock; the planner accepts an estimate."""
 
+    def operations_to_fit(self) -> float:
+        """Return the multiply-adds per token that `initialize` needs besides a forward pass and moments (planner)."""
+        return 0.0
+
     def too_large(self) -> str | None:
         """Return a message if it is certainly no smaller than the parent's subblock, else None.
 
@@ -202,6 +208,11 @@ class Block(ABC):
             heads: the parent's query heads.
             kv_heads: the parent's key-value heads.
         """
+        return None
+
+    @classmethod
+    def unchanged_length(cls, size: int | float | None) -> int | None:
+        """Return a length up to which it computes what the parent does, in tokens; None without one."""
         return None
 
     @classmethod

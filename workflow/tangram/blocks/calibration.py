@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class Calibration:
         outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength of regressions, relative to the mean squared input.
+        context: the arguments of the decoder layer (`models.forward.layer_context`) for sequences whose tokens the
+            others hold in order; None if they are of no sequences.
         selection: how pruned channels are selected, ``'obs'`` or ``'contribution'``; see `blocks/pruning.py`.
         pruning_ridge: ridge strength of pruning.
         measure: returns the moments, read from a file or from a pass over the activations; by default they are computed
@@ -30,6 +32,7 @@ class Calibration:
     outputs: torch.Tensor
     weights: torch.Tensor
     ridge: float
+    context: Mapping[str, Any] | None = None
     selection: str = "obs"
     pruning_ridge: float = 0.1
     measure: Callable[[], Moments] | None = None

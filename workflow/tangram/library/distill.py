@@ -25,7 +25,7 @@ from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
-from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.training.loop import Checkpointing, TrainingPlan, steps_of, train
 from tangram.training.losses import normalized_mse, span_loss
 from tangram.training.parallel import World
 from tangram.training.precision import autocast
@@ -82,6 +82,7 @@ class _LayerCalibration(Calibration):
             ridge=problem.settings.ridge,
             selection=problem.pruning.selection,
             pruning_ridge=problem.pruning.ridge,
+            context=problem.context,
             measure=lambda: problem.measure(kind) if moments is None else moments,
             _problem=problem,
             _kind=kind,
@@ -286,7 +287,7 @@ class LayerDistillation:
         after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(
             examples=self.training,
-            epochs=self.settings.epochs,
+            steps=steps_of(self.settings.epochs * self.training, self.training, self.settings.batch_size),
             batch_size=self.settings.batch_size,
             micro_batch_size=self.settings.batch_size,
             learning_rate=self.settings.learning_rate,

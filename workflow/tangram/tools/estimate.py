@@ -259,7 +259,7 @@ class Work:
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
-            local += tokens * FORWARD * 2 * sizes.layer
+            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
             # Matrices of the moments' size in float64, or normed inputs and differences in float32.
             width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
             fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
@@ -324,10 +324,12 @@ class Work:
         parts = devices if finetune.parallel.strategy == "fsdp" else 1
         step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if self.stream else 0))
         step += FORWARD * sizes.body if parts > 1 else 0  # recomputation of layers
-        count = self.tokens["finetune"] * finetune.epochs
-        seconds = (
-            self.loading + count * step / self.rates.flops / devices + 2 * self.model_bytes / self.rates.disk_bytes
-        )
+        budget, seconds = finetune.budget, self.loading + 2 * self.model_bytes / self.rates.disk_bytes
+        if budget.minutes is not None:
+            seconds += 60 * budget.minutes
+        else:
+            count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
+            seconds += count * step / self.rates.flops / devices
         yield Stage(
             "finetune_child",
             self.children,
@@ -370,6 +372,9 @@ class Work:
             return sum(len(self.config.exported(name)) for name in targets)
 
         if checkpoints := exported(VLLM):
+            yield Stage(
+                "evaluate_engine", checkpoints, 1, STARTUP[VLLM] + self.loading + heldout, 2 * self.model_bytes, 0
+            )
             yield speed(checkpoints + 1, STARTUP[VLLM])
         if files := exported(LLAMA_CPP):
             parents, memory = len(PARENT_TYPES), 2 * self.model_bytes
