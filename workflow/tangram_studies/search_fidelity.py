@@ -237,7 +237,7 @@ def search_fidelity(
         texts[name] = Text(truth, range(len(tokens) if name == "score" else min(sequences, len(tokens))))
     scenarios = {name: Scenario.model_validate(section) for name, section in json.loads(scenario).items()}
     evolution = Evolution(evaluations=evaluations, offspring=8, shares=(0.3, 1.0))
-    settings = Settings(Search(), per_source, evolution, runtime.seed)
+    settings = Settings(Search(time_limit=600), per_source, evolution, runtime.seed)
     content: dict[str, Any] = {}
     for budget in budgets.split(","):
         limit = {
