@@ -181,6 +181,8 @@ def heterogeneous_config(
         **get_block(HEAD, architecture.head, shape).entries(),
         "per_layer_config": overrides,
     }
+    if any("num_attention_heads" in layer for layer in layers):
+        settings["head_dim"] = shape.head_dim  # some configs derive it from the number of heads
     if architecture.head != PARENT:  # a matrix of its own, even if the parent's is the embedding
         settings["tie_word_embeddings"] = False
     return config_class.from_dict(settings)

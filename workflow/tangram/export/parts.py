@@ -85,6 +85,10 @@ class Checkpoint:
     head: Tensors | None
     head_precision: str | None
 
+    def heads(self, part: Part) -> int:
+        """Return the query heads of an attention."""
+        return len(part.tensors["q_proj.weight"]) // self.shape.head_dim
+
     def kv_heads(self, part: Part) -> int:
         """Return the key-value heads of an attention."""
         return len(part.tensors["k_proj.weight"]) // self.shape.head_dim

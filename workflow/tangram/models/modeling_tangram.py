@@ -1,8 +1,9 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
+"""A heterogeneous decoder in plain transformers: layers differ in heads, FFN width, or replacements of subblocks.
 
 This file and those that it imports are copied into every child checkpoint that needs them (`auto_map`), so they import
 nothing but torch and transformers. The architecture is transformers' `per_layer_config` in `config.json`. Besides the
-stock attributes (`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have:
+stock attributes (`num_attention_heads`, `num_key_value_heads`, `head_dim`, `intermediate_size`,
+`skip: ["attention", "mlp"]`), a layer's entry may have:
 
 - `linear`, the list of its subblocks that are one linear map (without bias if `"mlp=unbiased"` is in the list, too;
   without matrix and norm if `"mlp=constant"` is);

@@ -232,16 +232,26 @@ class Work:
             seconds = self.loading + self.forward(count, layers) + hidden_bytes / self.rates.disk_bytes
             yield Stage("capture_activations", 1, 1, seconds, self.loaded_bytes, hidden_bytes)
 
+    def moments(self) -> Iterator[Stage]:
+        """Yield the pass that measures moments, for each kind with a variant that uses them."""
+        tokens, sizes, element = self.tokens["distill"], self.sizes, self.element
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
+        pieces = self.blocks(self.config.library.distilled)
+        for kind in sorted({piece.kind for piece in pieces if piece.uses_moments}):
+            inner = sizes.inner if kind == "ffn" else sizes.hidden
+            numbers = 2 * sizes.hidden**2 + inner**2
+            local = FORWARD * tokens * (sizes.layer + 4 * sizes.hidden**2 + inner**2)  # the inputs' in float64
+            seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
+            states = 3 * element * tokens * sizes.hidden + FITTED_TOKENS // 4 * (4 * 8 * sizes.hidden + 3 * 4 * inner)
+            memory = self.loaded_bytes + states + 2 * 8 * numbers
+            yield Stage("measure_moments", self.shards, 1, seconds, memory, 4 * numbers * sizes.layers)
+
     def library(self) -> Iterator[Stage]:
         """Yield block distillation."""
         bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
         trained = (1 - bld.holdout_fraction) * tokens
         stream_numbers = tokens * sizes.hidden
         states = 3 * element * stream_numbers  # inputs, middle and outputs
-        # Targets of the fit (normed inputs, and differences in float32), and the intermediate values of some tokens: in
-        # float64, or those of every channel in float32.
-        fitting = (element + 4) * stream_numbers
-        fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
         pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
         before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
         for piece in self.blocks(self.config.library.distilled):
@@ -249,7 +259,10 @@ class Work:
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
-            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
+            local += tokens * FORWARD * 2 * sizes.layer
+            # Matrices of the moments' size in float64, or normed inputs and differences in float32.
+            width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
+            fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
             # Training needs a copy of the layer and of the piece's initial weights.
             training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
             memory = self.loaded_bytes + states + max(fitting, training)
@@ -380,8 +393,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.activations, work.library, work.quantized, work.scores, work.costs, work.child,
-        work.finetune, work.evaluation,
+        work.parent, work.corpus, work.activations, work.moments, work.library, work.quantized, work.scores, work.costs,
+        work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()
