@@ -21,6 +21,7 @@ from tangram.config import (
     SEARCHES,
     SPLITS,
     UNIFORM,
+    Packing,
     slice_of,
 )
 from tangram.config import limits, sources
@@ -58,9 +59,19 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
+    corpus = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
 
+
+def trial_settings(text):
+    """Return the settings of the trials of one text."""
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    trials = cfg.text_trials.model_dump(mode="json", include={"tokens", "heldout_tokens", "removed"})
+    finetune = cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"})
+    return slice_of({**packing, **trials, "finetune": finetune, "source": cfg.text_trials.sources[text]})
+
+
+TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
 
 def evaluation_settings(*names):
     """Return some settings of the evaluation."""
@@ -74,6 +85,10 @@ try:
         table = f"{RESULTS}/corpus/{split}.parquet"
         SOURCE_FILES[split] = sources.text_fingerprint(
             f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    for text, source in cfg.text_trials.sources.items():
+        SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
+            f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
         )
     SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
     SOURCE_FILES["perplexity"] = sources.text_fingerprint(
@@ -169,6 +184,8 @@ wildcard_constraints:
     rival="|".join(LIGHT_SEARCHES),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
+    text="|".join(map(re.escape, cfg.text_trials.sources)) or "none",
+    draw=r"\d+",
     type="|".join(PARENT_TYPES),
 
 

@@ -139,6 +139,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
     **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distill", "score", "finetune", "heldout")},
+    **dict.fromkeys(("text_trials.sources.<name>", "text_trials.draws")),  # jobs come and go
     "activations.mode": None,  # it removes the cache's jobs
     "library.attention": None,
     "library.ffn": None,
