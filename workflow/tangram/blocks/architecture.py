@@ -167,12 +167,12 @@ def heterogeneous_config(
         settings |= {"sliding_window": None, "use_sliding_window": False}
         if settings.get("layer_types"):
             settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
-    if any("window" in layer for layer in layers):
+    if any("attention_window" in layer for layer in layers):
         if window_of(parent_config) is not None:
             raise TangramError(
                 "library.attention: attention of the parent has a window of its own; leave other windows out"
             )
-        settings["window"] = None
+        settings["attention_window"] = None
     settings |= {
         "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],
