@@ -13,7 +13,17 @@ from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
+from tangram.config import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
+    LAYERS_DROPPED,
+    LIGHT_SEARCHES,
+    SEARCHES,
+    SPLITS,
+    UNIFORM,
+    Packing,
+    slice_of,
+)
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -49,8 +59,23 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
+    corpus = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
+
+
+def trial_settings(text):
+    """Return the settings of the trials of one text."""
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    trials = cfg.text_trials.model_dump(mode="json", include={"tokens", "heldout_tokens", "removed"})
+    finetune = cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"})
+    return slice_of({**packing, **trials, "finetune": finetune, "source": cfg.text_trials.sources[text]})
+
+
+TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
+
+def evaluation_settings(*names):
+    """Return some settings of the evaluation."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
 
 
 try:
@@ -58,7 +83,20 @@ try:
     SOURCE_FILES = {"parent": sources.parent_fingerprint(cfg.parent, PARENT)}
     for split in SPLITS:
         table = f"{RESULTS}/corpus/{split}.parquet"
-        SOURCE_FILES[split] = sources.text_fingerprint(split, getattr(cfg.corpus, split), split_settings(split), table)
+        SOURCE_FILES[split] = sources.text_fingerprint(
+            f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    for text, source in cfg.text_trials.sources.items():
+        SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
+            f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
+        )
+    SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
+    SOURCE_FILES["perplexity"] = sources.text_fingerprint(
+        "evaluation.perplexity",
+        [text.source for text in cfg.evaluation.perplexity],
+        evaluation_settings("perplexity"),
+        f"{RESULTS}/parent_perplexity.parquet",
+    )
     SOURCE_FILES["images"] = sources.file_fingerprint(cfg.studies.image_file)
     limits.check(cfg, sources.parent_config(cfg, PARENT))
 except TangramError as error:
@@ -114,6 +152,7 @@ def _search_files(name, target):
         files.append(f"solutions/{LAYERS_DROPPED}.json")
     if cfg.uniform_solutions(name):
         files.append(f"solutions/{UNIFORM}.json")
+    files += [f"solutions/{rival}.json" for rival in target.compare]
     if target.selection is not None:
         files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
     return [f"{RESULTS}/targets/{name}/{file}" for file in files]
@@ -142,8 +181,11 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
+    rival="|".join(LIGHT_SEARCHES),
+    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
+    text="|".join(map(re.escape, cfg.text_trials.sources)) or "none",
+    draw=r"\d+",
     type="|".join(PARENT_TYPES),
 
 
@@ -259,14 +301,15 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the questions, and the tables of tasks and readout of the parent and the primary target's children."""
-    files = []
-    if cfg.evaluation.tasks:
-        # The solver's other solutions would multiply the time and show nothing that the best one does not.
-        solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
-        children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
-        files += [f"{RESULTS}/questions.json", f"{RESULTS}/parent_tasks.parquet"]
-        files += [f"{folder}/tasks.parquet" for folder in children]
+    """Return the files of tasks, perplexity and readout, of the parent and the primary target's children."""
+    # The solver's other solutions would multiply the time and show nothing that the best one does not.
+    solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
+    children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
+    files = [f"{RESULTS}/questions.json"] if cfg.evaluation.tasks else []
+    for name, wanted in (("tasks", cfg.evaluation.tasks), ("perplexity", cfg.evaluation.perplexity)):
+        if wanted:
+            files.append(f"{RESULTS}/parent_{name}.parquet")
+            files += [f"{folder}/{name}.parquet" for folder in children]
     if cfg.evaluation.readout.task:
         files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
     return files
@@ -382,11 +425,6 @@ def speed_settings():
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 
-def evaluation_settings(*names):
-    """Return some settings of the evaluation."""
-    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
-
-
 def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
@@ -415,9 +453,10 @@ def table_of_target(folder):
 
 def search_settings(wildcards):
     """Return the settings of the solver, without those of baselines and selection."""
-    others = {"compare_layers_dropped", "compare_uniform", "selection"}
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection"}
     target = cfg.targets[wildcards.target].model_dump(mode="json", exclude=others)
-    return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
+    search = cfg.search.model_dump(mode="json", exclude={"evolution"})
+    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
 def baseline_settings(wildcards):
@@ -425,6 +464,17 @@ def baseline_settings(wildcards):
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+
+def rival_settings(*names):
+    """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
+
+    def settings(wildcards):
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
+        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+    return settings
 
 
 def selection_settings(wildcards):
@@ -439,6 +489,8 @@ def solutions_of(wildcards):
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
     if wildcards.solution in cfg.uniform_solutions(wildcards.target):
         return f"{folder}/solutions/{UNIFORM}.json"
+    if wildcards.solution in SEARCHES:
+        return f"{folder}/solutions/{wildcards.solution}.json"
     selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
     return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 

@@ -13,36 +13,47 @@ from tangram.config.corpus import (
     HubText,
     LocalText,
     PackageText,
+    Packing,
     ParentSamples,
     PythonDocs,
     Split,
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Readout, Studies
+from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     HALVING,
     LAYERS_DROPPED,
+    LIGHT_SEARCHES,
     PACKED,
+    SEARCHES,
     STOCK,
     UNIFORM,
     Constraint,
+    Evolution,
     Search,
     Selection,
     Target,
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 
 __all__ = [
+    "BLOCK_INFLUENCE",
+    "EVOLUTIONARY",
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "LIGHT_SEARCHES",
     "PACKED",
+    "SEARCHES",
     "SPLITS",
     "STOCK",
     "UNIFORM",
@@ -54,6 +65,7 @@ __all__ = [
     "Corpus",
     "Costs",
     "Evaluation",
+    "Evolution",
     "Filled",
     "Finetune",
     "GgufParent",
@@ -65,9 +77,11 @@ __all__ = [
     "Name",
     "PackageFile",
     "PackageText",
+    "Packing",
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Perplexity",
     "Precisions",
     "PythonDocs",
     "Readout",
@@ -84,7 +98,9 @@ __all__ = [
     "Split",
     "Studies",
     "Target",
+    "Task",
     "TextSource",
+    "TextTrials",
     "Unique",
     "load",
     "parse",

@@ -150,6 +150,7 @@ class LayerDistillation:
             outputs=outputs.flatten(0, 1),
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
+            context=self.context,
         )
 
     def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:

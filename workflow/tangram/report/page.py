@@ -20,10 +20,12 @@ from tangram.report.prediction import predicted_speedup
 from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
+from tangram.report.sections.perplexity import perplexity_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
 from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
 from tangram.report.sections.speed import speed_section
+from tangram.report.sections.trials import trials_section
 from tangram.report.style import estimate, number, percent_interval, percent_of, variant_colors
 
 
@@ -50,6 +52,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         frontier_section(results),
         architectures_section(results, colors),
         tasks_section(results),
+        perplexity_section(results),
         readout_section(results),
         speed_section(results),
         engine_section(results),
@@ -57,6 +60,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         scores_section(results, colors),
         costs_section(results, colors),
         training_section(results, colors),
+        trials_section(results),
         measurements_section(results),
         time_section(results),
         origin_section(results),
