@@ -61,7 +61,12 @@ CURVES = pa.schema(
 SCORES = pa.schema(
     [
         *_PIECE,
-        _field("metric", _TEXT, "'kl', 'lm_loss_increase' (nats per token) or 'agreement' (fraction)"),
+        _field(
+            "metric",
+            _TEXT,
+            "'kl', its estimate 'screened_kl', 'lm_loss_increase' (nats per token), 'cosine_distance' (of the last "
+            "hidden states) or 'agreement' (fraction)",
+        ),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says, over sequences"),
         _field("tokens", _INT, "tokens"),
