@@ -29,6 +29,7 @@ from tangram.models.forward import layer_context
 from tangram.models.loading import load_model
 from tangram.models.replace import replace_subblocks
 from tangram.scores import second_order
+from tangram.search import contenders
 from tangram.search.contenders import Case, score_contenders
 from tangram.search.cost_model import CostModel
 from tangram.search.problem import Problem, options_of
@@ -60,17 +61,12 @@ class Recorded(second_order.SecondOrder):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.products: list[torch.Tensor] = []
+        self.kept: list[torch.Tensor] = []
 
-    def _values(self, piece: Any, before: Any, after: Any, context: Any) -> torch.Tensor:
-        parts = zip(before, after, self._gradients, strict=True)
-        with torch.no_grad():
-            products = [
-                torch.einsum("sblh,blh->sbl", gradients, (piece(hidden, **context) - output).float())
-                for hidden, output, gradients in parts
-            ]
-        self.products.append(torch.cat(products, 1))
-        return self.products[-1].square().mean(0) / 2
+    def products(self, *arguments: Any) -> torch.Tensor:
+        """Return the products, and keep them."""
+        self.kept.append(super().products(*arguments))
+        return self.kept[-1]
 
 
 def exact_of(run: Path) -> pd.DataFrame:
@@ -106,7 +102,7 @@ def estimates_of(run: Path, folder: Path, samples: int) -> pd.DataFrame:
     ]
     print(f"{run.name}: {len(table)} pieces; seconds: labels {labels:.1f}, backward {backward.seconds:.1f}, ", end="")
     print(f"pieces {pieces:.1f}; exact jobs, starts included, {sum(seconds):.0f}")
-    agreement(table, exact, torch.stack(screening.products))
+    agreement(table, exact, torch.stack(screening.kept))
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(stored)
     return table
@@ -141,20 +137,13 @@ def costs_of(table: pd.DataFrame, shape: Shape) -> CostModel:
     return CostModel(pd.DataFrame(rows), scales, {"bytes": Scenario(prefill=1, generate=1, batch_sizes=(1,))})
 
 
-class AnyEngine(Case):
-    """A case in which types of llama.cpp's and torch's precisions are both usable."""
-
-    def solution(self, scores: pd.DataFrame, layers: int) -> Architecture:
-        """Return the best architecture."""
-        return solve(Problem(options_of(scores, "kl", layers), self.costs, self.target), Search())[0].architecture
-
-    def chosen(self, scores: pd.DataFrame, search: Search, num_layers: int) -> set[tuple[int, str, str]]:
-        """Return the pieces of the best architecture."""
-        return {piece for piece in self.solution(scores, num_layers).pieces() if piece[2] != PARENT}
+def solution_of(scores: pd.DataFrame, case: Case, layers: int) -> Architecture:
+    """Return the best architecture."""
+    return solve(Problem(options_of(scores, "kl", layers), case.costs, case.target), Search())[0].architecture
 
 
 def solutions(
-    estimates: pd.DataFrame, exact: pd.DataFrame, case: AnyEngine, layers: int
+    estimates: pd.DataFrame, exact: pd.DataFrame, case: Case, layers: int
 ) -> tuple[dict[str, Architecture], list[int]]:
     """Return the solutions of exact scores, estimates, and contenders, and the pieces scored in each round."""
     rows = exact.set_index(KEYS, drop=False)
@@ -166,7 +155,7 @@ def solutions(
 
     found = score_contenders(estimates.to_dict("records"), [], [case], Search(), layers, exactly)
     tables = {"exact": exact, "estimates": estimates, "contenders": pd.concat([pd.DataFrame(found), estimates])}
-    return {name: case.solution(table, layers) for name, table in tables.items()}, rounds
+    return {name: solution_of(table, case, layers) for name, table in tables.items()}, rounds
 
 
 class Children:
@@ -208,6 +197,7 @@ class Children:
 def main(folder: Path, runs: Sequence[Path], samples: int, children: int) -> None:
     """Print agreement and cost of every run's estimates, and the solutions on all runs' pieces."""
     torch.set_num_threads(1)
+    contenders.is_usable = lambda variant, target: True  # types of llama.cpp's beside torch's precisions
     estimates = pd.concat([estimates_of(run, folder, samples) for run in runs]).drop_duplicates(KEYS)
     exact = pd.concat([exact_of(run) for run in runs]).drop_duplicates(KEYS)
     layers = int(estimates["layer"].max()) + 1
@@ -221,7 +211,7 @@ def main(folder: Path, runs: Sequence[Path], samples: int, children: int) -> Non
         of_exact = exact[theirs].set_index(KEYS)["value"]
         for share in shares:
             limit = {"quantity": "latency", "max": share, "scenario": "bytes"}
-            case = AnyEngine(Target.model_validate({"constraints": [limit]}), costs)
+            case = Case(Target.model_validate({"constraints": [limit]}), costs)
             found, rounds = solutions(estimates[mine], exact[theirs], case, layers)
             print(f"{library}, {share} of the bytes: {sum(rounds)} pieces scored exactly, by rounds {rounds}")
             for name, architecture in found.items():

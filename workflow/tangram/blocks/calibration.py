@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,12 +20,15 @@ class Calibration:
         outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength, relative to the mean squared input.
+        context: the arguments of the decoder layer (`models.forward.layer_context`) for sequences whose tokens the
+            others hold in order; None if they are of no sequences.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
     weights: torch.Tensor
     ridge: float
+    context: Mapping[str, Any] | None = None
 
 
 def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:

@@ -22,7 +22,7 @@ from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, norm_before, subblock
 from tangram.models.forward import layer_context
 from tangram.models.replace import replace_subblocks
-from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.training.loop import Checkpointing, TrainingPlan, steps_of, train
 from tangram.training.losses import normalized_mse, span_loss
 from tangram.training.parallel import World
 from tangram.training.precision import autocast
@@ -150,6 +150,7 @@ class LayerDistillation:
             outputs=outputs.flatten(0, 1),
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
+            context=self.context,
         )
 
     def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
@@ -192,7 +193,7 @@ class LayerDistillation:
         after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(
             examples=self.training,
-            epochs=self.settings.epochs,
+            steps=steps_of(self.settings.epochs * self.training, self.training, self.settings.batch_size),
             batch_size=self.settings.batch_size,
             micro_batch_size=self.settings.batch_size,
             learning_rate=self.settings.learning_rate,

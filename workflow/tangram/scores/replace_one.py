@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch.nn import functional
 
 from tangram.activations import Activations
 from tangram.blocks.base import HEAD, Block
 from tangram.library.pieces import State
-from tangram.metrics import compare, standard_error_by_sequence
+from tangram.metrics import compare_states, standard_error_by_sequence
 from tangram.models.by_layer import materialize
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_context
@@ -108,9 +107,8 @@ class ReplaceOne:
             batches, self._parent_states, self._parent_logits, self._labels.split(self._batch_size), strict=True
         ):
             sequences, states = len(hidden), self._states(hidden)
-            metrics = compare((head or self._model.lm_head)(states), parent_logits, labels.flatten())
-            metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
-            metrics["cosine_distance"] = 1 - functional.cosine_similarity(states.float(), parent_states.float(), dim=-1)
+            logits = (head or self._model.lm_head)(states)
+            metrics = compare_states(states, parent_states, logits, parent_logits, labels.flatten())
             for name, values in metrics.items():
                 parts.setdefault(name, []).append(values.unflatten(0, (sequences, -1)))
         rows: list[Row] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tangram.config import Search, Target
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
 
 SCREENED = "screened_kl"  # a second-order estimate of `kl`, of every piece if scores.method is screened
 _PIECE = ["layer", "kind", "variant"]
+
+
+def objective_of(target: Target, search: Search) -> str | dict[str, float]:
+    """Return what a target's searches minimize: a metric, or weights by metric."""
+    objective: Any = target.objective or search.objective
+    return objective if isinstance(objective, str) else dict(objective)
 
 
 def weights_of(objective: str | Mapping[str, float]) -> dict[str, float]:

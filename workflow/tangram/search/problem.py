@@ -29,7 +29,7 @@ from tangram.costs.llama_layers import STUB_PIECE
 from tangram.engines import LLAMA_CPP, REFERENCES, head_precision, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, REST, CostModel, records
-from tangram.search.objective import weighted_scores
+from tangram.search.objective import objective_of, weighted_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -396,5 +396,5 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     table = read_table(scores, SCORES)
     usable = [is_usable(variant, settings.target) for variant in table["variant"]]
     model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
-    options = options_of(table[usable], settings.target.objective or settings.search.objective, layers_of(parent))
+    options = options_of(table[usable], objective_of(settings.target, settings.search), layers_of(parent))
     return Problem(options, model, settings.target)
