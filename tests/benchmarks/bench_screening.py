@@ -39,7 +39,7 @@ BYTES = {None: 4, "bf16": 2, "int8": 1, "q8_0": 34 / 32, "q4_0": 18 / 32}
 KEYS = ["layer", "kind", "variant"]
 SAMPLES = (1, 2, 4, 8)
 WINDOWS = (1, 4, 16, 64, 256)  # tokens whose changes are summed before squaring
-SHARES = {"all": (0.5, 0.3, 0.25, 0.2, 0.15), "structure": (0.9, 0.8, 0.7, 0.6, 0.5)}
+SHARES = {"all": (0.5, 0.3, 0.2, 0.15), "structure": (0.9, 0.8, 0.6)}
 
 
 class Clock:

@@ -151,7 +151,7 @@ class Scores(Section):
         "from one backward pass, and replaces only the pieces that make up 90 % of the score of a target's solution.",
     )
     label_samples: int = Field(
-        2, gt=0, description="Sampled labels per position for `screened`; more reduce the noise of the estimates."
+        4, gt=0, description="Sampled labels per position for `screened`; more reduce the noise of the estimates."
     )
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
     position_stride: int = Field(
