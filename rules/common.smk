@@ -21,6 +21,7 @@ from tangram.config import (
     SEARCHES,
     SPLITS,
     UNIFORM,
+    Packing,
     slice_of,
 )
 from tangram.config import limits, sources
@@ -59,10 +60,20 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 def split_settings(split):
     """Return the settings of one split of the corpus."""
     section = getattr(cfg.corpus, split)
-    corpus = {"cross_documents": cfg.corpus.cross_documents}
-    corpus |= {"sequence_length": section.length(cfg.corpus.sequence_length)}
-    return slice_of({**corpus, "split": section.model_dump(mode="json", exclude={"sequence_length"})})
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    packing["sequence_length"] = section.length(cfg.corpus.sequence_length)
+    return slice_of({**packing, "split": section.model_dump(mode="json", exclude={"sequence_length"})})
 
+
+def trial_settings(text):
+    """Return the settings of the trials of one text."""
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    trials = cfg.text_trials.model_dump(mode="json", include={"tokens", "heldout_tokens", "removed"})
+    finetune = cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"})
+    return slice_of({**packing, **trials, "finetune": finetune, "source": cfg.text_trials.sources[text]})
+
+
+TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
 
 def evaluation_settings(*names):
     """Return some settings of the evaluation."""
@@ -76,6 +87,10 @@ try:
         table = f"{RESULTS}/corpus/{split}.parquet"
         SOURCE_FILES[split] = sources.text_fingerprint(
             f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    for text, source in cfg.text_trials.sources.items():
+        SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
+            f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
         )
     SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
     SOURCE_FILES["perplexity"] = sources.text_fingerprint(
@@ -171,6 +186,8 @@ wildcard_constraints:
     rival="|".join(LIGHT_SEARCHES),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
+    text="|".join(map(re.escape, cfg.text_trials.sources)) or "none",
+    draw=r"\d+",
     type="|".join(PARENT_TYPES),
 
 

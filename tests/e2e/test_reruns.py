@@ -140,6 +140,7 @@ OTHERS: dict[str, Any] = {
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
     **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distill", "score", "finetune", "heldout")},
     **{f"corpus.{split}.sequence_length": 16 for split in ("distill", "score", "finetune", "heldout")},
+    **dict.fromkeys(("text_trials.sources.<name>", "text_trials.draws")),  # jobs come and go
     "activations.mode": None,  # it removes the cache's jobs
     "library.attention": None,
     "library.ffn": None,

@@ -172,6 +172,22 @@ def test_a_readout_is_one_more_job_and_changes_no_other(
     assert changed == default_plan
 
 
+def test_trials_of_text_are_jobs_of_their_own(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
+) -> None:
+    texts = {"own": {"type": "parent-samples"}, "docs": {"type": "python-docs"}}
+    two = plan(_with(DEFAULT, "text_trials", {"sources": texts}))
+    assert len(two["try_text"]) == 2 * 3
+    assert len(two["try_texts"]) == 1
+    same = {rule: commands for rule, commands in two.items() if rule not in ("try_text", "try_texts")}
+    assert same == default_plan, "the report reads the folder"
+    three = plan(_with(DEFAULT, "text_trials", {"sources": {**texts, "code": {"type": "parent-samples"}}}))
+    assert set(two["try_text"]) < set(three["try_text"]), "a new text reruns no other"
+    assert len(three["try_text"]) == 3 * 3
+    other = _with(_with(DEFAULT, "text_trials", {"sources": texts}), "finetune.learning_rate", 1e-3)
+    assert not set(plan(other)["try_text"]) & set(two["try_text"])
+
+
 STUDIES = {
     "study_triplet": {"fetch_fashion_mnist"},
     "study_spatial_contrast": {"fetch_bigbench_images"},

@@ -409,6 +409,28 @@ MISTAKES = {
         [{**DEFAULT["corpus"]["heldout"]["sources"][0], "package": "Big_Bench == 1.0.0"}],
         "BIG-bench's canary forbids training on it",
     ),
+    "training on BIG-bench from the hub": (
+        "corpus/distill/sources",
+        [{"type": "hub", "repo": "google/BIG_bench"}],
+        "BIG-bench's canary forbids training on it",
+    ),
+    "a trial on BIG-bench": (
+        "text_trials/sources",
+        {"docs": TEXT[0], "quoref": DEFAULT["corpus"]["heldout"]["sources"][0]},
+        "config.text_trials.sources: quoref: BIG-bench's canary forbids training on it",
+    ),
+    "a trial of one text": (
+        "text_trials/sources",
+        {"docs": TEXT[0]},
+        "config.text_trials.sources: one text cannot be compared; name at least two",
+    ),
+    "a trial without an interval": ("text_trials/draws", 1, "config.text_trials.draws: Input should be greater than"),
+    "a trial on one held-out sequence": (
+        "text_trials/heldout_tokens",
+        256,
+        "text_trials.heldout_tokens: 256 tokens are one sequence of 256; at least 257 are needed",
+    ),
+    "documents of no tokens": ("corpus/min_document_tokens", 0, "min_document_tokens: Input should be greater than"),
     "a repository that is none": (
         "parent/source",
         {"type": "hub", "repo": "https://huggingface.co/a/b", "revision": "main"},

@@ -10,6 +10,7 @@ from replaced import replaced
 from tangram.activations import StreamedActivations, capture, open_activations
 from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.calibration import Calibration
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.config import BlockDistillation
 from tangram.library.distill import LayerDistillation
@@ -33,7 +34,9 @@ def tokens(model):
 def candidate(model, layer, kind):
     variant = "no-op" if kind == "ffn" else f"gqa-{model.config.num_key_value_heads // 2}"
     attention = decoder_layers(model)[layer].self_attn
-    weights = {} if kind == "ffn" else get_block(kind, variant, Shape.of(model.config)).initialize(attention, None)
+    states = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    given = Calibration(inputs=states, outputs=states, weights=torch.ones(40), ridge=1e-3)
+    weights = {} if kind == "ffn" else get_block(kind, variant, Shape.of(model.config)).initialize(attention, given)
     return replaced(model, layer, kind, variant, weights)
 
 

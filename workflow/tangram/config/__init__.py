@@ -13,6 +13,7 @@ from tangram.config.corpus import (
     HubText,
     LocalText,
     PackageText,
+    Packing,
     ParentSamples,
     PythonDocs,
     Split,
@@ -42,6 +43,7 @@ from tangram.config.targets import (
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 
 __all__ = [
     "BLOCK_INFLUENCE",
@@ -75,6 +77,7 @@ __all__ = [
     "Name",
     "PackageFile",
     "PackageText",
+    "Packing",
     "Parallel",
     "Parent",
     "ParentSamples",
@@ -97,6 +100,7 @@ __all__ = [
     "Target",
     "Task",
     "TextSource",
+    "TextTrials",
     "Unique",
     "load",
     "parse",

@@ -23,6 +23,7 @@ from tangram.config.targets import (
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 from tangram.engines import DECILM, LLAMA_CPP, TORCH, head_precision, refusal
 from tangram.errors import nearest
 
@@ -40,6 +41,7 @@ class Config(Section):
     )
     parent: Parent = Field(description="The model to make faster.")
     corpus: Corpus = Field(description="Text.")
+    text_trials: TextTrials = Field(TextTrials(), description="Texts to compare before distillation.")
     activations: Activations = Field(Activations(), description="The parent's hidden states.")
     library: Library = Field(Library(), description="Search space, and training of its pieces.")
     scores: Scores = Field(Scores(), description="Quality of each piece.")
@@ -89,6 +91,11 @@ class Config(Section):
             raise ValueError(
                 f"library.bld.holdout_fraction: {fraction:g} of corpus.distill's {sequences} sequences leaves none to "
                 "train on; lower it or raise corpus.distill.tokens"
+            )
+        if self.text_trials.heldout_tokens <= length:
+            raise ValueError(
+                f"text_trials.heldout_tokens: {self.text_trials.heldout_tokens} tokens are one sequence of {length}; "
+                f"at least {length + 1} are needed for two: a standard error needs two"
             )
         limits = {
             f"targets.{name}.selection.prompt_tokens": (target.selection.prompt_tokens, "score")

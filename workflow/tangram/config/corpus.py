@@ -71,6 +71,14 @@ class PythonDocs(Section):
 TextSource = Annotated[ParentSamples | HubText | LocalText | PackageText | PythonDocs, Field(discriminator="type")]
 
 
+def is_bigbench(source: TextSource) -> bool:
+    """Return whether a source is BIG-bench, as a package or on the hub."""
+    name = source.package if isinstance(source, PackageText) else ""
+    if isinstance(source, HubText):
+        name = source.repo.rpartition("/")[2].lower()
+    return name.replace("-", "").replace("_", "").startswith("bigbench")
+
+
 class Split(Section):
     """One split of the corpus."""
 
@@ -94,13 +102,26 @@ class Split(Section):
         return -(-self.tokens // self.length(default))
 
 
-class Corpus(Section):
-    """Tokenized text, packed to sequences of fixed length; no two splits share a document."""
+class Packing(Section):
+    """The form of the sequences of all splits."""
 
     sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
     cross_documents: bool = Field(
         False, description="Pack several documents into a sequence, separated by an end-of-sequence token."
     )
+    min_document_tokens: int = Field(
+        1, ge=1, description="Shorter documents are left out; special tokens of the document count."
+    )
+    duplicates: Literal["exact", "whitespace"] = Field(
+        "exact",
+        description="Documents that count as one, in one split, once: of equal text (`exact`), or of text that differs "
+        "only in white space (`whitespace`).",
+    )
+
+
+class Corpus(Packing):
+    """Tokenized text, packed to sequences of fixed length; no two splits share a document."""
+
     distill: Split = Field(description="For block distillation (BLD).")
     score: Split = Field(description="For replace-1-block scores.")
     finetune: Split = Field(description="For end-to-end distillation (GKD).")
@@ -110,7 +131,7 @@ class Corpus(Section):
     def _bigbench_is_for_evaluation(self) -> Corpus:
         for split in ("distill", "score", "finetune"):
             for source in getattr(self, split).sources:
-                if isinstance(source, PackageText) and source.package.replace("-", "").startswith("bigbench"):
+                if is_bigbench(source):
                     raise ValueError(
                         f"corpus.{split}: BIG-bench's canary forbids training on it; use it in corpus.heldout only"
                     )

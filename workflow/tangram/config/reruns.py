@@ -33,6 +33,8 @@ READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
     **{f"build_corpus {split}": ("fetch_parent",) for split in _SPLITS},
     **{f"capture_activations {split}": ("fetch_parent", f"build_corpus {split}") for split in _SPLITS},
+    "try_text": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
+    "try_texts": ("try_text",),
     "distill_blocks": _CALIBRATION,
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
@@ -80,6 +82,7 @@ READS: dict[str, tuple[str, ...]] = {
         *("evaluate_readout", "evaluate_engine", "evaluate_parent", "evaluate_parent_tasks"),
         *("evaluate_parent_perplexity", "evaluate_parent_engine"),
         *_SPEEDS,
+        "try_texts",
     ),
 }
 
@@ -100,18 +103,20 @@ EVERYTHING = ("fetch_parent",)
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "distill_blocks", "score_screened", *_MEASURE, *_CALIBRATE, "search_rival", "evolve_child"),
+        *(*_CORPUS, "try_text", "distill_blocks", "score_screened", *_MEASURE, *_CALIBRATE),
+        *("search_rival", "evolve_child"),
         *("select_child", "finetune_child"),
         *_SEEDED,
     ),
-    "device": (*_CORPUS, *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_PERPLEXITY, *_SEEDED),
+    "device": (*_CORPUS, "try_text", *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_PERPLEXITY, *_SEEDED),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
     "parent.sizes": (),
-    "corpus": _CORPUS,
+    "corpus": (*_CORPUS, "try_text"),
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": (*_PIECES, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
+    "text_trials": ("try_text",),
+    "activations.mode": ("try_text", *_PIECES, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
@@ -137,7 +142,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "targets.<name>.export": ("score_screened", "solve_mip", *_BASELINES),
     "targets.<name>.objective": ("solve_mip", *_BASELINES),
     "targets.<name>.selection": ("select_child",),
-    "finetune": ("finetune_child",),
+    "finetune": ("try_text", "finetune_child"),
+    "finetune.budget": ("finetune_child",),
+    "finetune.parallel": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
     "evaluation.batch_size": _ON_TEXT,
     "evaluation.throughput_repeats": _SPEEDS,
@@ -165,6 +172,7 @@ IN_WORDS = {
     "which times all children together, and the report",
     "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform, targets.<name>.compare": "the jobs of the "
     "baseline or search come or go, and `measure_speed`",
+    "text_trials.sources, text_trials.draws": "a new text or draw: its own `try_text`, then `try_texts` and the report",
     "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
     "target, and the report",
 }
@@ -173,6 +181,7 @@ IN_WORDS = {
 SOURCES = {
     "the checkpoint of a local parent": "`fetch_parent`",
     "a local text of `corpus.<split>`, or which files its patterns match": "`build_corpus` (that split)",
+    "a local text of `text_trials`": "`try_text` (that text)",
     "a file of `evaluation.tasks`; of a YAML file or a folder, all `.yaml`, `.jsonl`, `.json` and `.py` files in the "
     "folder": "`extract_tasks`; these files must stay",
     "a local text of `evaluation.perplexity`": "`evaluate_parent_perplexity`, `evaluate_perplexity`",
