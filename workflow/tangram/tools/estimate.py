@@ -15,6 +15,7 @@ FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; fo
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
@@ -131,6 +132,10 @@ class Work:
     def tokens(self) -> dict[str, int]:
         """Tokens by split."""
         return {name: split.tokens for name, split in self.splits.items()}
+
+    def length(self, split: str) -> int:
+        """Return the tokens per sequence of a split."""
+        return self.splits[split].length(self.config.corpus.sequence_length)
 
     @property
     def shards(self) -> int:
@@ -252,7 +257,7 @@ class Work:
         trained = (1 - bld.holdout_fraction) * tokens
         stream_numbers = tokens * sizes.hidden
         states = 3 * element * stream_numbers  # inputs, middle and outputs
-        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
+        pass_bytes = bld.batch_size * self.length("distill") * sizes.activations * element
         before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
         for piece in self.blocks(self.config.library.distilled):
             weights = self.weights_of(piece)
@@ -283,16 +288,25 @@ class Work:
             yield Stage("quantize_blocks", jobs, 1, seconds, memory, disk)
 
     def scores(self) -> Iterator[Stage]:
-        """Yield replace-1-block scores."""
-        sizes, count = self.sizes, self.tokens["score"]
-        positions = count / self.config.scores.position_stride
+        """Yield replace-1-block scores: those of all pieces, or estimates and the scores of contenders."""
+        sizes, count, scores = self.sizes, self.tokens["score"], self.config.scores
+        positions = count / scores.position_stride
         before = self.forward(count, sizes.layers) if self.stream else 0
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
-        for piece in self.blocks(self.config.library.variants):
+        pieces = self.blocks(self.config.library.variants)
+        exact = self.forward(count, sizes.layers / 2) + self.forward(positions, 0, head=True)  # of one piece
+        if scores.method == "screened":
+            local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
+            backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
+            contenders = CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
+            estimates = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2
+            memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
+            yield Stage("score_screened", 1, 1, self.loading + estimates + contenders * exact, memory, 0)
+            return
+        for piece in pieces:
             layers = self.layers_of(piece.kind)
-            above = 0 if piece.kind == HEAD else self.forward(count, layers * sizes.layers / 2)
-            seconds = self.loading + before + above + layers * self.forward(positions, 0, head=True)
-            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
+            one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
+            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, self.loading + before + layers * one, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""
@@ -342,7 +356,7 @@ class Work:
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
         sizes, element = self.sizes, self.element
-        batch = self.config.finetune.micro_batch_size * self.config.corpus.sequence_length
+        batch = self.config.finetune.micro_batch_size * self.length("finetune")
         layer, logits = batch * sizes.activations * element, batch * 4 * 4 * sizes.head / sizes.hidden
         ends = 2 * element * sizes.head  # the teacher's embedding and head, unsharded
         body = element * sizes.body if self.stream else 0
