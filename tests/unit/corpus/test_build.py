@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tangram.cli import run
 from tangram.commands.build_corpus import build_corpus
 from tangram.config import SPLITS, LocalText, Packing, Split
+from tangram.corpus import framing
 from tangram.corpus.build import build_split, shares
 from tangram.corpus.documents import document_hash, documents, split_of
-from tangram.corpus.framing import document
 from tangram.corpus.packing import pack
 from tangram.corpus.sampling import sample
 from tangram.corpus.tokens import read_tokens
@@ -227,7 +227,7 @@ def test_documents_below_the_minimum_are_left_out(parent, stories, cross, capsys
     source = LocalText.model_validate(stories)
     tokenizer = load_tokenizer(parent)
     texts = list(documents(source, "distill", 0))
-    lengths = {document_hash(text): len(document(text, tokenizer, separate=cross)) for text in texts}
+    lengths = {document_hash(text): len(framing.document(text, tokenizer, separate=cross)) for text in texts}
     minimum = sorted(lengths.values())[len(lengths) // 2]
     packing = Packing(sequence_length=8, cross_documents=cross, min_document_tokens=minimum)
     dropped: Counter = Counter()
