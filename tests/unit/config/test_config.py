@@ -426,8 +426,8 @@ MISTAKES = {
     ),
     "a trial without an interval": ("text_trials/draws", 1, "config.text_trials.draws: Input should be greater than"),
     "a trial on one held-out sequence": (
-        "text_trials/heldout_tokens",
-        256,
+        "text_trials",
+        {"sources": {"docs": TEXT[0], "own": {"type": "parent-samples"}}, "heldout_tokens": 256},
         "text_trials.heldout_tokens: 256 tokens are one sequence of 256; at least 257 are needed",
     ),
     "documents of no tokens": ("corpus/min_document_tokens", 0, "min_document_tokens: Input should be greater than"),

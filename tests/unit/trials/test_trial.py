@@ -48,7 +48,7 @@ def test_a_removed_layer_is_the_identity_in_every_family(parent):
 def texts(tmp_path) -> dict[str, dict]:
     """Two sources: of the parent's own text, and of local documents of some words."""
     path = tmp_path / "texts.jsonl"
-    lines = [json.dumps({"text": f"Story {i}: " + f"the child of {i} met {i * i}. " * 12}) for i in range(120)]
+    lines = [json.dumps({"text": f"Story {i}: " + f"the child of {i} met {i * i}. " * 4}) for i in range(120)]
     path.write_text("\n".join(lines))
     return {"own": {"type": "parent-samples"}, "stories": {"type": "local", "paths": [str(path)]}}
 
