@@ -75,6 +75,7 @@ def trial_settings(text):
 
 TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
 
+
 def evaluation_settings(*names):
     """Return some settings of the evaluation."""
     return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))

@@ -285,10 +285,10 @@ class Work:
         if scores.method == "screened":
             local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
             backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
-            contenders = CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
-            estimates = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2
+            exact *= CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
+            seconds = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2 + exact
             memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
-            yield Stage("score_screened", 1, 1, self.loading + estimates + contenders * exact, memory, 0)
+            yield Stage("score_screened", 1, 1, self.loading + seconds, memory, 0)
             return
         for piece in pieces:
             layers = self.layers_of(piece.kind)
@@ -331,14 +331,8 @@ class Work:
         else:
             count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
             seconds += count * step / self.rates.flops / devices
-        yield Stage(
-            "finetune_child",
-            self.children,
-            devices,
-            seconds,
-            self._finetune_bytes(parts),
-            self.children * self.model_bytes,
-        )
+        memory, disk = self._finetune_bytes(parts), self.children * self.model_bytes
+        yield Stage("finetune_child", self.children, devices, seconds, memory, disk)
 
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
