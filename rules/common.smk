@@ -12,7 +12,7 @@ from pathlib import Path
 from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
-from tangram.blocks.registry import modules_of_variants
+from tangram.blocks.registry import block_class, modules_of_variants
 from tangram.config import (
     BLOCK_INFLUENCE,
     EVOLUTIONARY,
@@ -355,6 +355,17 @@ def code_of(command, *packages, variants=(), modules=None):
     return {**params, "environment": pins(*packages)} if packages else params
 
 
+def moments_of_job(wildcards):
+    """Return the file of moments that a job's variant is fitted from; no file if it uses none."""
+    uses = block_class(wildcards.variant).uses_moments
+    return f"{RESULTS}/moments/{wildcards.kind}/{wildcards.shard}.safetensors" if uses else []
+
+
+def pruning_of_job(wildcards):
+    """Return the settings of pruning for a job of a pruned variant; none for others."""
+    return slice_of(cfg.library.pruning if block_class(wildcards.variant).pruned else {})
+
+
 def variant_of_job(wildcards):
     """Return the variant of a job with one variant, for `code_of`."""
     return [wildcards.variant]
@@ -435,6 +446,12 @@ def report_settings():
     section |= {"engines": elsewhere} if elsewhere else {}
     first = next(iter(cfg.scenarios))
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
+
+
+def moments_settings():
+    """Return the settings of the moments of activations."""
+    used = {"batch_size", "holdout_fraction", "normalize"}
+    return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
 
 
 def quantization_settings():

@@ -12,6 +12,7 @@ from tiny_children import (
     CONFIGS,
     CONSTANTS,
     FACTORS,
+    FEWER_HEADS,
     IN_BF16,
     IN_FP8,
     INTERMEDIATE,
@@ -97,6 +98,8 @@ def stock_equivalent(parent, architecture):
                 for tensor in projection.parameters():
                     first = tensor[: layer.self_attn.head_dim].clone()
                     tensor.copy_(torch.cat([first, first]))
+        elif choice.attention.startswith("heads-"):  # heads that are gone reach nothing
+            layer.self_attn.o_proj.weight[:, int(choice.attention[-1]) * layer.self_attn.head_dim :] = 0
         if choice.ffn == "no-op":
             for tensor in layer.mlp.down_proj.parameters():
                 tensor.zero_()
@@ -111,7 +114,7 @@ def stock_equivalent(parent, architecture):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_child_computes_what_changed_stock_blocks_compute(parent, architecture, implementation):
     child = child_of(parent, architecture)
     child.set_attn_implementation(implementation)
@@ -137,7 +140,7 @@ def test_a_uniform_child_is_a_stock_model_of_the_same_numbers(parent):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
 def test_generation_with_cache_and_padding_equals_recomputation(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
@@ -167,7 +170,7 @@ WAYS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
 def test_every_way_to_generate_equals_recomputing_everything(parent, architecture, way):
     child = child_of(parent, architecture)
@@ -178,7 +181,7 @@ def test_every_way_to_generate_equals_recomputing_everything(parent, architectur
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_a_cropped_cache_goes_on_from_where_it_was_cropped(parent, architecture):
     child = child_of(parent, architecture)
     cache = DynamicCache(config=child.config)

@@ -76,6 +76,20 @@ class BlockDistillation(Section):
     span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
 
 
+class Pruning(Section):
+    """Selection of the channels and heads that `width-R` and `heads-K` keep, from second moments of activations."""
+
+    selection: Literal["obs", "contribution"] = Field(
+        "obs",
+        description="Channels of an FFN: `obs` removes those whose loss the others can compensate best, and fits the "
+        "output matrix anew (optimal brain surgeon); `contribution` keeps those of largest contribution (Puzzle). "
+        "Heads are always selected by `obs`.",
+    )
+    ridge: float = Field(
+        0.1, ge=0, le=1e6, description="Ridge strength of `obs`, relative to the mean squared activation."
+    )
+
+
 class Precisions(Section):
     """The precisions in which the parent's subblock and every listed variant are options, if their blocks allow it."""
 
@@ -102,6 +116,7 @@ class Library(Section):
         "`export: [decilm]` needs.",
     )
     layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
+    pruning: Pruning = Field(Pruning(), description="Selection of channels and heads.")
     bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 
     @field_validator("attention", "ffn", "head")

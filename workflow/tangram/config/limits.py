@@ -71,7 +71,8 @@ def check_rows(key: str, kind: str, variant: str, shape: Shape) -> None:
     overrides = get_block(kind, parsed, shape).overrides()
     rows, ratios = {shape.hidden}, list[str]()
     if kind != HEAD and "linear" not in overrides:
-        rows.add(shape.heads * shape.head_dim if kind == "attention" else _channels(parsed, shape))
+        heads = int(overrides.get("num_attention_heads", shape.heads))
+        rows.add(heads * shape.head_dim if kind == "attention" else _channels(parsed, shape))
     if "intermediate_size" in overrides and shape.hidden % ROW_BLOCK == 0:
         ratios = _ratios_near(parsed, shape)
     if wrong := sorted(row for row in rows if row % ROW_BLOCK):

@@ -19,6 +19,7 @@ _SPLITS = ("distill", "score", "finetune", "heldout")
 _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
+_FITTED = ("measure_moments", *_PIECES)
 _ENGINES = tuple(TIMERS)
 _SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
 _SEARCHES = ("search_rival", "drop_by_influence", "evolve_child")
@@ -35,7 +36,8 @@ READS: dict[str, tuple[str, ...]] = {
     **{f"capture_activations {split}": ("fetch_parent", f"build_corpus {split}") for split in _SPLITS},
     "try_text": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "try_texts": ("try_text",),
-    "distill_blocks": _CALIBRATION,
+    "measure_moments": _CALIBRATION,
+    "distill_blocks": (*_CALIBRATION, "measure_moments"),
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
@@ -97,7 +99,7 @@ _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
 _SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_screened")
-_ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
+_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
@@ -116,13 +118,14 @@ KEYS: dict[str, tuple[str, ...]] = {
     "corpus": (*_CORPUS, "try_text"),
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
     "text_trials": ("try_text",),
-    "activations.mode": ("try_text", *_PIECES, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
+    "activations.mode": ("try_text", *_FITTED, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
-    "library.layers_per_shard": _PIECES,
+    "library.layers_per_shard": _FITTED,
     "library.shared_smoothing": _PIECES[1:],
     "library.bld": ("distill_blocks",),
-    **{f"library.bld.{key}": _PIECES for key in ("batch_size", "holdout_fraction", "normalize", "ridge")},
+    "library.bld.ridge": _PIECES,
+    **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child"),
     "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
