@@ -9,7 +9,7 @@ from tangram.blocks import KINDS, Block, get_block
 from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
 from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, VLLM, timed
-from tangram.tools.rates import Rates, Stage
+from tangram.tools.rates import RATES, Rates, Stage
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
