@@ -69,10 +69,10 @@ class Recorded(second_order.SecondOrder):
         return self.kept[-1]
 
 
-def exact_of(run: Path) -> pd.DataFrame:
-    """Return a run's exact KLs of its subblocks' pieces, with the run's name."""
+def exact_of(run: Path, metrics: Sequence[str] = ("kl",)) -> pd.DataFrame:
+    """Return a run's exact scores of its subblocks' pieces, with the run's name."""
     table = pd.read_parquet(run / "scores.parquet")
-    return table[(table["metric"] == "kl") & (table["kind"] != "head")].assign(run=str(run))
+    return table[table["metric"].isin(metrics) & (table["kind"] != "head")].assign(run=str(run))
 
 
 def file_of(run: Path, kind: str, variant: str) -> Path:

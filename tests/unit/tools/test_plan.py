@@ -12,8 +12,9 @@ from warm_snakemake import warm_snakemake
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
-from tangram.tools.estimate import MASTER_BYTES, RATES, Rates, stages, trained_bytes
+from tangram.tools.estimate import MASTER_BYTES, stages, trained_bytes
 from tangram.tools.plan import merged, table, with_measured
+from tangram.tools.rates import RATES, Rates
 from tangram.tools.sizes import sizes_of
 
 ROOT = Path(__file__).parents[3]
