@@ -75,17 +75,15 @@ class GroupedQuery(Block):
         """Align and merge the KV heads of each group, and refit `o_proj` to the outputs of the merged heads."""
         from tangram.blocks.alignment import aligned
         from tangram.blocks.calibration import regression_through_zero
-        from tangram.blocks.moments import accumulate
+        from tangram.blocks.moments import moments_between
 
         rotated = aligned(parent, calibration.inputs, calibration.weights, self.kv_heads)
         weights = pooled(rotated, self.kv_heads, self.shape.head_dim)
         if calibration.context is not None:
             outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-            merged = head_outputs(parent, weights, calibration)
-            parts = (tensor.split(FITTED_TOKENS) for tensor in (merged, merged[:, :0], outputs, calibration.weights))
+            moments = moments_between(head_outputs(parent, weights, calibration), outputs, calibration.weights)
             ridge = max(calibration.ridge, REFIT_RIDGE)
-            fitted = regression_through_zero(accumulate(zip(*parts, strict=True)), ridge, weights["o_proj.weight"])
-            weights["o_proj.weight"] = fitted
+            weights["o_proj.weight"] = regression_through_zero(moments, ridge, weights["o_proj.weight"])
         return {name: tensor.float() for name, tensor in weights.items()}
 
     def relative_size(self) -> float:

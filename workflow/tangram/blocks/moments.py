@@ -123,6 +123,12 @@ def inner_activations(parent: Any, inputs: torch.Tensor, outputs: torch.Tensor) 
     return outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
 
 
+def moments_between(inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> Moments:
+    """Return the moments of inputs and outputs with the tokens' weights, without inner activations."""
+    split = [tensor.split(FITTED_TOKENS) for tensor in (inputs, inputs[:, :0], outputs, weights)]
+    return accumulate(zip(*split, strict=True))
+
+
 def moments_of(parent: Any, inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> Moments:
     """Return the moments of a subblock from its normed inputs, its outputs and the tokens' weights."""
 

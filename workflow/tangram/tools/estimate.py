@@ -212,7 +212,7 @@ class Work:
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
-            local += tokens * FORWARD * 2 * sizes.layer
+            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
             # Matrices of the moments' size in float64, or normed inputs and differences in float32.
             width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
             fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
