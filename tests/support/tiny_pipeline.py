@@ -87,7 +87,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
 def slow_config(run: Run) -> dict:
     """The finished run's config with trainings of some seconds, so that tests can kill them."""
     library = run.config["library"] | {"bld": {"epochs": 200, "checkpoint_seconds": 1}}
-    finetune = {"epochs": 100, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
+    finetune = {"budget": {"epochs": 100}, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
     return run.config | {"library": library, "finetune": finetune}
 
 

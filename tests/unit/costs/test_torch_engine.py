@@ -14,8 +14,8 @@ from tangram.tables import COSTS, read_table, write_table
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VARIANTS = {
-    "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "no-op"),
-    "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "no-op"),
+    "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
+    "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
 }
 MIXED = Architecture(
     (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
@@ -32,6 +32,8 @@ def expected_parameters(family, kind, variant):
     hidden, heads, head_dim = 32, 4, {"llama": 12, "mistral": 8, "qwen2": 8, "qwen3": 16}[family]
     if variant == "no-op":
         return 0
+    if variant == "constant":
+        return hidden
     if variant == "linear":
         return hidden + hidden * hidden + hidden
     rank = 4 if variant in ("lowrank-4", "ntk-4") else None

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_children import (
     CONFIGS,
+    CONSTANTS,
     FACTORS,
+    FEWER_HEADS,
     IN_BF16,
     IN_FP8,
     INTERMEDIATE,
@@ -51,6 +53,19 @@ class Affine(nn.Module):
         return (mapped, None) if self.attention else mapped
 
 
+class Always(nn.Module):
+    """Returns one vector for every token, as stock attention returns it, or as a stock FFN does."""
+
+    def __init__(self, piece: dict[str, torch.Tensor], attention: bool):
+        super().__init__()
+        (self.vector,) = piece.values()
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, **_):
+        output = self.vector.repeat(*hidden_states.shape[:2], 1)
+        return (output, None) if self.attention else output
+
+
 @torch.no_grad()
 def multiply_out(subblock, variant, piece):
     """Put the whole matrices that operators stand for into a stock subblock."""
@@ -74,6 +89,8 @@ def stock_equivalent(parent, architecture):
         if choice.attention == "no-op":
             for tensor in layer.self_attn.o_proj.parameters():
                 tensor.zero_()
+        elif choice.attention == "constant":
+            layer.self_attn = Always(piece("attention", "constant", index), attention=True)
         elif choice.attention == "linear":
             layer.self_attn = Affine(piece("attention", "linear", index), attention=True)
         elif choice.attention == "gqa-1":  # every query group reads the one remaining head
@@ -81,9 +98,13 @@ def stock_equivalent(parent, architecture):
                 for tensor in projection.parameters():
                     first = tensor[: layer.self_attn.head_dim].clone()
                     tensor.copy_(torch.cat([first, first]))
+        elif choice.attention.startswith("heads-"):  # heads that are gone reach nothing
+            layer.self_attn.o_proj.weight[:, int(choice.attention[-1]) * layer.self_attn.head_dim :] = 0
         if choice.ffn == "no-op":
             for tensor in layer.mlp.down_proj.parameters():
                 tensor.zero_()
+        elif choice.ffn == "constant":
+            layer.mlp = Always(piece("ffn", "constant", index), attention=False)
         elif choice.ffn == "linear":
             layer.mlp = Affine(piece("ffn", "linear", index), attention=False)
         elif choice.ffn == "width-0.5":  # channels that are gone reach nothing
@@ -93,7 +114,7 @@ def stock_equivalent(parent, architecture):
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_child_computes_what_changed_stock_blocks_compute(parent, architecture, implementation):
     child = child_of(parent, architecture)
     child.set_attn_implementation(implementation)
@@ -119,7 +140,7 @@ def test_a_uniform_child_is_a_stock_model_of_the_same_numbers(parent):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION, PARENT_ONLY])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
 def test_generation_with_cache_and_padding_equals_recomputation(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
@@ -149,7 +170,7 @@ WAYS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
 def test_every_way_to_generate_equals_recomputing_everything(parent, architecture, way):
     child = child_of(parent, architecture)
@@ -160,7 +181,7 @@ def test_every_way_to_generate_equals_recomputing_everything(parent, architectur
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_a_cropped_cache_goes_on_from_where_it_was_cropped(parent, architecture):
     child = child_of(parent, architecture)
     cache = DynamicCache(config=child.config)

@@ -12,7 +12,7 @@ from tangram.blocks.base import HEAD, KINDS, PARENT
 from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
-from tangram.models.families import CHILD_PREFIX, Shape
+from tangram.models.families import CHILD_PREFIX, Shape, window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -167,6 +167,12 @@ def heterogeneous_config(
         settings |= {"sliding_window": None, "use_sliding_window": False}
         if settings.get("layer_types"):
             settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
+    if any("attention_window" in layer for layer in layers):
+        if window_of(parent_config) is not None:
+            raise TangramError(
+                "library.attention: attention of the parent has a window of its own; leave other windows out"
+            )
+        settings["attention_window"] = None
     settings |= {
         "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],
@@ -175,6 +181,8 @@ def heterogeneous_config(
         **get_block(HEAD, architecture.head, shape).entries(),
         "per_layer_config": overrides,
     }
+    if any("num_attention_heads" in layer for layer in layers):
+        settings["head_dim"] = shape.head_dim  # some configs derive it from the number of heads
     if architecture.head != PARENT:  # a matrix of its own, even if the parent's is the embedding
         settings["tie_word_embeddings"] = False
     return config_class.from_dict(settings)

@@ -32,6 +32,7 @@ class LinearMap(Block):
     label, hue, severity = "lin", ("#e69f00", "#e69f00"), 4
     formats = ("gguf", "decilm")  # transformers' own schema has no linear map
     part = "linear"
+    uses_moments = True
     trainable = False  # the ridge solution is already the least-squares optimum of the local problem
 
     def overrides(self) -> dict[str, Any]:
@@ -43,9 +44,7 @@ class LinearMap(Block):
         from tangram.blocks.calibration import ridge_regression
 
         name, prior = self.prior(parent)
-        weight, bias = ridge_regression(
-            calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
-        )
+        weight, bias = ridge_regression(calibration.moments(parent), calibration.ridge, prior)
         return {f"{name}.weight": weight, f"{name}.bias": bias}
 
     def prior(self, parent: Any) -> tuple[str, torch.Tensor]:
@@ -57,7 +56,3 @@ class LinearMap(Block):
     def relative_size(self) -> float:
         """Return the weights of the square matrix relative to the subblock's."""
         return self.shape.hidden**2 / self.shape.parameters(self.kind)
-
-    def operations_to_fit(self) -> float:
-        """Return the multiply-adds of the normal equations."""
-        return float(self.shape.hidden**2)

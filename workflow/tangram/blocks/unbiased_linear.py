@@ -33,4 +33,4 @@ class UnbiasedLinearMap(LinearMap):
         from tangram.blocks.calibration import regression_through_zero
 
         name, prior = self.prior(parent)
-        return {f"{name}.weight": regression_through_zero(calibration, prior)}
+        return {f"{name}.weight": regression_through_zero(calibration.moments(parent), calibration.ridge, prior)}

@@ -17,11 +17,20 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import NO_OP, PARENT, Variant
+from tangram.blocks.base import PARENT, Variant
+from tangram.blocks.registry import block_class
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
-from tangram.models import configuration_tangram, modeling_tangram, operators, packed, packed_attention, quantized
+from tangram.models import (
+    configuration_tangram,
+    modeling_tangram,
+    operators,
+    packed,
+    packed_attention,
+    quantized,
+    window,
+)
 from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
 from tangram.models.loading import check_parent, is_finite, model_class
 
@@ -35,6 +44,7 @@ CODE = {  # copied into a child that stock code cannot run, under the names with
     "packed.py": packed,
     "packed_attention.py": packed_attention,
     "quantized.py": quantized,
+    "window.py": window,
 }
 PRECISION_DTYPES = (torch.bfloat16, *(layer.dtype for layer in quantized.SCALED.values()))
 WEIGHTS_FILE = "model.safetensors"
@@ -109,7 +119,7 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
         if variant == PARENT:
             continue
         prefixes = [tensor_name(layer, kind, "")]
-        if variant == NO_OP:
+        if not block_class(variant).normed:
             prefixes.append(f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.")
         state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
         for name, tensor in library(kind, variant, layer).items():

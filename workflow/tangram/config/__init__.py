@@ -13,6 +13,7 @@ from tangram.config.corpus import (
     HubText,
     LocalText,
     PackageText,
+    Packing,
     ParentSamples,
     PythonDocs,
     Split,
@@ -20,39 +21,51 @@ from tangram.config.corpus import (
 )
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
-from tangram.config.finetune import Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
+from tangram.config.finetune import Budget, Finetune, Parallel
+from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     HALVING,
     LAYERS_DROPPED,
+    LIGHT_SEARCHES,
     PACKED,
+    SEARCHES,
     STOCK,
     UNIFORM,
     Constraint,
+    Evolution,
     Search,
     Selection,
     Target,
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 
 __all__ = [
+    "BLOCK_INFLUENCE",
+    "EVOLUTIONARY",
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "LIGHT_SEARCHES",
     "PACKED",
+    "SEARCHES",
     "SPLITS",
     "STOCK",
     "UNIFORM",
     "Activations",
     "BlockDistillation",
+    "Budget",
     "Config",
     "Constraint",
     "Corpus",
     "Costs",
     "Evaluation",
+    "Evolution",
     "Filled",
     "Finetune",
     "GgufParent",
@@ -64,11 +77,13 @@ __all__ = [
     "Name",
     "PackageFile",
     "PackageText",
+    "Packing",
     "Parallel",
     "Parent",
     "ParentSamples",
     "Perplexity",
     "Precisions",
+    "Pruning",
     "PythonDocs",
     "Readout",
     "RepositoryId",
@@ -86,6 +101,7 @@ __all__ = [
     "Target",
     "Task",
     "TextSource",
+    "TextTrials",
     "Unique",
     "load",
     "parse",

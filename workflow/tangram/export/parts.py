@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 LINEAR = "linear"  # the form of a subblock that is one linear map; the other forms are the kinds of subblocks
+VECTOR = "vector"  # the form of a subblock that is one vector, without a norm
 LINEAR_NAMES = {"attention": "linear_attn", "ffn": "linear_mlp"}
 
 Tensors = dict[str, "torch.Tensor"]
@@ -33,9 +34,10 @@ class Part:
     """A subblock.
 
     Attributes:
-        form: ``'attention'``, ``'ffn'`` or ``'linear'``.
-        norm: weights of the norm before it, ``(hidden,)``.
-        tensors: its tensors by their names inside the subblock; of a linear map ``weight`` and perhaps ``bias``.
+        form: ``'attention'``, ``'ffn'``, ``'linear'`` or ``'vector'``.
+        norm: weights of the norm before it, ``(hidden,)``; of a vector, which has none, ones.
+        tensors: its tensors by their names inside the subblock; of a linear map ``weight`` and perhaps ``bias``, of a
+            vector ``bias``.
         precision: the precision of its matrices; None for the child's dtype.
         kind: ``'attention'`` or ``'ffn'``.
         layer: its layer in the child.
@@ -83,6 +85,10 @@ class Checkpoint:
     head: Tensors | None
     head_precision: str | None
 
+    def heads(self, part: Part) -> int:
+        """Return the query heads of an attention."""
+        return len(part.tensors["q_proj.weight"]) // self.shape.head_dim
+
     def kv_heads(self, part: Part) -> int:
         """Return the key-value heads of an attention."""
         return len(part.tensors["k_proj.weight"]) // self.shape.head_dim
@@ -117,7 +123,14 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
     """Yield the subblocks of a layer that exist."""
+    import torch
+
     precisions = dict(entry.split("=") for entry in getattr(config, "precision", []))
+    if (window := getattr(config, "attention_window", None)) is not None:
+        raise TangramError(
+            f"attention of layer {layer} reads a window of {window} tokens and the first ones, which no format can "
+            "express; leave such variants out of the target's library"
+        )
     for kind in KINDS:
         name = CONFIG_NAME[kind]
         if name in getattr(config, "skip", []):
@@ -129,6 +142,10 @@ def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
                     "leave such variants out of the target's library"
                 )
         form, tensors = str(kind), _inside(tensor_name(layer, kind, ""), state)
+        if f"{name}=constant" in getattr(config, "linear", []):
+            vector = tensors["vector"]
+            yield Part(VECTOR, torch.ones_like(vector), {"bias": vector}, None, kind, layer)
+            continue
         if name in getattr(config, "linear", []):
             form, tensors = LINEAR, _inside(f"{LINEAR_NAMES[kind]}.", tensors)
         norm = state[f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.weight"]

@@ -1,12 +1,17 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
+"""A heterogeneous decoder in plain transformers: layers differ in heads, FFN width, or replacements of subblocks.
 
-This file, `configuration_tangram.py`, `operators.py`, `quantized.py` and `packed.py` are copied into every child
-checkpoint that needs them (`auto_map`), so they import nothing but torch and transformers. The architecture is
-transformers' `per_layer_config` in `config.json`. Besides the stock attributes (`num_key_value_heads`,
-`intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that
-are one linear map, `structured`, the list of its subblocks whose matrices are structured operators, such as
-`["mlp=lowrank-64"]`, and `precision`, the list of its subblocks with matrices in another precision, such as
-`["attention=int8"]`. The model's attribute `head_precision` is the precision of the LM head.
+This file and those that it imports are copied into every child checkpoint that needs them (`auto_map`), so they import
+nothing but torch and transformers. The architecture is transformers' `per_layer_config` in `config.json`. Besides the
+stock attributes (`num_attention_heads`, `num_key_value_heads`, `head_dim`, `intermediate_size`,
+`skip: ["attention", "mlp"]`), a layer's entry may have:
+
+- `linear`, the list of its subblocks that are one linear map (without bias if `"mlp=unbiased"` is in the list, too;
+  without matrix and norm if `"mlp=constant"` is);
+- `structured`, the list of its subblocks whose matrices are structured operators, such as `["mlp=lowrank-64"]`;
+- `precision`, the list of its subblocks with matrices in another precision, such as `["attention=int8"]`;
+- `attention_window`, the number of last tokens that its attention reads, besides the first ones.
+
+The model's attribute `head_precision` is the precision of the LM head.
 """
 
 import copy
@@ -36,6 +41,7 @@ from .configuration_tangram import (
 from .operators import replace_projections, separate_factors
 from .packed import pack
 from .quantized import set_precision, with_precision
+from .window import attend_to_window
 
 
 class LinearAttention(nn.Module):
@@ -62,8 +68,32 @@ class LinearMLP(nn.Module):
         return self.linear_mlp(hidden_states)
 
 
+class Constant(nn.Module):
+    """A vector instead of a subblock and its norm, equal for all tokens."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(hidden_size))
+
+
+class ConstantAttention(Constant):
+    """A vector instead of attention."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Return the vector, ``(hidden,)``, for any input; there are no attention weights."""
+        return self.vector, None
+
+
+class ConstantMLP(Constant):
+    """A vector instead of the feed-forward network."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the vector, ``(hidden,)``, for any input."""
+        return self.vector
+
+
 def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent.
+    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, constant, or absent.
 
     As a subclass, it supports transformers' recording of hidden states and gradient checkpointing.
     """
@@ -77,10 +107,15 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
         def __init__(self, config: PreTrainedConfig, layer_idx: int):
             super().__init__(config, layer_idx)
             skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
+            self.window = getattr(config, "attention_window", None)
             if "attention" in linear:
                 self.self_attn = LinearAttention(config.hidden_size, "attention=unbiased" not in linear)
             if "mlp" in linear:
                 self.mlp = LinearMLP(config.hidden_size, "mlp=unbiased" not in linear)
+            if "attention=constant" in linear:
+                self.input_layernorm, self.self_attn = nn.Identity(), ConstantAttention(config.hidden_size)
+            if "mlp=constant" in linear:
+                self.post_attention_layernorm, self.mlp = nn.Identity(), ConstantMLP(config.hidden_size)
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
@@ -96,7 +131,10 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
                 self.post_attention_layernorm = self.mlp = None
 
         def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            if self.self_attn is not None:
+            if self.window is not None:
+                normed = self.input_layernorm(hidden_states)
+                hidden_states = hidden_states + attend_to_window(self.self_attn, self.window, normed, **kwargs)
+            elif self.self_attn is not None:
                 attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
                 hidden_states = hidden_states + attention
             if self.mlp is not None:

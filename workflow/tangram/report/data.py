@@ -19,13 +19,13 @@ from pydantic import Field
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
-from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.config import LAYERS_DROPPED, SEARCHES, Section, uniform_solution
 from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, counted, task_rows
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, TRIALS, read_table
 
 HELDOUT = "heldout"
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
@@ -80,6 +80,7 @@ class Results:
     samples: Samples = field(default_factory=dict)
     perplexities: Samples = field(default_factory=dict)
     engines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -258,7 +259,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
     folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM)]
+    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM, *SEARCHES)]
     return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
@@ -391,6 +392,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         selections=_selections(folder, architectures),
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
+        trials=_read(folder / "trials.parquet", TRIALS),
         perplexities=_samples(folder, folders, PERPLEXITY_FILES),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

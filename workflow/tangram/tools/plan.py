@@ -22,9 +22,10 @@ from tangram.tools.estimate import RATES, Stage, stages
 
 # Rules whose memory is a device's; that of the others is the node's.
 ON_DEVICE = {
-    "build_corpus", "capture_activations", "distill_blocks", "quantize_blocks", "score_blocks", "measure_costs",
-    "calibrate_costs", "finetune_child", "evaluate_model", "measure_speed",
-}  # fmt: skip
+    *("build_corpus", "capture_activations", "measure_moments", "distill_blocks", "quantize_blocks"),
+    *("score_blocks", "score_screened", "measure_costs", "calibrate_costs"),
+    *("finetune_child", "evaluate_model", "measure_speed"),
+}
 
 
 def merged(parts: Iterator[Stage]) -> list[Stage]:
@@ -143,6 +144,10 @@ def plan(
     if measured is not None:
         planned = with_measured(planned, measured)
     print(table(planned, settings.device))
+    if (passes := (settings.finetune.budget.tokens or 0) / settings.corpus.finetune.tokens) > 1:
+        print(
+            f"finetune_child trains on {passes:.2g} passes over the finetune split; corpus.finetune.tokens is its size"
+        )
     for stage in planned:
         if settings.device == "cuda" and stage.rule in ON_DEVICE and stage.device_bytes > memory:
             print(f"{stage.rule} does not fit: {_bytes(stage.device_bytes)} on a device of {_bytes(memory)}")
