@@ -336,7 +336,14 @@ def test_text_in_other_types_of_parquet_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides"), [("llama", {}), ("mistral", {"sliding_window": 8}), ("qwen2", {}), ("qwen3", {})]
+    ("family", "overrides"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
+    ],
 )
 def test_sampling_equals_a_naive_sampler_without_cache_or_batch(tiny_parent, family, overrides):
     model = load_model(tiny_parent(family, **overrides))

@@ -11,19 +11,34 @@ from tangram.blocks.base import FITTED_TOKENS
 
 @dataclass(frozen=True)
 class Calibration:
-    """Normed inputs and outputs of one parent subblock.
+    """Inputs and outputs of one parent subblock.
 
     Attributes:
-        inputs: the subblock's inputs, after its norm, ``(tokens, hidden)``.
-        outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
+        inputs: the subblock's inputs, after the norm before it, if it has one, ``(tokens, hidden)``.
+        outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``, without a multiplier.
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength, relative to the mean squared input.
+        unnormed: the outputs of the attention or FFN before the norm after it; None without such a norm.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
     weights: torch.Tensor
     ridge: float
+    unnormed: torch.Tensor | None = None
+
+    @property
+    def module_outputs(self) -> torch.Tensor:
+        """The outputs of the attention or FFN, before a norm after it, ``(tokens, hidden)``."""
+        return self.outputs if self.unnormed is None else self.unnormed
+
+    def norm_after(self) -> torch.Tensor | None:
+        """Return the best factor of each channel in place of the norm after the subblock, ``(hidden,)``, or None."""
+        if self.unnormed is None:
+            return None
+        weights = self.weights[:, None]
+        crossed = (weights * self.unnormed * self.outputs).sum(0)
+        return crossed / (weights * self.unnormed.square()).sum(0).clamp_min(1e-30)
 
 
 def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:

@@ -32,9 +32,13 @@ class GroupedQuery(Block):
         return {"num_key_value_heads": self.kv_heads}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Average the K and V projections (and biases) of each merged group of heads; copy all other weights."""
+        """Average the K and V projections of each merged group of heads; copy all other weights.
+
+        Biases are averaged, too, and the weights of a norm over all keys (OLMo 2), unlike those of a norm per head.
+        """
         weights, per_group = dict(parent.state_dict()), self.shape.kv_heads // self.kv_heads
-        for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:
+        rows = self.shape.kv_heads * self.shape.head_dim
+        for name in [n for n in weights if n.startswith(("k_proj.", "v_proj.", "k_norm.")) and len(weights[n]) == rows]:
             heads = weights[name].unflatten(0, (self.kv_heads, per_group, self.shape.head_dim))
             weights[name] = heads.float().mean(dim=1).flatten(0, 1)
         return weights

@@ -42,17 +42,24 @@ class LinearMap(Block):
         """Fit the map to the parent's outputs."""
         from tangram.blocks.calibration import ridge_regression
 
-        name, prior = self.prior(parent)
+        name, prior = self.prior(parent, calibration)
         weight, bias = ridge_regression(
             calibration.inputs, calibration.outputs, calibration.weights, calibration.ridge, prior
         )
         return {f"{name}.weight": weight, f"{name}.bias": bias}
 
-    def prior(self, parent: Any) -> tuple[str, torch.Tensor]:
-        """Return the module's name and the training-free map, ``(hidden, hidden)``."""
+    def prior(self, parent: Any, calibration: Calibration) -> tuple[str, torch.Tensor]:
+        """Return the module's name and the training-free map, ``(hidden, hidden)``.
+
+        The map stands for a norm after the subblock, too: for the best factor of each channel.
+        """
         if self.kind == "attention":
-            return "linear_attn", value_output_map(parent, self.shape)
-        return "linear_mlp", parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
+            name, prior = "linear_attn", value_output_map(parent, self.shape)
+        else:
+            name = "linear_mlp"
+            prior = parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
+        factors = calibration.norm_after()
+        return name, prior if factors is None else factors[:, None] * prior
 
     def relative_size(self) -> float:
         """Return the weights of the square matrix relative to the subblock's."""

@@ -29,7 +29,8 @@ def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[
     if kind == "ffn":
         hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
         return {"gate_proj": x, "up_proj": x, "down_proj": hidden}
-    outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
+    outputs = calibration.module_outputs
+    outputs = outputs if parent.o_proj.bias is None else outputs - parent.o_proj.bias
     # The pseudo-inverse, because torch's least squares on a GPU require a matrix of full rank.
     attended = outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
     return {"q_proj": x, "k_proj": x, "v_proj": x, "o_proj": attended}

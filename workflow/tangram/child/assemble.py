@@ -17,12 +17,22 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import NO_OP, PARENT, Variant
+from tangram.blocks.base import HEAD, NO_OP, PARENT, Variant
+from tangram.blocks.registry import block_class
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
-from tangram.models import configuration_tangram, modeling_tangram, operators, packed, packed_attention, quantized
-from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
+from tangram.models import (
+    configuration_tangram,
+    layouts,
+    modeling_tangram,
+    operators,
+    packed,
+    packed_attention,
+    quantized,
+)
+from tangram.models.families import CHILD_PREFIX, Shape, read_config
+from tangram.models.layouts import Place, layout_among
 from tangram.models.loading import check_parent, is_finite, model_class
 
 if TYPE_CHECKING:
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 CODE = {  # copied into a child that stock code cannot run, under the names with which the files import each other
     "modeling_tangram.py": modeling_tangram,
     "configuration_tangram.py": configuration_tangram,
+    "layouts.py": layouts,
     "operators.py": operators,
     "packed.py": packed,
     "packed_attention.py": packed_attention,
@@ -108,9 +119,7 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
     for layer, kind, variant in architecture.pieces():
         if variant == PARENT:
             continue
-        prefixes = [tensor_name(layer, kind, "")]
-        if variant == NO_OP:
-            prefixes.append(f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.")
+        prefixes = [tensor_name(layer, kind, ""), *_dropped_norms(parent_state, layer, kind, variant)]
         state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
         for name, tensor in library(kind, variant, layer).items():
             if not is_finite(tensor):
@@ -120,6 +129,18 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
                 )
             state[tensor_name(layer, kind, name)] = tensor
     return state
+
+
+def _dropped_norms(state: State, layer: int, kind: str, variant: str) -> list[str]:
+    """Return the prefixes of the parent's norms that a variant does without: a no-op both, a map the one after it."""
+    if kind == HEAD:
+        return []
+    prefix = f"model.layers.{layer}."
+    names = {name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)}
+    place: Place = getattr(layout_among(names), kind)
+    linear = block_class(variant).part in ("linear", "unbiased")
+    norms = place.norms if variant == NO_OP else (place.after,) if linear and place.after else ()
+    return [f"{prefix}{norm}." for norm in norms]
 
 
 def cast_state(state: State, architecture: Architecture, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -19,8 +19,9 @@ from tangram.blocks.calibration import Calibration
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, decoder_layers, norm_before, subblock
-from tangram.models.forward import layer_context
+from tangram.models.families import Shape, decoder_layers, place_of, subblock
+from tangram.models.forward import layer_contexts
+from tangram.models.layouts import contribution_of, residual_multiplier, subblock_input
 from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.losses import normalized_mse, span_loss
@@ -57,11 +58,8 @@ class Piece:
 @torch.inference_mode()
 def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:
     """Return the residual stream between attention and FFN, ``(sequences, length, hidden)``."""
-    parts = []
-    for part in hidden.split(batch):
-        attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
-        parts.append(part + attention)
-    return torch.cat(parts)
+    place = place_of(layer, "attention")
+    return torch.cat([part + contribution_of(layer, place, part, **context) for part in hidden.split(batch)])
 
 
 class LocalLoss(nn.Module):
@@ -116,7 +114,7 @@ class LayerDistillation:
         self.tokens = tokens
         self.model, self.index, self.settings = model, index, settings
         self.layer = materialize(decoder_layers(model)[index])
-        self.context = layer_context(model, inputs[:1])
+        self.context = layer_contexts(model, inputs[:1])[index]
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
@@ -140,25 +138,36 @@ class LayerDistillation:
         """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
         before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
         before, after = before[: self.training], after[: self.training]
-        norm = norm_before(self.layer, kind)
+        place = place_of(self.layer, kind)
         with torch.inference_mode():
-            normed = [norm(part) for part in before.split(self.settings.batch_size)]
+            inputs = [subblock_input(self.layer, place, part) for part in before.split(self.settings.batch_size)]
+            raw = None if place.after is None else torch.cat([self._unnormed(kind, part) for part in inputs])
         outputs = after.to(torch.float32, copy=True)
         outputs -= before  # in place, because both hold a whole split
+        if (multiplier := residual_multiplier(self.layer)) != 1:
+            outputs /= multiplier
         return Calibration(
-            inputs=torch.cat(normed).flatten(0, 1),
+            inputs=torch.cat(inputs).flatten(0, 1),
             outputs=outputs.flatten(0, 1),
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
+            unnormed=None if raw is None else raw.flatten(0, 1),
         )
+
+    def _unnormed(self, kind: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the parent's attention or FFN alone, without the norm after it, float32."""
+        module = subblock(self.layer, kind)
+        outputs = module(inputs) if kind == "ffn" else module(hidden_states=inputs, **self.context)[0]
+        return outputs.float()
 
     def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the output of a layer with a replaced subblock, ``(sequences, length, hidden)``."""
         if kind == "attention":
             return layer(self.inputs[sequences], **self.context)
         middle = self.middle[sequences]
-        ffn = subblock(layer, kind)
-        return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+        return (
+            middle if subblock(layer, kind) is None else middle + contribution_of(layer, place_of(layer, kind), middle)
+        )
 
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the mean normalized loss of a layer with a replaced subblock."""

@@ -13,7 +13,7 @@ import torch
 from tangram.activations import Activations
 from tangram.metrics import compare, standard_error_by_sequence
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts, logits_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,18 +56,16 @@ class ReplaceOne:
     def _logits(self, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
         """Return a head's (by default the parent's) logits at the scored positions, ``(tokens, vocabulary)``."""
         normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
-        return (head or self._model.lm_head)(normed).flatten(0, 1)
+        return logits_of(self._model, normed, head).flatten(0, 1)
 
     @torch.inference_mode()
     def score(self, index: int, layer: nn.Module) -> list[Row]:
         """Return metric, value, standard error and tokens for the parent with ``layer`` as its layer ``index``."""
         later = list(decoder_layers(self._model))[index + 1 :]
         batches = list(self._activations.hidden(index).split(self._batch_size))
-        context = layer_context(self._model, batches[0][:1])
-        for module in (
-            layer,
-            *later,
-        ):  # all batches layer by layer, so that one layer's weights are in memory at a time
+        contexts = layer_contexts(self._model, batches[0][:1])[index:]
+        # All batches layer by layer, so that one layer's weights are in memory at a time.
+        for module, context in zip((layer, *later), contexts, strict=True):
             batches = [module(hidden, **context) for hidden in batches]
         return self._compare(batches)
 
