@@ -13,7 +13,16 @@ from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.registry import modules_of_variants
-from tangram.config import LAYERS_DROPPED, SPLITS, UNIFORM, slice_of
+from tangram.config import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
+    LAYERS_DROPPED,
+    LIGHT_SEARCHES,
+    SEARCHES,
+    SPLITS,
+    UNIFORM,
+    slice_of,
+)
 from tangram.config import limits, sources
 from tangram.config import parse as parse_config
 from tangram.config.strict_yaml import check_command_line, read_yaml
@@ -53,12 +62,26 @@ def split_settings(split):
     return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
 
 
+def evaluation_settings(*names):
+    """Return some settings of the evaluation."""
+    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
+
+
 try:
     # Fingerprints of local sources, so that a change in place reruns their jobs.
     SOURCE_FILES = {"parent": sources.parent_fingerprint(cfg.parent, PARENT)}
     for split in SPLITS:
         table = f"{RESULTS}/corpus/{split}.parquet"
-        SOURCE_FILES[split] = sources.text_fingerprint(split, getattr(cfg.corpus, split), split_settings(split), table)
+        SOURCE_FILES[split] = sources.text_fingerprint(
+            f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
+    SOURCE_FILES["perplexity"] = sources.text_fingerprint(
+        "evaluation.perplexity",
+        [text.source for text in cfg.evaluation.perplexity],
+        evaluation_settings("perplexity"),
+        f"{RESULTS}/parent_perplexity.parquet",
+    )
     SOURCE_FILES["images"] = sources.file_fingerprint(cfg.studies.image_file)
     limits.check(cfg, sources.parent_config(cfg, PARENT))
 except TangramError as error:
@@ -114,6 +137,7 @@ def _search_files(name, target):
         files.append(f"solutions/{LAYERS_DROPPED}.json")
     if cfg.uniform_solutions(name):
         files.append(f"solutions/{UNIFORM}.json")
+    files += [f"solutions/{rival}.json" for rival in target.compare]
     if target.selection is not None:
         files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
     return [f"{RESULTS}/targets/{name}/{file}" for file in files]
@@ -142,7 +166,8 @@ wildcard_constraints:
     variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
-    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+",
+    rival="|".join(LIGHT_SEARCHES),
+    solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
     type="|".join(PARENT_TYPES),
 
@@ -174,6 +199,9 @@ EXPORTED = {
     "card": lambda folder: [f"{folder}/README.md"],
 }  # the files of each format in a child's folder of exports
 
+
+# The file of an exported child that each engine other than torch reads.
+READ_BY = {LLAMA_CPP: "model.gguf", VLLM: "decilm/model.safetensors"}
 
 # The parent's files for llama.cpp, which stand beside the children's.
 PARENT_FILE = f"{RESULTS}/engines/parent/{{type}}/model.gguf"
@@ -207,11 +235,13 @@ def timed_models(wildcards):
     """Return the files of the parent and of the children that an engine reads."""
     if wildcards.engine == TORCH:
         return [f"{PARENT}/model.safetensors", *of_children("child/model.safetensors")]
-    if wildcards.engine == VLLM:
-        of_parent, name = [f"{PARENT}/model.safetensors"], "decilm/model.safetensors"
-    else:
-        of_parent, name = PARENT_FILES, "model.gguf"
-    return [*of_parent, *(f"{folder}/export/{name}" for folder in children_in(wildcards.engine))]
+    of_parent = [f"{PARENT}/model.safetensors"] if wildcards.engine == VLLM else PARENT_FILES
+    return [*of_parent, *(f"{child}/export/{READ_BY[wildcards.engine]}" for child in children_in(wildcards.engine))]
+
+
+def file_in_engine(wildcards):
+    """Return the file of an exported child that its target's engine reads."""
+    return f"{CHILD}/export/{READ_BY[cfg.targets[wildcards.target].engine]}"
 
 
 def exported():
@@ -226,15 +256,16 @@ def exported():
 
 
 def of_engines():
-    """Return the speeds in engines other than torch, and in llama.cpp the evaluations of children and parent's files."""
-    children = [f"{folder}/engine.parquet" for folder in children_in(LLAMA_CPP)]
-    speeds = [f"{RESULTS}/speeds/{engine}.parquet" for engine in cfg.engines if engine != TORCH]
-    return [*children, *([f"{RESULTS}/parent_engine.parquet"] if children else []), *speeds]
+    """Return speeds and evaluations in engines other than torch, of children and in llama.cpp of the parent's files."""
+    engines = [engine for engine in cfg.engines if engine != TORCH]
+    children = [f"{folder}/engine.parquet" for engine in engines for folder in children_in(engine)]
+    parents = [f"{RESULTS}/parent_engine.parquet"] if LLAMA_CPP in engines else []
+    return [*children, *parents, *(f"{RESULTS}/speeds/{engine}.parquet" for engine in engines)]
 
 
-def in_llama_cpp(path):
+def in_engines(path, *engines):
     """Return a function of wildcards that returns a file about a target's engine; no file in another engine."""
-    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine == LLAMA_CPP else []
+    return lambda wildcards: [path] if cfg.targets[wildcards.target].engine in engines else []
 
 
 def speeds_in_engine(wildcards):
@@ -253,14 +284,15 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the questions, and the tables of tasks and readout of the parent and the primary target's children."""
-    files = []
-    if cfg.evaluation.tasks:
-        # The solver's other solutions would multiply the time and show nothing that the best one does not.
-        solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
-        children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
-        files += [f"{RESULTS}/questions.json", f"{RESULTS}/parent_tasks.parquet"]
-        files += [f"{folder}/tasks.parquet" for folder in children]
+    """Return the files of tasks, perplexity and readout, of the parent and the primary target's children."""
+    # The solver's other solutions would multiply the time and show nothing that the best one does not.
+    solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
+    children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
+    files = [f"{RESULTS}/questions.json"] if cfg.evaluation.tasks else []
+    for name, wanted in (("tasks", cfg.evaluation.tasks), ("perplexity", cfg.evaluation.perplexity)):
+        if wanted:
+            files.append(f"{RESULTS}/parent_{name}.parquet")
+            files += [f"{folder}/{name}.parquet" for folder in children]
     if cfg.evaluation.readout.task:
         files.append(f"{RESULTS}/targets/{cfg.primary_target}/0/readout.parquet")
     return files
@@ -376,11 +408,6 @@ def speed_settings():
     return slice_of({"evaluation": evaluation, "scenarios": cfg.scenarios})
 
 
-def evaluation_settings(*names):
-    """Return some settings of the evaluation."""
-    return slice_of(cfg.evaluation.model_dump(mode="json", include=set(names)))
-
-
 def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
@@ -409,9 +436,10 @@ def table_of_target(folder):
 
 def search_settings(wildcards):
     """Return the settings of the solver, without those of baselines and selection."""
-    others = {"compare_layers_dropped", "compare_uniform", "selection"}
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection"}
     target = cfg.targets[wildcards.target].model_dump(mode="json", exclude=others)
-    return slice_of({"target": target, "search": cfg.search, "scenarios": cfg.scenarios})
+    search = cfg.search.model_dump(mode="json", exclude={"evolution"})
+    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
 
 def baseline_settings(wildcards):
@@ -419,6 +447,17 @@ def baseline_settings(wildcards):
     target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
     search = cfg.search.model_dump(mode="json", include={"metric"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+
+def rival_settings(*names):
+    """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
+
+    def settings(wildcards):
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
+        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+    return settings
 
 
 def selection_settings(wildcards):
@@ -433,6 +472,8 @@ def solutions_of(wildcards):
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
     if wildcards.solution in cfg.uniform_solutions(wildcards.target):
         return f"{folder}/solutions/{UNIFORM}.json"
+    if wildcards.solution in SEARCHES:
+        return f"{folder}/solutions/{wildcards.solution}.json"
     selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
     return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 

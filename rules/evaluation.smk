@@ -2,10 +2,11 @@
 
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
-  target's children and rivals `tasks.parquet`, for its best child `readout.parquet`; for targets in llama.cpp
-  `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models; `questions.json`.
-- Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, multiple-choice tasks,
-  few-label readouts; text and throughput as the target's engine runs the child.
+  target's children and rivals `tasks.parquet` and `perplexity.parquet`, for its best child `readout.parquet`; for
+  targets in llama.cpp `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models;
+  `questions.json`.
+- Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, tasks of lm-eval,
+  perplexity by the field's conventions, few-label readouts; text and throughput as the target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
@@ -101,7 +102,7 @@ rule measure_speed:
 
 
 rule extract_tasks:
-    """Extract the questions of the multiple-choice tasks from their package."""
+    """Extract the questions of tasks from files and packages, and fetch the datasets of lm-eval's tasks."""
     output:
         "<results>/questions.json",
     log:
@@ -109,18 +110,19 @@ rule extract_tasks:
     benchmark:
         "<benchmarks>/extract_tasks/tasks.tsv"
     params:
-        **code_of("extract_tasks"),
+        **code_of("extract_tasks", "lm_eval", "datasets"),
         settings=evaluation_settings("tasks", "task_archive"),
+        source_files=SOURCE_FILES["tasks"],
     conda:
         "../envs/tangram.yaml"
     message:
-        "extract_tasks: extract the questions of the multiple-choice tasks"
+        "extract_tasks: extract the questions of tasks, fetch lm-eval's datasets"
     shell:
         command("extract_tasks")
 
 
 rule evaluate_parent_tasks:
-    """Evaluate the parent on multiple-choice tasks."""
+    """Evaluate the parent on tasks."""
     input:
         questions="<results>/questions.json",
         parent="<results>/parent/model.safetensors",
@@ -141,13 +143,13 @@ rule evaluate_parent_tasks:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_parent_tasks: evaluate the parent on multiple-choice tasks"
+        "evaluate_parent_tasks: evaluate the parent on tasks"
     shell:
         command("evaluate_tasks", without=("child", "finetuned"))
 
 
 rule evaluate_tasks:
-    """Evaluate a child or rival of the primary target, before and after finetuning, on multiple-choice tasks."""
+    """Evaluate a child or rival of the primary target, before and after finetuning, on tasks."""
     input:
         questions="<results>/questions.json",
         child="<results>/targets/{target}/{solution}/child/model.safetensors",
@@ -170,9 +172,63 @@ rule evaluate_tasks:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_tasks: evaluate on multiple-choice tasks, {wildcards}"
+        "evaluate_tasks: evaluate on tasks, {wildcards}"
     shell:
         command("evaluate_tasks", without=("parent",))
+
+
+rule evaluate_parent_perplexity:
+    """Evaluate the parent's perplexity on texts by the field's conventions."""
+    input:
+        parent="<results>/parent/model.safetensors",
+    output:
+        "<results>/parent_perplexity.parquet",
+    log:
+        "<logs>/evaluate_parent_perplexity/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent_perplexity/parent.tsv"
+    params:
+        **code_of("evaluate_perplexity", "torch", "transformers", "lm_eval", "datasets"),
+        **runtime("device", "dtype"),
+        settings=evaluation_settings("perplexity"),
+        source_files=SOURCE_FILES["perplexity"],
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_parent_perplexity: evaluate the parent's perplexity on texts"
+    shell:
+        command("evaluate_perplexity", without=("child", "finetuned"))
+
+
+rule evaluate_perplexity:
+    """Evaluate the perplexity of a child or rival of the primary target, before and after finetuning, on texts."""
+    input:
+        child="<results>/targets/{target}/{solution}/child/model.safetensors",
+        finetuned="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+        architecture=architecture_of,
+    output:
+        "<results>/targets/{target}/{solution}/perplexity.parquet",
+    log:
+        "<logs>/evaluate_perplexity/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/evaluate_perplexity/{target}/{solution}.tsv"
+    params:
+        **code_of("evaluate_perplexity", "torch", "transformers", "lm_eval", "datasets"),
+        **runtime("device", "dtype"),
+        settings=evaluation_settings("perplexity"),
+        source_files=SOURCE_FILES["perplexity"],
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_perplexity: evaluate perplexity on texts, {wildcards}"
+    shell:
+        command("evaluate_perplexity", without=("parent",))
 
 
 rule evaluate_readout:
@@ -227,9 +283,9 @@ rule evaluate_parent_engine:
 
 
 rule evaluate_engine:
-    """Evaluate an exported child in llama.cpp."""
+    """Evaluate an exported child in its target's engine."""
     input:
-        files="<results>/targets/{target}/{solution}/export/model.gguf",
+        files=file_in_engine,
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/heldout.parquet",
         activations=cached_activations("heldout"),
@@ -247,6 +303,6 @@ rule evaluate_engine:
     conda:
         "../envs/tangram.yaml"
     message:
-        "evaluate_engine: evaluate an exported child in llama.cpp, {wildcards}"
+        "evaluate_engine: evaluate an exported child in its engine, {wildcards}"
     shell:
         command("evaluate_engine")

@@ -105,8 +105,8 @@ rule write_card:
         evaluation="<results>/targets/{target}/{solution}/evaluation.parquet",
         parent_evaluation="<results>/parent_evaluation.parquet",
         speeds="<results>/speeds/torch.parquet",
-        engine=in_llama_cpp(f"{CHILD}/engine.parquet"),
-        parent_engine=in_llama_cpp(f"{RESULTS}/parent_engine.parquet"),
+        engine=in_engines(f"{CHILD}/engine.parquet", *READ_BY),
+        parent_engine=in_engines(f"{RESULTS}/parent_engine.parquet", LLAMA_CPP),
         engine_speeds=speeds_in_engine,
     output:
         EXPORTED["card"](f"{CHILD}/export"),

@@ -1,10 +1,11 @@
 """The search: one variant per subblock that minimizes the loss of quality within a target's constraints.
 
 - Input: `scores.parquet`, and of the target's engine `costs/{engine}.parquet` and `calibration/{engine}.parquet`.
-- Output: `targets/{target}/solutions/`: `mip.json`, `layers-dropped.json`, and for the primary target `uniform.json`;
-  `targets/{target}/solutions.parquet`; `targets/{target}/{solution}/architecture.json`.
-- Steps: solve the mixed-integer program; as baselines drop whole layers, and quantize the whole parent uniformly; write
-  the checksums of solutions' pieces.
+- Output: `targets/{target}/solutions/`: `mip.json`, `layers-dropped.json`, and for the primary target `uniform.json`,
+  and `{rival}.json` of every search in the target's `compare`; `targets/{target}/solutions.parquet`;
+  `targets/{target}/{solution}/architecture.json`.
+- Steps: solve the mixed-integer program; as baselines drop whole layers, and quantize the whole parent uniformly; run
+  other searches on the same problem; write the checksums of solutions' pieces.
 """
 
 
@@ -79,6 +80,96 @@ rule uniform_precision:
         "uniform_precision: give the whole parent one precision as a baseline, {wildcards}"
     shell:
         command("uniform_precision")
+
+
+rule search_rival:
+    """Run another search on the target's problem."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        scores="<results>/scores.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
+    output:
+        solutions="<results>/targets/{target}/solutions/{rival}.json",
+    log:
+        "<logs>/search_rival/{target}/{rival}.log",
+    benchmark:
+        "<benchmarks>/search_rival/{target}/{rival}.tsv"
+    params:
+        **code_of("search_rival", "pyomo", "highspy"),
+        **runtime("seed"),
+        settings=rival_settings("time_limit"),
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "search_rival: run another search, {wildcards}"
+    shell:
+        command("search_rival")
+
+
+rule drop_by_influence:
+    """Drop the layers that change the parent's hidden states least."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        scores="<results>/scores.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
+        corpus="<results>/corpus/score.parquet",
+        activations=cached_activations("score"),
+    output:
+        solutions=f"<results>/targets/{{target}}/solutions/{BLOCK_INFLUENCE}.json",
+    log:
+        "<logs>/drop_by_influence/{target}.log",
+    benchmark:
+        "<benchmarks>/drop_by_influence/{target}.tsv"
+    params:
+        **code_of("drop_by_influence", "torch", "transformers"),
+        **runtime("device", "dtype"),
+        settings=baseline_settings,
+        batch_size=cfg.scores.batch_size,
+    threads: half_the_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "drop_by_influence: drop whole layers by block influence, {wildcards}"
+    shell:
+        command("drop_by_influence")
+
+
+rule evolve_child:
+    """Search by evolution on the true score of assembled children."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        scores="<results>/scores.parquet",
+        costs=table_of_target("costs"),
+        calibration=table_of_target("calibration"),
+        corpus="<results>/corpus/score.parquet",
+        activations=cached_activations("score"),
+        library=library_files("safetensors"),
+    output:
+        solutions=f"<results>/targets/{{target}}/solutions/{EVOLUTIONARY}.json",
+    log:
+        "<logs>/evolve_child/{target}.log",
+    benchmark:
+        "<benchmarks>/evolve_child/{target}.tsv"
+    params:
+        **code_of("evolve_child", "torch", "transformers", "pyomo", "highspy", variants=LIBRARY),
+        **runtime("device", "dtype", "seed"),
+        library=library_folder,
+        shards=",".join(SHARDS),
+        settings=rival_settings("time_limit", "evolution"),
+        text=slice_of(cfg.scores),
+    threads: half_the_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evolve_child: search by evolution on assembled children, {wildcards}"
+    shell:
+        command("evolve_child")
 
 
 # A checkpoint, although it adds no job: Snakemake evaluates the remaining jobs again after it. The file holds the

@@ -15,7 +15,7 @@ import torch
 from tangram.activations import open_activations
 from tangram.config import BlockDistillation, Finetune
 from tangram.corpus.tokens import read_tokens
-from tangram.finetune import finetune, kl_on
+from tangram.finetune import TextKL, finetune
 from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
 
@@ -54,11 +54,12 @@ def end_to_end(run: Path, child: str) -> None:
     score = str(run / "corpus/score.parquet"), str(run / "activations/score.npy"), settings.micro_batch_size
     for name in COMPUTE:
         model = load_model(run / "targets" / child / "child")
-        before = kl_on(model, parent, *score)
+        kl = TextKL(model, parent, *score)
+        before = kl.by_sequence().mean()
         begin = time.process_time()
         finetune(model, parent, states, tokens, settings.model_copy(update={"compute": name}), seed=0)
         seconds = time.process_time() - begin
-        print(f"{child} {name}: {seconds:.1f} s, KL {before:.4f} -> {kl_on(model, parent, *score):.4f}", flush=True)
+        print(f"{child} {name}: {seconds:.1f} s, KL {before:.4f} -> {kl.by_sequence().mean():.4f}", flush=True)
 
 
 def main() -> None:

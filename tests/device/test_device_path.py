@@ -17,6 +17,7 @@ from pretend_device import pretend
 from safetensors.torch import load_file
 
 from tangram import timing
+from tangram.activations import StreamedActivations
 from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
 from tangram.cli import Pieces, Runtime
 from tangram.commands.assemble_child import assemble_child
@@ -35,9 +36,11 @@ from tangram.commands.measure_speed import measure_speed
 from tangram.commands.score_blocks import score_blocks
 from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
+from tangram.library.pieces import read_library
 from tangram.models.by_layer import meta_model
 from tangram.models.loading import load_model
 from tangram.search.solutions import load_solutions
+from tangram.selection.assembled import AssembledScores
 from tangram.selection.candidates import layer_importance
 from tangram.selection.judge import JudgedScores
 from tangram.tables import CORPUS, write_table
@@ -65,8 +68,8 @@ measure_speed = by_field(measure_speed)
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
 VARIANTS = [
-    *(("attention", variant) for variant in ("gqa-1", "linear", "no-op", *STRUCTURED)),
-    *(("ffn", variant) for variant in ("width-0.5", "linear", "no-op", *STRUCTURED)),
+    *(("attention", variant) for variant in ("gqa-1", "linear", "constant", "no-op", *STRUCTURED)),
+    *(("ffn", variant) for variant in ("width-0.5", "linear", "constant", "no-op", *STRUCTURED)),
 ]
 LIBRARY = {kind: [v for k, v in VARIANTS if k == kind] for kind in ("attention", "ffn")}
 FAMILIES = {
@@ -366,7 +369,7 @@ def test_a_child_is_finetuned(name, child, parent, tokens, cache, tmp_path):
 
 
 def test_a_killed_finetuning_goes_on(child, parent, tokens, cache, killed_after, tmp_path, capsys):
-    problem, options = (child, parent, tokens, {"epochs": 2}), {"activations": cache}
+    problem, options = (child, parent, tokens, {"budget": {"epochs": 2}}), {"activations": cache}
     expected = on_device(finetuned, tmp_path / "undisturbed", *problem, **options)
     killed_after(5, finetuned, tmp_path / "killed", *problem, **options)
     found = on_device(finetuned, tmp_path / "killed", *problem, **options)
@@ -500,6 +503,22 @@ def test_layers_are_left_out_one_by_one(parent):
     prompts = torch.randint(3, 300, (5, 8), generator=torch.Generator().manual_seed(1))
     one, other = on_both(lambda device: layer_importance(load_model(parent, device=device), prompts, 2))
     np.testing.assert_allclose(other, one, rtol=1e-4)
+
+
+def test_assembled_children_are_scored(parent, made, pieces):
+    for layer in (layer for candidate in CANDIDATES for layer in candidate):
+        for kind, variant in vars(layer).items():
+            if variant != "parent":
+                pieces(kind, variant)
+    text = torch.randint(3, 300, (5, 8), generator=torch.Generator().manual_seed(1))
+
+    def run(device):
+        model, library = load_model(parent, device=device), read_library(made / "library", (LAYERS,))
+        truth = AssembledScores(model, StreamedActivations(model, text, 2), text, library, 2)
+        return truth.look([Architecture(candidate) for candidate in CANDIDATES])
+
+    one, other = on_both(run)
+    np.testing.assert_allclose(other, one, rtol=1e-3)
 
 
 def test_low_precision(child, parent, tokens, tmp_path):

@@ -66,10 +66,12 @@ def test_a_mistake_in_the_config_is_one_line(mistake: str, tiny_config: dict, tm
 @pytest.mark.slow
 def test_a_key_twice_in_any_config_file_is_one_line(tiny_config: dict, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
-    other.write_text("seed: 2\nfinetune:\n  epochs: 1\n  batch_size: 2\n  epochs: 9\n")
+    other.write_text("seed: 2\nfinetune:\n  batch_size: 2\n  micro_batch_size: 2\n  batch_size: 4\n")
     done = snakemake(tmp_path, tiny_config, str(other), "--cores", "2", "-n")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"error: {other}: 'finetune.epochs' appears twice, in lines 3 and 5; keep one"]
+    assert done.stderr.splitlines() == [
+        f"error: {other}: 'finetune.batch_size' appears twice, in lines 3 and 5; keep one"
+    ]
     done = snakemake(tmp_path, tiny_config, "--cores", "2", "-n", "--config", "seed=1", "seed=7")
     assert done.stderr.splitlines() == ["error: --config: 'seed' appears twice; keep one"]
 

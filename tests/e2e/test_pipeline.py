@@ -35,10 +35,12 @@ TABLES = {
     "targets/small/{solution}/evaluation.parquet": tables.EVALUATION,
     "targets/small/{solution}/sequences.parquet": tables.SAMPLES,
     "targets/small/{solution}/tasks.parquet": tables.SAMPLES,
+    "targets/small/{solution}/perplexity.parquet": tables.SAMPLES,
     "parent_evaluation.parquet": tables.EVALUATION,
     "speeds/torch.parquet": tables.SPEEDS,
     "parent_sequences.parquet": tables.SAMPLES,
     "parent_tasks.parquet": tables.SAMPLES,
+    "parent_perplexity.parquet": tables.SAMPLES,
 }
 SOLUTIONS = ["0", "layers-dropped"]
 CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for stage in ("child", "finetuned")]

@@ -150,11 +150,15 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.solutions": None,
     "targets.<name>.compare_layers_dropped": None,
     "targets.<name>.compare_uniform": None,
+    "targets.<name>.compare": None,
+    "search.evolution.shares": [0.5, 1.0],
     "targets.<name>.selection": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,
     **dict.fromkeys(("targets.<name>.engine", "targets.<name>.export")),  # another engine's or format's jobs come
+    "finetune.budget.epochs": 2,
+    **dict.fromkeys(("finetune.budget.tokens", "finetune.budget.minutes")),  # one unit at a time
     "finetune.batch_size": 4,
     "finetune.micro_batch_size": 1,
     "finetune.parallel.nodes": 2,
@@ -162,6 +166,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.tasks": ["numbers", "others"],
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
+    "evaluation.perplexity": [{"name": "text", "source": {"type": "local", "paths": ["text.txt"]}, "max_length": 8}],
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],
@@ -340,7 +345,7 @@ def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: R
     plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
     assert ("build_report", "") in plan
     assert all("target=more" in wildcards for rule, wildcards in plan if rule not in OF_ALL_CHILDREN)
-    only_primary = {"evaluate_tasks", "uniform_precision"}
+    only_primary = {"evaluate_tasks", "evaluate_perplexity", "uniform_precision"}
     assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - only_primary
 
 

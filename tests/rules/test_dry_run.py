@@ -119,8 +119,9 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
     assert len(commands["measure_costs"]) == variants + 4
     for rule in ("measure_costs", "calibrate_costs"):
         assert all("--engine vllm" in command and f"device={device}" in command for command in commands[rule])
-    assert len(commands["export_decilm"]) == len(commands["write_card"]) == 1
-    assert not {"export_gguf", "export_parent", "evaluate_engine"} & set(commands)
+    assert all(len(commands[rule]) == 1 for rule in ("export_decilm", "evaluate_engine", "write_card"))
+    assert "/export/decilm/model.safetensors" in commands["evaluate_engine"][0]
+    assert not {"export_gguf", "export_parent", "evaluate_parent_engine"} & set(commands)
     in_torch, in_vllm = sorted(commands["measure_speed"], key=lambda command: "--engine vllm" in command)
     assert re.findall(r"\S+/model\.safetensors", in_vllm) == [
         f"results/mine/{folder}/model.safetensors" for folder in ("parent", "targets/fast/0/export/decilm")
@@ -132,7 +133,8 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
 REACHES = {
     "scores.batch_size": (2, {"score_blocks"}),
     "library.bld.epochs": (9, {"distill_blocks"}),
-    "finetune.epochs": (9, {"finetune_child"}),
+    "finetune.schedule": ("linear", {"finetune_child"}),
+    "finetune.budget": ({"epochs": 9}, {"finetune_child"}),
     "evaluation.task_limit": (9, {"evaluate_tasks", "evaluate_parent_tasks"}),
     "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
     "evaluation.throughput_repeats": (9, {"measure_speed"}),

@@ -45,6 +45,7 @@ NOT_GIVEN = {
     "measure_speed": {"architectures"},
     "pin_architecture": {"library"},
     "pin_candidates": {"library"},
+    "evolve_child": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
         *("children", "parent_evaluation", "primary_target", "engines", "speeds"),
@@ -54,10 +55,11 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 
 # Rules that compute with blocks; the modules of blocks are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child", "write_card"}
-OF_THE_LIBRARY = {"calibrate_costs", "build_report"}
+OF_THE_LIBRARY = {"calibrate_costs", "evolve_child", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
 OF_NAMES = {
-    *("solve_mip", "drop_layers", "uniform_precision", "pin_architecture", "pin_candidates", "finetune_child"),
+    *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
+    *("pin_architecture", "pin_candidates", "finetune_child"),
     *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tiny_children import LAYERS, MIXED, PARENT_ONLY, QUANTIZED, UNIFORM, pieces
+from tiny_children import CONSTANTS, LAYERS, MIXED, PARENT_ONLY, QUANTIZED, UNIFORM, pieces
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_config, cast_state, load_parent, save_child
@@ -25,6 +25,8 @@ ARCHITECTURES = {
         )
     ),
     "no FFN": Architecture((LayerChoice("parent", "no-op"),) * LAYERS),
+    "constants": CONSTANTS,
+    "constants last": Architecture((*PARENT_ONLY.layers[2:], LayerChoice("constant"), LayerChoice(*["constant"] * 2))),
     "linear last": Architecture((*PARENT_ONLY.layers[1:], LayerChoice("gqa-1", "linear"))),
 }
 EIGHT_BITS = {

@@ -68,6 +68,15 @@ STRUCTURED = Architecture(
         LayerChoice("no-op", "butterfly-7"),
     )
 )
+CONSTANTS = Architecture(
+    (
+        LayerChoice("constant", "parent"),
+        LayerChoice("gqa-1", "constant"),
+        LayerChoice("constant", "constant"),
+        LayerChoice("linear", "no-op"),
+        LayerChoice("constant", "width-0.5"),
+    )
+)
 NO_ATTENTION = Architecture(
     (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
 )
@@ -144,8 +153,10 @@ def pieces(parent: PreTrainedModel):
         head_dim = stock.self_attn.head_dim
         if variant == "no-op":
             return {}
-        if variant == "parent":
+        if variant == "parent" or variant.startswith("window-"):
             return state
+        if variant == "constant":
+            return {"vector": torch.randn(HIDDEN, generator=torch.Generator().manual_seed(layer)) / 4}
         if variant in ("linear", "linear-unbiased"):
             generator = torch.Generator().manual_seed(layer)
             name = "linear_attn" if kind == "attention" else "linear_mlp"

@@ -70,7 +70,10 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
         if not finished.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
+            (folder / "text.txt").write_text("One line of text, and another one. " * 20)
+            text = {"name": "text", "source": {"type": "local", "paths": ["text.txt"]}, "max_length": 16}
             evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
+            evaluation["perplexity"] = [text]
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
             process = snakemake(folder, config, "--cores", "2")
             assert process.returncode == 0, process.stdout + process.stderr
@@ -84,7 +87,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
 def slow_config(run: Run) -> dict:
     """The finished run's config with trainings of some seconds, so that tests can kill them."""
     library = run.config["library"] | {"bld": {"epochs": 200, "checkpoint_seconds": 1}}
-    finetune = {"epochs": 100, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
+    finetune = {"budget": {"epochs": 100}, "checkpoint_seconds": 1, "batch_size": 2, "micro_batch_size": 1}
     return run.config | {"library": library, "finetune": finetune}
 
 

@@ -10,10 +10,13 @@ from tangram.activations import StreamedActivations
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_config, save_child
 from tangram.config import BlockDistillation, Finetune
-from tangram.finetune import Distillation, finetune
+from tangram.corpus.tokens import read_tokens
+from tangram.evaluation.text import compare_on_text
+from tangram.finetune import Distillation, TextKL, budget_of, finetune
 from tangram.library.distill import LayerDistillation
 from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.models.loading import load_model
+from tangram.tables import CORPUS, VALIDATION_KL, write_table
 from tangram.training.loop import Checkpointing
 from tangram.training.parallel import World
 
@@ -117,7 +120,7 @@ def test_a_quantized_child_trains_no_int8_matrix_or_scale(quantized, tokens, tmp
     parent, child = quantized
     states = StreamedActivations(parent, tokens, 4)
     before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
-    settings = Finetune(epochs=8, learning_rate=3e-4)
+    settings = Finetune(budget={"epochs": 8}, learning_rate=3e-4)
     loss = Distillation(child, parent, states, tokens, settings)
     with torch.no_grad():
         first = loss(torch.arange(4))[0].item()
@@ -155,14 +158,14 @@ def test_the_parent_itself_has_no_loss(parent, tokens):
 
 
 def test_finetuning_overfits_one_batch(parent, child, tokens):
-    settings = Finetune(epochs=150, learning_rate=1e-2, batch_size=4, micro_batch_size=4, cosine_weight=0.1)
+    settings = Finetune(budget={"epochs": 150}, learning_rate=1e-2, batch_size=4, micro_batch_size=4, cosine_weight=0.1)
     rows = finetune(child, parent, StreamedActivations(parent, tokens, 4), tokens, settings, seed=0)
     kl = [row["value"] for row in rows if row["metric"] == "kl"]
     assert kl[-1] < 0.05 * kl[0]
 
 
 def test_interrupted_finetuning_equals_uninterrupted(parent, child, tokens, tmp_path):
-    settings = Finetune(epochs=3, batch_size=2, micro_batch_size=1)
+    settings = Finetune(budget={"epochs": 3}, batch_size=2, micro_batch_size=1)
     states = StreamedActivations(parent, tokens, 4)
     undisturbed = copy.deepcopy(child)
     expected = finetune(undisturbed, parent, states, tokens, settings, seed=0)
@@ -188,3 +191,69 @@ def test_interrupted_finetuning_equals_uninterrupted(parent, child, tokens, tmp_
     assert finetune(resumed, parent, states, tokens, settings, 0, checkpointing=checkpointing) == expected
     for ours, theirs in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [({"epochs": 1}, 6), ({"epochs": 3}, 18), ({"tokens": 3072}, 6), ({"tokens": 1}, 1), ({"tokens": 4000}, 8)],
+)
+def test_a_budget_of_epochs_or_tokens_is_a_number_of_steps(budget, steps):
+    plan = budget_of(Finetune(budget=budget), 12, 256, seed=0)
+    assert (plan.steps, plan.seconds) == (steps, None)
+
+
+def test_a_budget_in_minutes_is_one_of_seconds():
+    assert budget_of(Finetune(budget={"minutes": 0.5}), 12, 256, seed=0).seconds == 30
+
+
+@pytest.fixture
+def score(tmp_path):
+    """A split of ten sequences, of which eight are points of the learning curve."""
+    ids = torch.randint(0, 320, (10, 10), generator=torch.Generator().manual_seed(5))
+    rows = [
+        {"sequence_id": i, "source": "test", "input_ids": row, "documents": [str(i)], "document_starts": [0]}
+        for i, row in enumerate(ids.tolist())
+    ]
+    write_table(rows, CORPUS, tmp_path / "score.parquet")
+    return str(tmp_path / "score.parquet")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_learning_curve_is_that_of_shorter_trainings(tiny_parent, child, tokens, score, dtype):
+    """With a constant rate, a training that ends at a point of the curve has its KL, rounded to the run's dtype."""
+    parent, child = load_model(tiny_parent("llama"), dtype), child.to(getattr(torch, dtype))
+    states = StreamedActivations(parent, tokens, 4)
+    options = {
+        "batch_size": 1,
+        "micro_batch_size": 1,
+        "schedule": "constant",
+        "warmup_fraction": 0,
+        "learning_rate": 1e-3,
+    }
+
+    def train(steps, validate):
+        trained = copy.deepcopy(child)
+        settings = Finetune(budget={"tokens": 10 * steps}, **options)
+        kl = TextKL(trained, parent, score, None, 4) if validate else None
+        rows = finetune(trained, parent, states, tokens, settings, seed=0, validation=kl)
+        return trained, [row for row in rows if row["metric"] == VALIDATION_KL], rows
+
+    trained, curve, rows = train(20, validate=True)
+    plain, nothing, expected = train(20, validate=False)
+    assert not nothing
+    assert [row for row in rows if row["metric"] != VALIDATION_KL] == expected
+    assert all(map(torch.equal, trained.parameters(), plain.parameters()))
+    assert [(row["step"], row["tokens"]) for row in curve] == [(10, 100)]
+    shorter, _, _ = train(10, validate=False)
+    ids = read_tokens(score)[:8]
+    final = StreamedActivations(parent, ids, 4).hidden(3)
+    expected_kl = compare_on_text(shorter, parent, final, ids, 4, "test")["kl"].mean().item()
+    assert curve[0]["value"] == pytest.approx(expected_kl, rel=1e-5)
+
+
+def test_kl_by_sequence_is_that_of_whole_outputs(parent, child, score):
+    ids = read_tokens(score)
+    with torch.no_grad():
+        logits = [torch.distributions.Categorical(logits=model(ids).logits[:, :-1]) for model in (parent, child)]
+    expected = torch.distributions.kl_divergence(*logits).mean(dim=1)
+    torch.testing.assert_close(TextKL(child, parent, score, None, 3).by_sequence(), expected, rtol=1e-3, atol=1e-5)

@@ -114,14 +114,14 @@ def fetch_archive(source: PackageFile) -> Path:
         return path
 
 
-def read_members(archive: str | Path, patterns: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+def read_members(archive: str | Path, patterns: Sequence[str], required: bool = True) -> Iterator[tuple[str, bytes]]:
     """Yield name and bytes of the members whose path matches a glob pattern (``*`` also matches ``/``).
 
     No other member is unpacked, and nothing is written to disk. Wheels and zips are read by their index; a tar.gz is
     streamed from start to end.
 
     Raises:
-        TangramError: the archive is damaged, or a pattern matches no member.
+        TangramError: the archive is damaged, or a pattern matches no member and ``required`` is true.
     """
     unmatched = set(patterns)
 
@@ -145,5 +145,5 @@ def read_members(archive: str | Path, patterns: Sequence[str]) -> Iterator[tuple
                         yield member.name, stream.read()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise TangramError(f"{archive} is damaged ({error}); delete it and run again") from error
-    if unmatched:
+    if unmatched and required:
         raise TangramError(f"{archive} has no member that matches '{min(unmatched)}'")

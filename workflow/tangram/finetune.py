@@ -20,13 +20,16 @@ from tangram.evaluation.text import compare_on_text
 from tangram.models.families import decoder_layers
 from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.models.quantized import ScaledLinear
-from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.tables import VALIDATION_KL
+from tangram.training.loop import Checkpointing, TrainingPlan, Validation, steps_of, train
 from tangram.training.losses import cosine_distance, kl_divergence, span_loss
 from tangram.training.parallel import World
-from tangram.training.precision import autocast
+from tangram.training.precision import as_stored, autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+VALIDATED = 8  # sequences of the score split in each point of the learning curve
 
 
 class Distillation(nn.Module):
@@ -116,8 +119,8 @@ def span_terms(
     )
 
 
-def kl_on(child: PreTrainedModel, parent: PreTrainedModel, split: str, activations: str | None, batch: int) -> float:
-    """Return KL(parent ‖ child) on a split of the corpus, in nats per token.
+class TextKL:
+    """KL(parent ‖ child) on a split of the corpus, in nats per token, of the child's present weights.
 
     Args:
         child: the model.
@@ -126,10 +129,40 @@ def kl_on(child: PreTrainedModel, parent: PreTrainedModel, split: str, activatio
         activations: its cached activations; recomputed by default.
         batch: sequences per forward pass.
     """
-    input_ids = read_tokens(split)
-    states = open_activations(activations, parent, input_ids, batch)
-    final = states.hidden(len(decoder_layers(parent)))
-    return compare_on_text(child, parent, final, input_ids, batch, "KL on the score split")["kl"].mean().item()
+
+    def __init__(
+        self, child: PreTrainedModel, parent: PreTrainedModel, split: str, activations: str | None, batch: int
+    ):
+        self.input_ids = read_tokens(split)
+        final = open_activations(activations, parent, self.input_ids, batch).hidden(len(decoder_layers(parent)))
+        self._models, self._final, self._batch = (child, parent), final, batch
+
+    def by_sequence(self, count: int | None = None) -> torch.Tensor:
+        """Return the mean over the tokens of each of the first ``count`` sequences, or of all."""
+        text = self._final[:count], self.input_ids[:count]
+        return compare_on_text(*self._models, *text, self._batch, "KL on the score split")["kl"].mean(dim=1)
+
+
+def budget_of(settings: Finetune, examples: int, length: int, seed: int) -> TrainingPlan:
+    """Return the plan of a finetuning on ``examples`` sequences of ``length`` tokens."""
+    budget, sequences = settings.budget, examples
+    if budget.epochs is not None:
+        sequences = budget.epochs * examples
+    elif budget.tokens is not None:
+        sequences = -(-budget.tokens // length)
+    return TrainingPlan(
+        examples=examples,
+        steps=steps_of(sequences, examples, settings.batch_size),
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+        seed=seed,
+        schedule=settings.schedule,
+        seconds=None if budget.minutes is None else 60 * budget.minutes,
+    )
 
 
 def finetune(
@@ -143,25 +176,17 @@ def finetune(
     checkpointing: Checkpointing | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
+    validation: TextKL | None = None,
 ) -> list[dict[str, Any]]:
     """Train the weights of ``child`` in place, except matrices of 8 bits and their scales.
 
-    See `Distillation` and `training.loop.train` for arguments and errors.
+    See `Distillation` and `training.loop.train` for arguments and errors. The returned rows have a column more, tokens:
+    those that were trained on after the step, and of ``validation``, before it.
 
     If the world is sharded, ``child`` is a `models.by_layer.meta_model`, ``weights`` is its checkpoint folder, and
     `World.gather` rounds the trained weights to the child's dtype.
     """
-    plan = TrainingPlan(
-        examples=len(input_ids),
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        micro_batch_size=settings.micro_batch_size,
-        learning_rate=settings.learning_rate,
-        warmup_fraction=settings.warmup_fraction,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-        seed=seed,
-    )
+    plan = budget_of(settings, len(input_ids), input_ids.shape[1], seed)
     child.requires_grad_(True)
     for module in child.modules():
         if isinstance(module, ScaledLinear):  # AdamW's steps are absolute; they exceed the precision of a scale
@@ -176,4 +201,14 @@ def finetune(
     with world.distribute(loss, parts, all_used) as shared:
         if weights is not None:
             world.load(child, weights)
-        return train(module, shared, plan, label, checkpointing, world)
+
+        def measure() -> float:
+            assert validation is not None
+            with as_stored(shared):
+                return validation.by_sequence(VALIDATED).mean().item()
+
+        points = Validation(measure, VALIDATION_KL, len(validation.input_ids[:VALIDATED])) if validation else None
+        rows = train(module, shared, plan, label, checkpointing, world, points)
+    for row in rows:
+        row["tokens"] = plan.sequences(row["step"] + (row["metric"] != VALIDATION_KL)) * input_ids.shape[1]
+    return rows

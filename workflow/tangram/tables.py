@@ -58,6 +58,7 @@ CURVES = pa.schema(
         _field("value", _REAL, "as the metric says"),
     ]
 )
+VALIDATION_KL = "validation_kl"  # metric of a finetuning's CURVES: KL on text that is not trained on, nats per token
 SCORES = pa.schema(
     [
         *_PIECE,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 PYTHON = "TANGRAM_VLLM_PYTHON"  # the environment variable that names a Python with vLLM
@@ -33,6 +34,56 @@ if __name__ == "__main__":
     load, LLM.from_engine_args = LLM.from_engine_args, lambda arguments: engine()
     for run in runs:
         latency.main(parser.parse_args(shared + run))
+"""
+
+# Log-probabilities of all tokens at every position but a prompt's last, of several checkpoints in turn. Arguments: a
+# file of JSON with `folders` by name, `prompts` and `dtype`; and the safetensors that it writes.
+LOGPROBS = """
+import gc
+import json
+import sys
+
+import torch
+from safetensors.torch import save_file
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+
+def logprobs(folder, prompts, dtype):
+    llm = LLM(
+        folder,
+        trust_remote_code=True,
+        dtype=dtype,
+        enforce_eager=True,
+        max_logprobs=-1,
+        max_model_len=1 + max(map(len, prompts)),
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+    )
+    sampling = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False, flat_logprobs=True)
+    for prompt in prompts:
+        (output,) = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+        flat = output.prompt_logprobs
+        rows = []
+        for begin, end in list(zip(flat.start_indices, flat.end_indices))[1:]:
+            tokens = torch.tensor(flat.token_ids[begin:end])  # all tokens; the prompt's own may come twice
+            row = torch.full((int(tokens.max()) + 1,), float("nan"))
+            row[tokens] = torch.tensor(flat.logprobs[begin:end])
+            rows.append(row)
+        yield torch.stack(rows)
+    del llm, output
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        job = json.load(file)
+    tensors = {}
+    for name, folder in job["folders"].items():
+        for index, rows in enumerate(logprobs(folder, job["prompts"], job["dtype"])):
+            tensors[f"{name}/{index}"] = rows
+    save_file(tensors, sys.argv[2])
 """
 
 
@@ -63,3 +114,10 @@ def environment() -> dict[str, str]:
     """Return the environment of vLLM's processes: without Tangram's packages, network and usage statistics."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {"VLLM_LOGGING_LEVEL": "ERROR", **inherited, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def failure(what: str, done: subprocess.CompletedProcess[str]) -> str:
+    """Return the line of an error about a process of vLLM's that failed."""
+    lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line]
+    reason = lines[-1] if lines else f"exit status {done.returncode}"
+    return f"{what} failed: {reason}; for its messages set VLLM_LOGGING_LEVEL=INFO"

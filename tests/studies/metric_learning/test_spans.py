@@ -117,7 +117,7 @@ def test_weight_zero_makes_no_term(parent, child, tokens):
 def test_finetuning_by_spans_alone_brings_them_together(parent, child, tokens, projection):
     spans = SMALL.model_copy(update={"projection": projection, "depths": (0.3, 1.0)})
     settings = Finetune(
-        epochs=40,
+        budget={"epochs": 40},
         learning_rate=3e-3,
         batch_size=4,
         micro_batch_size=4,
@@ -134,7 +134,7 @@ def test_finetuning_by_spans_alone_brings_them_together(parent, child, tokens, p
 
 def test_a_killed_finetuning_with_a_head_resumes_bit_for_bit(parent, child, tokens, tmp_path):
     spans = SMALL.model_copy(update={"projection": 8})
-    settings = Finetune(epochs=3, batch_size=2, micro_batch_size=1, span_contrast=spans)
+    settings = Finetune(budget={"epochs": 3}, batch_size=2, micro_batch_size=1, span_contrast=spans)
     states = StreamedActivations(parent, tokens, 4)
     undisturbed = copy.deepcopy(child)
     expected = finetune(undisturbed, parent, states, tokens, settings, 0)

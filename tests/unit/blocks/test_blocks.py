@@ -43,7 +43,7 @@ def run(model, layer, hidden):
 
 def test_pooled_heads_are_the_means_of_their_groups(model, shape):
     attention = decoder_layers(model)[0].self_attn
-    weights = get_block("attention", "gqa-2", shape).initialize(attention, None)
+    weights = get_block("attention", "gqa-mean-2", shape).initialize(attention, None)
     for name in ("k_proj", "v_proj"):
         full = getattr(attention, name).weight
         for group in range(2):
@@ -61,8 +61,8 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
         for tensor in getattr(layer.self_attn, name).parameters():
             heads = tensor.unflatten(0, (2, 2, 10))
             tensor.copy_(heads[:, :1].expand_as(heads).flatten(0, 2))
-    weights = get_block("attention", "gqa-2", shape).initialize(layer.self_attn, None)
-    child = replaced(model, 0, "attention", "gqa-2", weights)
+    weights = get_block("attention", "gqa-mean-2", shape).initialize(layer.self_attn, None)
+    child = replaced(model, 0, "attention", "gqa-mean-2", weights)
     hidden = torch.randn(2, 7, 24)
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
@@ -75,7 +75,9 @@ def test_pooling_equal_heads_under_a_norm_of_all_keys_changes_nothing():
     for module in (layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.k_norm):
         heads = module.weight.unflatten(0, (2, 2, 6))
         heads.copy_(heads[:, :1].expand_as(heads).clone())
-    weights = get_block("attention", "gqa-2", Shape.of(model.config)).initialize(layer.self_attn, None)
+    inputs = torch.randn(200, 24)
+    calibration = Calibration(inputs, inputs, torch.ones(200), 1e-9)
+    weights = get_block("attention", "gqa-2", Shape.of(model.config)).initialize(layer.self_attn, calibration)
     assert weights["k_norm.weight"].shape == (12,)
     child, hidden = replaced(model, 0, "attention", "gqa-2", weights), torch.randn(2, 7, 24)
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
@@ -104,7 +106,7 @@ def test_channels_in_bfloat16_are_not_ranked_by_rounded_norms(model):
 
 def test_heads_of_a_bfloat16_parent_are_pooled_in_float32(model, shape):
     attention = decoder_layers(model)[0].self_attn.bfloat16()
-    found = get_block("attention", "gqa-2", shape).initialize(attention, None)["k_proj.weight"]
+    found = get_block("attention", "gqa-mean-2", shape).initialize(attention, None)["k_proj.weight"]
     assert torch.equal(found, attention.k_proj.weight.double().unflatten(0, (2, 2, 10)).mean(1).flatten(0, 1).float())
 
 
@@ -154,6 +156,28 @@ def test_a_map_without_bias_is_the_best_through_zero(model, shape, kind):
     np.testing.assert_allclose(weights[f"{name}.weight"].numpy(), best, rtol=1e-3, atol=1e-3)
     child = replaced(model, 0, kind, "linear-unbiased", weights)
     assert getattr(child.self_attn if kind == "attention" else child.mlp, name).bias is None
+
+
+@pytest.mark.parametrize("kind", ["attention", "ffn"])
+def test_a_constant_is_the_weighted_mean_of_outputs(model, shape, kind):
+    """No other vector has a smaller weighted squared error: its gradient there is 0."""
+    generator = torch.Generator().manual_seed(3)
+    outputs, weights = torch.randn(50, 24, generator=generator), torch.rand(50, generator=generator)
+    layer = decoder_layers(model)[0]
+    calibration = Calibration(outputs, outputs, weights, 0.0)
+    subblock = layer.self_attn if kind == "attention" else layer.mlp
+    piece = get_block(kind, "constant", shape).initialize(subblock, calibration)
+    assert list(piece) == ["vector"]
+    expected = np.average(outputs.double().numpy(), axis=0, weights=weights.double().numpy())
+    np.testing.assert_allclose(piece["vector"].numpy(), expected, rtol=1e-6, atol=1e-7)
+    child, hidden = replaced(model, 0, kind, "constant", piece), torch.randn(2, 5, 24)
+    if kind == "attention":
+        middle = hidden + piece["vector"]
+        expected = middle + layer.mlp(layer.post_attention_layernorm(middle))
+        torch.testing.assert_close(run(model, child, hidden), expected)
+    else:
+        without = replaced(model, 0, "ffn", "no-op", {})
+        torch.testing.assert_close(run(model, child, hidden), run(model, without, hidden) + piece["vector"])
 
 
 @settings(max_examples=25, deadline=None)

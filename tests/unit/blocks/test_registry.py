@@ -314,5 +314,5 @@ def test_no_other_module_knows_of_families() -> None:
 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
-    with pytest.raises(TangramError, match=r"'nothing-4' is not a variant of any family: parent, gqa, width"):
+    with pytest.raises(TangramError, match=r"'nothing-4' is not a variant of any family: parent, gqa, gqa-mean, width"):
         block_class("nothing-4")

@@ -69,6 +69,22 @@ MISTAKES = {
         ["gqa-2"],
         "2 KV heads do not divide the parent's 3; valid: gqa-1",
     ),
+    "a window as long as the sequences": (
+        "library/attention",
+        ["no-op", "window-256@int8"],
+        "library.attention[1]: 'window-256@int8' computes what the parent does on sequences of corpus.sequence_length "
+        "(256) tokens; raise corpus.sequence_length, or choose a smaller number",
+    ),
+    "heads that do not divide when mean-pooled": (
+        "library/attention",
+        ["gqa-mean-2"],
+        "2 KV heads do not divide the parent's 3; valid: gqa-mean-1",
+    ),
+    "a constant in int8": (
+        "library/ffn",
+        ["constant@int8"],
+        "library.ffn[0]: 'constant@int8': 'constant' has no precision int8; leave it out",
+    ),
     "as many heads as the parent": ("library/attention", ["gqa-3"], "valid: gqa-1"),
     "a variant twice": ("library/ffn", ["linear", "linear"], "library.ffn[1]: 'linear' appears twice"),
     "a width above one": ("library/ffn", ["width-1.5"], "'width-1.5' is not a known variant"),
@@ -105,6 +121,19 @@ MISTAKES = {
         "finetune",
         {"batch_size": 4, "micro_batch_size": 3},
         "micro_batch_size (3) must divide batch_size (4)",
+    ),
+    "two units of a budget": (
+        "finetune",
+        {"budget": {"tokens": 3072, "minutes": 5}},
+        "config.finetune.budget: give exactly one of epochs, tokens and minutes",
+    ),
+    "no unit of a budget": ("finetune/budget", {}, "config.finetune.budget: give exactly one of epochs, tokens"),
+    "no time at all": ("finetune/budget", {"minutes": 0}, "budget.minutes: Input should be greater than 0 (got 0)"),
+    "a part of an epoch": ("finetune/budget", {"epochs": 0.5}, "budget.epochs: Input should be a valid integer"),
+    "a unit without its budget": (
+        "finetune",
+        {"epochs": 3},
+        "config.finetune: epochs is a unit of budget; write budget: {epochs: 3}",
     ),
     "no loss": (
         "finetune",
@@ -412,8 +441,9 @@ def test_the_largest_seed_is_taken_by_every_generator() -> None:
 
 
 def test_numbers_may_be_text_as_the_command_line_gives_them() -> None:
-    config = parse(changed("finetune", {"epochs": "2", "learning_rate": "1e-4", "span_contrast": {"weight": "0"}}))
-    assert (config.finetune.epochs, config.finetune.learning_rate) == (2, 1e-4)
+    text = {"budget": {"epochs": "2"}, "learning_rate": "1e-4", "span_contrast": {"weight": "0"}}
+    config = parse(changed("finetune", text))
+    assert (config.finetune.budget.epochs, config.finetune.learning_rate) == (2, 1e-4)
 
 
 def test_every_number_of_a_section_is_finite_and_bounded_below() -> None:
@@ -528,6 +558,43 @@ def test_a_gpu_has_all_precisions() -> None:
     config = parse(DEFAULT | {"device": "cuda", "library": library})
     assert config.library.uniform_precisions() == ("bf16", "int8", "fp8")
     assert "uniform-fp8" in config.solutions(config.primary_target)
+
+
+def test_other_searches_are_solutions_of_their_target() -> None:
+    target = DEFAULT["targets"]["speed-1.2"] | {"compare": ["greedy", "evolutionary"]}
+    config = parse(DEFAULT | {"targets": DEFAULT["targets"] | {"speed-1.2": target}})
+    assert config.solutions("speed-1.2") == ["0", "layers-dropped", "greedy", "evolutionary"]
+    assert config.solutions("speed-1.1") == ["0", "layers-dropped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compare": ["gredy"]}, r"targets\.speed-1\.2\.compare.*'gredy' is not a search; did you mean 'greedy'\?"),
+        ({"compare": ["greedy", "greedy"]}, r"targets\.speed-1\.2\.compare.*greedy"),
+        (
+            {"compare": ["dynamic-program"], "constraints": [{"quantity": "parameters", "max": 0.9}] * 2},
+            r"targets\.speed-1\.2.*dynamic-program takes one constraint, and there are 2; leave it out",
+        ),
+    ],
+)
+def test_searches_that_cannot_run_are_refused(change: dict, message: str) -> None:
+    targets = DEFAULT["targets"] | {"speed-1.2": DEFAULT["targets"]["speed-1.2"] | change}
+    with pytest.raises(TangramError, match=message):
+        parse(DEFAULT | {"targets": targets})
+
+
+def test_block_influence_needs_layers_that_can_be_dropped() -> None:
+    target = DEFAULT["targets"]["speed-1.2"] | {"compare": ["block-influence"], "compare_layers_dropped": False}
+    changes = {"targets": {"speed-1.2": target}, "library": {"attention": ["gqa-1"], "ffn": ["no-op"]}}
+    with pytest.raises(TangramError, match=r"block-influence drops whole layers, .*; add it to library\.att"):
+        parse(DEFAULT | changes)
+
+
+def test_the_text_of_an_evolution_grows_to_all() -> None:
+    for shares in ([0.5, 0.2, 1.0], [0.5]):
+        with pytest.raises(TangramError, match=r"search\.evolution\.shares.*shares must grow to 1"):
+            parse(DEFAULT | {"search": {"evolution": {"shares": shares}}})
 
 
 def test_only_the_primary_target_has_uniform_rivals() -> None:

@@ -93,7 +93,7 @@ def test_what_is_elsewhere_has_no_files() -> None:
     parent = Parent(source=hub, num_layers=1, num_attention_heads=1, num_kv_heads=1)
     assert sources.parent_fingerprint(parent, "nowhere") == sources.NONE
     split = Split.model_validate({"tokens": 1, "sources": [{"type": "python-docs"}]})
-    assert sources.text_fingerprint("distill", split, "{}", "nowhere") == sources.NONE
+    assert sources.text_fingerprint("corpus.distill", split.sources, "{}", "nowhere") == sources.NONE
     assert sources.file_fingerprint(None) == sources.file_fingerprint("nowhere.npz") == sources.NONE
 
 
@@ -103,7 +103,7 @@ def test_a_pattern_without_a_file_is_told(tmp_path: Path) -> None:
     paths = [str(tmp_path / "*.txt"), str(tmp_path / "*.jsonl")]
     split = Split.model_validate({"tokens": 1, "sources": [{"type": "local", "paths": paths}]})
     with pytest.raises(TangramError, match=r"config\.corpus\.score: no file matches '.*\*\.jsonl'"):
-        sources.text_fingerprint("score", split, "{}", tmp_path / "none.parquet")
+        sources.text_fingerprint("corpus.score", split.sources, "{}", tmp_path / "none.parquet")
 
 
 def test_a_local_or_fetched_parents_config_is_known_before_jobs(tiny_config: dict, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tangram.tables import COSTS, read_table, write_table
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text")
 NORMS_OF_SUBBLOCK = {"gemma2": 2, "gemma3_text": 2}  # else one
 VARIANTS = {
-    "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "no-op"),
-    "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "no-op"),
+    "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
+    "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
 }
 MIXED = Architecture(
     (LayerChoice("gqa-1", "width-0.5"), LayerChoice("no-op", "linear"), LayerChoice("parent", "no-op"))
@@ -34,6 +34,8 @@ def expected_parameters(family, kind, variant):
     norms = NORMS_OF_SUBBLOCK.get(family, 1) * hidden
     if variant == "no-op":
         return 0
+    if variant == "constant":
+        return hidden
     if variant == "linear":  # without a norm after it
         return (0 if family == "olmo2" else hidden) + hidden * hidden + hidden
     rank = 4 if variant in ("lowrank-4", "ntk-4") else None

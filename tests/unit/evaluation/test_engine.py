@@ -15,6 +15,7 @@ def test_a_file_is_named_by_its_place():
     assert name_of("results/mine/targets/fast/1/export/model.gguf") == ("fast", "1", "finetuned")
     assert name_of("results/mine/engines/parent/q8_0/model.gguf") == ("", "", "parent@q8_0")
     assert name_of("results/mine/targets/parent/0/export/model.gguf") == ("parent", "0", "finetuned")
+    assert name_of("results/mine/targets/served/0/export/decilm/model.safetensors") == ("served", "0", "finetuned")
 
 
 @pytest.mark.skipif(find() is None, reason="no package with llama.cpp is installed")

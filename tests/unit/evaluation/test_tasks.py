@@ -10,17 +10,8 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
-from tangram.evaluation.tasks import (
-    Outcomes,
-    Question,
-    answer_rows,
-    answer_tasks,
-    load_questions,
-    parse_task,
-    read_tasks,
-    save_questions,
-    write_tasks,
-)
+from tangram.evaluation.harness import answer_rows, answer_tasks
+from tangram.evaluation.tasks import Benchmark, Question, load_tasks, parse_task, read_tasks, save_tasks, write_tasks
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.modeling_tangram import TangramLlamaForCausalLM
 from tangram.models.packed import pack
@@ -69,18 +60,19 @@ def log_likelihoods(model, tokenizer, question: Question) -> list[float]:
 
 
 def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, tmp_path):
-    write_tasks({"made/up": QUESTIONS, "more": QUESTIONS[:3]}, tmp_path)
-    answers = answer_tasks(child, tokenizer, tmp_path, ["made/up", "more"], None, "test")
+    tasks = {"made/up": Benchmark(tuple(QUESTIONS)), "more": Benchmark(tuple(QUESTIONS[:3]))}
+    write_tasks(tasks, tmp_path)
+    answers = answer_tasks(child, tokenizer, tmp_path, tasks, None, "test")
     scores = [log_likelihoods(child, tokenizer, question) for question in QUESTIONS]
     right = [float(np.argmax(s) == q.label) for s, q in zip(scores, QUESTIONS, strict=True)]
     norms = [np.array(s) / [len(c) for c in q.choices] for s, q in zip(scores, QUESTIONS, strict=True)]
     right_norm = [float(np.argmax(s) == q.label) for s, q in zip(norms, QUESTIONS, strict=True)]
     assert 0 < sum(right) < 6  # a scorer that cannot tell choices apart would not pass
     assert right != right_norm
-    assert answers["made/up"].acc.tolist() == right
-    assert answers["made/up"].acc_norm.tolist() == right_norm
-    assert answers["more"].acc.tolist() == right[:3]
-    assert answers["made/up"].chance.tolist() == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
+    assert answers["made/up"]["acc"].tolist() == right
+    assert answers["made/up"]["acc_norm"].tolist() == right_norm
+    assert answers["more"]["acc"].tolist() == right[:3]
+    assert answers["made/up"]["chance"].tolist() == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1 / 3, 1 / 3, 1 / 4])
 
     from lm_eval.api.instance import Instance
 
@@ -100,7 +92,7 @@ def test_lm_eval_answers_as_one_forward_pass_per_choice_does(child, tokenizer, t
     with torch.no_grad():
         child.model.norm.weight[0] = torch.nan
     with pytest.raises(TangramError, match=r"^test: the model's outputs are not finite; [^\n]*$"):
-        answer_tasks(child, tokenizer, tmp_path, ["more"], 1, "test")
+        answer_tasks(child, tokenizer, tmp_path, {"more": tasks["more"]}, 1, "test")
 
 
 CONTEXTS = [
@@ -184,13 +176,14 @@ def test_tasks_are_read_from_the_archive_in_the_order_asked_for(tmp_path):
 
 
 def test_saved_questions_are_loaded_unchanged(tmp_path):
-    tasks = {"b": QUESTIONS, "group/a": QUESTIONS[:2]}
-    save_questions(tasks, tmp_path / "questions.json")
-    assert list(load_questions(tmp_path / "questions.json").items()) == list(tasks.items())
+    tasks = {"b": Benchmark(tuple(QUESTIONS)), "group/a": Benchmark((), "{{input}}", "arc_easy", 5, "acc_norm")}
+    save_tasks(tasks, tmp_path / "questions.json")
+    assert list(load_tasks(tmp_path / "questions.json").items()) == list(tasks.items())
 
 
 def test_every_answer_is_a_row_of_the_table(tmp_path):
-    outcomes = Outcomes(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), 1 / torch.tensor([2, 4]))
+    values = {"acc": [1.0, 0.0], "acc_norm": [0.0, 0.0], "chance": [1 / 2, 1 / 4]}
+    outcomes = {metric: torch.tensor(of_questions) for metric, of_questions in values.items()}
     write_table(answer_rows("child", {"a": outcomes}), SAMPLES, tmp_path / "tasks.parquet")
     found = read_table(tmp_path / "tasks.parquet", SAMPLES).set_index(["model", "task", "metric", "sample"]).value
     assert found["child", "a", "acc"].tolist() == [1.0, 0.0]

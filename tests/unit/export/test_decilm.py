@@ -1,18 +1,15 @@
 """Children as folders that vLLM itself loads: its log-probabilities against torch's."""
 
-import json
-import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from export_children import ARCHITECTURES, EIGHT_BITS, child_on_disk, random_tokens
-from safetensors.torch import load_file
 from tiny_children import LAYERS
 from tiny_models import write_parent
 
 from tangram import vllm
+from tangram.evaluation.vllm_text import log_probabilities
 from tangram.export.decilm import write_decilm
 from tangram.export.parts import read_checkpoint
 from tangram.models.loading import load_model
@@ -29,17 +26,6 @@ ALL = {**ARCHITECTURES, **EIGHT_BITS}
 CASES = [(parent, name) for parent in PARENTS for name in (ALL if parent in ("tied", "biases") else ["mixed"])]
 
 
-def in_vllm(folders: Mapping[str, Path], work: Path) -> dict[str, torch.Tensor]:
-    """Return vLLM's log-probabilities, ``(tokens - 1, vocabulary)``, of each prompt: ``{name}/{index of prompt}``."""
-    script = Path(__file__).parents[2] / "support" / "vllm_logprobs.py"
-    job = {"folders": {name: str(folder) for name, folder in folders.items()}, "prompts": PROMPTS}
-    (work / "job.json").write_text(json.dumps(job))
-    command = [str(vllm.python()), script, work / "job.json", work / "logprobs.safetensors"]
-    done = subprocess.run(command, cwd=work, env=vllm.environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return load_file(work / "logprobs.safetensors")
-
-
 @pytest.fixture(scope="module")
 def logprobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[torch.Tensor]]]:
     """All children on disk, and their log-probabilities in vLLM, by parent and architecture."""
@@ -52,8 +38,8 @@ def logprobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         children[case] = child_on_disk(work / parent, work / f"{case} child", ALL[name])
         folders[case] = work / case
         write_decilm(read_checkpoint(children[case]), folders[case], {})
-    tensors = in_vllm(folders, work)
-    return {case: (child, [tensors[f"{case}/{i}"] for i in range(len(PROMPTS))]) for case, child in children.items()}
+    results = log_probabilities(folders, PROMPTS, "float32")
+    return {case: (child, results[case]) for case, child in children.items()}
 
 
 @needs_vllm

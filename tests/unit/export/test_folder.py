@@ -122,7 +122,7 @@ def hf_layers(folder: Path) -> list[tuple[int, int]]:
     return layers
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "constants" not in name])
 @torch.no_grad()
 def test_decilm_computes_the_childs_logits(parent: Path, tmp_path: Path, name: str) -> None:
     folder = child_on_disk(parent, tmp_path / "child", ARCHITECTURES[name])
@@ -192,6 +192,8 @@ def test_tokenizer_and_provenance_travel_and_code_does_not(parent: Path, tmp_pat
     ("name", "architecture", "message"),
     [
         ("hf", ARCHITECTURES["mixed"], "hf: attention of layer 2 is a linear map"),
+        ("hf", ARCHITECTURES["constants"], "hf: attention of layer 0 is a vector"),
+        ("decilm", ARCHITECTURES["constants"], "decilm: attention of layer 0 is a vector"),
         ("hf", Architecture((LayerChoice("parent@int8"), *PARENT_ONLY.layers[1:])), "precision int8"),
         ("decilm", Architecture((LayerChoice("parent@q8_0"), *PARENT_ONLY.layers[1:])), "precision q8_0"),
         ("decilm", Architecture((LayerChoice("lowrank-5"), *PARENT_ONLY.layers[1:])), "lowrank-5.*no format"),
@@ -206,6 +208,13 @@ def test_what_a_folder_cannot_express_is_one_line(
         {"hf": write_hf, "decilm": write_decilm}[name](read_checkpoint(folder), tmp_path / name, {})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("family", ["granite", "olmo2", "smollm3", "gemma2", "gemma3_text"])
+def test_families_that_no_format_expresses_are_one_line(tmp_path: Path, family: str) -> None:
+    write_parent(tmp_path / family, family)
+    with pytest.raises(TangramError, match=rf"is of family {family}, which none of the formats gguf, [^\n]*$"):
+        read_checkpoint(tmp_path / family)
 
 
 def test_the_command_writes_into_the_folder_that_it_is_given(parent: Path, tmp_path: Path) -> None:

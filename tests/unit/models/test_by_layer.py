@@ -42,7 +42,10 @@ def test_captured_and_streamed_states_are_the_same_bytes(folder, tokens, tmp_pat
     assert torch.equal(whole.hidden(3), by_layer.hidden(3))
 
 
-@pytest.mark.parametrize(("kind", "variant"), [("attention", "linear"), ("ffn", "width-0.5"), ("attention", "gqa-1")])
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [("attention", "linear"), ("ffn", "width-0.5"), ("attention", "gqa-1"), ("ffn", "constant")],
+)
 def test_pieces_are_the_same(folder, tokens, kind, variant):
     pieces = []
     for load in (load_model, load_by_layer):

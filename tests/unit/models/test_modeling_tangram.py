@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_children import (
     CONFIGS,
+    CONSTANTS,
     FACTORS,
     IN_BF16,
     IN_FP8,
@@ -35,6 +36,7 @@ from tangram.blocks.projections import Projections
 from tangram.child.assemble import build_child, save_child
 from tangram.models.operators import StructuredLinear, replace_projections
 
+NORMS_AFTER = {"attention": "post_attention_layernorm", "ffn": "post_feedforward_layernorm"}
 WITH_NORMS_AFTER = ("olmo2", "gemma2", "gemma3_text")
 TOKENS = torch.arange(2, 2 + 2 * 9).view(2, 9) * 7 % VOCABULARY
 
@@ -50,6 +52,19 @@ class Affine(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **_):
         mapped = hidden_states @ self.weight.T + self.bias
         return (mapped, None) if self.attention else mapped
+
+
+class Always(nn.Module):
+    """Returns one vector for every token, as stock attention returns it, or as a stock FFN does."""
+
+    def __init__(self, piece: dict[str, torch.Tensor], attention: bool):
+        super().__init__()
+        (self.vector,) = piece.values()
+        self.attention = attention
+
+    def forward(self, hidden_states: torch.Tensor, **_):
+        output = self.vector.repeat(*hidden_states.shape[:2], 1)
+        return (output, None) if self.attention else output
 
 
 @torch.no_grad()
@@ -69,16 +84,19 @@ def stock_equivalent(parent, architecture):
     model, piece = copy.deepcopy(parent), pieces(parent)
     for index, choice in enumerate(architecture.layers):
         layer = model.model.layers[index]
+        for kind, norm in NORMS_AFTER.items() if model.config.model_type in WITH_NORMS_AFTER else ():
+            if getattr(choice, kind) in ("linear", "constant"):  # they contribute their outputs as they are
+                setattr(layer, norm, nn.Identity())
         for kind, subblock in (("attention", layer.self_attn), ("ffn", layer.mlp)):
             if issubclass(block_class(variant := getattr(choice, kind)), Projections):
                 multiply_out(subblock, variant, piece(kind, variant, index))
         if choice.attention == "no-op":
             for tensor in layer.self_attn.o_proj.parameters():
                 tensor.zero_()
+        elif choice.attention == "constant":
+            layer.self_attn = Always(piece("attention", "constant", index), attention=True)
         elif choice.attention == "linear":
             layer.self_attn = Affine(piece("attention", "linear", index), attention=True)
-            if model.config.model_type in WITH_NORMS_AFTER:
-                layer.post_attention_layernorm = nn.Identity()
         elif choice.attention == "gqa-1":  # every query group reads the one remaining head
             over_heads = [layer.self_attn.k_norm] if model.config.model_type == "olmo2" else []
             for module in (layer.self_attn.k_proj, layer.self_attn.v_proj, *over_heads):
@@ -88,17 +106,17 @@ def stock_equivalent(parent, architecture):
         if choice.ffn == "no-op":
             for tensor in layer.mlp.down_proj.parameters():
                 tensor.zero_()
+        elif choice.ffn == "constant":
+            layer.mlp = Always(piece("ffn", "constant", index), attention=False)
         elif choice.ffn == "linear":
             layer.mlp = Affine(piece("ffn", "linear", index), attention=False)
-            if model.config.model_type in WITH_NORMS_AFTER:
-                layer.post_feedforward_layernorm = nn.Identity()
         elif choice.ffn == "width-0.5":  # channels that are gone reach nothing
             layer.mlp.down_proj.weight[:, INTERMEDIATE // 2 :] = 0
     return model
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_child_computes_what_changed_stock_blocks_compute(parent, architecture):
     child = child_of(parent, architecture)
     reference = stock_equivalent(parent, architecture)(TOKENS, use_cache=False).logits
@@ -125,7 +143,7 @@ def test_a_uniform_child_is_a_stock_model_of_the_same_numbers(parent):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION, PARENT_ONLY])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
 def test_generation_with_cache_and_padding_equals_recomputation(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
@@ -155,7 +173,7 @@ WAYS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
 def test_every_way_to_generate_equals_recomputing_everything(parent, architecture, way):
     child = child_of(parent, architecture)
@@ -166,7 +184,7 @@ def test_every_way_to_generate_equals_recomputing_everything(parent, architectur
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_a_cropped_cache_goes_on_from_where_it_was_cropped(parent, architecture):
     child = child_of(parent, architecture)
     cache = DynamicCache(config=child.config)
@@ -200,7 +218,11 @@ def test_hidden_states_are_layer_inputs_and_the_normed_output(parent):
     outputs = child(TOKENS, output_hidden_states=True)
     assert len(outputs.hidden_states) == LAYERS + 1
     assert all(torch.equal(state, seen) for state, seen in zip(outputs.hidden_states, inputs, strict=False))
-    assert torch.equal(child.lm_head(outputs.hidden_states[-1]), outputs.logits)
+    logits, config = child.lm_head(outputs.hidden_states[-1]), child.config
+    logits = logits / getattr(config, "logits_scaling", 1)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
+    assert torch.equal(logits, outputs.logits)
 
 
 def test_a_changed_attention_implementation_reaches_the_layers(parent):

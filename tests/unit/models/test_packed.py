@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_quantized import int8_layer, seeded
-from tiny_children import FACTORS, HIDDEN, IN_BF16, IN_FP8, MIXED, QUANTIZED, VOCABULARY, child_of
+from tiny_children import CONSTANTS, FACTORS, HIDDEN, IN_BF16, IN_FP8, MIXED, QUANTIZED, VOCABULARY, child_of
 from torch import nn
 
 from tangram.models import packed
@@ -121,8 +121,8 @@ def test_a_packed_parent_computes_what_it_did(parent):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("architecture", "tolerance"),
-    [(MIXED, 1e-6), (IN_BF16, 2e-2), (QUANTIZED, 1e-2), (IN_FP8, 1e-2), (FACTORS, 2e-2)],
-    ids=["mixed", "bf16", "int8", "fp8", "factors"],
+    [(MIXED, 1e-6), (CONSTANTS, 1e-6), (IN_BF16, 2e-2), (QUANTIZED, 1e-2), (IN_FP8, 1e-2), (FACTORS, 2e-2)],
+    ids=["mixed", "constants", "bf16", "int8", "fp8", "factors"],
 )
 def test_a_packed_child_computes_what_it_did(parent, architecture, tolerance):
     """In int8, a last bit of an input may round it to the next integer."""

@@ -25,6 +25,7 @@ from tangram.tables import (
     SCORES,
     SOLUTIONS,
     SPEEDS,
+    VALIDATION_KL,
     read_table,
     write_table,
 )
@@ -364,7 +365,10 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
         write_child(folder / solution, models, measured)
         losses = {model: kl for model, (kl, _) in models.items()}
         write_table(sequences(losses), SAMPLES, folder / solution / "sequences.parquet", made_by)
-        curves = []
+        curves = [
+            {"series": "finetune", "step": t // 512, "tokens": t, "metric": VALIDATION_KL, "value": before * law(t)}
+            for t in (0, 1024, 2048, 4096, 8192, 16384)
+        ]
         for step in range(32):
             done = 1 - math.exp(-step / 8)
             values = {"kl": before + (after - before) * done, "cosine": 0.3 * before * (1 - 0.5 * done)}
@@ -374,6 +378,11 @@ def _write_target(folder: Path, speed: float, layers: int, rng: np.random.Genera
                 for (m, v), noise in zip(values.items(), rng.lognormal(0, 0.08, 3), strict=True)
             ]
         write_table(curves, CURVES, folder / solution / "curves.parquet", made_by)
+
+
+def law(tokens: float) -> float:
+    """KL over tokens of finetuning, relative to that before it."""
+    return (1 + tokens / 4000) ** -0.12
 
 
 def summary_of(speed: float) -> dict:

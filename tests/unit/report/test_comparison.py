@@ -285,18 +285,20 @@ def test_quality_kept_has_the_error_of_the_paired_difference(complete):
     kept = quality_kept(results, child)
     assert kept.value == pytest.approx((parent - 0.05 / 0.75) / parent)
 
-    def error(share, n):  # of a mean of zeros and ones
-        return math.sqrt(share * (1 - share) / (n - 1)) / 0.75
+    def error(n, accuracy):  # the child fails at 5 % of the questions, at which the parent is right
+        right, lost = (accuracy - CHANCE) / 0.75, (accuracy - 0.05 - CHANCE) / 0.75
+        scores = np.repeat(
+            [1 - CHANCE, 1 - CHANCE, -CHANCE], [round(n * s) for s in (accuracy - 0.05, 0.05, 1 - accuracy)]
+        )
+        others = np.where(np.arange(n) < round(n * (accuracy - 0.05)), 1 - CHANCE, -CHANCE)
+        means = np.array([lost, right])
+        covariance = np.cov(others / 0.75, scores / 0.75) / n
+        assert means == pytest.approx([others.mean() / 0.75, scores.mean() / 0.75])
+        return covariance
 
-    errors = [
-        math.sqrt(sum(error(share, n) ** 2 for n, share in shares)) / len(TASKS)
-        for shares in ([(n, 0.05) for n, _ in TASKS.values()], TASKS.values())
-    ]
-    step, center = 1e-6, np.array([-0.05 / 0.75, parent])
-    slopes = [
-        (np.divide(*(center + step * unit)) - np.divide(*(center - step * unit))) / (2 * step) for unit in np.eye(2)
-    ]
-    assert kept.standard_error == pytest.approx(math.hypot(slopes[0] * errors[0], slopes[1] * errors[1]), rel=1e-6)
+    covariance = sum(error(n, accuracy) for n, accuracy in TASKS.values()) / len(TASKS) ** 2
+    slopes = np.array([1, -kept.value]) / parent  # of child / parent
+    assert kept.standard_error == pytest.approx(math.sqrt(slopes @ covariance @ slopes), rel=1e-6)
     assert quality_kept(results, PARENT_KEY).value == 1
     assert quality_kept(results, Key("speed-1.4", "0", "child")) is None
     difference = quality_difference(results, child, rival)

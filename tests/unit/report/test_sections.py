@@ -6,17 +6,28 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from page_parser import Page
-from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, settings_of, write_child
+from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, law, settings_of, write_child
 
 from tangram.report.comparison import quality_difference, quality_kept, scored_children
 from tangram.report.data import load_results
 from tangram.report.estimates import Key
 from tangram.report.page import render_page
-from tangram.report.style import percent_of
+from tangram.report.style import number, percent_of
 from tangram.report.summary import summary_text
-from tangram.tables import COSTS, EVALUATION, LIBRARY, SCORES, SPEEDS, read_table, write_table
+from tangram.tables import (
+    COSTS,
+    CURVES,
+    EVALUATION,
+    LIBRARY,
+    SCORES,
+    SPEEDS,
+    VALIDATION_KL,
+    read_table,
+    write_table,
+)
 
 
 def test_rivals_stand_beside_the_chosen_child(complete, page):
@@ -72,6 +83,36 @@ def test_quantized_pieces_show_their_losses_and_roundings(complete, page):
     assert row[5] == "compensated, smoothing 0.5 (67 %), nearest, smoothing 0.35 (33 %)"
     assert page.row("training", "LM head parent@int8")[1] == "KL, nats/token"
     assert not [row for row in page.rows["training"] if row[0] == "FFN lowrank-144"]
+
+
+def sentence_with(complete, tmp_path, points):
+    """Return the page's text if the chosen child's learning curve has other values at the first points."""
+    folder = shutil.copytree(complete, tmp_path / "run")
+    path = folder / "targets" / PRIMARY / "0" / "curves.parquet"
+    frame = read_table(path, CURVES)
+    curve = frame[frame["metric"] == VALIDATION_KL].iloc[: len(points)].assign(value=points)
+    write_table(pd.concat([frame[frame["metric"] != VALIDATION_KL], curve]), CURVES, path)
+    return Page(render_page(load_results(folder, settings_of()))).text
+
+
+def test_the_page_says_what_ten_times_the_tokens_would_bring(complete, page):
+    frame = read_table(complete / "targets" / PRIMARY / "0" / "curves.parquet", CURVES)
+    start = frame[(frame["metric"] == VALIDATION_KL) & (frame["tokens"] == 0)]["value"].item()
+    now, then = (number(start * law(tokens)) for tokens in (16384, 163840))
+    assert f"ten times the tokens would bring its KL from {now} to {then} [{then} to {then}]" in page.text
+    assert 'aria-label="KL over tokens of finetuning by child"' in page.source
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([0.8, 0.7, 0.65], "3 points carry no power law"),
+        ([0.8, 0.7, 0.69, 0.685, 0.68, 0.8], "has no predictive power"),
+        ([0.8, 0.79, 0.8, 0.79, 0.8, 0.795], "does not show that ten times the tokens would lower its KL of 0.795"),
+    ],
+)
+def test_a_curve_that_promises_nothing_is_said_to(complete, tmp_path, points, said):
+    assert said in sentence_with(complete, tmp_path, points)
 
 
 def test_sources_that_are_not_scored_have_no_row(page):

@@ -1,20 +1,21 @@
 """The training loop: schedule, accumulation, exact resume."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from tangram.errors import TangramError
-from tangram.training.loop import Checkpointing, TrainingPlan, _restore, train
+from tangram.training.loop import Checkpointing, TrainingPlan, Validation, _restore, steps_of, train
 from tangram.training.parallel import World
 
 
 def plan(**changes):
     options = {
         "examples": 12,
-        "epochs": 3,
+        "steps": 9,
         "batch_size": 4,
         "micro_batch_size": 4,
         "learning_rate": 1e-2,
@@ -61,13 +62,102 @@ def test_large_seeds_have_their_own_orders(seed):
 
 
 def test_rate_rises_then_falls_to_a_tenth():
-    chosen = plan(epochs=100)
+    chosen = plan(steps=300)
     rates = [chosen.rate(step) for step in range(chosen.steps)]
     peak = rates.index(max(rates))
     assert max(rates) == pytest.approx(1e-2)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(1e-3, rel=0.01)
+
+
+def test_a_linear_schedule_ends_at_zero():
+    chosen = plan(steps=300, schedule="linear")
+    rates = [chosen.rate(step) for step in range(301)]
+    assert rates[60] == max(rates) == 1e-2
+    assert rates[180] == pytest.approx(5e-3)
+    assert rates[300] == 0
+
+
+def test_a_constant_schedule_stays_at_the_peak():
+    chosen = plan(steps=300, schedule="constant")
+    assert [chosen.rate(step) for step in (29, 59, 60, 299)] == [pytest.approx(5e-3), 1e-2, 1e-2, 1e-2]
+
+
+@pytest.mark.parametrize("sequences", [1, 4, 9, 10, 11, 20, 33])
+def test_steps_read_the_sequences_of_a_budget(sequences):
+    steps = steps_of(sequences, 10, 4)
+    chosen = plan(examples=10, steps=steps)
+    read = [len(chosen.batch(step)) for step in range(steps)]
+    assert sum(read[:-1]) < sequences <= sum(read) < sequences + 4
+    assert [chosen.sequences(count) for count in range(steps + 1)] == [sum(read[:count]) for count in range(steps + 1)]
+
+
+def test_a_budget_in_seconds_trains_like_one_in_steps(capsys):
+    timed, loss = problem()
+    rows = train(timed, loss, plan(seconds=0.4, weight_decay=0.1))
+    steps = rows[-1]["step"] + 1
+    assert f"training: {steps} steps of " in capsys.readouterr().err
+    assert steps > 1
+    counted, loss = problem()
+    assert train(counted, loss, plan(steps=steps, weight_decay=0.1)) == rows
+    assert torch.equal(weights(counted), weights(timed))
+
+
+def test_a_resumed_budget_in_seconds_keeps_its_steps(tmp_path, capsys):
+    state = Checkpointing(tmp_path / "state", 0.0, "same")
+    killed, loss = problem()
+
+    def loss_that_dies(batch):
+        if (tmp_path / "state" / "latest").exists():
+            raise KeyboardInterrupt
+        return loss(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, loss_that_dies, plan(seconds=0.2), checkpointing=state)
+    planned = int(re.search(r"(\d+) steps of", capsys.readouterr().err)[1])
+    resumed, loss = problem()
+    rows = train(resumed, loss, plan(seconds=1e-9), checkpointing=state)
+    printed = capsys.readouterr().err
+    assert f"resuming from step 1 of {planned}" in printed
+    assert "steps of" not in printed
+    undisturbed, loss = problem()
+    assert rows == train(undisturbed, loss, plan(steps=planned))
+    assert torch.equal(weights(resumed), weights(undisturbed))
+
+
+def test_a_budget_of_no_time_is_one_step():
+    module, loss = problem()
+    assert {row["step"] for row in train(module, loss, plan(seconds=1e-9))} == {0}
+
+
+@pytest.mark.parametrize(("sequences", "steps"), [(4, {1, 2, 4}), (5, {2, 4}), (16, {4}), (17, set())])
+def test_validation_costs_no_more_than_the_training_between(sequences, steps):
+    assert Validation(lambda: 0.0, "kl", sequences).milestones(plan(steps=9)) == steps
+
+
+def test_validation_changes_no_training_and_resumes_with_it(tmp_path):
+    undisturbed, loss = problem()
+    expected = train(undisturbed, loss, plan())
+    state = Checkpointing(tmp_path / "state", 0.0, "same")
+    module, loss = problem()
+    seen = []
+
+    def measure():
+        with torch.no_grad():
+            seen.append(weights(module).norm().item())
+        return seen[-1]
+
+    validation = Validation(measure, "norm", 4)
+    rows = train(module, loss, plan(), checkpointing=state, validation=validation)
+    assert [row for row in rows if row["metric"] != "norm"] == expected
+    assert [(row["step"], row["value"]) for row in rows if row["metric"] == "norm"] == list(
+        zip((1, 2, 4), seen, strict=True)
+    )
+    assert torch.equal(weights(module), weights(undisturbed))
+    again, loss = problem()
+    assert train(again, loss, plan(), checkpointing=state, validation=validation) == rows
+    assert len(seen) == 3
 
 
 def test_accumulation_equals_one_large_batch():

@@ -19,7 +19,7 @@ from tangram.config import BlockDistillation, Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.library.distill import LayerDistillation
 from tangram.models.loading import load_model
-from tangram.tables import CORPUS, CURVES, read_table, write_table
+from tangram.tables import CORPUS, CURVES, VALIDATION_KL, read_table, write_table
 from tangram.training.parallel import World
 
 
@@ -43,7 +43,7 @@ def make_job(parent: Path, folder: Path, dtype: str, ffn: str = "no-op", **setti
     ]
     write_table(rows, CORPUS, folder / "corpus.parquet")
     capture(model, read_tokens(folder / "corpus.parquet"), 2, folder / "states.npy", "test")
-    options = {"epochs": 2, "batch_size": 4, "micro_batch_size": 1, "lm_weight": 0.5, "learning_rate": 1e-3}
+    options = {"budget": {"epochs": 2}, "batch_size": 4, "micro_batch_size": 1, "lm_weight": 0.5, "learning_rate": 1e-3}
     return {
         "settings": Finetune(**options | settings).model_dump_json(exclude={"parallel", "checkpoint_seconds"}),
         "parent": str(parent),
@@ -115,6 +115,27 @@ def test_sharded_training_resumes_from_its_parts(job, alone, tmp_path):
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
 
 
+def test_a_child_records_its_budget_and_its_learning_curve(job, tmp_path):
+    """Of a budget in minutes, too, which is that of the steps which it took."""
+    minutes = {**job, "settings": changed(job, {"minutes": 0.02}), "score": job["corpus"]}
+    finetuned(minutes, tmp_path / "minutes")
+    rows = read_table(tmp_path / "minutes" / "curves", CURVES)
+    record = json.loads((tmp_path / "minutes" / "folder" / "provenance.json").read_text())
+    steps, tokens = record["finetune_steps"], record["finetune_tokens"]
+    assert steps == len(rows[rows["metric"] == "loss"]) > 1
+    assert tokens == 12 * (steps // 2 * 7 + steps % 2 * 4)  # four sequences, then three
+    points = rows[rows["metric"] == VALIDATION_KL].sort_values("tokens")
+    assert list(points["step"])[:: len(points) - 1] == [0, steps]
+    assert list(points["value"])[:: len(points) - 1] == pytest.approx([record["kl_before"], record["kl_after"]])
+    _, curve = finetuned({**job, "settings": changed(job, {"tokens": tokens})}, tmp_path / "tokens")
+    assert curve == rows[rows["metric"] != VALIDATION_KL][["step", "metric", "value"]].values.tolist()
+
+
+def changed(job: dict[str, str], budget: dict[str, float]) -> str:
+    """Return a job's settings with another budget."""
+    return json.dumps(json.loads(job["settings"]) | {"budget": budget})
+
+
 def share_moved(job: dict[str, str], state: Path) -> float:
     """Return the share of weights that differ from the child's in a state of float32, from all of its parts."""
     begin = load_file(Path(job["child"]) / "model.safetensors")
@@ -127,7 +148,7 @@ def share_moved(job: dict[str, str], state: Path) -> float:
     return moved / sum(tensor.numel() for tensor in begin.values())
 
 
-LONGER = {"epochs": 10, "learning_rate": 3e-4}  # 20 steps, most of which bfloat16 alone would round away
+LONGER = {"budget": {"epochs": 10}, "learning_rate": 3e-4}  # 20 steps, most of which bfloat16 alone would round away
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def share_moved(before: nn.Module, after: dict[str, torch.Tensor]) -> float:
     return moved / sum(tensor.numel() for tensor in begin.values())
 
 
-SETTINGS = Finetune(epochs=4, batch_size=4, micro_batch_size=1, learning_rate=1e-3)
+SETTINGS = Finetune(budget={"epochs": 4}, batch_size=4, micro_batch_size=1, learning_rate=1e-3)
 
 
 def test_finetuning_moves_an_equal_share_to_an_equal_loss(tiny_parent, tmp_path):

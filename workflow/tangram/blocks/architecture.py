@@ -12,7 +12,7 @@ from tangram.blocks.base import HEAD, KINDS, PARENT
 from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
-from tangram.models.families import CHILD_PREFIX, Shape
+from tangram.models.families import CHILD_PREFIX, Shape, window_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -169,6 +169,12 @@ def heterogeneous_config(
             settings |= {"sliding_window": None, "use_sliding_window": False}
         if types:
             settings["layer_types"] = ["full_attention"] * len(types)
+    if any("window" in layer for layer in layers):
+        if window_of(parent_config) is not None:
+            raise TangramError(
+                "library.attention: attention of the parent has a window of its own; leave other windows out"
+            )
+        settings["window"] = None
     settings |= {
         "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],

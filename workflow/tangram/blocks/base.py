@@ -105,6 +105,7 @@ class Block(ABC):
         formats: the formats of other engines that can express it exactly.
         part: its form there, if it is not its kind's: empty for nothing, ``linear`` for a linear map, ``unbiased`` for
             one without bias.
+        normed: whether the parent's norm stays before it.
     """
 
     kind: str
@@ -122,6 +123,7 @@ class Block(ABC):
     precisions: ClassVar[tuple[str, ...]] = ALL_PRECISIONS
     formats: ClassVar[tuple[str, ...]] = FORMATS
     part: ClassVar[str | None] = None
+    normed: ClassVar[bool] = True
 
     @property
     def size(self) -> float:
@@ -202,6 +204,11 @@ class Block(ABC):
             heads: the parent's query heads.
             kv_heads: the parent's key-value heads.
         """
+        return None
+
+    @classmethod
+    def unchanged_length(cls, size: int | float | None) -> int | None:
+        """Return a length up to which it computes what the parent does, in tokens; None without one."""
         return None
 
     @classmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,12 +21,15 @@ class Calibration:
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength, relative to the mean squared input.
         unnormed: the outputs of the attention or FFN before the norm after it; None without such a norm.
+        context: the arguments of the decoder layer (`models.forward.layer_contexts`) for sequences whose tokens the
+            others hold in order; None if they are of no sequences.
     """
 
     inputs: torch.Tensor
     outputs: torch.Tensor
     weights: torch.Tensor
     ridge: float
+    context: Mapping[str, Any] | None = None
     unnormed: torch.Tensor | None = None
 
     @property

@@ -1,18 +1,61 @@
-"""Grouped-query attention with fewer KV heads: groups of the parent's KV heads are mean-pooled.
+"""Grouped-query attention with fewer KV heads, which are rotated into agreement and then mean-pooled by group.
 
-Ainslie et al. 2023 (arXiv 2305.13245); Puzzle (arXiv 2411.19146), appendix A.
+Mean pooling: Ainslie et al. 2023 (arXiv 2305.13245); Puzzle (arXiv 2411.19146), appendix A. Rotations: `alignment`.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import LARGEST_COUNT, Block, register
+from tangram.blocks.base import FITTED_TOKENS, LARGEST_COUNT, Block, register
 
 if TYPE_CHECKING:
     import torch
 
     from tangram.blocks.calibration import Calibration
+
+REFIT_RIDGE = 0.1  # at least, relative to the mean squared input: thousands of tokens determine hundreds of columns
+
+
+def pooled(weights: Mapping[str, torch.Tensor], kv_heads: int, head_dim: int) -> dict[str, torch.Tensor]:
+    """Return an attention's weights with the means of the K and V projections (and biases) of each group of heads.
+
+    A norm over all keys (OLMo 2) has weights per head, which are averaged, too.
+    """
+    merged, rows = dict(weights), len(weights["k_proj.weight"])
+    for name in [n for n in weights if n.startswith(("k_proj.", "v_proj.", "k_norm.")) and len(weights[n]) == rows]:
+        heads = weights[name].unflatten(0, (kv_heads, -1, head_dim))
+        merged[name] = (heads if heads.dtype.itemsize > 4 else heads.float()).mean(dim=1).flatten(0, 1)
+    return merged
+
+
+def head_outputs(parent: Any, weights: Mapping[str, torch.Tensor], calibration: Calibration) -> torch.Tensor:
+    """Return the inputs of `o_proj` of an attention with fewer KV heads, ``(tokens, heads · head size)``, float32.
+
+    Args:
+        parent: the parent's attention, with the same query heads; it is not changed.
+        weights: of the attention, by name.
+        calibration: inputs, with the arguments of the decoder layer in `context`.
+    """
+    import torch
+    from torch import nn
+
+    attention = copy.deepcopy(parent)
+    for name in ("q_proj", "k_proj", "v_proj", "k_norm"):
+        projection: Any = getattr(attention, name, None)
+        for part in [part for part in ("weight", "bias") if f"{name}.{part}" in weights]:
+            tensor = weights[f"{name}.{part}"].to(projection.weight)
+            setattr(projection, part, nn.Parameter(tensor, requires_grad=False))
+    attention.num_key_value_groups = len(weights["q_proj.weight"]) // len(weights["k_proj.weight"])
+    attention.o_proj = nn.Identity()
+    context = calibration.context or {}
+    length = context["position_ids"].shape[-1]
+    sequences = calibration.inputs.unflatten(0, (-1, length))
+    batches = sequences.split(max(1, FITTED_TOKENS // length))
+    outputs = [attention(hidden_states=batch, **context)[0] for batch in batches]
+    return torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)) for part in outputs]).flatten(0, 1)
 
 
 @register
@@ -32,20 +75,34 @@ class GroupedQuery(Block):
         return {"num_key_value_heads": self.kv_heads}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Average the K and V projections of each merged group of heads; copy all other weights.
+        """Align and merge the KV heads of each group, and refit `o_proj` to the outputs of the merged heads."""
+        from dataclasses import replace
 
-        Biases are averaged, too, and the weights of a norm over all keys (OLMo 2), unlike those of a norm per head.
-        """
-        weights, per_group = dict(parent.state_dict()), self.shape.kv_heads // self.kv_heads
-        rows = self.shape.kv_heads * self.shape.head_dim
-        for name in [n for n in weights if n.startswith(("k_proj.", "v_proj.", "k_norm.")) and len(weights[n]) == rows]:
-            heads = weights[name].unflatten(0, (self.kv_heads, per_group, self.shape.head_dim))
-            weights[name] = heads.float().mean(dim=1).flatten(0, 1)
-        return weights
+        from tangram.blocks.alignment import aligned
+        from tangram.blocks.calibration import regression_through_zero
+
+        rotated = aligned(parent, calibration.inputs, calibration.weights, self.kv_heads)
+        weights = pooled(rotated, self.kv_heads, self.shape.head_dim)
+        if calibration.context is not None:
+            outputs = calibration.module_outputs
+            outputs = outputs if parent.o_proj.bias is None else outputs - parent.o_proj.bias
+            merged = replace(
+                calibration,
+                inputs=head_outputs(parent, weights, calibration),
+                outputs=outputs,
+                ridge=max(calibration.ridge, REFIT_RIDGE),
+            )
+            weights["o_proj.weight"] = regression_through_zero(merged, weights["o_proj.weight"])
+        return {name: tensor.float() for name, tensor in weights.items()}
 
     def relative_size(self) -> float:
         """Return the share of the weights that remain: those of queries and outputs do not change."""
         return (self.shape.heads + self.kv_heads) / (self.shape.heads + self.shape.kv_heads)
+
+    def operations_to_fit(self) -> float:
+        """Return the multiply-adds of the moments of heads, and of one more pass through the attention."""
+        queries, keys = self.shape.heads * self.shape.head_dim, self.shape.kv_heads * self.shape.head_dim
+        return float(queries**2 + keys**2 + self.shape.parameters(self.kind))
 
     @classmethod
     def refusal(cls, size: int | float | None, heads: int, kv_heads: int) -> str | None:
@@ -57,10 +114,10 @@ class GroupedQuery(Block):
         valid = [k for k in range(1, kv_heads) if kv_heads % k == 0]
         return (
             f": {size} KV heads do not divide the parent's {kv_heads}; "
-            f"valid: {', '.join(f'gqa-{k}' for k in valid) or 'none'}"
+            f"valid: {', '.join(f'{cls.family}-{k}' for k in valid) or 'none'}"
         )
 
     @classmethod
     def suggest(cls, number: float | None) -> str | None:
         """Return the name with the number rounded down."""
-        return None if number is None else f"gqa-{max(1, int(number))}"
+        return None if number is None else f"{cls.family}-{max(1, int(number))}"

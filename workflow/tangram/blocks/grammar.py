@@ -102,6 +102,17 @@ def _check_precision(variant: Variant, block: type[Block], where: str) -> None:
         raise ValueError(f"{where}: '{variant.source}' has no precision {variant.precision}{allowed}; leave it out")
 
 
+def check_length(name: str, where: str, sequence_length: int) -> None:
+    """Raise a ValueError if a variant computes what the parent does on sequences of a length, in tokens."""
+    variant = Variant.parse(name)
+    length = block_class(variant).unchanged_length(variant.size)
+    if length is not None and length >= sequence_length:
+        raise ValueError(
+            f"{where} computes what the parent does on sequences of corpus.sequence_length ({sequence_length}) tokens; "
+            "raise corpus.sequence_length, or choose a smaller number"
+        )
+
+
 def check_runs(precision: str, where: str, device: str, dtype: str) -> None:
     """Check that a precision differs from the run's dtype, and that the run's device has kernels for it.
 

@@ -20,6 +20,7 @@ class NoOp(Block):
     label, hue, severity = "", ("#606870", "#606870"), 5  # the report's muted gray
     trainable = False
     part = ""
+    normed = False
     precisions = ()
 
     def overrides(self) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from tangram.errors import TangramError
 from tangram.models.families import Shape
 
 # A new family of this package is a file of its own and a name here.
-FAMILIES = ("parent", "gqa", "width", "low_rank", "linear", "unbiased_linear", "no_op")
+FAMILIES = (
+    "parent", "gqa", "mean_gqa", "width", "low_rank", "linear", "unbiased_linear", "window", "constant", "no_op",
+)  # fmt: skip
 ENTRY_POINTS = "tangram.blocks"  # the group under which other packages register the modules of their families
 
 

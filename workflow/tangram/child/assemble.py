@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import HEAD, NO_OP, PARENT, Variant
+from tangram.blocks.base import HEAD, PARENT, Variant
 from tangram.blocks.registry import block_class
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
@@ -30,6 +30,7 @@ from tangram.models import (
     packed,
     packed_attention,
     quantized,
+    window,
 )
 from tangram.models.families import CHILD_PREFIX, Shape, read_config
 from tangram.models.layouts import Place, layout_among
@@ -46,6 +47,7 @@ CODE = {  # copied into a child that stock code cannot run, under the names with
     "packed.py": packed,
     "packed_attention.py": packed_attention,
     "quantized.py": quantized,
+    "window.py": window,
 }
 PRECISION_DTYPES = (torch.bfloat16, *(layer.dtype for layer in quantized.SCALED.values()))
 WEIGHTS_FILE = "model.safetensors"
@@ -132,15 +134,15 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
 
 
 def _dropped_norms(state: State, layer: int, kind: str, variant: str) -> list[str]:
-    """Return the prefixes of the parent's norms that a variant does without: a no-op both, a map the one after it."""
+    """Return the prefixes of the parent's norms that a variant does without: of a linear map, the one after it."""
     if kind == HEAD:
         return []
     prefix = f"model.layers.{layer}."
     names = {name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)}
     place: Place = getattr(layout_among(names), kind)
-    linear = block_class(variant).part in ("linear", "unbiased")
-    norms = place.norms if variant == NO_OP else (place.after,) if linear and place.after else ()
-    return [f"{prefix}{norm}." for norm in norms]
+    block = block_class(variant)
+    linear = block.part in ("linear", "unbiased")
+    return [f"{prefix}{norm}." for norm in place.norms if not block.normed or (linear and norm == place.after)]
 
 
 def cast_state(state: State, architecture: Architecture, dtype: torch.dtype) -> dict[str, torch.Tensor]:

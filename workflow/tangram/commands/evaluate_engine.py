@@ -1,4 +1,4 @@
-"""Evaluate an exported child, or the parent's files, in llama.cpp on held-out text."""
+"""Evaluate an exported child in its engine, or the parent's files in llama.cpp, on held-out text."""
 
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ class Settings(Section):
 def evaluate_engine(
     settings: Annotated[str, typer.Option(help="config section `evaluation` as JSON")],
     files: Annotated[
-        list[str], reads_each("GGUFs of a child, {target}/{solution}/export, or the parent, parent/{type}")
+        list[str], reads_each("a child's in {target}/{solution}/export, or the parent's in parent/{type}")
     ],
     parent: Annotated[str, reads_model("parent")],
     corpus: Annotated[str, reads("held-out split")],
@@ -33,6 +33,7 @@ def evaluate_engine(
     from tangram.corpus.tokens import read_tokens
     from tangram.evaluation.engine import compare_in_engine, name_of
     from tangram.evaluation.text import text_rows
+    from tangram.evaluation.vllm_text import compare_in_vllm
     from tangram.models.families import decoder_layers
     from tangram.models.loading import load_model
     from tangram.provenance import provenance
@@ -46,7 +47,10 @@ def evaluate_engine(
     for path in files:
         *_, name = name_of(path)
         size = {"model": name, "task": "file", "metric": "bytes", "value": float(Path(path).stat().st_size), "n": 1}
-        metrics = compare_in_engine(path, teacher, final, input_ids, runtime.threads, f"evaluate_engine {name}")
+        if Path(path).suffix == ".gguf":
+            metrics = compare_in_engine(path, teacher, final, input_ids, runtime.threads, f"evaluate_engine {name}")
+        else:
+            metrics = compare_in_vllm(Path(path).parent, teacher, final, input_ids, runtime.dtype)
         rows += [{**size, "standard_error": None}, *text_rows(name, "heldout", metrics)]
     write_table(rows, EVALUATION, output, provenance("tangram.commands.evaluate_engine", settings, runtime.device))
 

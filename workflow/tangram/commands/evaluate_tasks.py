@@ -1,4 +1,4 @@
-"""Answer BIG-bench multiple-choice tasks with a parent or a child, offline with lm-eval."""
+"""Answer the questions of tasks with a parent or a child, offline with lm-eval."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from tangram.config import Evaluation
 
 def evaluate_tasks(
     settings: Annotated[str, typer.Option(help="config section `evaluation` as JSON")],
-    questions: Annotated[str, reads("questions by task (JSON)")],
+    questions: Annotated[str, reads("tasks by name, with their questions (JSON)")],
     work: Annotated[str, typer.Option(help="scratch folder for the generated task files")],
     output: Annotated[str, writes("SAMPLES table of the questions")],
     parent: Annotated[str | None, reads_model("parent")] = None,
@@ -28,14 +28,15 @@ def evaluate_tasks(
     runtime.start()
     from pathlib import Path
 
-    from tangram.evaluation.tasks import answer_rows, answer_tasks, load_questions, write_tasks
+    from tangram.evaluation.harness import answer_rows, answer_tasks
+    from tangram.evaluation.tasks import load_tasks, write_tasks
     from tangram.files import digest_of_tensors
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
     from tangram.tables import SAMPLES, write_table
 
-    limit, tasks = Evaluation.model_validate_json(settings).task_limit, load_questions(questions)
+    limit, tasks = Evaluation.model_validate_json(settings).task_limit, load_tasks(questions)
     models = {"parent": parent, "child": child, "finetuned": finetuned}
     folders = {name: folder for name, folder in models.items() if folder is not None}
     write_tasks(tasks, work)
@@ -45,7 +46,7 @@ def evaluate_tasks(
         if weights not in answers:
             model = pack(load_model(folder, runtime.dtype, runtime.device))
             label = f"evaluate_tasks {name}"
-            answers[weights] = answer_tasks(model, load_tokenizer(folder), work, list(tasks), limit, label)
+            answers[weights] = answer_tasks(model, load_tokenizer(folder), work, tasks, limit, label)
         rows += answer_rows(name, answers[weights])
     write_table(rows, SAMPLES, output, provenance("tangram.commands.evaluate_tasks", settings, runtime.device))
 

@@ -1,4 +1,4 @@
-"""Extract the questions of BIG-bench multiple-choice tasks from a package."""
+"""Resolve the tasks of a config: extract questions, and fetch the datasets of lm-eval's tasks."""
 
 from typing import Annotated
 
@@ -9,18 +9,32 @@ from tangram.config import Evaluation
 
 
 def extract_tasks(
-    settings: Annotated[str, typer.Option(help="config section `evaluation` as JSON")],
-    output: Annotated[str, writes("questions by task (JSON)")],
+    settings: Annotated[str, typer.Option(help="`tasks` and `task_archive`, of config section `evaluation`, as JSON")],
+    output: Annotated[str, writes("tasks by name, with the questions of those that have any (JSON)")],
+    source_files: Annotated[str, typer.Option(help="fingerprint of the files that the config names")] = "none",
 ) -> None:
-    """Write the questions of all tasks that have exactly one right choice."""
-    from tangram.archives import fetch_archive
+    """Write all tasks; load lm-eval's once, so that unknown names and missing datasets stop here.
+
+    BIG-bench's questions are those that have exactly one right choice.
+    """
+    import tempfile
+
     from tangram.errors import TangramError
-    from tangram.evaluation.tasks import read_tasks, save_questions
+    from tangram.evaluation.benchmarks import resolve
+    from tangram.evaluation.harness import load
+    from tangram.evaluation.tasks import save_tasks, write_tasks
+    from tangram.files import check_writable
 
     section = Evaluation.model_validate_json(settings)
-    if section.task_archive is None or not section.tasks:
+    if not section.tasks:
         raise TangramError("config.evaluation.tasks is empty; name the tasks to evaluate")
-    save_questions(read_tasks(fetch_archive(section.task_archive), section.tasks), output)
+    check_writable(output)
+    tasks = resolve(section)
+    with tempfile.TemporaryDirectory() as folder:
+        write_tasks(tasks, folder)
+        for name, task in tasks.items():
+            load(name, task, folder)
+    save_tasks(tasks, output)
 
 
 if __name__ == "__main__":

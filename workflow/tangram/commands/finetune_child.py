@@ -35,7 +35,6 @@ def finetune_child(
 
         launch(layout.nodes, layout.processes_per_node)
     use_threads(max(1, runtime.threads // layout.processes_per_node), runtime.seed, runtime.device)
-    import math
     import shutil
     import sys
     from pathlib import Path
@@ -45,12 +44,12 @@ def finetune_child(
     from tangram.activations import open_activations
     from tangram.child.assemble import load_weights, save_child
     from tangram.corpus.tokens import read_tokens
-    from tangram.finetune import finetune, kl_on
+    from tangram.finetune import VALIDATED, TextKL, finetune
     from tangram.gguf_types import round_pieces
     from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
-    from tangram.tables import CURVES, write_table
+    from tangram.tables import CURVES, VALIDATION_KL, write_table
     from tangram.training.loop import Checkpointing
     from tangram.training.parallel import process_group
 
@@ -66,28 +65,29 @@ def finetune_child(
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         source = child if world.sharded else None
-        compared = score is not None and not world.sharded and world.rank == 0
-
-        def kl() -> float:
-            return kl_on(student, teacher, str(score), score_activations, section.micro_batch_size)
-
-        before = kl() if compared else math.nan
-        rows = finetune(student, teacher, states, input_ids, section, runtime.seed, label, checkpointing, world, source)
+        kl = None
+        if score is not None and not world.sharded and world.rank == 0:
+            kl = TextKL(student, teacher, score, score_activations, section.micro_batch_size)
+        before = kl.by_sequence() if kl else None
+        training = (section, runtime.seed, label, checkpointing, world, source, kl)
+        rows = finetune(student, teacher, states, input_ids, *training)
         if not world.sharded:  # pieces with a precision are never sharded
             round_pieces(student)
         weights = world.gather(student, getattr(torch, runtime.dtype))
-        record: dict[str, object] = {"kept": "trained"}
-        if compared:
-            after = kl()
-            kept = "trained" if after < before else "initial"
-            record = {"kept": kept, "kl_before": before, "kl_after": after}
-            print(f"{label}: KL {before:.4f} -> {after:.4f} on the score split, {kept} kept", file=sys.stderr)
-            if kept == "initial":
-                weights = load_weights(child)
+        steps, tokens = rows[-1]["step"] + 1, rows[-1]["tokens"]
+        record: dict[str, object] = {"kept": "trained", "finetune_steps": steps, "finetune_tokens": tokens}
+        if kl is not None and before is not None:
+            after = kl.by_sequence()
+            record |= {"kl_before": before.mean().item(), "kl_after": after.mean().item()}
+            if not after.mean() < before.mean():
+                record["kept"], weights = "initial", load_weights(child)
+            change = f"KL {before.mean():.4f} -> {after.mean():.4f} on the score split"
+            print(f"{label}: {change}, {record['kept']} kept", file=sys.stderr)
+            for step, seen, values in ((0, 0, before), (steps, tokens, after)):
+                first = values[:VALIDATED].mean().item()
+                rows.append({"step": step, "tokens": seen, "metric": VALIDATION_KL, "value": first})
         if world.rank == 0:
-            per_step = section.batch_size * input_ids.shape[1]
-            rows = [{"series": "finetune", "tokens": (row["step"] + 1) * per_step, **row} for row in rows]
-            write_table(rows, CURVES, curves, metadata)
+            write_table([{"series": "finetune", **row} for row in rows], CURVES, curves, metadata)
             save_child(weights, student.config, parent, folder, metadata, record)
             shutil.rmtree(checkpoints, ignore_errors=True)
         world.barrier()

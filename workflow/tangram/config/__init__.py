@@ -19,18 +19,23 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Readout, Studies
-from tangram.config.finetune import Finetune, Parallel
+from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
+from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     HALVING,
     LAYERS_DROPPED,
+    LIGHT_SEARCHES,
     PACKED,
+    SEARCHES,
     STOCK,
     UNIFORM,
     Constraint,
+    Evolution,
     Search,
     Selection,
     Target,
@@ -39,20 +44,26 @@ from tangram.config.targets import (
 )
 
 __all__ = [
+    "BLOCK_INFLUENCE",
+    "EVOLUTIONARY",
     "HALVING",
     "LARGEST",
     "LAYERS_DROPPED",
+    "LIGHT_SEARCHES",
     "PACKED",
+    "SEARCHES",
     "SPLITS",
     "STOCK",
     "UNIFORM",
     "Activations",
     "BlockDistillation",
+    "Budget",
     "Config",
     "Constraint",
     "Corpus",
     "Costs",
     "Evaluation",
+    "Evolution",
     "Filled",
     "Finetune",
     "GgufParent",
@@ -67,6 +78,7 @@ __all__ = [
     "Parallel",
     "Parent",
     "ParentSamples",
+    "Perplexity",
     "Precisions",
     "PythonDocs",
     "Readout",
@@ -83,6 +95,7 @@ __all__ = [
     "Split",
     "Studies",
     "Target",
+    "Task",
     "TextSource",
     "Unique",
     "load",

@@ -15,7 +15,14 @@ from tangram.config.evaluation import Evaluation, Studies
 from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
-from tangram.config.targets import LAYERS_DROPPED, Search, Target, uniform_precision, uniform_solution
+from tangram.config.targets import (
+    BLOCK_INFLUENCE,
+    LAYERS_DROPPED,
+    Search,
+    Target,
+    uniform_precision,
+    uniform_solution,
+)
 from tangram.engines import DECILM, LLAMA_CPP, TORCH, head_precision, refusal
 from tangram.errors import nearest
 
@@ -102,6 +109,7 @@ class Config(Section):
                 grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
                 if (precision := grammar.precision_of(name)) is not None:
                     grammar.check_runs(precision, where, self.device, self.dtype)
+                grammar.check_length(name, where, self.corpus.sequence_length)
             for i, precision in enumerate(getattr(self.library.precisions, kind)):
                 grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
         if not any(self.library.variants(kind) for kind in (*KINDS, HEAD)):
@@ -155,10 +163,18 @@ class Config(Section):
     def _layers_to_drop(self) -> Config:
         kinds_without_no_op = [kind for kind in KINDS if NO_OP not in self.library.listed(kind)]
         for name, target in self.targets.items():
-            if target.compare_layers_dropped and kinds_without_no_op:
+            if not kinds_without_no_op:
+                continue
+            where = f"to library.{' and library.'.join(kinds_without_no_op)}"
+            if target.compare_layers_dropped:
                 raise ValueError(
                     f"targets.{name}.compare_layers_dropped: whole layers cannot be dropped without '{NO_OP}'; add it "
-                    f"to library.{' and library.'.join(kinds_without_no_op)}, or set compare_layers_dropped: false"
+                    f"{where}, or set compare_layers_dropped: false"
+                )
+            if BLOCK_INFLUENCE in target.compare:
+                raise ValueError(
+                    f"targets.{name}.compare: {BLOCK_INFLUENCE} drops whole layers, which need '{NO_OP}'; add it "
+                    f"{where}, or leave {BLOCK_INFLUENCE} out"
                 )
         return self
 
@@ -196,4 +212,4 @@ class Config(Section):
         settings = self.targets[target]
         solved = 1 if settings.selection else settings.solutions
         dropped = [LAYERS_DROPPED] * settings.compare_layers_dropped
-        return [*map(str, range(solved)), *dropped, *self.uniform_solutions(target)]
+        return [*map(str, range(solved)), *dropped, *self.uniform_solutions(target), *settings.compare]

@@ -33,6 +33,7 @@ A config file holds all settings of a run. `config.yaml` is the default; another
 | file | result |
 |---|---|
 | `config.yaml` | faster children of SmolLM2-135M-Instruct on a 2-core CPU: the main job |
+| `smollm2-cpu-overnight.yaml` | the best child of a night on the same CPU |
 | `smollm2-structure.yaml` | the same parent without precisions: structure alone, in float32 |
 | `smollm2-llama.cpp.yaml` | the same parent for llama.cpp: searched on its costs, written as GGUF |
 | `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
@@ -109,7 +110,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     if isinstance(field.default, BaseModel):
-        return "its own defaults"
+        changed = field.default.model_dump(mode="json", exclude_defaults=True)
+        return f"`{json.dumps(changed)}`" if changed else "its own defaults"
     return f"`{json.dumps(field.default)}`"
 
 

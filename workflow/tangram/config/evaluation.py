@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tangram.config.base import Filled, PackageFile, Section, Unique
+from tangram.config.base import Filled, Name, PackageFile, Section, Unique
+from tangram.config.corpus import HubText, LocalText
+
+_PATH_STARTS = ("/", "./", "../", "~/")
+_PATH_ENDS = ("/", ".jsonl", ".yaml")
 
 
 class Readout(Section):
@@ -27,22 +31,86 @@ class Readout(Section):
     batch_size: int = Field(32, gt=0, description="Texts per forward pass.")
 
 
+class Task(Section):
+    """A task with settings of its own; as plain text, a task has the defaults."""
+
+    name: Filled = Field(description="Name or path, as plain text has it.")
+    num_fewshot: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Solved examples before each question; by default what lm-eval's task says, else none.",
+    )
+    metric: Filled | None = Field(
+        None,
+        description="The metric that counts in the quality kept, such as `acc_norm`; the task's first one by default: "
+        "`acc` of multiple choice, `exact_match` of most generation.",
+    )
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the name is the path of a file or folder of tasks."""
+        return self.name.startswith(_PATH_STARTS) or self.name.endswith(_PATH_ENDS)
+
+
+class Perplexity(Section):
+    """A text whose perplexity is reported by one of the field's conventions."""
+
+    name: Name = Field(description="Name of the text in tables and in the report.")
+    source: Annotated[HubText | LocalText, Field(discriminator="type")] = Field(description="The text.")
+    level: Literal["token", "word", "byte"] = Field(
+        "token",
+        description="`token`: per token of the whole text, in windows with a stride (transformers' documentation); "
+        "`word` and `byte`: per word or byte of the original, page by page (lm-eval's `wikitext`).",
+    )
+    max_length: int | None = Field(None, ge=2, description="Tokens per window; the parent's context by default.")
+    stride: int | None = Field(
+        None, gt=0, description="New tokens per window at `level: token`; `max_length`, so no overlap, by default."
+    )
+
+    @model_validator(mode="after")
+    def _convention(self) -> Perplexity:
+        if self.stride and self.level != "token":
+            raise ValueError(f"lm-eval's convention of level {self.level} has no stride; leave it out")
+        if self.stride and self.max_length and self.stride > self.max_length:
+            raise ValueError(f"stride {self.stride} exceeds max_length {self.max_length}, so it skips tokens; lower it")
+        if self.source.weight != 1:
+            raise ValueError("source.weight has no meaning for a single text; leave it out")
+        return self
+
+
 class Evaluation(Section):
     """Measurements of the parent, the child and the finetuned child."""
 
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass on held-out text.")
-    tasks: Annotated[tuple[Filled, ...], Unique] = Field(
-        (), description="BIG-bench multiple-choice tasks by folder name, evaluated offline by lm-eval."
+    tasks: Annotated[tuple[Filled | Task, ...], Unique] = Field(
+        (),
+        description="Benchmarks: names of tasks of `task_archive` or else of lm-eval, and paths of files or folders of "
+        "tasks (they begin with `/`, `./`, `../` or `~/`, or end with `/`, `.jsonl` or `.yaml`).",
     )
-    task_archive: PackageFile | None = Field(None, description="Package with the tasks.")
+    task_archive: PackageFile | None = Field(None, description="Package with BIG-bench's tasks, by folder name.")
     task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
+    perplexity: tuple[Perplexity, ...] = Field((), description="Texts whose perplexity is reported.")
     throughput_repeats: int = Field(3, ge=3, description="Rounds of measuring throughput; each times every model once.")
     readout: Readout = Field(Readout(), description="Few-label readout of hidden states.")
 
+    @property
+    def all_tasks(self) -> list[Task]:
+        """The tasks, each with its settings."""
+        return [Task(name=task) if isinstance(task, str) else task for task in self.tasks]
+
+    @model_validator(mode="after")
+    def _texts(self) -> Evaluation:
+        names = [text.name for text in self.perplexity]
+        if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+            raise ValueError(f"perplexity: '{twice}' appears twice; give each text its own name")
+        return self
+
     @model_validator(mode="after")
     def _archive(self) -> Evaluation:
-        if self.tasks and self.task_archive is None:
-            raise ValueError("tasks need a task_archive; set it, or leave tasks empty")
+        nested = [task.name for task in self.all_tasks if "/" in task.name and not task.is_path]  # never in lm-eval
+        if nested and self.task_archive is None:
+            raise ValueError(f"BIG-bench tasks need a task_archive; set it, or take '{nested[0]}' out of tasks")
         if self.readout.task and self.task_archive is None:
             raise ValueError("readout.task needs a task_archive; set it, or leave readout.task out")
         return self

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tangram.config.base import COMPUTE, Section
 from tangram.config.library import SpanContrast
+
+
+class Budget(Section):
+    """The length of finetuning, in exactly one of three units."""
+
+    epochs: int | None = Field(None, ge=1, description="Passes over the finetune split.")
+    tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens, rounded up to whole sequences; more than `corpus.finetune.tokens` are several passes.",
+    )
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes of training. The job times some steps first and fixes the number of steps then, so the "
+        "child depends on the machine's speed.",
+    )
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Budget:
+        if sum(value is not None for value in (self.epochs, self.tokens, self.minutes)) != 1:
+            raise ValueError("give exactly one of epochs, tokens and minutes, such as {tokens: 30000}")
+        return self
 
 
 class Parallel(Section):
@@ -25,11 +49,14 @@ class Parallel(Section):
 class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
-    epochs: int = Field(1, ge=1, description="Passes over the finetune split.")
+    budget: Budget = Field(Budget(epochs=1), description="Length of the training.")
     learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
     batch_size: int = Field(2, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; must divide batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Learning rate after the warmup: `cosine` to a tenth, `linear` to zero, or `constant`."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's weight decay.")
     clip_norm: float = Field(1.0, gt=0, description="Gradient norm limit.")
     compute: Literal["float32", "bfloat16"] = Field("float32", description=COMPUTE)
@@ -41,6 +68,13 @@ class Finetune(Section):
     )
     parallel: Parallel = Field(Parallel(), description="Processes that train together.")
     span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_are_a_unit(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "epochs" in raw:
+            raise ValueError(f"epochs is a unit of budget; write budget: {{epochs: {raw['epochs']}}}")
+        return raw
 
     @model_validator(mode="after")
     def _check(self) -> Finetune:

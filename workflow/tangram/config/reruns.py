@@ -21,6 +21,7 @@ _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations sc
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
 _ENGINES = tuple(TIMERS)
 _SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
+_SEARCHES = ("search_rival", "drop_by_influence", "evolve_child")
 _TABLES = (
     "fetch_parent", "collect_scores",
     *(f"{rule} {engine}" for rule in ("collect_costs", "calibrate_costs") for engine in _ENGINES),
@@ -47,9 +48,12 @@ READS: dict[str, tuple[str, ...]] = {
     "solve_mip": _TABLES,
     "drop_layers": _TABLES,
     "uniform_precision": _TABLES,
+    "search_rival": _TABLES,
+    "drop_by_influence": (*_TABLES, "build_corpus score", "capture_activations score"),
+    "evolve_child": (*_TABLES, "build_corpus score", "capture_activations score", *_PIECES),
     "pin_candidates": ("solve_mip", *_PIECES),
     "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
-    "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", "select_child", *_PIECES),
+    "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", *_SEARCHES, "select_child", *_PIECES),
     "assemble_child": ("fetch_parent", "pin_architecture"),
     "finetune_child": (
         "assemble_child",
@@ -62,17 +66,20 @@ READS: dict[str, tuple[str, ...]] = {
     "extract_tasks": (),
     "evaluate_parent_tasks": ("fetch_parent", "extract_tasks"),
     "evaluate_tasks": ("finetune_child", "extract_tasks"),
+    "evaluate_parent_perplexity": ("fetch_parent",),
+    "evaluate_perplexity": ("finetune_child",),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "export_parent": ("fetch_parent",),
     "evaluate_parent_engine": ("export_parent", "build_corpus heldout", "capture_activations heldout"),
-    "evaluate_engine": ("export_gguf", "build_corpus heldout", "capture_activations heldout"),
+    "evaluate_engine": ("export_gguf", "export_decilm", "build_corpus heldout", "capture_activations heldout"),
     "measure_speed llama.cpp": ("export_parent", "export_gguf"),
     "measure_speed vllm": ("fetch_parent", "export_decilm"),
     "write_card": ("evaluate_parent", "evaluate_model", *_SPEEDS, "evaluate_parent_engine", "evaluate_engine"),
     "build_report": (
-        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_readout", "evaluate_engine"),
-        *("evaluate_parent", "evaluate_parent_tasks", "evaluate_parent_engine"),
+        *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_perplexity"),
+        *("evaluate_readout", "evaluate_engine", "evaluate_parent", "evaluate_parent_tasks"),
+        *("evaluate_parent_perplexity", "evaluate_parent_engine"),
         *_SPEEDS,
     ),
 }
@@ -82,8 +89,9 @@ _CAPTURE = tuple(f"capture_activations {split}" for split in _SPLITS)
 _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
 _IN_ENGINES = ("evaluate_parent_engine", "evaluate_engine")
 _ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
+_PERPLEXITY = ("evaluate_parent_perplexity", "evaluate_perplexity")
 _SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
-_BASELINES = ("drop_layers", "uniform_precision")
+_BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
 _SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
@@ -93,17 +101,18 @@ EVERYTHING = ("fetch_parent",)
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "distill_blocks", *_MEASURE, *_CALIBRATE, "select_child", "finetune_child"),
+        *(*_CORPUS, "distill_blocks", *_MEASURE, *_CALIBRATE, "search_rival", "evolve_child"),
+        *("select_child", "finetune_child"),
         *_SEEDED,
     ),
-    "device": (*_CORPUS, *_ON_DEVICE, "select_child", *_ON_TEXT, *_SEEDED),
+    "device": (*_CORPUS, *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_PERPLEXITY, *_SEEDED),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
     "parent.sizes": (),
     "corpus": _CORPUS,
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
-    "activations.mode": (*_PIECES, *_SCORE, "finetune_child", *_ON_TEXT),
+    "activations.mode": (*_PIECES, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _PIECES,
@@ -111,7 +120,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "library.bld": ("distill_blocks",),
     **{f"library.bld.{key}": _PIECES for key in ("batch_size", "holdout_fraction", "normalize", "ridge")},
     "library.bld.checkpoint_seconds": (),
-    "scores": _SCORE,
+    "scores": (*_SCORE, "evolve_child"),
+    "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
         *_SPEEDS,
@@ -119,6 +129,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("solve_mip",),
     "search.metric": ("solve_mip", *_BASELINES),
+    "search.time_limit": ("solve_mip", "search_rival", "evolve_child"),
+    "search.evolution": ("evolve_child",),
     "targets.<name>": ("solve_mip",),
     "targets.<name>.constraints": ("solve_mip", *_BASELINES),
     "targets.<name>.export": ("solve_mip", *_BASELINES),
@@ -130,6 +142,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "evaluation.tasks": ("extract_tasks",),
     "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
+    "evaluation.perplexity": _PERPLEXITY,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -146,8 +159,8 @@ IN_WORDS = {
     "jobs, too",
     "targets": "a new target: its own `solve_mip`, `drop_layers`, children and evaluations, then `measure_speed`, "
     "which times all children together, and the report",
-    "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform": "the baseline's jobs come or go, and "
-    "`measure_speed`",
+    "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform, targets.<name>.compare": "the jobs of the "
+    "baseline or search come or go, and `measure_speed`",
     "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
     "target, and the report",
 }
@@ -156,6 +169,9 @@ IN_WORDS = {
 SOURCES = {
     "the checkpoint of a local parent": "`fetch_parent`",
     "a local text of `corpus.<split>`, or which files its patterns match": "`build_corpus` (that split)",
+    "a file of `evaluation.tasks`; of a YAML file or a folder, all `.yaml`, `.jsonl`, `.json` and `.py` files in the "
+    "folder": "`extract_tasks`; these files must stay",
+    "a local text of `evaluation.perplexity`": "`evaluate_parent_perplexity`, `evaluate_perplexity`",
     "the file of `studies.image_file`": "the studies of images",
 }
 
@@ -164,11 +180,12 @@ SOURCES = {
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
-OF_THE_LIBRARY = ("calibrate_costs", "select_child", "assemble_child", "write_card", "build_report")
+OF_THE_LIBRARY = ("calibrate_costs", "evolve_child", "select_child", "assemble_child", "write_card", "build_report")
 
 COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "evaluate_parent_tasks": "evaluate_tasks",
+    "evaluate_parent_perplexity": "evaluate_perplexity",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
     **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},

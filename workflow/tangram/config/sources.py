@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tangram.config import Config, LocalParent, LocalText, Parent, Split
+from tangram.config import Config, Evaluation, LocalParent, LocalText, Parent
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 
@@ -23,6 +23,7 @@ BY_CONTENT = 64 * 2**20
 NONE = "none"  # not "": Snakemake omits an empty argument
 RECORD = "source_files"  # in a parent's provenance.json
 METADATA = "tangram.source_files"  # in a corpus table
+_TASK_FILES = (".jsonl", ".json", ".yaml", ".py")
 _PARENT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*/*.jinja")
 
 
@@ -104,29 +105,48 @@ def parent_fingerprint(parent: Parent, fetched: str | Path) -> str:
     raise TangramError(f"config.parent.source.path: folder '{parent.source.path}' {problem}")
 
 
-def text_fingerprint(name: str, split: Split, settings: str, table: str | Path) -> str:
-    """Return the fingerprint of a split's local texts; `NONE` for a split without any.
+def text_fingerprint(key: str, texts: Iterable[object], settings: str, table: str | Path) -> str:
+    """Return the fingerprint of the local ones of some texts; `NONE` without any.
 
     Args:
-        name: the split's name.
-        split: the config's section.
-        settings: the settings of the split's table, as it records them.
-        table: the split's table; once it exists, the texts may be deleted.
+        key: the config's key of the texts.
+        texts: their sources.
+        settings: the settings of the table made from them, as it records them.
+        table: that table; once it exists, the texts may be deleted.
 
     Raises:
         TangramError: neither a file nor the table made from it exists.
     """
     try:
-        files = text_files(split.sources)
+        files = text_files(texts)
     except TangramError as error:
         if not Path(table).is_file():
-            raise TangramError(f"config.corpus.{name}: {error}") from error
+            raise TangramError(f"config.{key}: {error}") from error
         import pyarrow.parquet as pq  # imported here because it is heavy and rarely needed
 
         metadata = pq.read_schema(table).metadata or {}
         if metadata.get(b"tangram.settings", b"").decode() != settings:
-            raise TangramError(f"config.corpus.{name}: {error}") from error
+            raise TangramError(f"config.{key}: {error}") from error
         return metadata.get(METADATA.encode(), NONE.encode()).decode()
+    return fingerprint(files) if files else NONE
+
+
+def task_fingerprint(section: Evaluation) -> str:
+    """Return the fingerprint of the files that `evaluation.tasks` names; `NONE` without any.
+
+    A YAML file of lm-eval may include others or read data: all files of tasks in its folder count.
+
+    Raises:
+        TangramError: a path does not exist.
+    """
+    files: dict[str, Path] = {}
+    for path in (Path(task.name).expanduser() for task in section.all_tasks if task.is_path):
+        if not path.exists():
+            raise TangramError(f"config.evaluation.tasks: {path} does not exist; correct the path")
+        folder = path if path.is_dir() else path.parent
+        alone = path.suffix == ".jsonl" and path.is_file()
+        members = [path] if alone else [file for file in folder.iterdir() if file.suffix in _TASK_FILES]
+        files |= {str(file): file for file in sorted(members) if file.is_file()}
     return fingerprint(files) if files else NONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tangram.blocks.base import GGUF_PRECISIONS, PRECISIONS
 from tangram.config.base import Section, Unique
@@ -16,6 +16,10 @@ from tangram.extensions import registered
 LAYERS_DROPPED = "layers-dropped"
 STOCK, PACKED = "stock", "packed"  # parents to which limits can refer
 UNIFORM = "uniform"  # the beginning of the names of `uniform_solution`
+# Other searches on the solver's problem; their names are those of their solutions.
+LIGHT_SEARCHES = ("greedy", "max-parameters", "no-op-only", "random", "same-pair", "dynamic-program")
+BLOCK_INFLUENCE, EVOLUTIONARY = "block-influence", "evolutionary"
+SEARCHES = (*LIGHT_SEARCHES, BLOCK_INFLUENCE, EVOLUTIONARY)
 HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
 
 
@@ -27,6 +31,15 @@ def _policy(name: str) -> str:
 
 
 Policy = Annotated[str, AfterValidator(_policy)]
+
+
+def _search(name: str) -> str:
+    if name not in SEARCHES:
+        raise ValueError(f"'{name}' is not a search{nearest(name, SEARCHES)}")
+    return name
+
+
+SearchName = Annotated[str, AfterValidator(_search)]
 
 
 def uniform_solution(precision: str) -> str:
@@ -157,6 +170,15 @@ class Target(Section):
         "`engine: vllm` the rival is the parent's checkpoint alone.",
     )
 
+    compare: Annotated[tuple[SearchName, ...], Unique] = Field(
+        (),
+        description="Also build the children of other searches within the same limits, finetuned the same way: "
+        "`greedy` (Puzzle, appendix F.2.2), `max-parameters`, `no-op-only` (the parent's subblocks and no-ops), "
+        "`random`, `same-pair` (one pair of variants in all layers), `dynamic-program` (exact but for the rounding of "
+        "costs; one constraint), `block-influence` (drops the layers that change hidden states least), `evolutionary` "
+        "(on the true score of assembled children, see `search.evolution`).",
+    )
+
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats that the child is written in: those of `export`, and the engine's."""
@@ -168,6 +190,14 @@ class Target(Section):
             raise ValueError(
                 "compare_uniform: false: the parent's files in F16, Q8_0, Q4_K_M and Q4_0 are measured beside every "
                 "child in llama.cpp; leave compare_uniform out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_constraint_of_the_dynamic_program(self) -> Target:
+        if "dynamic-program" in self.compare and len(self.constraints) != 1:
+            raise ValueError(
+                f"compare: dynamic-program takes one constraint, and there are {len(self.constraints)}; leave it out"
             )
         return self
 
@@ -188,6 +218,31 @@ class Target(Section):
         return self
 
 
+class Evolution(Section):
+    """The search `evolutionary` of a target's `compare`, on the true score of assembled children."""
+
+    start: Literal["mip", "random"] = Field(
+        "mip", description="First child: the solver's proven best solution, or random choices within the limits."
+    )
+    evaluations: int = Field(
+        200, gt=0, description="Budget: evaluations of a child on the whole score split, or on as much text in parts."
+    )
+    offspring: int = Field(16, gt=0, description="Children per generation.")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.3, 1.0),
+        min_length=1,
+        description="Shares of the score split's sequences on which the stages of a selection compare children; each "
+        "stage keeps the same share of the children, and the last one child.",
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _grow_to_all(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if list(shares) != sorted(shares) or shares[-1] != 1:
+            raise ValueError("shares must grow to 1, such as [0.3, 1.0]")
+        return shares
+
+
 class Search(Section):
     """The mixed-integer program, Puzzle appendix B."""
 
@@ -201,3 +256,4 @@ class Search(Section):
         "choices that another cost would change.",
     )
     time_limit: float = Field(60, gt=0, description="Seconds per solve; reaching it is an error.")
+    evolution: Evolution = Field(Evolution(), description="The search `evolutionary` of a target's `compare`.")

@@ -153,8 +153,8 @@ def _check_column(columns: list[str], column: str, where: str) -> None:
         raise TangramError(f"corpus: {where} has no column '{column}'; it has {', '.join(columns)}: set text_column")
 
 
-def _rows(source: TextSource, seed: int) -> Iterator[Any]:
-    """Yield the values of the source's text column, shuffled by ``seed``."""
+def _rows(source: TextSource, seed: int | None) -> Iterator[Any]:
+    """Yield the values of the source's text column, shuffled by ``seed``; in their order without one."""
     from datasets import Dataset
 
     if isinstance(source, HubText):
@@ -175,7 +175,7 @@ def _rows(source: TextSource, seed: int) -> Iterator[Any]:
             from pydoc_data.topics import topics
 
             dataset = Dataset.from_dict({"text": [text for _, text in sorted(topics.items())]})
-        for row in dataset.shuffle(seed=seed):
+        for row in dataset if seed is None else dataset.shuffle(seed=seed):
             yield row["text"]
 
 
@@ -210,3 +210,16 @@ def documents(
         if text and text.strip() and (key := document_hash(text)) not in hashes and split_of(key) == split:
             hashes.add(key)
             yield text
+
+
+def texts_of(source: TextSource) -> Iterator[str]:
+    """Yield all rows or files of a source in their order, blank ones and repetitions, too.
+
+    Raises:
+        TangramError: the source cannot be read, or its column holds no text.
+    """
+    for value in _rows(source, None):
+        if not isinstance(value, str):
+            where = getattr(source, "repo", None) or ", ".join(getattr(source, "paths", ()))
+            raise TangramError(f"corpus: {where}: column '{getattr(source, 'text_column', 'text')}' holds no text")
+        yield value

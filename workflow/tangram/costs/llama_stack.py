@@ -26,14 +26,14 @@ STUB = 32  # channels of an FFN that computes nothing: the block of every quanti
 
 
 def parts_of(kind: Kind, variant: str, shape: Shape, engine: str = LLAMA_CPP) -> list[Part]:
-    """Return a variant as parts: one, or none for a no-op.
+    """Return a variant as parts: one, or none for a no-op, or for a constant, which is a bias of the part before.
 
     Raises:
         TangramError: the engine has no such subblock.
     """
     block = get_block(kind, variant, shape)
     overrides, precision = block.overrides(), block.variant.precision
-    if "skip" in overrides:
+    if block.part == "":
         return []
     if "linear" in overrides:
         return [Part(block.part or "linear", 0, precision)]

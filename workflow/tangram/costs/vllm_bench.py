@@ -220,7 +220,7 @@ class Bench:
             )
             results = [Path(folder) / f"{index}.json" for index in range(len(runs))]
             if done.returncode or not all(path.exists() for path in results):
-                raise TangramError(_failure(done))
+                raise TangramError(vllm.failure("vLLM's latency benchmark", done))
             medians = [statistics.median(json.loads(path.read_text("utf-8"))["latencies"]) for path in results]
         times = {}
         for place, one, all_tokens in zip(places_of(self.scenarios), medians[::2], medians[1::2], strict=True):
@@ -232,13 +232,6 @@ def cores_of(threads: int) -> list[int]:
     """Return the first cores that this process may use, one per thread; without Linux, the first of the machine."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(threads))
     return usable[:threads]
-
-
-def _failure(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the error's line of a benchmark that failed."""
-    lines = [line.strip() for line in done.stderr.splitlines() if "Error" in line]
-    reason = lines[-1] if lines else f"exit status {done.returncode}"
-    return f"vLLM's latency benchmark failed: {reason}; for its messages set VLLM_LOGGING_LEVEL=INFO"
 
 
 def steps_of(scenario: Scenario) -> int:

@@ -1,4 +1,4 @@
-"""Files as llama.cpp runs them: their names, and their distance from the parent by the engine's own logits."""
+"""Files as their engine runs them: their names, and in llama.cpp their distance from the parent by its own logits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from tangram.blocks.base import PARENT
+from tangram.engines import DECILM
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
 from tangram.models.forward import logits_of
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
 
 def name_of(path: str | Path) -> tuple[str, str, str]:
-    """Return target, solution and model of a GGUF in a run's folder; the first two are empty for the parent's.
+    """Return target, solution and model of a file in a run's folder; the first two are empty for the parent's.
 
     Args:
-        path: ``targets/{target}/{solution}/export/model.gguf`` or ``engines/parent/{type}/model.gguf``.
+        path: ``targets/{target}/{solution}/export/model.gguf``, ``.../export/decilm/model.safetensors`` or
+            ``engines/parent/{type}/model.gguf``.
     """
-    *_, target, solution, folder, _ = Path(path).absolute().parts
+    parts = Path(path).absolute().parts
+    *_, target, solution, folder, _ = parts[:-1] if parts[-2] == DECILM else parts
     return ("", "", f"{PARENT}@{folder}") if solution == PARENT else (target, solution, "finetuned")
 
 

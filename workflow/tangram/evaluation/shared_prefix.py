@@ -2,16 +2,20 @@
 
 lm-eval's `HFLM` runs one sequence of question + choice for every choice, and the LM head over all positions. Here the
 choices are branches of one sequence (`question_tree`). Log-likelihoods are the same up to rounding, questions longer
-than the context are cut from the left as in `HFLM`, and the work is about a third.
+than the context are cut from the left as in `HFLM`, and the work is about a third. Rolling log-likelihoods and
+generation are `HFLM`'s own.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from tangram.corpus.framing import opened, opening
@@ -40,10 +44,13 @@ class SharedPrefixLM(HFLM):
         model: parent or child, loaded.
         tokenizer: the model's tokenizer.
         label: label of the progress bar and of errors.
+        max_length: tokens that the model reads at most; its context by default.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str, max_length: int | None = None
+    ):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length)
         self._label = label
         self._opening = opening(tokenizer)
 
@@ -70,7 +77,10 @@ class SharedPrefixLM(HFLM):
         Raises:
             TangramError: a choice is longer than the model's context, or outputs are not finite.
         """
+        if requests and requests[0][0] is None:  # windows of a rolling log-likelihood, which share no prefix
+            return self._rolling(requests)
         questions: dict[tuple[int, ...], list[int]] = {}
+        cut = 0
         for index, (_, question, choice) in enumerate(requests):
             # The choice's last token is no input, as it predicts nothing. At least one token must precede the choice.
             room = self.max_length + 1 - len(choice)
@@ -79,7 +89,14 @@ class SharedPrefixLM(HFLM):
                     f"{self._label}: a choice has {len(choice)} tokens, the model reads {self.max_length}; "
                     "leave its task out of evaluation.tasks"
                 )
+            cut += len(question) > room
             questions.setdefault(tuple(question[-room:]), []).append(index)
+        if cut:
+            tqdm.write(
+                f"{self._label}: {cut} of {len(requests)} questions with a choice exceed the model's {self.max_length} "
+                "tokens and lose their beginning, as in lm-eval",
+                file=sys.stderr,
+            )
         members = list(questions.values())
         trees = [Tree.of(question, [requests[i][2] for i in indices]) for question, indices in questions.items()]
         answers: dict[int, tuple[float, bool]] = {}
@@ -93,10 +110,35 @@ class SharedPrefixLM(HFLM):
                 bar.update(len(indices))
         return [answers[index] for index in range(len(requests))]
 
+    def _rolling(self, windows: list[tuple[None, list[int], list[int]]]) -> list[tuple[float, bool]]:
+        results: list[tuple[float, bool]] = super()._loglikelihood_tokens(windows, disable_tqdm=True, override_bs=1)
+        if not all(math.isfinite(score) for score, _ in results):
+            raise self._not_finite()
+        return results
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return the continuation of every text; see lm-eval's `HFLM`, which cuts long texts from the left.
+
+        Raises:
+            TangramError: a task generates as many tokens as the model's context holds.
+        """
+        for request in requests:
+            limit = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+            if limit >= self.max_length:
+                raise TangramError(
+                    f"{self._label}: '{request.task_name}' writes up to {limit} tokens, the model reads "
+                    f"{self.max_length}; leave it out of evaluation.tasks"
+                )
+        texts: list[str] = super().generate_until(requests, disable_tqdm)
+        return texts
+
+    def _not_finite(self) -> TangramError:
+        return TangramError(f"{self._label}: the model's outputs are not finite; its weights are broken, rebuild it")
+
     def _score(self, trees: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the log-probability of every target of ``trees``, and whether the target is the most likely token."""
         logits, targets = target_logits(self.model, trees)
         if not logits.isfinite().all():
-            raise TangramError(f"{self._label}: the model's outputs are not finite; its weights are broken, rebuild it")
+            raise self._not_finite()
         scores = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
         return scores, logits.argmax(-1) == targets

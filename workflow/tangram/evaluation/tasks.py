@@ -1,8 +1,4 @@
-"""BIG-bench multiple-choice tasks, evaluated offline by lm-eval with generated task files.
-
-The result of every question is stored. Two models answer the same questions, so the relevant number is their
-difference, paired by question, whose standard error is smaller than that of an accuracy.
-"""
+"""Tasks with questions of their own: BIG-bench's, and files of questions; lm-eval reads them from generated files."""
 
 from __future__ import annotations
 
@@ -10,23 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 import yaml
 
 from tangram.errors import TangramError
 from tangram.files import write_text
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PROMPT = "Q: {{input}}\nA:"  # a space and the choice follow
+BIG_BENCH_PROMPT = "Q: {{input}}\nA:"  # a space and the answer follow
+ANSWER_TOKENS = 64  # at most, of an answer in the model's own words
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with exactly one right choice; ``label`` is its index."""
+    """A question with exactly one right choice, whose index is ``label``; the model writes the only choice itself."""
 
     input: str
     choices: tuple[str, ...]
@@ -34,18 +27,22 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """One model's results on the questions of one task, each ``(questions,)``.
+class Benchmark:
+    """A task to evaluate: questions, or a task of lm-eval.
 
     Attributes:
-        acc: 1 if the right choice has the largest log-likelihood, else 0.
-        acc_norm: 1 if the right choice has the largest log-likelihood per character, else 0.
-        chance: accuracy of random guessing.
+        questions: the questions; empty for a task of lm-eval.
+        prompt: template of the text before an answer, with the field `input`.
+        source: name of lm-eval's task, group or tag, or path of its YAML file; None with questions.
+        num_fewshot: solved examples before each question; None for what the task says.
+        metric: the metric that counts; None for the first one.
     """
 
-    acc: torch.Tensor
-    acc_norm: torch.Tensor
-    chance: torch.Tensor
+    questions: tuple[Question, ...] = ()
+    prompt: str = BIG_BENCH_PROMPT
+    source: str | None = None
+    num_fewshot: int | None = None
+    metric: str | None = None
 
 
 def parse_task(name: str, content: bytes) -> list[Question]:
@@ -66,44 +63,52 @@ def parse_task(name: str, content: bytes) -> list[Question]:
 
 
 def read_tasks(archive: str | Path, names: Sequence[str]) -> dict[str, list[Question]]:
-    """Read tasks by folder name from BIG-bench's sdist; unpack only these members.
+    """Read tasks by folder name from BIG-bench's sdist, those that it has; unpack only these members.
 
     Raises:
-        TangramError: the archive lacks a task, or a task is not multiple choice.
+        TangramError: a task is not multiple choice.
     """
     from tangram.archives import read_members
 
     members = {f"benchmark_tasks/{name}/task.json": name for name in names}
     questions = {}
-    for path, content in read_members(archive, [f"*/{member}" for member in members]):
+    for path, content in read_members(archive, [f"*/{member}" for member in members], required=False):
         name = next(name for member, name in members.items() if path.endswith(f"/{member}"))
         questions[name] = parse_task(name, content)
-    return {name: questions[name] for name in names}
+    return {name: questions[name] for name in names if name in questions}
 
 
-def save_questions(tasks: Mapping[str, Sequence[Question]], path: str | Path) -> None:
-    """Write the questions of tasks as JSON; see `load_questions`."""
-    content = {name: [asdict(question) for question in questions] for name, questions in tasks.items()}
+def save_tasks(tasks: Mapping[str, Benchmark], path: str | Path) -> None:
+    """Write tasks as JSON; see `load_tasks`."""
+    content = {name: asdict(task) for name, task in tasks.items()}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_questions(path: str | Path) -> dict[str, list[Question]]:
-    """Read what `save_questions` wrote."""
+def load_tasks(path: str | Path) -> dict[str, Benchmark]:
+    """Read what `save_tasks` wrote."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {
-        name: [Question(entry["input"], tuple(entry["choices"]), entry["label"]) for entry in entries]
-        for name, entries in content.items()
-    }
+    return {name: Benchmark(**{**task, "questions": _questions(task["questions"])}) for name, task in content.items()}
 
 
-def write_tasks(tasks: Mapping[str, Sequence[Question]], folder: str | Path) -> None:
-    """Write each task for lm-eval: a YAML file with the prompt, and the questions as JSON lines."""
+def _questions(entries: Sequence[Mapping[str, Any]]) -> tuple[Question, ...]:
+    return tuple(Question(entry["input"], tuple(entry["choices"]), entry["label"]) for entry in entries)
+
+
+def file_stem(name: str) -> str:
+    """Return the name of a task in lm-eval, which is that of its files."""
+    return name.replace("/", "_")
+
+
+def write_tasks(tasks: Mapping[str, Benchmark], folder: str | Path) -> None:
+    """Write the tasks that have questions for lm-eval: a YAML file with the prompt, and the questions as JSON lines."""
     folder = Path(folder).absolute()
-    for name, questions in tasks.items():
-        lines = [json.dumps({"input": q.input, "choices": q.choices, "label": q.label}) for q in questions]
-        stem = name.replace("/", "_")
+    for name, task in tasks.items():
+        if not task.questions:
+            continue
+        lines = [json.dumps({"input": q.input, "choices": q.choices, "label": q.label}) for q in task.questions]
+        stem = file_stem(name)
         write_text(folder / f"{stem}.jsonl", "\n".join(lines) + "\n")
-        task = {
+        content = {
             "task": stem,
             "dataset_path": "json",
             "dataset_kwargs": {
@@ -111,67 +116,25 @@ def write_tasks(tasks: Mapping[str, Sequence[Question]], folder: str | Path) -> 
                 "cache_dir": str(folder / "cache"),
             },
             "test_split": "test",
-            "output_type": "multiple_choice",
-            "num_fewshot": 0,
-            "doc_to_text": PROMPT,
-            "doc_to_choice": "choices",
-            "doc_to_target": "label",
-            "metric_list": [{"metric": metric, "aggregation": "mean"} for metric in ("acc", "acc_norm")],
+            "fewshot_split": "test",  # lm-eval leaves out the question itself
+            "doc_to_text": task.prompt,
+            **(_CHOICE if len(task.questions[0].choices) > 1 else _WRITTEN),
         }
-        write_text(folder / f"{stem}.yaml", yaml.safe_dump(task, sort_keys=False))
+        write_text(folder / f"{stem}.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
-def answer_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    names: Sequence[str],
-    limit: int | None,
-    label: str,
-) -> dict[str, Outcomes]:
-    """Evaluate a model on tasks with lm-eval.
-
-    Args:
-        model: parent or child, loaded.
-        tokenizer: the model's tokenizer.
-        folder: folder of the task files that `write_tasks` wrote.
-        names: names of the tasks.
-        limit: maximum number of questions per task; None for all.
-        label: label of the progress bar and of errors.
-
-    Raises:
-        TangramError: the model's outputs are not finite.
-    """
-    import logging
-
-    import datasets
-    from lm_eval.evaluator import evaluate
-    from lm_eval.tasks import TaskManager
-
-    from tangram.evaluation.shared_prefix import SharedPrefixLM
-
-    datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    stems = {name: name.replace("/", "_") for name in names}
-    loaded = TaskManager(include_path=str(folder), include_defaults=False).load(list(stems.values()))
-    # No bootstrap: the report computes standard errors from the samples, as lm-eval has no paired ones.
-    results = evaluate(SharedPrefixLM(model, tokenizer, label), loaded, limit=limit, bootstrap_iters=0)
-    outcomes = {}
-    for name, stem in stems.items():
-        samples = sorted(results["samples"][stem], key=lambda sample: sample["doc_id"])
-        outcomes[name] = Outcomes(
-            acc=torch.tensor([float(sample["acc"]) for sample in samples]),
-            acc_norm=torch.tensor([float(sample["acc_norm"]) for sample in samples]),
-            chance=torch.tensor([1 / len(sample["doc"]["choices"]) for sample in samples]),
-        )
-    return outcomes
-
-
-def answer_rows(model: str, answers: Mapping[str, Outcomes]) -> list[dict[str, Any]]:
-    """Return the rows of `tables.SAMPLES` for one model: `acc`, `acc_norm` and `chance` of every question."""
-    return [
-        {"model": model, "task": task, "sample": sample, "metric": metric, "value": value}
-        for task, outcomes in answers.items()
-        for metric in ("acc", "acc_norm", "chance")
-        for sample, value in enumerate(getattr(outcomes, metric).double().tolist())
-    ]
+_CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": "choices",
+    "doc_to_target": "label",
+    "metric_list": [{"metric": metric, "aggregation": "mean"} for metric in ("acc", "acc_norm")],
+}
+_WRITTEN = {
+    "output_type": "generate_until",
+    "doc_to_target": "{{choices[0]}}",
+    "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": ANSWER_TOKENS},
+    "filter_list": [{"name": "none", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]}],
+    "metric_list": [
+        {"metric": "exact_match", "aggregation": "mean", "ignore_case": True, "ignore_punctuation": True},
+    ],
+}

@@ -27,7 +27,7 @@ from tangram.engines import DECILM, family_refusal
 from tangram.errors import TangramError
 from tangram.export.compressed_tensors import absorb_smoothing, stored
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
-from tangram.export.parts import LINEAR, Checkpoint, Part
+from tangram.export.parts import LINEAR, VECTOR, Checkpoint, Part
 from tangram.models.decilm_config import CODE, CODE_FILE, MATRICES, TYPES, Described, decilm_config
 from tangram.models.families import window_of
 
@@ -64,6 +64,8 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
     if family_refusal(family, [DECILM]) or (window is not None and window < child.config.max_position_embeddings):
         what = f"family {family}" if family_refusal(family, [DECILM]) else f"an attention window of {window} tokens"
         raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
+    if vectors := [part.origin for part in child.parts if part.form == VECTOR]:
+        raise TangramError(f"decilm: {vectors[0]} is a vector, which cannot be expressed; leave decilm out of export")
     child = _without_smoothing(child)
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)

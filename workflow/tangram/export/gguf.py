@@ -7,6 +7,7 @@ width 0, llama.cpp leaves the attention out, too. The child's subblocks are pack
 
 - A subblock without a partner gets a stub FFN of zeros.
 - A linear map's bias is the bias of a stub FFN; the map of an FFN stands in the place of an attention.
+- A vector is added to the bias of the subblock before it; as the first subblock it becomes a linear map of zeros.
 - Layer 0 must have heads, as llama.cpp reads their width there; it gets a linear map of zeros if it has none.
 """
 
@@ -22,7 +23,7 @@ from tangram.engines import GGUF_PRECISIONS, LLAMA_CPP, RECIPES, head_precision
 from tangram.errors import TangramError
 from tangram.export.gguf_recipe import tensor_type
 from tangram.export.gguf_tokenizer import write_tokenizer
-from tangram.export.parts import LINEAR, Checkpoint, Part
+from tangram.export.parts import LINEAR, VECTOR, Checkpoint, Part
 from tangram.files import atomic_path
 from tangram.gguf_types import block_size, decode, encode
 from tangram.models.families import window_of
@@ -45,6 +46,7 @@ STUB = 32  # channels of an FFN of zeros: one block of the smallest types
 ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
 NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 FFN = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+BIASES = {"attention": "o_proj.bias", "ffn": "down_proj.bias", LINEAR: "bias"}  # added to a form's output
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,24 @@ class Tensor:
     exact: bool = True
 
 
+def without_vectors(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return the subblocks with each vector in the bias of the subblock before it."""
+    import torch
+
+    folded: list[Part] = []
+    for part in parts:
+        if part.form != VECTOR:
+            folded.append(part)
+        elif folded:
+            before, bias = folded[-1], part.tensors["bias"].float()
+            name = BIASES[before.form]
+            folded[-1] = replace(before, tensors=before.tensors | {name: before.tensors.get(name, 0) + bias})
+        else:
+            zeros = torch.zeros(2 * part.norm.shape, dtype=part.norm.dtype)
+            folded.append(replace(part, form=LINEAR, tensors=part.tensors | {"weight": zeros}))
+    return tuple(folded)
+
+
 def pack(parts: tuple[Part, ...]) -> list[Layer]:
     """Pack subblocks into as few layers of `deci` as can hold them in their order."""
     layers: list[Layer] = []
@@ -112,6 +132,7 @@ def architecture_of(child: Checkpoint, layers: list[Layer]) -> str:
     attentions = [layer.first for layer in layers if layer.first is not None and layer.first.form == "attention"]
     widths = {layer.ffn.channels for layer in layers if layer.ffn is not None}
     uniform = len({child.kv_heads(part) for part in attentions}) == len(widths) == 1
+    uniform &= not any(part.form == VECTOR for part in child.parts)  # qwen2 has no place for their biases
     if len(attentions) == len(layers) and all(layer.ffn for layer in layers) and uniform:
         return ARCHITECTURES[family]
     if family == "qwen3":
@@ -327,7 +348,7 @@ def write_gguf(
     import gguf
 
     check_expressible(child)
-    layers = pack(child.parts)
+    layers = pack(without_vectors(child.parts))
     architecture = architecture_of(child, layers)
     tensors = list(tensors_of(child, layers, architecture, floats))
     if floats in RECIPES:

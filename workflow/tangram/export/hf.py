@@ -1,7 +1,7 @@
 """transformers' own schema of heterogeneous models: a stock model type with `per_layer_config`, without code.
 
-The schema names a layer's KV heads, its FFN width, and the subblocks that it skips. It has no linear maps and no
-operators of several factors.
+The schema names a layer's KV heads, its FFN width, and the subblocks that it skips. It has no linear maps, no
+constants and no operators of several factors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from tangram.blocks.base import CONFIG_NAME
 from tangram.errors import TangramError
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
-from tangram.export.parts import LINEAR, Checkpoint
+from tangram.export.parts import LINEAR, VECTOR, Checkpoint
 from tangram.library.pieces import tensor_name
 from tangram.models.layouts import PRE_NORM
 
@@ -36,10 +36,10 @@ def write_hf(child: Checkpoint, output: str | Path, provenance: Mapping[str, str
     present = set()
     tensors = outer_tensors(child)
     for part in child.parts:
-        if part.form == LINEAR:
+        if part.form in (LINEAR, VECTOR):
             raise TangramError(
-                f"hf: {part.origin} is a linear map, which transformers' schema cannot express; "
-                "leave hf out of targets.*.export"
+                f"hf: {part.origin} is a {'linear map' if part.form == LINEAR else 'vector'}, which transformers' "
+                "schema cannot express; leave hf out of targets.*.export"
             )
         present.add((part.layer, part.form))
         tensors |= {tensor_name(part.layer, part.form, name): tensor for name, tensor in part.tensors.items()}

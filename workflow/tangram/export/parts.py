@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 LINEAR = "linear"  # the form of a subblock that is one linear map; the other forms are the kinds of subblocks
+VECTOR = "vector"  # the form of a subblock that is one vector, without a norm
 LINEAR_NAMES = {"attention": "linear_attn", "ffn": "linear_mlp"}
 
 Tensors = dict[str, "torch.Tensor"]
@@ -35,9 +36,10 @@ class Part:
     """A subblock.
 
     Attributes:
-        form: ``'attention'``, ``'ffn'`` or ``'linear'``.
-        norm: weights of the norm before it, ``(hidden,)``.
-        tensors: its tensors by their names inside the subblock; of a linear map ``weight`` and perhaps ``bias``.
+        form: ``'attention'``, ``'ffn'``, ``'linear'`` or ``'vector'``.
+        norm: weights of the norm before it, ``(hidden,)``; of a vector, which has none, ones.
+        tensors: its tensors by their names inside the subblock; of a linear map ``weight`` and perhaps ``bias``, of a
+            vector ``bias``.
         precision: the precision of its matrices; None for the child's dtype.
         kind: ``'attention'`` or ``'ffn'``.
         layer: its layer in the child.
@@ -125,7 +127,14 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
     """Yield the subblocks of a layer that exist."""
+    import torch
+
     precisions = dict(entry.split("=") for entry in getattr(config, "precision", []))
+    if (window := getattr(config, "window", None)) is not None:
+        raise TangramError(
+            f"attention of layer {layer} reads a window of {window} tokens and the first ones, which no format can "
+            "express; leave such variants out of the target's library"
+        )
     for kind in KINDS:
         name = CONFIG_NAME[kind]
         if name in getattr(config, "skip", []):
@@ -137,6 +146,10 @@ def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
                     "leave such variants out of the target's library"
                 )
         form, tensors = str(kind), _inside(tensor_name(layer, kind, ""), state)
+        if f"{name}=constant" in getattr(config, "linear", []):
+            vector = tensors["vector"]
+            yield Part(VECTOR, torch.ones_like(vector), {"bias": vector}, None, kind, layer)
+            continue
         if name in getattr(config, "linear", []):
             form, tensors = LINEAR, _inside(f"{LINEAR_NAMES[kind]}.", tensors)
         norm = state[f"model.layers.{layer}.{getattr(PRE_NORM, kind).before}.weight"]

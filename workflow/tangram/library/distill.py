@@ -23,7 +23,7 @@ from tangram.models.families import Shape, decoder_layers, place_of, subblock
 from tangram.models.forward import layer_contexts
 from tangram.models.layouts import contribution_of, residual_multiplier, subblock_input
 from tangram.models.replace import replace_subblocks
-from tangram.training.loop import Checkpointing, TrainingPlan, train
+from tangram.training.loop import Checkpointing, TrainingPlan, steps_of, train
 from tangram.training.losses import normalized_mse, span_loss
 from tangram.training.parallel import World
 from tangram.training.precision import autocast
@@ -152,6 +152,7 @@ class LayerDistillation:
             weights=1 / self.scale[: self.training].flatten(),
             ridge=self.settings.ridge,
             unnormed=None if raw is None else raw.flatten(0, 1),
+            context=self.context,
         )
 
     def _unnormed(self, kind: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -201,7 +202,7 @@ class LayerDistillation:
         after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial
         plan = TrainingPlan(
             examples=self.training,
-            epochs=self.settings.epochs,
+            steps=steps_of(self.settings.epochs * self.training, self.training, self.settings.batch_size),
             batch_size=self.settings.batch_size,
             micro_batch_size=self.settings.batch_size,
             learning_rate=self.settings.learning_rate,

@@ -64,6 +64,14 @@ def subblock_input(layer: Any, place: Place, hidden: torch.Tensor) -> torch.Tens
     return hidden if place.before is None else getattr(layer, place.before)(hidden)
 
 
+def subblock_output(layer: Any, place: Place, outputs: torch.Tensor) -> torch.Tensor:
+    """Return a subblock's contribution to the residual stream from the outputs of its attention or FFN."""
+    if place.after is not None:
+        outputs = getattr(layer, place.after)(outputs)
+    multiplier = residual_multiplier(layer)
+    return outputs if multiplier == 1 else outputs * multiplier
+
+
 def contribution_of(layer: Any, place: Place, hidden: torch.Tensor, **context: Any) -> torch.Tensor:
     """Return a subblock's contribution to the residual stream ``hidden``, ``(batch, tokens, hidden)``.
 
@@ -75,10 +83,7 @@ def contribution_of(layer: Any, place: Place, hidden: torch.Tensor, **context: A
     """
     module, inputs = getattr(layer, place.module), subblock_input(layer, place, hidden)
     outputs = module(hidden_states=inputs, **context)[0] if place.module == "self_attn" else module(inputs)
-    if place.after is not None:
-        outputs = getattr(layer, place.after)(outputs)
-    multiplier = residual_multiplier(layer)
-    return outputs if multiplier == 1 else outputs * multiplier
+    return subblock_output(layer, place, outputs)
 
 
 def residual_multiplier(layer: Any) -> float:

@@ -1,12 +1,16 @@
 """A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
 
-This file and its neighbors that it imports are copied into every child checkpoint that needs them (`auto_map`), so they
-import nothing but torch and transformers. The architecture is
-transformers' `per_layer_config` in `config.json`. Besides the stock attributes (`num_key_value_heads`,
-`intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have `linear`, the list of its subblocks that
-are one linear map, `structured`, the list of its subblocks whose matrices are structured operators, such as
-`["mlp=lowrank-64"]`, and `precision`, the list of its subblocks with matrices in another precision, such as
-`["attention=int8"]`. The model's attribute `head_precision` is the precision of the LM head.
+This file and those that it imports are copied into every child checkpoint that needs them (`auto_map`), so they import
+nothing but torch and transformers. The architecture is transformers' `per_layer_config` in `config.json`. Besides the
+stock attributes (`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have:
+
+- `linear`, the list of its subblocks that are one linear map (without bias if `"mlp=unbiased"` is in the list, too;
+  without matrix and norm if `"mlp=constant"` is);
+- `structured`, the list of its subblocks whose matrices are structured operators, such as `["mlp=lowrank-64"]`;
+- `precision`, the list of its subblocks with matrices in another precision, such as `["attention=int8"]`;
+- `window`, the number of last tokens that its attention reads, besides the first ones.
+
+The model's attribute `head_precision` is the precision of the LM head.
 """
 
 import copy
@@ -48,10 +52,11 @@ from .configuration_tangram import (
     TangramQwen3Config,
     TangramSmolLM3Config,
 )
-from .layouts import contribution_of, layout_of
+from .layouts import contribution_of, layout_of, subblock_input, subblock_output
 from .operators import replace_projections, separate_factors
 from .packed import pack
 from .quantized import set_precision, with_precision
+from .window import attend_to_window
 
 
 class LinearAttention(nn.Module):
@@ -78,8 +83,32 @@ class LinearMLP(nn.Module):
         return self.linear_mlp(hidden_states)
 
 
+class Constant(nn.Module):
+    """A vector instead of a subblock and its norm, equal for all tokens."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(hidden_size))
+
+
+class ConstantAttention(Constant):
+    """A vector instead of attention."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """Return the vector, ``(hidden,)``, for any input; there are no attention weights."""
+        return self.vector, None
+
+
+class ConstantMLP(Constant):
+    """A vector instead of the feed-forward network."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the vector, ``(hidden,)``, for any input."""
+        return self.vector
+
+
 def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, or absent.
+    """Return a subclass of a stock decoder layer whose subblocks may be narrower, linear, constant, or absent.
 
     As a subclass, it supports transformers' recording of hidden states and gradient checkpointing.
     """
@@ -91,10 +120,15 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
         def __init__(self, config: PreTrainedConfig, layer_idx: int):
             super().__init__(config, layer_idx)
             skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
+            self.window = getattr(config, "window", None)
             if "attention" in linear:
                 self.self_attn = LinearAttention(config.hidden_size, "attention=unbiased" not in linear)
             if "mlp" in linear:
                 self.mlp = LinearMLP(config.hidden_size, "mlp=unbiased" not in linear)
+            if "attention=constant" in linear:
+                self.self_attn = ConstantAttention(config.hidden_size)
+            if "mlp=constant" in linear:
+                self.mlp = ConstantMLP(config.hidden_size)
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
@@ -104,19 +138,24 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
                 separate_factors(subblock)
                 set_precision(subblock, precision)
             for name, place in zip(("attention", "mlp"), layout_of(self), strict=True):
-                # A linear map has no norm after it, as it is fitted to the normed output.
-                if name in linear and place.after is not None:
-                    setattr(self, place.after, nn.Identity())
+                # A linear map has no norm after it, as it is fitted to the normed output; a vector has no norms.
+                for norm in place.norms if name in linear else ():
+                    if norm == place.after or f"{name}=constant" in linear:
+                        setattr(self, norm, nn.Identity())
                 # A skipped subblock has no norms either; the residual stays.
                 for module in (place.module, *place.norms) if name in skip else ():
                     setattr(self, module, None)
 
         def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            if self.self_attn is not None and self.mlp is not None:
+            if self.window is None and self.self_attn is not None and self.mlp is not None:
                 stock: torch.Tensor = super().forward(hidden_states, **kwargs)
                 return stock
             attention, ffn = layout_of(self)
-            if self.self_attn is not None:
+            if self.window is not None:
+                inputs = subblock_input(self, attention, hidden_states)
+                outputs = attend_to_window(self.self_attn, self.window, inputs, **kwargs)
+                hidden_states = hidden_states + subblock_output(self, attention, outputs)
+            elif self.self_attn is not None:
                 hidden_states = hidden_states + contribution_of(self, attention, hidden_states, **kwargs)
             if self.mlp is not None:
                 hidden_states = hidden_states + contribution_of(self, ffn, hidden_states)

@@ -10,10 +10,10 @@ import pandas as pd
 
 from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, HELDOUT, UNIFORM, Results
-from tangram.report.estimates import CONFIDENCE, PARENT_KEY, Estimate, Key
+from tangram.report.estimates import CONFIDENCE, Estimate, Key
 from tangram.report.interpolation import Point, loss_at, loss_difference, speed_at, speed_difference
 from tangram.report.prediction import ROUNDING, predicted_speedup
-from tangram.report.samples import MEAN, difference_on_tasks, propagate
+from tangram.report.samples import normalized, share_of_parent
 
 VERDICTS = {"child": "Tangram", "baseline": "layers dropped", "tie": "tie", "": "–"}  # for people  # noqa: RUF001
 RIVAL_VERDICTS = {**VERDICTS, "baseline": "uniform"}
@@ -188,30 +188,19 @@ def beside_uniform(results: Results, model: str) -> list[Rivalry]:
 
 
 def quality_kept(results: Results, key: Key) -> Estimate | None:
-    """Return the mean normalized accuracy on tasks as a share of the parent's; None without tasks.
+    """Return the mean normalized accuracy on tasks as a share of the parent's, paired; None without tasks.
 
-    Normalized is (accuracy - chance) / (1 - chance). The difference to the parent is paired by question, so its error,
-    not those of both accuracies, enters the ratio 1 + difference / parent.
+    Normalized is (accuracy - chance) / (1 - chance) of each task, whose unweighted mean counts.
     """
-    parent = results.estimate(PARENT_KEY, MEAN, "acc_above_chance")
-    if key == PARENT_KEY:
-        return Estimate(1.0, 0.0, parent.n) if parent and parent.value > 0 else None
-    difference = _share_of_parent(results, results.estimate(key, MEAN, "acc_above_chance_difference"))
-    return difference and Estimate(1 + difference.value, difference.standard_error, difference.n)
+    return share_of_parent(results.samples, normalized(results.samples, key))
 
 
 def quality_difference(results: Results, key: Key, other: Key) -> Estimate | None:
     """Return the quality that one model keeps less that of another, paired by question; None without tasks."""
-    return _share_of_parent(results, difference_on_tasks(results.samples, key, other))
-
-
-def _share_of_parent(results: Results, difference: Estimate | None) -> Estimate | None:
-    """Return a difference of mean normalized accuracies as a share of the parent's."""
-    parent = results.estimate(PARENT_KEY, MEAN, "acc_above_chance")
-    if parent is None or parent.value <= 0 or difference is None:
+    one, two = normalized(results.samples, key), normalized(results.samples, other)
+    if {task: len(v) for task, v in one.items()} != {task: len(v) for task, v in two.items()}:
         return None
-    share = propagate(lambda values: float(values[0] / values[1]), [difference, parent])
-    return Estimate(share.value, share.standard_error, difference.n)
+    return share_of_parent(results.samples, {task: one[task] - two[task] for task in one})
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

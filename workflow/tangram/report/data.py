@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +19,17 @@ from pydantic import Field
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
-from tangram.config import LAYERS_DROPPED, Section, uniform_solution
+from tangram.config import LAYERS_DROPPED, SEARCHES, Section, uniform_solution
 from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
-from tangram.report.samples import Samples, by_model, task_rows
+from tangram.report.samples import Samples, by_model, counted, task_rows
 from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, read_table
 
 HELDOUT = "heldout"
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
+PERPLEXITY_FILES = ("perplexity.parquet",)
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 UNIFORM = {uniform_solution(precision): precision for precision in PRECISIONS}  # precisions of the uniform rivals
 SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the stock parent's, and over the packed one's
@@ -52,8 +53,9 @@ class Results:
 
     ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
     columns ``target`` and ``solution``; ``samples`` holds the values of each question and held-out sequence, from which
-    ``tasks`` is computed; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of solutions by
-    target and solution, and ``stock`` the predictions of the stock parent by target.
+    ``tasks`` is computed, and ``perplexities`` those of each window or page of texts; ``benchmarks`` has one row per
+    job; ``solutions`` holds the entries of files of solutions by target and solution, and ``stock`` the predictions of
+    the stock parent by target.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Results:
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
+    perplexities: Samples = field(default_factory=dict)
     engines: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
@@ -89,6 +92,12 @@ class Results:
             error = None if math.isnan(row.standard_error) else row.standard_error
             estimates[row.target, row.solution, row.model, row.task, row.metric] = Estimate(row.value, error, row.n)
         return estimates
+
+    @cached_property
+    def counted(self) -> dict[str, str]:
+        """The metric that counts in each task, by the task's name."""
+        keys = dict.fromkeys(key for key, _, _ in self.samples)
+        return {task: metric for key in keys for task, (metric, _) in counted(self.samples, key).items()}
 
     def heldout(self, key: Key, metric: str) -> Estimate | None:
         """Return a metric on held-out text; the parent's KL to itself is 0 and its agreement 1.
@@ -221,10 +230,12 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
     return frame
 
 
-def _samples(folder: Path, folders: Iterable[tuple[str, str, Path]]) -> dict[tuple[Key, str, str], np.ndarray]:
-    """Return the values of every question and held-out sequence, of the parent and all children."""
-    paths = [("", "", folder / f"parent_{name}") for name in SAMPLE_FILES]
-    paths += [(target, solution, path / name) for target, solution, path in folders for name in SAMPLE_FILES]
+def _samples(
+    folder: Path, folders: Iterable[tuple[str, str, Path]], names: Sequence[str]
+) -> dict[tuple[Key, str, str], np.ndarray]:
+    """Return the values in SAMPLES tables of these names, of the parent and all children."""
+    paths = [("", "", folder / f"parent_{name}") for name in names]
+    paths += [(target, solution, path / name) for target, solution, path in folders for name in names]
     frames = [_labeled(_read(path, SAMPLES), target, solution) for target, solution, path in paths]
     return by_model(_concat(frames, SAMPLES, ("target", "solution")))
 
@@ -247,7 +258,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
     folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM)]
+    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM, *SEARCHES)]
     return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
@@ -347,7 +358,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
 
     parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    samples = _samples(folder, folders)
+    samples = _samples(folder, folders, SAMPLE_FILES)
     parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
     speeds_of_files = [_read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)]
     evaluation = _concat([parents, *of_children("evaluation")], EVALUATION, labels)
@@ -380,5 +391,6 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         selections=_selections(folder, architectures),
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
+        perplexities=_samples(folder, folders, PERPLEXITY_FILES),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

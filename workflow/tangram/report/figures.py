@@ -13,8 +13,10 @@ from tangram.report.comparison import Scored
 from tangram.report.data import BEST, Results
 from tangram.report.drawing import label_ends, log_axis, new_figure, render, wide
 from tangram.report.estimates import Estimate
+from tangram.report.learning_curve import FACTOR, forecast
 from tangram.report.names import solution_name
 from tangram.report.style import CHILD, INK, MUTED, PAPER, solution_color
+from tangram.tables import VALIDATION_KL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,6 +153,47 @@ def gkd_curves(results: Results) -> str | None:
         return figure
 
     return render("gkd-curves", "finetuning curves by child", draw)
+
+
+def validation_points(results: Results) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+    """Return tokens and KL of every child's learning curve, by target and solution; a curve has at least two points."""
+    frame = results.finetuning[results.finetuning["metric"] == VALIDATION_KL]
+    points = {}
+    for child in results.children:
+        part = frame[(frame["target"] == child[0]) & (frame["solution"] == child[1])].sort_values("tokens")
+        if len(part) > 1:
+            points[child] = part["tokens"].astype(float).tolist(), part["value"].tolist()
+    return points
+
+
+def learning_curves(results: Results) -> str | None:
+    """Draw KL on text that is not trained on over the tokens of finetuning, with the primary child's forecast."""
+    points = validation_points(results)
+    if not points:
+        return None
+
+    def draw() -> Figure:
+        figure, (axis,) = new_figure(1, 1, 7.0, 3.6)
+        ends, primary = [], (results.settings.primary_target, BEST)
+        for (target, solution), (tokens, kl) in points.items():
+            color, chosen = solution_color(solution), (target, solution) == primary
+            style = "-" if solution.isdigit() else (0, (4, 2))
+            axis.plot(tokens, kl, "o", ls=style, ms=3.6, color=color, lw=2.2 if chosen else 1.1)
+            ends.append((tokens[-1], kl[-1], solution_name(results, target, solution), color))
+            if chosen and (found := forecast(tokens, kl)) is not None:
+                beyond = np.geomspace(tokens[-1], FACTOR * tokens[-1], 24)
+                low, high = zip(*(found.law.interval(x) for x in beyond), strict=True)
+                axis.plot(beyond, found.law.at(beyond), ls=(0, (1, 1.5)), lw=1.2, color=color)
+                axis.fill_between(beyond, low, high, color=color, alpha=0.14, lw=0)
+        axis.set_xscale("symlog", linthresh=min(tokens[1] for tokens, _ in points.values()))
+        axis.set_xlim(left=0)
+        axis.set_ylim(0, 1.05 * max(max(kl) for _, kl in points.values()))
+        axis.set_xlabel("tokens")
+        axis.set_ylabel("KL, nats per token")
+        label_ends(axis, ends, size=8)
+        return figure
+
+    return render("learning-curves", "KL over tokens of finetuning by child", draw)
 
 
 def score_against_truth(results: Results, children: Sequence[Scored]) -> str | None:

@@ -10,6 +10,7 @@ from tangram.config import LAYERS_DROPPED
 from tangram.report.data import BEST, UNIFORM, Results
 from tangram.report.drawing import label_ends, log_axis, new_figure, render, wide
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
+from tangram.report.names import SEARCH_NAMES
 from tangram.report.style import INK, PAPER, number, solution_color
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ Points = list[tuple[Estimate, Estimate]]  # speed over the stock parent, and val
 
 
 class _Series(NamedTuple):
-    """One line of the frontier, or one point of a rival of uniform precision."""
+    """One line of the frontier, or points of a rival of uniform precision or of another search."""
 
     label: str
     solution: str
@@ -30,6 +31,10 @@ class _Series(NamedTuple):
     def finetuned(self) -> bool:
         return self.model == "finetuned"
 
+    @property
+    def is_points(self) -> bool:
+        return self.solution in UNIFORM or self.solution in SEARCH_NAMES
+
     def points(self, results: Results, metric: str) -> Points:
         """Return the measured points of all targets, from slow to fast."""
         keys = [Key(target, self.solution, self.model) for target in results.settings.targets]
@@ -38,10 +43,13 @@ class _Series(NamedTuple):
 
 
 def _series() -> list[_Series]:
-    names = {BEST: "Tangram", LAYERS_DROPPED: "layers dropped"} | {s: f"parent in {p}" for s, p in UNIFORM.items()}
+    names = {BEST: "Tangram", LAYERS_DROPPED: "layers dropped"} | SEARCH_NAMES
+    names |= {solution: f"parent in {precision}" for solution, precision in UNIFORM.items()}
     stages = {"finetuned": "finetuned", "child": "before"}
     return [
-        _Series(name if solution in UNIFORM else f"{name}, {stages[model]}", solution, model)
+        _Series(
+            name if solution in UNIFORM or solution in SEARCH_NAMES else f"{name}, {stages[model]}", solution, model
+        )
         for solution, name in names.items()
         for model in stages
     ]
@@ -72,7 +80,7 @@ def _panel(axis: Axes, results: Results, metric: str) -> None:
     ends = []
     for series, line in points.items():
         end = _line(axis, series, line, None if logarithmic else start)
-        if series.finetuned or series.solution not in UNIFORM:  # an open square below a labeled one needs no label
+        if series.finetuned or not series.is_points:  # an open square below a labeled one needs no label
             ends.append(end)
     _mark_chosen(axis, results, metric)
     axis.set_xlabel("measured speed-up over the parent in stock transformers")
@@ -121,14 +129,14 @@ def _parents(axis: Axes, results: Results, metric: str, at_bottom: bool) -> tupl
 def _line(
     axis: Axes, series: _Series, points: Points, start: tuple[float, float] | None
 ) -> tuple[float, float, str, str]:
-    """Draw points of speed and value, with a line from the parent except for a rival of uniform precision.
+    """Draw points of speed and value, with a line from the parent unless the series is of points.
 
     Returns:
         The line's end, label and color for `label_ends`.
     """
     x, y = [speed.value for speed, _ in points], [value.value for _, value in points]
     color = solution_color(series.solution)
-    if series.solution not in UNIFORM:
+    if not series.is_points:
         line_x, line_y = ([start[0], *x], [start[1], *y]) if start else (x, y)
         width, dashes = (1.6, "-") if series.finetuned else (1.0, (0, (3, 3)))
         axis.plot(line_x, line_y, color=color, lw=width, ls=dashes)
@@ -137,7 +145,7 @@ def _line(
         y,
         xerr=[speed.bar for speed, _ in points],
         yerr=[value.bar for _, value in points],
-        fmt="s" if series.solution in UNIFORM else "o",
+        fmt="s" if series.is_points else "o",
         color=color,
         ms=5.5,
         mfc=color if series.finetuned else PAPER,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tangram.blocks import NO_OP, Variant
-from tangram.config import LAYERS_DROPPED
+from tangram.config import LAYERS_DROPPED, SEARCHES
 from tangram.report.data import BEST, UNIFORM, Results
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 
+SEARCH_NAMES = {name: name.replace("-", " ").replace("no op", "no-op") for name in SEARCHES}
 KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
 
 
@@ -26,6 +27,8 @@ def solution_name(results: Results, target: str, solution: str) -> str:
         return target
     if solution in UNIFORM:
         return f"parent in {UNIFORM[solution]}"
+    if solution in SEARCH_NAMES:
+        return f"{target}, {SEARCH_NAMES[solution]}"
     return f"{target}, {_dropped(results, target)}" if solution == LAYERS_DROPPED else f"{target} #{solution}"
 
 
@@ -33,6 +36,8 @@ def short_name(results: Results, target: str, solution: str) -> str:
     """Return a solution's display name below its target's."""
     if solution == LAYERS_DROPPED:
         return _dropped(results, target)
+    if solution in SEARCH_NAMES:
+        return SEARCH_NAMES[solution]
     return solution_name(results, target, solution) if solution == BEST or solution in UNIFORM else f"#{solution}"
 
 

@@ -20,6 +20,7 @@ from tangram.report.prediction import predicted_speedup
 from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
+from tangram.report.sections.perplexity import perplexity_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
 from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
@@ -50,6 +51,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         frontier_section(results),
         architectures_section(results, colors),
         tasks_section(results),
+        perplexity_section(results),
         readout_section(results),
         speed_section(results),
         engine_section(results),

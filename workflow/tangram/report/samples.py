@@ -41,14 +41,52 @@ def mean_over_tasks(tasks: Iterable[np.ndarray]) -> Estimate:
     return Estimate(sum(mean.value for mean in means) / len(means), error, sum(mean.n or 0 for mean in means))
 
 
-def normalized(samples: Samples, key: Key) -> dict[str, np.ndarray]:
-    """Return (accuracy - chance) / (1 - chance) of every question by task, with the task's mean chance."""
+def counted(samples: Samples, key: Key) -> dict[str, tuple[str, np.ndarray]]:
+    """Return the metric that counts in each task of a model, and the chance of every question.
+
+    The chance's name says the metric: `chance` is that of `acc`, `chance:exact_match` that of `exact_match`.
+    """
     tasks = {}
-    for (model, task, metric), values in samples.items():
-        if model == key and metric == "acc":
-            chance = samples[key, task, "chance"].mean()
-            tasks[task] = (values - chance) / (1 - chance)
+    for (model, task, name), values in samples.items():
+        kind, _, metric = name.partition(":")
+        if model == key and kind == "chance":
+            tasks[task] = (metric or "acc", values)
     return tasks
+
+
+def normalized(samples: Samples, key: Key) -> dict[str, np.ndarray]:
+    """Return (accuracy - chance) / (1 - chance) of every question by task, with the task's mean chance.
+
+    The accuracy is the metric that counts in the task: the share of right answers, or of exact matches.
+    """
+    tasks = {}
+    for task, (metric, chances) in counted(samples, key).items():
+        chance = chances.mean()
+        tasks[task] = (samples[key, task, metric] - chance) / (1 - chance)
+    return tasks
+
+
+def share_of_parent(samples: Samples, values: Mapping[str, np.ndarray]) -> Estimate | None:
+    """Return a mean over tasks as a share of the parent's mean normalized accuracy, paired by question.
+
+    The error of the ratio is the delta method's: that of the mean of ``(values - share * parent) / mean of parent``.
+
+    Args:
+        samples: the answers of all models.
+        values: the numerator, for each question by task.
+
+    Returns:
+        The share, or None if the parent answers other questions or is no better than chance.
+    """
+    parent = normalized(samples, PARENT_KEY)
+    if not values or {task: len(v) for task, v in values.items()} != {task: len(v) for task, v in parent.items()}:
+        return None
+    whole = mean_over_tasks(parent[task] for task in values).value
+    if whole <= 0:
+        return None
+    share = mean_over_tasks(values.values()).value / whole
+    error = mean_over_tasks((values[task] - share * parent[task]) / whole for task in values)
+    return Estimate(share, error.standard_error, error.n)
 
 
 def difference_on_tasks(samples: Samples, key: Key, other: Key) -> Estimate | None:
@@ -61,8 +99,9 @@ def difference_on_tasks(samples: Samples, key: Key, other: Key) -> Estimate | No
 
 def changed_answers(samples: Samples, key: Key) -> int | None:
     """Return the number of questions that either a model or the parent alone answers correctly; None without them."""
-    answers = {task: values for (model, task, metric), values in samples.items() if (model, metric) == (key, "acc")}
-    parent = {task: samples.get((PARENT_KEY, task, "acc")) for task in answers}
+    metrics = {task: metric for task, (metric, _) in counted(samples, key).items()}
+    answers = {task: samples[key, task, metric] for task, metric in metrics.items()}
+    parent = {task: samples.get((PARENT_KEY, task, metric)) for task, metric in metrics.items()}
     if not answers or any(values is None or len(values) != len(answers[task]) for task, values in parent.items()):
         return None
     return sum(int((values != parent[task]).sum()) for task, values in answers.items())
@@ -71,10 +110,10 @@ def changed_answers(samples: Samples, key: Key) -> int | None:
 def task_rows(samples: Samples) -> list[dict[str, Any]]:
     """Return rows of `tables.EVALUATION`, with ``target`` and ``solution``, for the answers of all models.
 
-    Each task has `acc`, `acc_norm`, `chance`, and for every model but the parent `acc_difference`, paired with the
-    parent by question. The task `mean` has `acc_above_chance`, the mean over tasks of
-    ``(acc - chance) / (1 - chance)``, and its paired difference `acc_above_chance_difference`. Standard errors are over
-    questions; `chance` has none.
+    Each task has its metrics, such as `acc` and `acc_norm`, and `chance`; for every model but the parent also the
+    difference of the metric that counts, such as `acc_difference`, paired with the parent by question. The task `mean`
+    has `acc_above_chance`, the mean over tasks of ``(accuracy - chance) / (1 - chance)`` of the metric that counts, and
+    its paired difference `acc_above_chance_difference`. Standard errors are over questions; `chance` has none.
     """
     rows: list[dict[str, Any]] = []
 
@@ -85,14 +124,14 @@ def task_rows(samples: Samples) -> list[dict[str, Any]]:
         )
 
     for key in dict.fromkeys(key for key, _, _ in samples):
-        for task in normalized(samples, key):
-            for metric in ("acc", "acc_norm"):
-                add(key, task, metric, mean_of(samples[key, task, metric]))
-            chance = samples[key, task, "chance"]
+        for task, (counts, chance) in counted(samples, key).items():
+            for (model, of_task, metric), values in samples.items():
+                if (model, of_task) == (key, task) and metric.partition(":")[0] != "chance":
+                    add(key, task, metric, mean_of(values))
             add(key, task, "chance", Estimate(float(chance.mean()), None, len(chance)))
-            parent = samples.get((PARENT_KEY, task, "acc"))
+            parent = samples.get((PARENT_KEY, task, counts))
             if key != PARENT_KEY and parent is not None and len(parent) == len(chance):
-                add(key, task, "acc_difference", mean_of(samples[key, task, "acc"] - parent))
+                add(key, task, f"{counts}_difference", mean_of(samples[key, task, counts] - parent))
         add(key, MEAN, "acc_above_chance", mean_over_tasks(normalized(samples, key).values()))
         difference = difference_on_tasks(samples, key, PARENT_KEY) if key != PARENT_KEY else None
         if difference is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from tangram.blocks import PARENT, Variant, block_class
-from tangram.config import LAYERS_DROPPED
+from tangram.config import LAYERS_DROPPED, SEARCHES
 from tangram.report.data import UNIFORM, strength
 from tangram.report.estimates import CONFIDENCE, Estimate
 
@@ -47,10 +47,10 @@ def variant_colors(variants: Sequence[str]) -> dict[str, str]:
 
 
 def solution_color(solution: str) -> str:
-    """Return the color of a solution's lines and points: children, layers dropped, or uniform precision."""
+    """Return the color of a solution's lines and points: children, uniform precision, or layers dropped and others."""
     if solution in UNIFORM:
         return RIVAL
-    return BASELINE if solution == LAYERS_DROPPED else CHILD
+    return BASELINE if solution in (LAYERS_DROPPED, *SEARCHES) else CHILD
 
 
 def themed(text: str) -> str:

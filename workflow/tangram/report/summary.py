@@ -150,8 +150,9 @@ def _tasks(results: Results, target: str, solution: str) -> list[str]:
     keys = [PARENT_KEY, *(Key(target, solution, model) for model in ("child", "finetuned"))]
     rows = []
     for task in [task for task in dict.fromkeys(results.tasks["task"]) if task != "mean"]:
-        accuracies = [results.estimate(key, task, "acc") for key in keys]
-        differences = [results.estimate(key, task, "acc_difference") for key in keys[1:]]
+        metric = results.counted[task]
+        accuracies = [results.estimate(key, task, metric) for key in keys]
+        differences = [results.estimate(key, task, f"{metric}_difference") for key in keys[1:]]
         rows.append(
             [
                 task,

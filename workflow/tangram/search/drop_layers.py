@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import KINDS, NO_OP
 from tangram.errors import TangramError
@@ -12,8 +14,10 @@ DROPPED = LayerChoice(NO_OP, NO_OP)
 Dropped = tuple[Architecture, Batches, tuple[int, ...]]  # with the batch sizes, and the dropped layers in order
 
 
-def drop_whole_layers(problem: Problem) -> Dropped:
-    """Drop the layers whose attention and FFN no-ops have the smallest sums of scores; keep at least one layer.
+def drop_whole_layers(problem: Problem, importance: Sequence[float] | None = None) -> Dropped:
+    """Drop the least important layers; keep at least one layer.
+
+    By default a layer's importance is the sum of its attention and FFN no-ops' scores.
 
     The layers that stay, and the head, are the parent's in one precision: of all precisions, the one whose architecture
     has the smallest sum of scores.
@@ -21,6 +25,10 @@ def drop_whole_layers(problem: Problem) -> Dropped:
     With throughput constraints, it drops as many layers as possible without exceeding any of them in predicted
     throughput: the baseline is never faster than the target, which favors its quality, unless the precision alone is.
     Without, it drops as few layers as satisfy all constraints.
+
+    Args:
+        problem: the target's problem.
+        importance: another importance of every layer, such as its block influence.
 
     Returns:
         The architecture, batch sizes (of largest throughput), and the dropped layers in ascending order.
@@ -35,17 +43,19 @@ def drop_whole_layers(problem: Problem) -> Dropped:
                     f"layers cannot be dropped: scores hold no '{NO_OP}' of {kind} for layer {layer}; add it to "
                     f"library.{kind}, or set the target's compare_layers_dropped: false"
                 )
+    if importance is None:
+        importance = [problem.option(layer, DROPPED).score for layer in range(problem.num_layers)]
     bases = [problem.parent, *uniform_precisions(problem).values()]
-    baselines = [baseline for base in bases if (baseline := _drop(problem, base)) is not None]
+    baselines = [baseline for base in bases if (baseline := _drop(problem, base, importance)) is not None]
     if not baselines:
         raise TangramError("no number of dropped layers satisfies the target's constraints; loosen them")
     return min(baselines, key=lambda baseline: problem.objective(baseline[0]))
 
 
-def _drop(problem: Problem, base: Architecture) -> Dropped | None:
+def _drop(problem: Problem, base: Architecture, importance: Sequence[float]) -> Dropped | None:
     """Drop layers of one architecture; None if no number of them satisfies the constraints."""
     layers = range(problem.num_layers)
-    order = sorted(layers, key=lambda layer: (problem.option(layer, DROPPED).score, layer))
+    order = sorted(layers, key=lambda layer: (importance[layer], layer))
     candidates = []  # by number of dropped layers
     for count in layers:
         dropped = tuple(sorted(order[:count]))

@@ -311,10 +311,12 @@ class Work:
         parts = devices if finetune.parallel.strategy == "fsdp" else 1
         step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if self.stream else 0))
         step += FORWARD * sizes.body if parts > 1 else 0  # recomputation of layers
-        count = self.tokens["finetune"] * finetune.epochs
-        seconds = (
-            self.loading + count * step / self.rates.flops / devices + 2 * self.model_bytes / self.rates.disk_bytes
-        )
+        budget, seconds = finetune.budget, self.loading + 2 * self.model_bytes / self.rates.disk_bytes
+        if budget.minutes is not None:
+            seconds += 60 * budget.minutes
+        else:
+            count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
+            seconds += count * step / self.rates.flops / devices
         yield Stage(
             "finetune_child",
             self.children,
@@ -357,6 +359,9 @@ class Work:
             return sum(len(self.config.exported(name)) for name in targets)
 
         if checkpoints := exported(VLLM):
+            yield Stage(
+                "evaluate_engine", checkpoints, 1, STARTUP[VLLM] + self.loading + heldout, 2 * self.model_bytes, 0
+            )
             yield speed(checkpoints + 1, STARTUP[VLLM])
         if files := exported(LLAMA_CPP):
             parents, memory = len(PARENT_TYPES), 2 * self.model_bytes

@@ -143,6 +143,10 @@ def plan(
     if measured is not None:
         planned = with_measured(planned, measured)
     print(table(planned, settings.device))
+    if (passes := (settings.finetune.budget.tokens or 0) / settings.corpus.finetune.tokens) > 1:
+        print(
+            f"finetune_child trains on {passes:.2g} passes over the finetune split; corpus.finetune.tokens is its size"
+        )
     for stage in planned:
         if settings.device == "cuda" and stage.rule in ON_DEVICE and stage.device_bytes > memory:
             print(f"{stage.rule} does not fit: {_bytes(stage.device_bytes)} on a device of {_bytes(memory)}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +22,14 @@ from tangram.files import check_tensors, write_tensors, write_text
 from tangram.training.parallel import World
 
 BatchLoss = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
+Schedule = Literal["cosine", "linear", "constant"]
+TIMED_STEPS, TIMED_SHARE = 4, 0.02  # the timing of a budget in seconds takes at least these steps and this share of it
+
+
+def steps_of(sequences: int, examples: int, batch_size: int) -> int:
+    """Return the optimizer steps that read some sequences: whole passes over all examples, then a part of one."""
+    passes, rest = divmod(sequences, examples)
+    return passes * math.ceil(examples / batch_size) + math.ceil(rest / batch_size)
 
 
 @dataclass(frozen=True)
@@ -28,19 +37,21 @@ class TrainingPlan:
     """Length, batch sizes and learning rate of a training.
 
     Attributes:
-        examples: number of sequences.
-        epochs: passes over the sequences, each in another order.
+        examples: number of sequences; each pass over them is in another order.
+        steps: optimizer steps in all (`steps_of`).
         batch_size: sequences per optimizer step.
         micro_batch_size: sequences per forward pass.
-        learning_rate: peak; linear warm-up, then cosine decay to a tenth.
-        warmup_fraction: share of the steps in the warm-up.
+        learning_rate: peak.
+        warmup_fraction: share of the steps in the linear warm-up.
+        schedule: after the warm-up, `cosine` to a tenth of the peak, `linear` to zero, or `constant`.
         weight_decay: AdamW's weight decay.
         clip_norm: largest norm of the gradient.
         seed: seed of the order of the sequences.
+        seconds: if given, `train` replaces ``steps`` by the number of steps that take these seconds.
     """
 
     examples: int
-    epochs: int
+    steps: int
     batch_size: int
     micro_batch_size: int
     learning_rate: float
@@ -48,23 +59,29 @@ class TrainingPlan:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     seed: int = 0
+    schedule: Schedule = "cosine"
+    seconds: float | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch."""
         return math.ceil(self.examples / self.batch_size)
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.epochs * self.steps_per_epoch
+    def sequences(self, steps: int) -> int:
+        """Return the number of sequences that the first steps read."""
+        passes, rest = divmod(steps, self.steps_per_epoch)
+        return passes * self.examples + min(rest * self.batch_size, self.examples)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then cosine decay to a tenth of the peak."""
+        """Return the learning rate of a step."""
         warmup = max(1, round(self.warmup_fraction * self.steps))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
+        if self.schedule == "constant":
+            return self.learning_rate
         progress = (step - warmup) / max(1, self.steps - warmup)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - progress)
         return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
     def batch(self, step: int) -> torch.Tensor:
@@ -90,6 +107,32 @@ class Checkpointing:
     identity: str
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A measurement during training, at steps that `milestones` chooses.
+
+    Attributes:
+        measure: returns a metric of the module with its present weights; it must not change them.
+        metric: the metric's name.
+        sequences: sequences that one measurement reads.
+    """
+
+    measure: Callable[[], float]
+    metric: str
+    sequences: int
+
+    def milestones(self, plan: TrainingPlan) -> set[int]:
+        """Return the steps before which to measure: a half, a quarter, ... of all, while the cost stays small.
+
+        Between two measurements, training reads at least as many sequences as one measurement.
+        """
+        gap, step, chosen = math.ceil(self.sequences / plan.batch_size), plan.steps // 2, set[int]()
+        while step >= max(1, gap):
+            chosen.add(step)
+            step //= 2
+        return chosen
+
+
 def train(
     module: nn.Module,
     batch_loss: BatchLoss,
@@ -97,6 +140,7 @@ def train(
     label: str | None = None,
     checkpointing: Checkpointing | None = None,
     world: World = World(),  # noqa: B008 (frozen)
+    validation: Validation | None = None,
 ) -> list[dict[str, Any]]:
     """Train the parameters of ``module`` that require gradients, in place.
 
@@ -107,9 +151,10 @@ def train(
         label: label of a progress bar; without it, there is no bar.
         checkpointing: where states are saved; training resumes from the latest state, bit for bit.
         world: the processes of this training; with several, ``batch_loss`` is the module from `World.distribute`.
+        validation: a measurement before some of the steps.
 
     Returns:
-        One row per step and metric: step, metric, value.
+        One row per step and metric: step, metric, value. The metrics are those before the step.
 
     Raises:
         TangramError: the loss is not finite.
@@ -118,16 +163,18 @@ def train(
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if low := [name for name, p in parameters.items() if p.dtype.itemsize < 4]:
         raise ValueError(f"{low[0]} is {parameters[low[0]].dtype}; train it as float32")
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True
-    )
-    first, rows = 0, list[dict[str, Any]]()
+    optimizer = _optimizer(parameters.values(), plan)
+    first, rows, steps = 0, list[dict[str, Any]](), 0
     if checkpointing:
-        first, rows = _restore(parameters, optimizer, checkpointing, world)
-        if first and world.rank == 0:
-            print(f"{label or 'training'}: resuming from step {first} of {plan.steps}", file=sys.stderr)
+        first, rows, steps = _restore(parameters, optimizer, checkpointing, world)
+    name = label or "training"
+    if plan.seconds is not None:
+        plan = replace(plan, steps=steps or _steps_within(plan.seconds, parameters, batch_loss, plan, world, name))
+    if first and world.rank == 0:
+        print(f"{name}: resuming from step {first} of {plan.steps}", file=sys.stderr)
+    milestones = validation.milestones(plan) if validation else set()
     saved = time.monotonic()
-    steps = tqdm(
+    progress = tqdm(
         range(first, plan.steps),
         desc=label,
         disable=label is None or world.rank > 0,
@@ -135,24 +182,73 @@ def train(
         initial=first,
         total=plan.steps,
     )
-    device = next(iter(parameters.values())).device
-    for step in steps:
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step)
+    for step in progress:
         optimizer.zero_grad(set_to_none=True)
-        means = _accumulate(batch_loss, plan.batch(step).split(plan.micro_batch_size), world, device)
+        if validation and step in milestones:
+            rows.append({"step": step, "metric": validation.metric, "value": validation.measure()})
+        means = _step(parameters, optimizer, batch_loss, plan, step, world)
         if not math.isfinite(means["loss"]):
-            where = f"{label or 'training'}: the loss is {means['loss']} at step {step}"
-            raise TangramError(f"{where}; lower learning_rate")
-        nn.utils.clip_grad_norm_(parameters.values(), plan.clip_norm)
-        optimizer.step()
-        rows += [{"step": step, "metric": name, "value": value} for name, value in means.items()]
-        steps.set_postfix({name: f"{value:.4f}" for name, value in means.items()}, refresh=False)
+            raise TangramError(f"{name}: the loss is {means['loss']} at step {step}; lower learning_rate")
+        rows += [{"step": step, "metric": metric, "value": value} for metric, value in means.items()]
+        progress.set_postfix({metric: f"{value:.4f}" for metric, value in means.items()}, refresh=False)
         last = step + 1 == plan.steps
         if checkpointing and not last and world.broadcast(time.monotonic() - saved > checkpointing.seconds):
-            _save(parameters, optimizer, rows, step + 1, checkpointing, world)
+            _save(parameters, optimizer, rows, (step + 1, plan.steps), checkpointing, world)
             saved = time.monotonic()
     return rows
+
+
+def _optimizer(parameters: Iterable[nn.Parameter], plan: TrainingPlan) -> torch.optim.Optimizer:
+    """Return AdamW; every step sets its own learning rate."""
+    return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=plan.weight_decay, fused=True)
+
+
+def _step(
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    batch_loss: BatchLoss,
+    plan: TrainingPlan,
+    step: int,
+    world: World,
+    rate: float | None = None,
+) -> dict[str, float]:
+    """Take a step with the plan's learning rate or another; return the means of loss and metrics before it.
+
+    A step whose loss is not finite changes nothing.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate(step) if rate is None else rate
+    device = next(iter(parameters.values())).device
+    means = _accumulate(batch_loss, plan.batch(step).split(plan.micro_batch_size), world, device)
+    if math.isfinite(means["loss"]):
+        nn.utils.clip_grad_norm_(parameters.values(), plan.clip_norm)
+        optimizer.step()
+    return means
+
+
+def _steps_within(
+    seconds: float,
+    parameters: Mapping[str, nn.Parameter],
+    batch_loss: BatchLoss,
+    plan: TrainingPlan,
+    world: World,
+    label: str,
+) -> int:
+    """Return how many steps fit into some seconds, less those of the timing: of steps with learning rate 0.
+
+    They change no weight, so the training equals one whose plan has this number of steps.
+    """
+    optimizer, times, begin = _optimizer(parameters.values(), plan), list[float](), time.monotonic()
+    while world.broadcast(len(times) < TIMED_STEPS or time.monotonic() - begin < TIMED_SHARE * seconds):
+        start = time.monotonic()
+        optimizer.zero_grad(set_to_none=True)
+        _step(parameters, optimizer, batch_loss, plan, len(times), world, rate=0.0)
+        times.append(time.monotonic() - start)
+    each = statistics.median(times[1:])  # the first one allocates memory
+    steps = world.broadcast(max(1, int((seconds - (time.monotonic() - begin)) / each)))
+    if world.rank == 0:
+        print(f"{label}: {steps} steps of {each:.3g} s fit into {seconds / 60:.3g} min", file=sys.stderr)
+    return steps
 
 
 def _accumulate(
@@ -185,19 +281,23 @@ def _save(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     rows: list[dict[str, Any]],
-    next_step: int,
+    position: tuple[int, int],
     checkpointing: Checkpointing,
     world: World,
 ) -> None:
-    """Write a state, then its step into `latest`; after a kill in between, `latest` names the previous state."""
-    tensors = {}
+    """Write a state, then its step into `latest`; after a kill in between, `latest` names the previous state.
+
+    Args:
+        position: the next step, and the number of all steps.
+    """
+    tensors, (next_step, steps) = {}, position
     states = optimizer.state_dict()["state"]  # by position; a parameter without gradients has no state
     for index, (name, parameter) in enumerate(parameters.items()):
         tensors[f"parameter.{name}"] = _local(parameter).contiguous()
         for key, value in states.get(index, {}).items():
             tensors[f"{key}.{name}"] = _local(value).contiguous()
     if world.rank == 0 or world.sharded:
-        metadata = {"identity": checkpointing.identity, "rows": json.dumps(rows)}
+        metadata = {"identity": checkpointing.identity, "rows": json.dumps(rows), "steps": str(steps)}
         write_tensors(_file(next_step, checkpointing, world), tensors, metadata)
     world.barrier()
     if world.rank == 0:
@@ -213,22 +313,25 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     checkpointing: Checkpointing,
     world: World,
-) -> tuple[int, list[dict[str, Any]]]:
-    """Load the latest state and return its step and rows; 0 and no rows without a state of an equal identity."""
+) -> tuple[int, list[dict[str, Any]], int]:
+    """Load the latest state; return its step, its rows and the number of all steps.
+
+    Without a state of an equal identity, these are 0, no rows and 0.
+    """
     from safetensors import SafetensorError, safe_open
 
     latest = checkpointing.path / "latest"
     if not latest.exists():
-        return 0, []
+        return 0, [], 0
     path = _file(step := latest.read_text(), checkpointing, world)
     if not path.exists():  # another number of processes wrote the shards
-        return 0, []
+        return 0, [], 0
     check_tensors(path)
     try:
         with safe_open(path, framework="pt") as state:
             metadata = state.metadata()
             if metadata["identity"] != checkpointing.identity:
-                return 0, []
+                return 0, [], 0
             names, states = set(state.keys()), dict[int, dict[str, torch.Tensor]]()
             with torch.no_grad():
                 for index, (name, parameter) in enumerate(parameters.items()):
@@ -243,4 +346,4 @@ def _restore(
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (SafetensorError, KeyError, OSError) as error:
         raise TangramError(f"{path} is damaged ({error}); delete it to train from the beginning") from error
-    return int(step), json.loads(metadata["rows"])
+    return int(step), json.loads(metadata["rows"]), int(metadata["steps"])

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Strategy = Literal["ddp", "fsdp"]
+T = TypeVar("T")
 _WORKER = "TORCHELASTIC_RUN_ID"  # torchrun sets this variable in every process that it starts
 
 
@@ -198,8 +199,8 @@ class World:
         distributed.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
-    def broadcast(self, value: bool) -> bool:
-        """Broadcast rank 0's value, so that all ranks save a state at the same step."""
+    def broadcast(self, value: T) -> T:
+        """Broadcast rank 0's value, so that all ranks take the same decisions from their clocks."""
         if self.size == 1:
             return value
         values = [value]

@@ -8,7 +8,7 @@ those of a loss, or for a training in float32. `autocast` lowers the precision o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -54,10 +54,27 @@ class Rounded(nn.Module):
 
     def __init__(self, module: nn.Module, dtypes: Dtypes):
         super().__init__()
-        self.module, self._dtypes = module, dtypes
+        self.module, self.dtypes = module, dtypes
 
     def forward(self, *arguments: Any) -> Any:
         """Return the module's outputs."""
         named = self.module.named_parameters()
-        rounded = {name: p.to(self._dtypes[p]) for name, p in named if p in self._dtypes}
+        rounded = {name: p.to(self.dtypes[p]) for name, p in named if p in self.dtypes}
         return torch.func.functional_call(self.module, rounded, arguments)
+
+
+@contextlib.contextmanager
+def as_stored(module: nn.Module) -> Iterator[None]:
+    """Round all promoted parameters of a module to their previous dtypes, as a checkpoint stores them, for a while.
+
+    They must have no gradients.
+    """
+    dtypes = {p: dtype for part in module.modules() if isinstance(part, Rounded) for p, dtype in part.dtypes.items()}
+    masters = {parameter: parameter.data for parameter in dtypes}
+    try:
+        for parameter, dtype in dtypes.items():
+            parameter.data = parameter.data.to(dtype)
+        yield
+    finally:
+        for parameter, data in masters.items():
+            parameter.data = data

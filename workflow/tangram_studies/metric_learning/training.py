@@ -40,7 +40,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     plan = TrainingPlan(
         examples=steps * batch_size,
-        epochs=1,
+        steps=steps,
         batch_size=batch_size,
         micro_batch_size=batch_size,
         learning_rate=learning_rate,

@@ -15,7 +15,7 @@ import torch
 from tangram.activations import Activations, StreamedActivations, open_activations
 from tangram.archives import fetch_archive
 from tangram.cli import model_folder, use_threads
-from tangram.config import Finetune, PackageFile, Readout, Section, SpanContrast, Studies
+from tangram.config import Budget, Finetune, PackageFile, Readout, Section, SpanContrast, Studies
 from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.readout import Texts, embed_texts, read_classification, read_out
 from tangram.evaluation.text import compare_on_text
@@ -129,7 +129,7 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     Args:
         run: a run whose setting has ``rate``, ``weight`` and ``sequences`` (0 for the scale's number).
         files: models and tokens.
-        base: config section `finetune`, of which rate, batch size, epochs and spans are replaced.
+        base: config section `finetune`, of which rate, batch size, budget and spans are replaced.
         scale: size of the study.
         texts: texts of the readout; None for no readout.
         labels: labels per class.
@@ -141,7 +141,7 @@ def perform(run: Run, files: Files, base: Finetune, scale: Scale, texts: Texts |
     chosen = order.repeat(math.ceil(count / len(order)))[:count]
     kind = PulledSpanContrast if run.arm == PULLED else SpanContrast
     spans = kind(weight=run.setting["weight"], projection=PROJECTION if run.arm == PROJECTED else 0)
-    once = {"epochs": 1, "batch_size": 1, "micro_batch_size": 1}
+    once = {"budget": Budget(epochs=1), "batch_size": 1, "micro_batch_size": 1}
     settings = base.model_copy(update={**once, "learning_rate": run.setting["rate"], "span_contrast": spans})
     child = copy.deepcopy(loaded.child)
     states = _Subset(loaded.states, chosen)

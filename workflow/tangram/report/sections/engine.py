@@ -21,7 +21,7 @@ def engine_section(results: Results) -> Section:
         "In your engine",
         "The children as their target’s engine loads them, and the parent as a user would take it there instead: in "
         "llama.cpp as files of several types, in vLLM its checkpoint. One job per engine times them round-robin, and "
-        "loads each anew in every round; predictions are from costs measured there. KL is that of llama.cpp’s own "
+        "loads each anew in every round; predictions are from costs measured there. KL is that of the engine’s own "
         "logits from the parent in torch.",
     )
     files = engine_files(results)

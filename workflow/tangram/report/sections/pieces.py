@@ -11,6 +11,7 @@ from tangram.blocks.base import HEAD, KINDS, PARENT, Variant
 from tangram.report import figures, tiles
 from tangram.report.data import BEST, Results
 from tangram.report.document import Cell, Figure, Note, Part, Section, Table
+from tangram.report.learning_curve import forecast
 from tangram.report.names import KIND_NAMES
 from tangram.report.noise import cost_changes, noisy_costs
 from tangram.report.sections.speed import workloads_of
@@ -188,10 +189,31 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
             "Children: finetuning curves",
             "Running means of the training losses; bold: the chosen child; dashed: layers dropped.",
         ),
+        (
+            figures.learning_curves(results),
+            "Children: learning curves",
+            "KL on the first sequences of the score split, which are not trained on; bold: the chosen child; dashed: "
+            f"layers dropped. {_forecast_sentence(results)}",
+        ),
     ]
     section.parts.extend(Figure(svg, caption, title) for svg, title, caption in drawn if svg)
     section.parts.extend(_quantized_table(results, colors))
     return section
+
+
+def _forecast_sentence(results: Results) -> str:
+    """Return what more tokens would bring the chosen child, or why the curve does not say it."""
+    tokens, kl = figures.validation_points(results).get((results.settings.primary_target, BEST), ([], []))
+    found = forecast(tokens, kl)
+    if found is None:
+        return f"{len(kl)} points carry no power law; with a longer finetune.budget there are more."
+    law = "A power law of the chosen child’s points"
+    if not found.predicts:
+        return f"{law} has no predictive power: without the last point, it misses that by more than no change does."
+    interval = f"{number(found.then)} [{number(found.low)} to {number(found.high)}]"
+    if found.high >= found.now:
+        return f"{law} does not show that ten times the tokens would lower its KL of {number(found.now)}: {interval}."
+    return f"{law} says that ten times the tokens would bring its KL from {number(found.now)} to {interval}."
 
 
 def _quantized_table(results: Results, colors: dict[str, str]) -> list[Part]:

@@ -19,8 +19,8 @@ def tasks_section(results: Results) -> Section:
     section = Section(
         "tasks",
         "Tasks",
-        "Zero-shot multiple choice with lm-eval. Parent and child answer the same questions, so the relevant number is "
-        "their paired difference, which has a smaller standard error.",
+        "Benchmarks with lm-eval. Parent and child answer the same questions, so the relevant number is their paired "
+        "difference, which has a smaller standard error.",
     )
     chosen = results.chosen
     names = [name for name in dict.fromkeys(results.tasks["task"]) if name != "mean"]
@@ -30,7 +30,7 @@ def tasks_section(results: Results) -> Section:
     keys = {"parent": PARENT_KEY, **{key.model: key for key in results.models(chosen.target, chosen.solution)}}
     drawn = []
     for task, metric, label in [
-        *((name, "acc", name) for name in names),
+        *((name, results.counted[name], name) for name in names),
         ("mean", "acc_above_chance", "mean above chance"),
     ]:
         accuracies = {model: results.estimate(key, task, metric) for model, key in keys.items()}
@@ -40,14 +40,13 @@ def tasks_section(results: Results) -> Section:
         section.parts.append(Figure(figure, "Accuracies of parent and child; the last row is their mean above chance."))
     rows: list[list[Cell | str]] = []
     for task in [*names, "mean"]:
-        metric, paired = ("acc", "acc_difference")
-        if task == "mean":
-            metric, paired = ("acc_above_chance", "acc_above_chance_difference")
+        metric = "acc_above_chance" if task == "mean" else results.counted[task]
+        paired = f"{metric}_difference"
         parent = results.estimate(PARENT_KEY, task, metric)
         chance = results.estimate(PARENT_KEY, task, "chance") or results.estimate(chosen, task, "chance")
         measured = parent or results.estimate(chosen, task, metric)
         row: list[Cell | str] = [
-            "mean of (acc − chance) / (1 − chance)" if task == "mean" else task,
+            "mean of (acc − chance) / (1 − chance)" if task == "mean" else _task_label(task, metric),
             str(measured.n) if measured else "–",
             f"{chance.value:.1%}".replace("%", " %") if chance else "–",
             _points(parent),
@@ -61,7 +60,7 @@ def tasks_section(results: Results) -> Section:
         rows.append(row)
     heads = {"child": ["child, before", "difference"], "finetuned": ["finetuned", "difference"]}
     columns = ["task", "questions", "chance", "parent", *(c for m in heads if m in keys for c in heads[m])]
-    caption = "Accuracy in %, ± one standard error over questions."
+    caption = "Accuracy in %, ± one standard error over questions; of a task with another metric, that."
     kept = quality_kept(results, chosen)
     if kept:
         caption += (
@@ -71,6 +70,10 @@ def tasks_section(results: Results) -> Section:
     section.parts.append(Table(columns, rows, caption=caption))
     section.parts.extend(_kept_table(results, chosen))
     return section
+
+
+def _task_label(task: str, metric: str) -> str:
+    return task if metric == "acc" else f"{task}, {metric}"
 
 
 def _kept_table(results: Results, chosen: Key) -> list[Table]:

@@ -8,8 +8,9 @@ from tangram.report import figures, tiles
 from tangram.report.comparison import Scored, rank_correlation, scored_children
 from tangram.report.data import BEST, Results
 from tangram.report.document import Figure, Part, Section, Table
-from tangram.report.names import short_name, solution_name
-from tangram.report.prediction import constraint_facts
+from tangram.report.estimates import Key
+from tangram.report.names import SEARCH_NAMES, short_name, solution_name
+from tangram.report.prediction import constraint_facts, predicted_speedup
 from tangram.report.style import estimate, number
 
 CORRELATED = 4  # smallest number of models whose rank correlation is shown
@@ -79,8 +80,35 @@ def solver_section(results: Results) -> Section:
             "compares two candidates on a prompt; with the parent as judge, it is a vote."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
+    section.parts.extend(_searches_table(results))
     section.parts.extend(_score_parts(results, scored_children(results)))
     return section
+
+
+def _searches_table(results: Results) -> list[Table]:
+    """Return the table of the searches that targets compare with the solver's; no table without any."""
+    compared = {target for target, solution in results.children if solution in SEARCH_NAMES}
+    rows = []
+    for target, solution in results.children:
+        architecture = results.architectures.get((target, solution))
+        if target not in compared or architecture is None or solution not in (BEST, *SEARCH_NAMES):
+            continue
+        speed = predicted_speedup(results, target, solution)
+        rows.append(
+            [
+                target,
+                SEARCH_NAMES.get(solution, "Tangram"),
+                f"{speed:.3f} ×" if speed else "–",
+                number(results.sum_of_scores(architecture)),
+                *(estimate(results.heldout(Key(target, solution, model), "kl")) for model in ("child", "finetuned")),
+            ]
+        )
+    heads = ["target", "search", "predicted speed-up", "Σ score", "KL before finetuning", "KL after finetuning"]
+    caption = (
+        "All searches have the same options, costs and limits. KL is measured on held-out text, in nats per token, "
+        "± one standard error."
+    )
+    return [Table(heads, rows, labels=2, title="Beside other searches", caption=caption)] if rows else []
 
 
 def _score_parts(results: Results, children: list[Scored]) -> list[Part]:

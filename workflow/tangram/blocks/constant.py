@@ -1,0 +1,45 @@
+"""One vector instead of a subblock and its norm: the mean of the subblock's outputs, added to every token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tangram.blocks.base import CONFIG_NAME, KINDS, Block, register
+
+if TYPE_CHECKING:
+    import torch
+
+    from tangram.blocks.calibration import Calibration
+
+
+@register
+class Constant(Block):
+    """`constant`: a vector of the hidden size."""
+
+    family, kinds, form = "constant", KINDS, "constant"
+    label, hue, severity = "c", ("#d55e00", "#d55e00"), 5
+    formats = ("gguf",)  # as the bias of the subblock before it
+    part = ""
+    precisions = ()
+    normed = False
+    trainable = False  # the mean is already the least-squares optimum of the local problem
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the entries of a linear map without matrix."""
+        name = CONFIG_NAME[self.kind]
+        return {"linear": [name, f"{name}=constant"]}
+
+    def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
+        """Return the weighted mean of the parent's outputs."""
+        import torch
+
+        from tangram.blocks.base import FITTED_TOKENS
+
+        weights = (calibration.weights / calibration.weights.sum()).double()[:, None]
+        parts = zip(calibration.outputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True)
+        mean = torch.stack([(weight * outputs.double()).sum(0) for outputs, weight in parts]).sum(0)
+        return {"vector": mean.to(calibration.outputs.dtype)}
+
+    def relative_size(self) -> float:
+        """Return the vector's weights relative to the subblock's."""
+        return self.shape.hidden / self.shape.parameters(self.kind)
