@@ -14,6 +14,10 @@ export CONFIG
 run: $(READY)
 	snakemake --logger tangram --cores $(CORES) --configfile "$$CONFIG"
 
+# Compare the texts of the config's `text_trials` before a run: `make try-texts CONFIG=config/my.yaml`.
+try-texts: $(READY)
+	snakemake --logger tangram --cores $(CORES) --configfile "$$CONFIG" try_texts
+
 test: $(READY)
 	ruff check .
 	ruff format --check .
@@ -58,4 +62,4 @@ $(READY):
 	@rm -f .venv/ready-*
 	@touch $@
 
-.PHONY: run test check lock serve setup
+.PHONY: run try-texts test check lock serve setup

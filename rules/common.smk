@@ -12,7 +12,7 @@ from pathlib import Path
 from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
-from tangram.blocks.registry import modules_of_variants
+from tangram.blocks.registry import block_class, modules_of_variants
 from tangram.config import (
     BLOCK_INFLUENCE,
     EVOLUTIONARY,
@@ -21,6 +21,7 @@ from tangram.config import (
     SEARCHES,
     SPLITS,
     UNIFORM,
+    Packing,
     slice_of,
 )
 from tangram.config import limits, sources
@@ -58,8 +59,21 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include={"sequence_length", "cross_documents"})
-    return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
+    section = getattr(cfg.corpus, split)
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    packing["sequence_length"] = section.length(cfg.corpus.sequence_length)
+    return slice_of({**packing, "split": section.model_dump(mode="json", exclude={"sequence_length"})})
+
+
+def trial_settings(text):
+    """Return the settings of the trials of one text."""
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    trials = cfg.text_trials.model_dump(mode="json", include={"tokens", "heldout_tokens", "removed"})
+    finetune = cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"})
+    return slice_of({**packing, **trials, "finetune": finetune, "source": cfg.text_trials.sources[text]})
+
+
+TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
 
 
 def evaluation_settings(*names):
@@ -74,6 +88,10 @@ try:
         table = f"{RESULTS}/corpus/{split}.parquet"
         SOURCE_FILES[split] = sources.text_fingerprint(
             f"corpus.{split}", getattr(cfg.corpus, split).sources, split_settings(split), table
+        )
+    for text, source in cfg.text_trials.sources.items():
+        SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
+            f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
         )
     SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
     SOURCE_FILES["perplexity"] = sources.text_fingerprint(
@@ -109,7 +127,7 @@ def of_pieces(folder, pieces, *suffixes):
     ]
 
 
-SCORE_FILES = of_pieces("scores", PIECES, "parquet")
+SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
 
 
 def timed_variants(engine):
@@ -169,6 +187,8 @@ wildcard_constraints:
     rival="|".join(LIGHT_SEARCHES),
     solution=rf"\d+|{LAYERS_DROPPED}|{UNIFORM}-[a-z0-9]+|{'|'.join(SEARCHES)}",
     split="|".join(SPLITS),
+    text="|".join(map(re.escape, cfg.text_trials.sources)) or "none",
+    draw=r"\d+",
     type="|".join(PARENT_TYPES),
 
 
@@ -335,6 +355,17 @@ def code_of(command, *packages, variants=(), modules=None):
     return {**params, "environment": pins(*packages)} if packages else params
 
 
+def moments_of_job(wildcards):
+    """Return the file of moments that a job's variant is fitted from; no file if it uses none."""
+    uses = block_class(wildcards.variant).uses_moments
+    return f"{RESULTS}/moments/{wildcards.kind}/{wildcards.shard}.safetensors" if uses else []
+
+
+def pruning_of_job(wildcards):
+    """Return the settings of pruning for a job of a pruned variant; none for others."""
+    return slice_of(cfg.library.pruning if block_class(wildcards.variant).pruned else {})
+
+
 def variant_of_job(wildcards):
     """Return the variant of a job with one variant, for `code_of`."""
     return [wildcards.variant]
@@ -417,11 +448,33 @@ def report_settings():
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
+def moments_settings():
+    """Return the settings of the moments of activations."""
+    used = {"batch_size", "holdout_fraction", "normalize"}
+    return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
+
+
 def quantization_settings():
     """Return the settings of quantization, without those of training."""
     used = {"batch_size", "holdout_fraction", "ridge", "normalize"}
     shared = {"shared_smoothing": True} if cfg.library.shared_smoothing else {}
     return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
+
+
+def exact_settings():
+    """Return the settings of exact scores."""
+    return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
+
+
+def screening_settings():
+    """Return the settings of screened scores: those of exact ones, of the estimates, and of the search."""
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
+    targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
+    search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
+    scores = cfg.scores.model_dump(mode="json", exclude={"method"})
+    return slice_of(
+        {"scores": scores, "library": VARIANTS, "targets": targets, "search": search, "scenarios": cfg.scenarios}
+    )
 
 
 def calibration_settings(wildcards):
@@ -444,17 +497,16 @@ def search_settings(wildcards):
 
 def baseline_settings(wildcards):
     """Return the settings of a baseline, without those of the solver."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-    search = cfg.search.model_dump(mode="json", include={"metric"})
-    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+    return rival_settings()(wildcards)
 
 
 def rival_settings(*names):
     """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
 
     def settings(wildcards):
-        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        kept = {"constraints", "engine", "export", "objective"}
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include=kept)
+        search = cfg.search.model_dump(mode="json", include={"objective", *names})
         return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
     return settings

@@ -21,6 +21,7 @@ rule build_report:
         speeds="<results>/speeds/torch.parquet",
         primary_target=of_the_primary_target(),
         engines=of_engines(),
+        trials=f"{RESULTS}/trials.parquet" if TRIALS else [],
     output:
         report=report("<results>/report.html", caption="../workflow/report/report.rst", category="Report"),
     log:

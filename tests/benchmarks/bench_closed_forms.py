@@ -9,8 +9,8 @@ another one (`--text`, which `build_corpus` writes); `--epochs` trains those of 
 import argparse
 from pathlib import Path
 
-from tangram.activations import StreamedActivations
-from tangram.blocks import get_block
+from tangram.activations import StreamedActivations, open_activations
+from tangram.blocks import KINDS, block_class, get_block
 from tangram.config import BlockDistillation
 from tangram.corpus.tokens import read_tokens
 from tangram.library.distill import LayerDistillation
@@ -19,7 +19,7 @@ from tangram.models.loading import load_model
 from tangram.models.replace import replace_subblocks
 from tangram.scores.replace_one import ReplaceOne
 
-VARIANTS = {"attention": ("no-op", "constant", "gqa-mean-1", "gqa-1"), "ffn": ("no-op", "constant")}
+VARIANTS = "no-op,constant,gqa-mean-1,gqa-1"
 
 
 def main() -> None:
@@ -31,22 +31,23 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--normalize", default="tensor", choices=("tensor", "token"))
     parser.add_argument("--ridge", type=float, default=1e-3)
-    parser.add_argument("--variants", default="")
+    parser.add_argument("--variants", default=VARIANTS)
     arguments = parser.parse_args()
     model = load_model(arguments.run / "parent").requires_grad_(False)
     shape, heldout = Shape.of(model.config), read_tokens(arguments.run / "corpus" / "heldout.parquet")
-    score = ReplaceOne(model, StreamedActivations(model, heldout, 4), heldout, 1, 4)
+    cached = arguments.run / "activations" / "heldout.npy"
+    states_of_heldout = open_activations(cached if cached.is_file() else None, model, heldout, 4)
+    score = ReplaceOne(model, states_of_heldout, heldout, 1, 4)
     text = read_tokens(arguments.text or arguments.run / "corpus" / "distill.parquet")
     states = StreamedActivations(model, text, 4)
     settings = BlockDistillation(epochs=arguments.epochs, normalize=arguments.normalize, ridge=arguments.ridge)
-    allowed = set(arguments.variants.split(",")) - {""}
     print(f"{text.numel()} tokens, {arguments}")
     for layer in map(int, arguments.layers.split(",")):
         inputs, outputs = states.hidden(layer), states.hidden(layer + 1)
         problem = LayerDistillation(model, layer, inputs, outputs, settings)
-        for kind, variants in VARIANTS.items():
-            for variant in variants:
-                if allowed and variant not in allowed:
+        for kind in KINDS:
+            for variant in arguments.variants.split(","):
+                if kind not in block_class(variant).kinds:
                     continue
                 piece = problem.distill(kind, variant, 0)
                 overrides, parent = get_block(kind, variant, shape).overrides(), decoder_layers(model)[layer]

@@ -48,7 +48,7 @@ NOT_GIVEN = {
     "evolve_child": {"library"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
-        *("children", "parent_evaluation", "primary_target", "engines", "speeds"),
+        *("children", "parent_evaluation", "primary_target", "engines", "speeds", "trials"),
     },
 }
 WATCHED = {"code", "environment", "template"}  # params that rerun a rule and are not passed to its command
@@ -60,7 +60,7 @@ OF_THE_LIBRARY = {"calibrate_costs", "evolve_child", "build_report"}
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),
-    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
+    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed", "try_text"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]

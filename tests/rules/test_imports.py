@@ -13,7 +13,7 @@ import tangram
 ROOT = Path(tangram.__file__).parent
 STAGES = {
     "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "child", "finetune",
-    "export", "evaluation", "report",
+    "trials", "export", "evaluation", "report",
 }  # fmt: skip
 
 

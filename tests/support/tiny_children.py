@@ -77,6 +77,15 @@ CONSTANTS = Architecture(
         LayerChoice("constant", "width-0.5"),
     )
 )
+FEWER_HEADS = Architecture(
+    (
+        LayerChoice("heads-2", "parent"),
+        LayerChoice("heads-1", "width-0.5"),
+        LayerChoice("parent", "linear"),
+        LayerChoice("gqa-1", "no-op"),
+        LayerChoice("heads-2", "parent"),
+    )
+)
 NO_ATTENTION = Architecture(
     (LayerChoice("no-op", "parent"), *(LayerChoice("linear", "parent"),) * 2, *(LayerChoice("no-op"),) * 2)
 )
@@ -128,7 +137,9 @@ def in_eight_bits(state: dict[str, torch.Tensor], precision: str) -> dict[str, t
 
 
 def pieces(parent: PreTrainedModel):
-    """Return a library: GQA has the first KV head, a narrow FFN the first channels; other weights are random.
+    """Return a library: GQA has the first KV head, `heads-K` the first heads, a narrow FFN the first channels.
+
+    Other weights are random.
 
     The head in bf16 has the parent's weights with the other sign; int8 and fp8 are rounded to nearest.
     """
@@ -172,6 +183,11 @@ def pieces(parent: PreTrainedModel):
                 return {n: state[n] if n in state else torch.randn_like(t) / 4 for n, t in module.state_dict().items()}
         if variant == "gqa-1":
             return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj", "k_norm")) else t for n, t in state.items()}
+        if variant.startswith("heads-"):  # the first query heads, which read the first KV head
+            rows = {"q_proj": int(variant[-1]) * head_dim, "k_proj": head_dim, "v_proj": head_dim}
+            rows |= {"q_norm": rows["q_proj"], "k_norm": head_dim}  # norms of one head are no longer
+            cut = {n: t[: rows[n[:6]]] for n, t in state.items() if n[:6] in rows}
+            return {**state, **cut, "o_proj.weight": state["o_proj.weight"][:, : rows["q_proj"]]}
         assert variant == "width-0.5"
         half = len(state["up_proj.weight"]) // 2
         cut = {n: t[:half] for n, t in state.items() if n.startswith(("gate_proj", "up_proj"))}

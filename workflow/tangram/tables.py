@@ -62,7 +62,12 @@ VALIDATION_KL = "validation_kl"  # metric of a finetuning's CURVES: KL on text t
 SCORES = pa.schema(
     [
         *_PIECE,
-        _field("metric", _TEXT, "'kl', 'lm_loss_increase' (nats per token) or 'agreement' (fraction)"),
+        _field(
+            "metric",
+            _TEXT,
+            "'kl', its estimate 'screened_kl', 'lm_loss_increase' (nats per token), 'cosine_distance' (of the last "
+            "hidden states) or 'agreement' (fraction)",
+        ),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says, over sequences"),
         _field("tokens", _INT, "tokens"),
@@ -132,6 +137,26 @@ SAMPLES = pa.schema(
         _field("sample", _INT, "index of the sequence or question, the same for all models"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says; of a sequence, the mean over its tokens"),
+    ]
+)
+TRIALS = pa.schema(
+    [
+        _field("candidate", _TEXT, "name of the text that the child was trained on"),
+        _field(
+            "heldout", _TEXT, "'heldout', the run's split, the same for all candidates, or 'own' text of the source"
+        ),
+        _field("draws", _INT, "draws of training text"),
+        _field("sequences", _INT, "held-out sequences"),
+        _field("kl_before", _REAL, "nats per token, before training"),
+        _field("kl", _REAL, "nats per token, after training, mean over draws"),
+        _field("standard_error", _REAL, "of `kl`, nats per token, over sequences and draws"),
+        _field("change", _REAL, "kl - kl_before, nats per token, paired by sequence"),
+        _field("change_low", _REAL, "lower end of its 95 % interval"),
+        _field("change_high", _REAL, "upper end of its 95 % interval"),
+        _field("difference", _REAL, "kl minus the best candidate's, nats per token, paired by sequence", nullable=True),
+        _field("difference_low", _REAL, "lower end of its interval; all hold together at 95 %", nullable=True),
+        _field("difference_high", _REAL, "upper end of its interval; all hold together at 95 %", nullable=True),
+        _field("verdict", _TEXT, "'best', 'tie' with the best, or 'worse'", nullable=True),
     ]
 )
 SELECTION = pa.schema(

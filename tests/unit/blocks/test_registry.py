@@ -272,7 +272,7 @@ def test_checking_a_config_imports_no_torch() -> None:
 
 # A child's own format names operators, and travels without this package; studies register families of their own.
 READS_OTHER_NAMES = ("blocks/", "models/", "studies/")
-OTHER_WORDS = {PARENT, "linear"}  # models in tables; scaled rotary embeddings
+OTHER_WORDS = {PARENT, "linear", "constant"}  # models in tables; scaled rotary embeddings; learning rates
 TAKES_APART = {"partition", "rpartition", "split", "removeprefix", "removesuffix", "startswith", "fullmatch", "match"}
 
 
@@ -314,5 +314,6 @@ def test_no_other_module_knows_of_families() -> None:
 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
-    with pytest.raises(TangramError, match=r"'nothing-4' is not a variant of any family: parent, gqa, gqa-mean, width"):
+    known = "parent, gqa, gqa-mean, window, heads, width, butterfly"
+    with pytest.raises(TangramError, match=f"'nothing-4' is not a variant of any family: {known}"):
         block_class("nothing-4")

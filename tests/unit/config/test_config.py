@@ -208,6 +208,40 @@ MISTAKES = {
         {"span_contrast": {"weight": 0.1, "longest": 300}},
         "finetune.span_contrast.longest: 300 is more than corpus.sequence_length (256)",
     ),
+    "a split's own sequences that are too short": (
+        "corpus/score",
+        {**DEFAULT["corpus"]["score"], "sequence_length": 2},
+        "corpus.score.sequence_length: Input should be greater than or equal to 8 (got 2)",
+    ),
+    "one long sequence to score": (
+        "corpus/score",
+        {**DEFAULT["corpus"]["score"], "sequence_length": 768},
+        "score.tokens: 768 tokens are one sequence of 768; at least 769",
+    ),
+    "a stride over a split's own sequences": (
+        None,
+        {
+            "corpus": {**DEFAULT["corpus"], "score": {**DEFAULT["corpus"]["score"], "sequence_length": 64}},
+            "scores": {"position_stride": 65},
+        },
+        "scores.position_stride: 65 is more than corpus.score.sequence_length (64)",
+    ),
+    "an objective that screening cannot estimate": (
+        None,
+        {"scores": {"method": "screened"}, "search": {"objective": "lm_loss_increase"}},
+        "search.objective: screened scores estimate the KL alone",
+    ),
+    "a target's mix that screening cannot estimate": (
+        None,
+        {
+            "scores": {"method": "screened"},
+            "targets": {
+                **DEFAULT["targets"],
+                "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], "objective": {"kl": 1, "cosine_distance": 1}},
+            },
+        },
+        "targets.speed-1.2.objective: screened scores estimate the KL alone",
+    ),
     "spans of no length": ("finetune", {"span_contrast": {"shortest": 9, "longest": 8}}, "shortest (9) is more than"),
     "a stride over whole sequences": ("scores", {"position_stride": 257}, "scores.position_stride: 257 is more than"),
     "KV heads that do not divide heads": (
@@ -375,6 +409,28 @@ MISTAKES = {
         [{**DEFAULT["corpus"]["heldout"]["sources"][0], "package": "Big_Bench == 1.0.0"}],
         "BIG-bench's canary forbids training on it",
     ),
+    "training on BIG-bench from the hub": (
+        "corpus/distill/sources",
+        [{"type": "hub", "repo": "google/BIG_bench"}],
+        "BIG-bench's canary forbids training on it",
+    ),
+    "a trial on BIG-bench": (
+        "text_trials/sources",
+        {"docs": TEXT[0], "quoref": DEFAULT["corpus"]["heldout"]["sources"][0]},
+        "config.text_trials.sources: quoref: BIG-bench's canary forbids training on it",
+    ),
+    "a trial of one text": (
+        "text_trials/sources",
+        {"docs": TEXT[0]},
+        "config.text_trials.sources: one text cannot be compared; name at least two",
+    ),
+    "a trial without an interval": ("text_trials/draws", 1, "config.text_trials.draws: Input should be greater than"),
+    "a trial on one held-out sequence": (
+        "text_trials/heldout_tokens",
+        256,
+        "text_trials.heldout_tokens: 256 tokens are one sequence of 256; at least 257 are needed",
+    ),
+    "documents of no tokens": ("corpus/min_document_tokens", 0, "min_document_tokens: Input should be greater than"),
     "a repository that is none": (
         "parent/source",
         {"type": "hub", "repo": "https://huggingface.co/a/b", "revision": "main"},

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tangram.cli import run
 from tangram.commands.build_corpus import build_corpus
-from tangram.config import SPLITS, LocalText, Split
+from tangram.config import SPLITS, LocalText, Packing, Split
 from tangram.corpus.build import build_split, shares
 from tangram.corpus.documents import document_hash, documents, split_of
 from tangram.corpus.packing import pack
@@ -51,7 +51,7 @@ def split(tokens: int, *sources: dict) -> Split:
 
 
 def build(parent: Path, name: str, wanted: Split, cross: bool = False, length: int = LENGTH, seed: int = 0) -> list:
-    return build_split(name, wanted, length, cross, parent, seed)
+    return build_split(name, wanted, Packing(sequence_length=length, cross_documents=cross), parent, seed)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_each_sequence_is_a_piece_of_the_document_it_names(parent, stories):
     source = LocalText.model_validate(stories)
     texts = list(documents(source, "distill", 0))
     pieces: dict[str, list[list[int]]] = {}
-    for sequence in pack(texts, tokenizer, LENGTH, cross_documents=False):
+    for sequence in pack(texts, tokenizer, Packing(sequence_length=LENGTH)):
         assert len(sequence.input_ids) == LENGTH
         assert len(sequence.documents) == 1
         assert sequence.document_starts == [0]
@@ -141,7 +141,7 @@ class Letters:
 def test_crossing_documents_loses_nothing_and_tells_each_start(texts, length):
     stream = [code for text in texts for code in [*map(ord, text), 0]]
     owners = [document_hash(text) for text in texts for _ in range(len(text) + 1)]
-    sequences = list(pack(texts, Letters(), length, cross_documents=True))
+    sequences = list(pack(texts, Letters(), Packing.model_construct(sequence_length=length, cross_documents=True)))
     assert [code for sequence in sequences for code in sequence.input_ids] == stream[: len(stream) // length * length]
     for i, sequence in enumerate(sequences):
         inside = owners[i * length : (i + 1) * length]
@@ -164,6 +164,82 @@ def test_shares_add_up_and_are_off_by_less_than_one(total, weights):
     assert sum(counts) == total
     for count, weight in zip(counts, weights, strict=True):
         assert abs(count - total * weight / math.fsum(weights)) < 1 + 1e-9
+
+
+def write_texts(path: Path, texts: list[str]) -> dict:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"type": "local", "paths": [str(path)]}
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_weights_hold_in_tokens_whatever_documents_hold(parent, tmp_path, cross):
+    long = write_texts(tmp_path / "long.jsonl", [f"Document {i} is long. " + "It goes on. " * 99 for i in range(40)])
+    short = write_texts(tmp_path / "short.jsonl", [f"{i} is a short document of some words." for i in range(1500)])
+    wanted = split(40 * LENGTH, {**long, "weight": 1}, {**short, "weight": 4}) if cross else None
+    wanted = wanted or split(40 * LENGTH, {**long, "weight": 1}, {**DOCS, "weight": 4})
+    rows = build(parent, "distill", wanted, cross)
+    of_long = {document_hash(json.loads(line)["text"]) for line in Path(long["paths"][0]).read_text().splitlines()}
+    tokens = [len(row["input_ids"]) * bool(of_long.intersection(row["documents"])) for row in rows]
+    assert sum(tokens) == 8 * LENGTH, "a fifth of the tokens, although it is far fewer of the documents"
+
+
+def test_a_document_of_two_sources_is_taken_once(parent, tmp_path, capsys):
+    texts = [f"Text {i} has more than sixteen tokens: " + "word " * 20 for i in range(60)]
+    one, other = (write_texts(tmp_path / f"{name}.jsonl", texts) for name in ("one", "other"))
+    share = len(list(documents(split(1, one).sources[0], "distill", 0)))
+    with pytest.raises(TangramError, match="source local gives only"):
+        build(parent, "distill", split(10**4, one, other))
+    per_document = len(load_tokenizer(parent)(texts[0])["input_ids"]) // LENGTH
+    count = share * per_document
+    with pytest.raises(TangramError, match="gives only 0 tokens"):
+        build(parent, "distill", split(2 * count * LENGTH, one, other))
+    assert f"build_corpus distill: local: documents left out: {share} duplicates\n" in capsys.readouterr().err
+    rows = build(parent, "distill", split(count * LENGTH, one))
+    assert len(documents_of(rows)) == share
+
+
+def test_white_space_makes_no_second_document(tmp_path):
+    texts = [f"Text {i} of\n\nseveral words." for i in range(60)]
+    variants = [*texts, *(text.replace("\n\n", "  \t") + "\n" for text in texts), *texts]
+    source = split(1, write_texts(tmp_path / "texts.jsonl", variants)).sources[0]
+    exact = {name: list(documents(source, name, 0)) for name in SPLITS}
+    assert sorted(text for part in exact.values() for text in part) == sorted(set(variants))
+    dropped = {name: Counter() for name in SPLITS}
+    parts = {name: list(documents(source, name, 0, None, "whitespace", None, dropped[name])) for name in SPLITS}
+    words = [" ".join(text.split()) for part in parts.values() for text in part]
+    assert sorted(words) == sorted(" ".join(text.split()) for text in texts), "once, in one split"
+    assert all(text in variants for part in parts.values() for text in part), "the text itself is unchanged"
+    assert sum(count["duplicates"] for count in dropped.values()) == 120
+
+
+def test_the_order_of_variants_moves_no_document(tmp_path):
+    texts = [f"Text {i}  of words" for i in range(40)]
+    splits = []
+    for name, variant in (("a", "Text {}  of words"), ("b", "Text {} of words\n")):
+        source = split(1, write_texts(tmp_path / f"{name}.jsonl", [variant.format(i) for i in range(40)])).sources[0]
+        parts = {part: list(documents(source, part, 0, None, "whitespace")) for part in SPLITS}
+        splits.append({" ".join(text.split()): part for part, found in parts.items() for text in found})
+    assert splits[0] == splits[1]
+    assert len(splits[0]) == len(texts)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_documents_below_the_minimum_are_left_out(parent, stories, cross, capsys):
+    source = LocalText.model_validate(stories)
+    tokenizer = load_tokenizer(parent)
+    texts = list(documents(source, "distill", 0))
+    lengths = {document_hash(text): len(tokenizer(text)["input_ids"]) for text in texts}
+    minimum = sorted(lengths.values())[len(lengths) // 2]
+    packing = Packing(sequence_length=8, cross_documents=cross, min_document_tokens=minimum)
+    dropped: Counter = Counter()
+    found = {name for sequence in pack(texts, tokenizer, packing, dropped) for name in sequence.documents}
+    expected = {name for name, length in lengths.items() if length >= minimum}
+    # The last document of a stream may not fill a sequence.
+    assert expected - found <= ({document_hash(texts[-1])} if cross else set())
+    assert found <= expected
+    assert dropped == {"too short": sum(length < minimum for length in lengths.values())}
+    build_split("distill", split(8, stories), packing, parent, 0)
+    assert "documents left out: " in capsys.readouterr().err
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -330,6 +406,42 @@ def test_text_in_other_types_of_parquet_is_read(tmp_path):
         source = LocalText(type="local", paths=(str(tmp_path / f"{i}.parquet"),))
         found = [text for name in SPLITS for text in documents(source, name, 0)]
         assert sorted(found) == (texts if i < 2 else [])
+
+
+AGENT = [
+    {"role": "system", "content": "You are a clerk."},
+    {"role": "user", "content": "What does it cost?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"name": "price", "arguments": {"item": "tea"}}]},
+    {"role": "tool", "content": "3 EUR"},
+    {"role": "assistant", "content": "It costs 3 EUR."},
+]
+# As templates of agents do, this one asks for keys that most messages lack.
+TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}: {% if 'tool_calls' in m %}"
+    "{% for call in m.tool_calls %}[{{ call.name }} {{ call.arguments.item }}]{% endfor %}{% else %}{{ m.content }}"
+    "{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_system_prompts_and_tool_messages_are_rendered(tiny_parent, tmp_path, form):
+    parent = tmp_path / "parent"
+    shutil.copytree(tiny_parent("llama"), parent)
+    (parent / "chat_template.jinja").write_text(TOOLS)
+    rows = [[AGENT[0], {**AGENT[1], "content": f"What does {i} cost?"}, *AGENT[2:]] for i in range(24)]
+    path = tmp_path / f"chat.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.table({"messages": rows}), path)  # gives every message every key
+    source = {"type": "local", "paths": [str(path)], "text_column": "messages"}
+    tokenizer = load_tokenizer(parent)
+    found = [text for name in SPLITS for text in documents(split(1, source).sources[0], name, 0, tokenizer)]
+    said = ("system: You are a clerk.", "user: What does {} cost?", "assistant: [price tea]", "tool: 3 EUR")
+    expected = [*said, "assistant: It costs 3 EUR."]
+    whole = "".join(f"<|im_start|>{message}<|im_end|>" for message in expected)
+    assert sorted(found) == sorted(whole.format(i) for i in range(24))
+    assert build(parent, "distill", split(2 * LENGTH, source))
 
 
 # --- the parent's own text ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from tangram.config import Split
+from tangram.config import Packing, Split
 from tangram.corpus import framing
 from tangram.corpus.build import build_split
 from tangram.corpus.documents import document_hash
@@ -68,7 +68,7 @@ def test_the_parent_writes_after_opening_tokens_and_none_closing(parent_with, be
     tokenizer = load_tokenizer(folder)
     assert opening(tokenizer) == before
     wanted = Split.model_validate({"tokens": 48, "sources": [{"type": "parent-samples", "batch_size": 3}]})
-    for row in build_split("score", wanted, 16, False, folder, 0):
+    for row in build_split("score", wanted, Packing(sequence_length=16), folder, 0):
         assert row["input_ids"][: len(before)] == before
         assert not {0, 1, 2} & set(row["input_ids"][len(before) :])
         assert row["documents"] == [document_hash(tokenizer.decode(row["input_ids"][len(before) :]))]
@@ -80,7 +80,7 @@ def test_one_end_of_sequence_token_stands_between_documents(parent_with, before,
     tokenizer = load_tokenizer(parent_with(before, after, bos, eos))
     texts = [f"Parent {i} met child {i * i}." for i in range(7)]
     bare = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    sequences = list(pack(texts, tokenizer, length, cross_documents=True))
+    sequences = list(pack(texts, tokenizer, Packing.model_construct(sequence_length=length, cross_documents=True)))
     stream = [token for sequence in sequences for token in sequence.input_ids]
     between = [(list(group)) for special, group in itertools.groupby(stream, lambda i: i in (0, 1, 2)) if special]
     inner = between[1:-1] if before else between[:-1]  # the first opens the stream, the last may be cut
@@ -105,7 +105,7 @@ def test_a_document_by_itself_is_what_the_tokenizer_makes_of_it(parent_with, bef
     tokenizer = load_tokenizer(parent_with(before, after, bos, eos))
     text = "The child is faster."
     ids = [*before, *tokenizer(text, add_special_tokens=False)["input_ids"], *after]
-    (sequence,) = pack([text], tokenizer, len(ids), cross_documents=False)
+    (sequence,) = pack([text], tokenizer, Packing.model_construct(sequence_length=len(ids)))
     assert sequence.input_ids == ids
     assert opened(text, tokenizer, opening(tokenizer)) == ids[: len(ids) - len(after)]
 

@@ -6,7 +6,7 @@ from replaced import replaced
 
 from tangram.activations import StreamedActivations
 from tangram.blocks import get_block
-from tangram.config import BlockDistillation
+from tangram.config import BlockDistillation, Pruning
 from tangram.errors import TangramError
 from tangram.library.distill import LayerDistillation
 from tangram.models.families import Shape, decoder_layers
@@ -72,7 +72,9 @@ def test_training_overfits_one_batch(model, kind):
 
 @pytest.mark.parametrize("normalize", ["tensor", "token"])
 def test_the_better_of_initial_and_trained_is_kept(model, normalize):
-    good = local_problem(model, epochs=5, learning_rate=3e-3, normalize=normalize).distill("ffn", "width-0.5", 0)
+    problem = local_problem(model, epochs=5, learning_rate=3e-3, normalize=normalize)
+    problem.pruning = Pruning(selection="contribution")  # which training improves
+    good = problem.distill("ffn", "width-0.5", 0)
     assert good.kept == "trained"
     assert good.loss_after < good.loss_before
     bad = local_problem(model, epochs=5, learning_rate=3.0, normalize=normalize).distill("ffn", "width-0.5", 0)
@@ -116,11 +118,14 @@ def test_calibration_is_what_stock_layers_compute(tiny_parent, family, settings,
     hook.remove()
     found, output = problem.calibration(kind), seen["output"]
     torch.testing.assert_close(found.inputs, seen["input"].flatten(0, 1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.module_outputs, output.flatten(0, 1), rtol=1e-4, atol=1e-4)
-    if family != "granite":
-        output = getattr(layer, f"post_{norm}_layernorm")(output)
-        assert found.unnormed is not None
     torch.testing.assert_close(found.outputs, output.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    assert found.norm_after == (family != "granite")
+    if found.norm_after:
+        output = getattr(layer, f"post_{norm}_layernorm")(output)
+    share = problem.weights.flatten().double() / problem.weights.double().sum()
+    moments, x, y = found.moments(module), found.inputs.double(), output.flatten(0, 1).double()
+    torch.testing.assert_close(moments.output_mean, share @ y, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moments.cross_moment, x.t() @ (share[:, None] * y), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("family", "settings"), OTHER_LAYOUTS)

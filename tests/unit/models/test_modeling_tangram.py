@@ -12,6 +12,7 @@ from tiny_children import (
     CONFIGS,
     CONSTANTS,
     FACTORS,
+    FEWER_HEADS,
     IN_BF16,
     IN_FP8,
     INTERMEDIATE,
@@ -67,6 +68,17 @@ class Always(nn.Module):
         return (output, None) if self.attention else output
 
 
+class NormOfFirst(nn.Module):
+    """A norm that divides by the root mean square of the first features."""
+
+    def __init__(self, norm: nn.Module, features: int):
+        super().__init__()
+        self.weight, self.epsilon, self.features = norm.weight, norm.variance_epsilon, features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x / (x[..., : self.features].square().mean(-1, keepdim=True) + self.epsilon).sqrt()
+
+
 @torch.no_grad()
 def multiply_out(subblock, variant, piece):
     """Put the whole matrices that operators stand for into a stock subblock."""
@@ -103,6 +115,12 @@ def stock_equivalent(parent, architecture):
                 for tensor in module.parameters():
                     first = tensor[: layer.self_attn.head_dim].clone()
                     tensor.copy_(torch.cat([first, first]))
+        elif choice.attention.startswith("heads-"):  # heads that are gone reach nothing
+            if model.config.model_type == "olmo2":  # not even through the norms of all heads
+                width = layer.self_attn.head_dim
+                layer.self_attn.q_norm = NormOfFirst(layer.self_attn.q_norm, int(choice.attention[-1]) * width)
+                layer.self_attn.k_norm = NormOfFirst(layer.self_attn.k_norm, width)
+            layer.self_attn.o_proj.weight[:, int(choice.attention[-1]) * layer.self_attn.head_dim :] = 0
         if choice.ffn == "no-op":
             for tensor in layer.mlp.down_proj.parameters():
                 tensor.zero_()
@@ -116,7 +134,7 @@ def stock_equivalent(parent, architecture):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_child_computes_what_changed_stock_blocks_compute(parent, architecture):
     child = child_of(parent, architecture)
     reference = stock_equivalent(parent, architecture)(TOKENS, use_cache=False).logits
@@ -143,7 +161,7 @@ def test_a_uniform_child_is_a_stock_model_of_the_same_numbers(parent):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION, PARENT_ONLY])
 def test_generation_with_cache_and_padding_equals_recomputation(parent, architecture):
     child, tokens = child_of(parent, architecture), TOKENS
     for _ in range(6):
@@ -173,7 +191,7 @@ WAYS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way))
 def test_every_way_to_generate_equals_recomputing_everything(parent, architecture, way):
     child = child_of(parent, architecture)
@@ -184,7 +202,7 @@ def test_every_way_to_generate_equals_recomputing_everything(parent, architectur
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("architecture", [MIXED, STRUCTURED, CONSTANTS, NO_ATTENTION])
+@pytest.mark.parametrize("architecture", [MIXED, FEWER_HEADS, STRUCTURED, CONSTANTS, NO_ATTENTION])
 def test_a_cropped_cache_goes_on_from_where_it_was_cropped(parent, architecture):
     child = child_of(parent, architecture)
     cache = DynamicCache(config=child.config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_children import VOCABULARY
+from tiny_children import FEWER_HEADS, VOCABULARY, child_of
 from tiny_models import implementations
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -77,6 +77,22 @@ def test_a_rotation_of_neighbors_is_the_rotation_of_halves(heads):
     order = neighbors(heads, 8)
     rotated = Rotation()(x.flatten(2)[..., order].view_as(x), cosines, sines)
     torch.testing.assert_close(rotated.flatten(2), expected.flatten(2)[..., order], rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_layers_with_fewer_heads_are_packed_too(parent):
+    child = child_of(parent, FEWER_HEADS)
+    fast = pack(copy.deepcopy(child))
+    packed = [layer.self_attn for layer in fast.model.layers]
+    if parent.config.model_type in ("llama", "mistral", "qwen2", "granite"):
+        assert [(p.heads, p.key_value_heads) for p in packed] == [(2, 1), (1, 1), (4, 2), (4, 1), (2, 1)]
+    caches = DynamicCache(config=child.config), DynamicCache(config=child.config)
+    for first, last in ((0, 7), (7, 8), (8, 11)):
+        logits = [
+            m(TOKENS[:, first:last], past_key_values=cache).logits
+            for m, cache in zip((child, fast), caches, strict=True)
+        ]
+        torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from tangram.tables import (
     LIBRARY,
     SCORES,
     SPEEDS,
+    TRIALS,
     VALIDATION_KL,
     read_table,
     write_table,
@@ -242,3 +243,23 @@ def test_a_child_in_vllm_stands_beside_its_parent(complete, tmp_path):
 def test_a_run_in_torch_alone_has_no_such_section(page):
     assert "engine" not in page.rows
     assert "In your engine" not in page.text
+
+
+def test_trials_have_a_section_only_if_there_are_any(complete, page, tmp_path):
+    assert "trials" not in page.rows
+    folder = shutil.copytree(complete, tmp_path / "run")
+    shared = {"draws": 3, "sequences": 8, "kl_before": 0.9, "standard_error": 0.02}
+    shared |= {"change": -0.3, "change_low": -0.4, "change_high": -0.2}
+    nothing = {"difference": None, "difference_low": None, "difference_high": None}
+    worse = {"difference": 0.1, "difference_low": 0.05, "difference_high": 0.15}
+    rows = [
+        {"candidate": "own", "heldout": "heldout", "kl": 0.6, "verdict": "best", **nothing, **shared},
+        {"candidate": "docs", "heldout": "heldout", "kl": 0.7, "verdict": "worse", **worse, **shared},
+        {"candidate": "own", "heldout": "own", "kl": 0.5, "verdict": None, **nothing, **shared},
+    ]
+    write_table(rows, TRIALS, folder / "trials.parquet")
+    shown = Page(render_page(load_results(folder, settings_of()))).rows["trials"]
+    assert ["own", "the run’s", "0.900", "0.600 ± 0.020", "-0.300 (-0.400 to -0.200)", "–", "best"] in shown
+    assert shown[-2][5:] == ["+0.100 (+0.050 to +0.150)", "worse"]
+    assert shown[-1][:2] == ["own", "its own"]
+    assert shown[-1][-2:] == ["–", "–"]

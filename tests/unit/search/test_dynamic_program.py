@@ -61,7 +61,7 @@ def test_stubs_that_an_ffn_replaces_are_not_paid_for(seed, share):
     assert problem.objective(architecture) == pytest.approx(brute.best(constraints), abs=1e-9)
 
 
-def test_several_limits_and_limits_that_nothing_satisfies_are_errors():
+def test_several_limits_and_unreachable_ones_are_errors():
     tables = library(0, 3, **VARIANTS)
     with pytest.raises(TangramError, match="takes one constraint, and the target has 2"):
         dynamic_program(tables.problem({"constraints": LIMITS[:2]}), BATCHES)

@@ -169,12 +169,12 @@ def heterogeneous_config(
             settings |= {"sliding_window": None, "use_sliding_window": False}
         if types:
             settings["layer_types"] = ["full_attention"] * len(types)
-    if any("window" in layer for layer in layers):
+    if any("attention_window" in layer for layer in layers):
         if window_of(parent_config) is not None:
             raise TangramError(
                 "library.attention: attention of the parent has a window of its own; leave other windows out"
             )
-        settings["window"] = None
+        settings["attention_window"] = None
     settings |= {
         "linear": [],  # transformers requires a global default of every attribute that a layer overrides
         "structured": [],
@@ -183,6 +183,8 @@ def heterogeneous_config(
         **get_block(HEAD, architecture.head, shape).entries(),
         "per_layer_config": overrides,
     }
+    if any("num_attention_heads" in layer for layer in layers):
+        settings["head_dim"] = shape.head_dim  # some configs derive it from the number of heads
     if architecture.head != PARENT:  # a matrix of its own, even if the parent's is the embedding
         settings["tie_word_embeddings"] = False
     return config_class.from_dict(settings)

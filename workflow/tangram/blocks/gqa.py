@@ -76,23 +76,19 @@ class GroupedQuery(Block):
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Align and merge the KV heads of each group, and refit `o_proj` to the outputs of the merged heads."""
-        from dataclasses import replace
-
         from tangram.blocks.alignment import aligned
         from tangram.blocks.calibration import regression_through_zero
+        from tangram.blocks.moments import accumulate
 
         rotated = aligned(parent, calibration.inputs, calibration.weights, self.kv_heads)
         weights = pooled(rotated, self.kv_heads, self.shape.head_dim)
         if calibration.context is not None:
-            outputs = calibration.module_outputs
-            outputs = outputs if parent.o_proj.bias is None else outputs - parent.o_proj.bias
-            merged = replace(
-                calibration,
-                inputs=head_outputs(parent, weights, calibration),
-                outputs=outputs,
-                ridge=max(calibration.ridge, REFIT_RIDGE),
-            )
-            weights["o_proj.weight"] = regression_through_zero(merged, weights["o_proj.weight"])
+            outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
+            merged = head_outputs(parent, weights, calibration)
+            parts = (tensor.split(FITTED_TOKENS) for tensor in (merged, merged[:, :0], outputs, calibration.weights))
+            ridge = max(calibration.ridge, REFIT_RIDGE)
+            fitted = regression_through_zero(accumulate(zip(*parts, strict=True)), ridge, weights["o_proj.weight"])
+            weights["o_proj.weight"] = fitted
         return {name: tensor.float() for name, tensor in weights.items()}
 
     def relative_size(self) -> float:

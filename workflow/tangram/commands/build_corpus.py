@@ -5,11 +5,17 @@ from typing import Annotated
 import typer
 
 from tangram.cli import ONE_THREAD, RuntimeOption, reads_model, run, writes
-from tangram.config import Split
+from tangram.config import Packing, Split
+
+
+class Settings(Packing):
+    """The slice of the config that this command needs."""
+
+    split: Split
 
 
 def build_corpus(
-    settings: Annotated[str, typer.Option(help="`sequence_length`, `cross_documents` and the `split` as JSON")],
+    settings: Annotated[str, typer.Option(help="the sequences' form and the `split` as JSON")],
     split: Annotated[str, typer.Option(help="name of the split")],
     parent: Annotated[str, reads_model("parent")],
     output: Annotated[str, writes("the split's parquet")],
@@ -28,13 +34,11 @@ def build_corpus(
     from tangram.provenance import provenance
     from tangram.tables import CORPUS, write_table
 
-    section = json.loads(settings)
-    content = Split.model_validate(section["split"])
+    section = Settings.model_validate_json(settings)
     check_writable(output)
     parent_config = json.loads(Path(parent, "config.json").read_text())
-    check_length("corpus.sequence_length", section["sequence_length"], parent_config)
-    length, cross = section["sequence_length"], section["cross_documents"]
-    rows = build_split(split, content, length, cross, parent, runtime.seed, runtime.dtype, runtime.device)
+    check_length("corpus.sequence_length", section.sequence_length, parent_config)
+    rows = build_split(split, section.split, section, parent, runtime.seed, runtime.dtype, runtime.device)
     metadata = provenance("tangram.commands.build_corpus", settings, runtime.device)
     write_table(rows, CORPUS, output, {**metadata, METADATA: source_files})
 

@@ -13,6 +13,7 @@ from tangram.config.corpus import (
     HubText,
     LocalText,
     PackageText,
+    Packing,
     ParentSamples,
     PythonDocs,
     Split,
@@ -21,7 +22,7 @@ from tangram.config.corpus import (
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Scores, SpanContrast
+from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
@@ -42,6 +43,7 @@ from tangram.config.targets import (
     uniform_precision,
     uniform_solution,
 )
+from tangram.config.trials import TextTrials
 
 __all__ = [
     "BLOCK_INFLUENCE",
@@ -75,11 +77,13 @@ __all__ = [
     "Name",
     "PackageFile",
     "PackageText",
+    "Packing",
     "Parallel",
     "Parent",
     "ParentSamples",
     "Perplexity",
     "Precisions",
+    "Pruning",
     "PythonDocs",
     "Readout",
     "RepositoryId",
@@ -97,6 +101,7 @@ __all__ = [
     "Target",
     "Task",
     "TextSource",
+    "TextTrials",
     "Unique",
     "load",
     "parse",

@@ -71,6 +71,14 @@ class PythonDocs(Section):
 TextSource = Annotated[ParentSamples | HubText | LocalText | PackageText | PythonDocs, Field(discriminator="type")]
 
 
+def is_bigbench(source: TextSource) -> bool:
+    """Return whether a source is BIG-bench, as a package or on the hub."""
+    name = source.package if isinstance(source, PackageText) else ""
+    if isinstance(source, HubText):
+        name = source.repo.rpartition("/")[2].lower()
+    return name.replace("-", "").replace("_", "").startswith("bigbench")
+
+
 class Split(Section):
     """One split of the corpus."""
 
@@ -78,19 +86,42 @@ class Split(Section):
     sources: Annotated[tuple[TextSource, ...], Unique] = Field(
         min_length=1, description="Sources of text, mixed by weight."
     )
+    sequence_length: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens per sequence of this split; null: `corpus.sequence_length`. Attention is best scored on "
+        "sequences as long as those that the child will read.",
+    )
 
-    def sequences(self, length: int) -> int:
-        """Return the number of sequences of ``length`` tokens."""
-        return -(-self.tokens // length)
+    def length(self, default: int) -> int:
+        """Return the tokens per sequence, where ``default`` is `corpus.sequence_length`."""
+        return self.sequence_length or default
+
+    def sequences(self, default: int) -> int:
+        """Return the number of sequences, where ``default`` is `corpus.sequence_length`."""
+        return -(-self.tokens // self.length(default))
 
 
-class Corpus(Section):
-    """Tokenized text, packed to sequences of fixed length; no two splits share a document."""
+class Packing(Section):
+    """The form of the sequences of all splits."""
 
     sequence_length: int = Field(256, ge=8, description="Tokens per sequence.")
     cross_documents: bool = Field(
         False, description="Pack several documents into a sequence, separated by an end-of-sequence token."
     )
+    min_document_tokens: int = Field(
+        1, ge=1, description="Shorter documents are left out; special tokens of the document count."
+    )
+    duplicates: Literal["exact", "whitespace"] = Field(
+        "exact",
+        description="Documents that count as one, in one split, once: of equal text (`exact`), or of text that differs "
+        "only in white space (`whitespace`).",
+    )
+
+
+class Corpus(Packing):
+    """Tokenized text, packed to sequences of fixed length; no two splits share a document."""
+
     distill: Split = Field(description="For block distillation (BLD).")
     score: Split = Field(description="For replace-1-block scores.")
     finetune: Split = Field(description="For end-to-end distillation (GKD).")
@@ -100,7 +131,7 @@ class Corpus(Section):
     def _bigbench_is_for_evaluation(self) -> Corpus:
         for split in ("distill", "score", "finetune"):
             for source in getattr(self, split).sources:
-                if isinstance(source, PackageText) and source.package.replace("-", "").startswith("bigbench"):
+                if is_bigbench(source):
                     raise ValueError(
                         f"corpus.{split}: BIG-bench's canary forbids training on it; use it in corpus.heldout only"
                     )
@@ -113,10 +144,12 @@ class Corpus(Section):
             ("score", "a standard error needs two"),
             ("heldout", "a standard error needs two"),
         ):
-            if getattr(self, name).sequences(self.sequence_length) < 2:
+            split = getattr(self, name)
+            if split.sequences(self.sequence_length) < 2:
+                length = split.length(self.sequence_length)
                 raise ValueError(
-                    f"{name}.tokens: {getattr(self, name).tokens} tokens are one sequence of {self.sequence_length}; "
-                    f"at least {self.sequence_length + 1} are needed for two: {reason}"
+                    f"{name}.tokens: {split.tokens} tokens are one sequence of {length}; at least {length + 1} are "
+                    f"needed for two: {reason}"
                 )
         for name in SPLITS:
             split = getattr(self, name)

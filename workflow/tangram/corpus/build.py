@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tangram.config import SPLITS, ParentSamples, Split
+from tangram.config import SPLITS, Packing, ParentSamples, Split
 from tangram.corpus.documents import documents, source_name
 from tangram.corpus.packing import Sequence, pack
 from tangram.corpus.sampling import parent_samples
@@ -37,8 +39,7 @@ def shares(total: int, weights: list[float]) -> list[int]:
 def build_split(
     name: str,
     split: Split,
-    sequence_length: int,
-    cross_documents: bool,
+    packing: Packing,
     parent: str | Path,
     seed: int,
     dtype: str = "float32",
@@ -46,11 +47,13 @@ def build_split(
 ) -> list[dict[str, Any]]:
     """Return the rows (`tables.CORPUS`) of one split, its sources mixed by weight and shuffled.
 
+    Weights are shares of the tokens, exact to one sequence. A document of several sources is taken once. The numbers of
+    documents that were left out are printed.
+
     Args:
         name: the split's name, one of `config.SPLITS`.
         split: number of tokens, and sources.
-        sequence_length: tokens per sequence.
-        cross_documents: whether a packed sequence may span documents.
+        packing: length of sequences, and which documents they hold.
         parent: checkpoint folder; its tokenizer is used, and its model for sources of type `parent-samples`.
         seed: seed of all random choices.
         dtype: dtype of the parent's model.
@@ -64,20 +67,25 @@ def build_split(
 
     if name not in SPLITS:
         raise TangramError(f"'{name}' is not a split; valid: {', '.join(SPLITS)}")
-    tokenizer = load_tokenizer(parent)
+    tokenizer, sequence_length = load_tokenizer(parent), packing.sequence_length
     counts = shares(math.ceil(split.tokens / sequence_length), [source.weight for source in split.sources])
     parts: dict[int, list[dict[str, Any]]] = {}
+    seen: set[str] = set()
     # Existing text comes first, so that its errors are raised before the parent generates text for a long time.
     for index in sorted(range(len(counts)), key=lambda i: isinstance(split.sources[i], ParentSamples)):
         source, count, source_seed = split.sources[index], counts[index], _seed(seed, name, index)
         sequences: Iterable[Sequence]
+        dropped: Counter[str] = Counter()
         if isinstance(source, ParentSamples):
             model = with_fast_kernels(load_model(parent, dtype, device))
             sequences = parent_samples(source, model, tokenizer, name, count, sequence_length, source_seed)
         else:
-            texts = documents(source, name, source_seed, tokenizer)
-            sequences = pack(texts, tokenizer, sequence_length, cross_documents)
+            texts = documents(source, name, source_seed, tokenizer, packing.duplicates, seen, dropped)
+            sequences = pack(texts, tokenizer, packing, dropped)
         taken = [sequence for _, sequence in zip(range(count), sequences, strict=False)]
+        if dropped:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items()))
+            print(f"build_corpus {name}: {source_name(source)}: documents left out: {reasons}", file=sys.stderr)
         if len(taken) < count:
             raise TangramError(
                 f"corpus.{name}: source {source_name(source)} gives only {len(taken) * sequence_length} tokens in "

@@ -9,6 +9,7 @@ import errno
 import glob
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,16 @@ _TEXT = ("string", "large_string", "binary", "large_binary", "null")
 def document_hash(text: str) -> str:
     """Return the SHA-256 of a document's text."""
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def document_key(text: str, duplicates: str = "exact") -> str:
+    """Return the SHA-256 by which documents are compared: of the text, or of its words joined by single spaces.
+
+    Args:
+        text: the document.
+        duplicates: the config's `corpus.duplicates`.
+    """
+    return document_hash(" ".join(text.split()) if duplicates == "whitespace" else text)
 
 
 def split_of(key: str) -> str:
@@ -180,7 +191,13 @@ def _rows(source: TextSource, seed: int | None) -> Iterator[Any]:
 
 
 def documents(
-    source: TextSource, split: str, seed: int, tokenizer: PreTrainedTokenizerBase | None = None
+    source: TextSource,
+    split: str,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    duplicates: str = "exact",
+    seen: set[str] | None = None,
+    dropped: Counter[str] | None = None,
 ) -> Iterator[str]:
     """Yield the distinct documents of a source that belong to ``split``, shuffled by ``seed``.
 
@@ -193,12 +210,16 @@ def documents(
         split: one of `config.SPLITS`.
         seed: seed of the order.
         tokenizer: the parent's tokenizer with its chat template; only conversations need it.
+        duplicates: the config's `corpus.duplicates`.
+        seen: keys of the split's documents from other sources, which are left out here; yielded documents are added.
+        dropped: counts the rows that were read and left out, by reason.
 
     Raises:
         TangramError: the source cannot be read, or its column holds no text.
     """
     column = getattr(source, "text_column", "text")
-    hashes = set()
+    seen = set() if seen is None else seen
+    dropped = Counter() if dropped is None else dropped
     for value in _rows(source, seed):
         try:
             text = value if value is None or isinstance(value, str) else render(value, tokenizer)
@@ -207,8 +228,13 @@ def documents(
             raise TangramError(
                 f"corpus: {where}: column '{column}' {error}; set text_column to a text column, or use another source"
             ) from error
-        if text and text.strip() and (key := document_hash(text)) not in hashes and split_of(key) == split:
-            hashes.add(key)
+        if text is None or not text.strip():
+            dropped["without text"] += 1
+        elif split_of(key := document_key(text, duplicates)) == split:
+            if key in seen:
+                dropped["duplicates"] += 1
+                continue
+            seen.add(key)
             yield text
 
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # ShareGPT's names of the speakers, and the names in chat templates.
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ROLES = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
+    **{"system": "system", "tool": "tool"},
+}
 _KEYS = (("role", "content"), ("from", "value"))
 
 # With today's date in a template, documents and their splits would change every day.
@@ -121,7 +124,8 @@ def messages(turns: Any) -> list[dict[str, Any]] | None:
             if role not in _ROLES:
                 raise TangramError(f"holds messages from '{role}', which is none of {', '.join(_ROLES)}")
             turn = {"role": _ROLES[role], "content": content}
-        converted.append(dict(turn))
+        # `datasets` gives every message the keys of all; templates ask whether a key such as `tool_calls` exists.
+        converted.append({key: value for key, value in turn.items() if value is not None})
     return converted
 
 

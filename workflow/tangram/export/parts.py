@@ -87,6 +87,10 @@ class Checkpoint:
     head: Tensors | None
     head_precision: str | None
 
+    def heads(self, part: Part) -> int:
+        """Return the query heads of an attention."""
+        return len(part.tensors["q_proj.weight"]) // self.shape.head_dim
+
     def kv_heads(self, part: Part) -> int:
         """Return the key-value heads of an attention."""
         return len(part.tensors["k_proj.weight"]) // self.shape.head_dim
@@ -130,7 +134,7 @@ def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
     import torch
 
     precisions = dict(entry.split("=") for entry in getattr(config, "precision", []))
-    if (window := getattr(config, "window", None)) is not None:
+    if (window := getattr(config, "attention_window", None)) is not None:
         raise TangramError(
             f"attention of layer {layer} reads a window of {window} tokens and the first ones, which no format can "
             "express; leave such variants out of the target's library"

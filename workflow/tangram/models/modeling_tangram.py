@@ -1,14 +1,15 @@
-"""A heterogeneous decoder in plain transformers: layers differ in KV heads, FFN width, or replacements of subblocks.
+"""A heterogeneous decoder in plain transformers: layers differ in heads, FFN width, or replacements of subblocks.
 
 This file and those that it imports are copied into every child checkpoint that needs them (`auto_map`), so they import
 nothing but torch and transformers. The architecture is transformers' `per_layer_config` in `config.json`. Besides the
-stock attributes (`num_key_value_heads`, `intermediate_size`, `skip: ["attention", "mlp"]`), a layer's entry may have:
+stock attributes (`num_attention_heads`, `num_key_value_heads`, `head_dim`, `intermediate_size`,
+`skip: ["attention", "mlp"]`), a layer's entry may have:
 
 - `linear`, the list of its subblocks that are one linear map (without bias if `"mlp=unbiased"` is in the list, too;
   without matrix and norm if `"mlp=constant"` is);
 - `structured`, the list of its subblocks whose matrices are structured operators, such as `["mlp=lowrank-64"]`;
 - `precision`, the list of its subblocks with matrices in another precision, such as `["attention=int8"]`;
-- `window`, the number of last tokens that its attention reads, besides the first ones.
+- `attention_window`, the number of last tokens that its attention reads, besides the first ones.
 
 The model's attribute `head_precision` is the precision of the LM head.
 """
@@ -120,7 +121,7 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
         def __init__(self, config: PreTrainedConfig, layer_idx: int):
             super().__init__(config, layer_idx)
             skip, linear = getattr(config, "skip", []), getattr(config, "linear", [])
-            self.window = getattr(config, "window", None)
+            self.window = getattr(config, "attention_window", None)
             if "attention" in linear:
                 self.self_attn = LinearAttention(config.hidden_size, "attention=unbiased" not in linear)
             if "mlp" in linear:

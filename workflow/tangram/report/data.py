@@ -25,7 +25,7 @@ from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, counted, task_rows
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, TRIALS, read_table
 
 HELDOUT = "heldout"
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
@@ -80,6 +80,7 @@ class Results:
     samples: Samples = field(default_factory=dict)
     perplexities: Samples = field(default_factory=dict)
     engines: pd.DataFrame = field(default_factory=pd.DataFrame)
+    trials: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def estimate(self, key: Key, task: str, metric: str) -> Estimate | None:
         """Return one model's measurement, or None."""
@@ -391,6 +392,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         selections=_selections(folder, architectures),
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
+        trials=_read(folder / "trials.parquet", TRIALS),
         perplexities=_samples(folder, folders, PERPLEXITY_FILES),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -25,6 +25,7 @@ from tangram.report.sections.pieces import costs_section, scores_section, traini
 from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section
 from tangram.report.sections.speed import speed_section
+from tangram.report.sections.trials import trials_section
 from tangram.report.style import estimate, number, percent_interval, percent_of, variant_colors
 
 
@@ -59,6 +60,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         scores_section(results, colors),
         costs_section(results, colors),
         training_section(results, colors),
+        trials_section(results),
         measurements_section(results),
         time_section(results),
         origin_section(results),

@@ -15,6 +15,7 @@ FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; fo
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
@@ -132,6 +133,10 @@ class Work:
         """Tokens by split."""
         return {name: split.tokens for name, split in self.splits.items()}
 
+    def length(self, split: str) -> int:
+        """Return the tokens per sequence of a split."""
+        return self.splits[split].length(self.config.corpus.sequence_length)
+
     @property
     def shards(self) -> int:
         """Number of jobs per variant."""
@@ -232,24 +237,37 @@ class Work:
             seconds = self.loading + self.forward(count, layers) + hidden_bytes / self.rates.disk_bytes
             yield Stage("capture_activations", 1, 1, seconds, self.loaded_bytes, hidden_bytes)
 
+    def moments(self) -> Iterator[Stage]:
+        """Yield the pass that measures moments, for each kind with a variant that uses them."""
+        tokens, sizes, element = self.tokens["distill"], self.sizes, self.element
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
+        pieces = self.blocks(self.config.library.distilled)
+        for kind in sorted({piece.kind for piece in pieces if piece.uses_moments}):
+            inner = sizes.inner if kind == "ffn" else sizes.hidden
+            numbers = 2 * sizes.hidden**2 + inner**2
+            local = FORWARD * tokens * (sizes.layer + 4 * sizes.hidden**2 + inner**2)  # the inputs' in float64
+            seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
+            states = 3 * element * tokens * sizes.hidden + FITTED_TOKENS // 4 * (4 * 8 * sizes.hidden + 3 * 4 * inner)
+            memory = self.loaded_bytes + states + 2 * 8 * numbers
+            yield Stage("measure_moments", self.shards, 1, seconds, memory, 4 * numbers * sizes.layers)
+
     def library(self) -> Iterator[Stage]:
         """Yield block distillation."""
         bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
         trained = (1 - bld.holdout_fraction) * tokens
         stream_numbers = tokens * sizes.hidden
         states = 3 * element * stream_numbers  # inputs, middle and outputs
-        # Targets of the fit (normed inputs, and differences in float32), and the intermediate values of some tokens: in
-        # float64, or those of every channel in float32.
-        fitting = (element + 4) * stream_numbers
-        fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
-        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
+        pass_bytes = bld.batch_size * self.length("distill") * sizes.activations * element
         before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
         for piece in self.blocks(self.config.library.distilled):
             weights = self.weights_of(piece)
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
-            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
+            local += tokens * FORWARD * 2 * sizes.layer
+            # Matrices of the moments' size in float64, or normed inputs and differences in float32.
+            width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
+            fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
             # Training needs a copy of the layer and of the piece's initial weights.
             training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
             memory = self.loaded_bytes + states + max(fitting, training)
@@ -270,16 +288,25 @@ class Work:
             yield Stage("quantize_blocks", jobs, 1, seconds, memory, disk)
 
     def scores(self) -> Iterator[Stage]:
-        """Yield replace-1-block scores."""
-        sizes, count = self.sizes, self.tokens["score"]
-        positions = count / self.config.scores.position_stride
+        """Yield replace-1-block scores: those of all pieces, or estimates and the scores of contenders."""
+        sizes, count, scores = self.sizes, self.tokens["score"], self.config.scores
+        positions = count / scores.position_stride
         before = self.forward(count, sizes.layers) if self.stream else 0
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
-        for piece in self.blocks(self.config.library.variants):
+        pieces = self.blocks(self.config.library.variants)
+        exact = self.forward(count, sizes.layers / 2) + self.forward(positions, 0, head=True)  # of one piece
+        if scores.method == "screened":
+            local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
+            backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
+            contenders = CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
+            estimates = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2
+            memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
+            yield Stage("score_screened", 1, 1, self.loading + estimates + contenders * exact, memory, 0)
+            return
+        for piece in pieces:
             layers = self.layers_of(piece.kind)
-            above = 0 if piece.kind == HEAD else self.forward(count, layers * sizes.layers / 2)
-            seconds = self.loading + before + above + layers * self.forward(positions, 0, head=True)
-            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
+            one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
+            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, self.loading + before + layers * one, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""
@@ -329,7 +356,7 @@ class Work:
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
         sizes, element = self.sizes, self.element
-        batch = self.config.finetune.micro_batch_size * self.config.corpus.sequence_length
+        batch = self.config.finetune.micro_batch_size * self.length("finetune")
         layer, logits = batch * sizes.activations * element, batch * 4 * 4 * sizes.head / sizes.hidden
         ends = 2 * element * sizes.head  # the teacher's embedding and head, unsharded
         body = element * sizes.body if self.stream else 0
@@ -380,8 +407,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.activations, work.library, work.quantized, work.scores, work.costs, work.child,
-        work.finetune, work.evaluation,
+        work.parent, work.corpus, work.activations, work.moments, work.library, work.quantized, work.scores, work.costs,
+        work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()

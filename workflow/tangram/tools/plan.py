@@ -22,9 +22,10 @@ from tangram.tools.estimate import RATES, Stage, stages
 
 # Rules whose memory is a device's; that of the others is the node's.
 ON_DEVICE = {
-    "build_corpus", "capture_activations", "distill_blocks", "quantize_blocks", "score_blocks", "measure_costs",
-    "calibrate_costs", "finetune_child", "evaluate_model", "measure_speed",
-}  # fmt: skip
+    *("build_corpus", "capture_activations", "measure_moments", "distill_blocks", "quantize_blocks"),
+    *("score_blocks", "score_screened", "measure_costs", "calibrate_costs"),
+    *("finetune_child", "evaluate_model", "measure_speed"),
+}
 
 
 def merged(parts: Iterator[Stage]) -> list[Stage]:

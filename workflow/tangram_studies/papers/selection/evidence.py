@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tangram.child.assemble import WEIGHTS_FILE
 from tangram.cli import model_folder
-from tangram.config import ParentSamples, PythonDocs, Scenario, Search, Section, Studies, Target
+from tangram.config import Packing, ParentSamples, PythonDocs, Scenario, Search, Section, Studies, Target
 from tangram.corpus.documents import documents
 from tangram.corpus.packing import pack
 from tangram.corpus.sampling import parent_samples
@@ -160,7 +160,7 @@ def _prompts(
     length = scale.prompt_tokens
 
     def packed(texts: Iterable[str], number: int) -> torch.Tensor:
-        sequences = pack(texts, tokenizer, length, False)
+        sequences = pack(texts, tokenizer, Packing(sequence_length=length))
         return torch.tensor([sequence.input_ids for sequence, _ in zip(sequences, range(number), strict=False)])
 
     source = ParentSamples(type="parent-samples", batch_size=128)
