@@ -161,7 +161,7 @@ def test_memory_of_trained_weights_is_that_of_a_real_training(tiny_parent, tmp_p
 def test_memory_kept_of_a_token_is_counted_on_a_real_layer():
     import torch
 
-    from tangram.models.forward import layer_context
+    from tangram.models.forward import layer_contexts
 
     settings = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 8}
     config = AutoConfig.for_model("llama", hidden_size=128, intermediate_size=448, **settings)
@@ -174,7 +174,7 @@ def test_memory_kept_of_a_token_is_counted_on_a_real_layer():
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    context = layer_context(model, hidden)
+    context = layer_contexts(model, hidden)[0]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.model.layers[0](hidden, **context)
     stored = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
