@@ -75,6 +75,23 @@ def test_quantized_pieces_cost_the_bytes_of_their_precision():
     assert rules["quantize_blocks"].jobs == 3, "the head is one job"
 
 
+def test_screening_is_one_job_that_grows_slowly():
+    free, seconds = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0), []
+    for count in (10, 20):
+        raw = H100.model_dump(mode="json")
+        raw["library"] |= {"ffn": [f"width-{0.9 - i / 25:.2f}" for i in range(count)]}
+        exact, screened = (
+            {stage.rule: stage for stage in merged(stages(parse(raw | {"scores": {"method": method}}), free))}
+            for method in ("exact", "screened")
+        )
+        assert "score_screened" not in exact
+        assert "score_blocks" not in screened
+        assert screened["score_screened"].jobs == 1
+        seconds.append((exact["score_blocks"].jobs * exact["score_blocks"].seconds, screened["score_screened"].seconds))
+    assert seconds[0][1] < seconds[0][0]
+    assert seconds[1][0] - seconds[0][0] > 10 * (seconds[1][1] - seconds[0][1]) > 0
+
+
 def test_more_gpus_share_memory_and_time():
     raw = H100.model_dump(mode="json")
     parallel = {"parallel": {"nodes": 2, "processes_per_node": 8, "strategy": "fsdp"}}
