@@ -59,8 +59,10 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
-    return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
+    section = getattr(cfg.corpus, split)
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    packing["sequence_length"] = section.length(cfg.corpus.sequence_length)
+    return slice_of({**packing, "split": section.model_dump(mode="json", exclude={"sequence_length"})})
 
 
 def trial_settings(text):
@@ -125,7 +127,7 @@ def of_pieces(folder, pieces, *suffixes):
     ]
 
 
-SCORE_FILES = of_pieces("scores", PIECES, "parquet")
+SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
 
 
 def timed_variants(engine):
@@ -459,6 +461,22 @@ def quantization_settings():
     return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
 
 
+def exact_settings():
+    """Return the settings of exact scores."""
+    return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
+
+
+def screening_settings():
+    """Return the settings of screened scores: those of exact ones, of the estimates, and of the search."""
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
+    targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
+    search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
+    scores = cfg.scores.model_dump(mode="json", exclude={"method"})
+    return slice_of(
+        {"scores": scores, "library": VARIANTS, "targets": targets, "search": search, "scenarios": cfg.scenarios}
+    )
+
+
 def calibration_settings(wildcards):
     """Return the settings of the calibration in an engine."""
     return slice_of({"costs": cfg.costs, "scenarios": cfg.scenarios, "library": timed_variants(wildcards.engine)})
@@ -479,17 +497,16 @@ def search_settings(wildcards):
 
 def baseline_settings(wildcards):
     """Return the settings of a baseline, without those of the solver."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-    search = cfg.search.model_dump(mode="json", include={"metric"})
-    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+    return rival_settings()(wildcards)
 
 
 def rival_settings(*names):
     """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
 
     def settings(wildcards):
-        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        kept = {"constraints", "engine", "export", "objective"}
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include=kept)
+        search = cfg.search.model_dump(mode="json", include={"objective", *names})
         return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
     return settings

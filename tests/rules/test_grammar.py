@@ -41,6 +41,7 @@ ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
+    "evaluate_perplexity": _ORDER,
     "write_card": {"child"},
     "measure_speed": {"architectures"},
     "pin_architecture": {"library"},

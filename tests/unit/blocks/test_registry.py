@@ -37,7 +37,8 @@ from tangram.models.loading import load_model
 from tangram.provenance import modules_of
 from tangram.report.data import strength
 from tangram.report.style import short, variant_colors
-from tangram.tools.estimate import RATES, stages
+from tangram.tools.estimate import stages
+from tangram.tools.rates import RATES
 
 ROOT = Path(tangram.__file__).parent
 SHAPE = Shape("llama", 3, 32, 4, 2, 16, 64, 328, False)
@@ -272,7 +273,7 @@ def test_checking_a_config_imports_no_torch() -> None:
 
 # A child's own format names operators, and travels without this package; studies register families of their own.
 READS_OTHER_NAMES = ("blocks/", "models/", "studies/")
-OTHER_WORDS = {PARENT, "linear"}  # models in tables; scaled rotary embeddings
+OTHER_WORDS = {PARENT, "linear", "constant"}  # models in tables; scaled rotary embeddings; learning rates
 TAKES_APART = {"partition", "rpartition", "split", "removeprefix", "removesuffix", "startswith", "fullmatch", "match"}
 
 
@@ -314,6 +315,6 @@ def test_no_other_module_knows_of_families() -> None:
 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
-    known = "parent, gqa, gqa-mean, heads, width"
+    known = "parent, gqa, gqa-mean, window, heads, width, butterfly"
     with pytest.raises(TangramError, match=f"'nothing-4' is not a variant of any family: {known}"):
         block_class("nothing-4")

@@ -20,7 +20,7 @@ class Moments:
     Attributes:
         input_mean: of the normed inputs x, ``(hidden,)``.
         input_covariance: of x, ``(hidden, hidden)``.
-        output_mean: of the contributions y to the residual stream, ``(hidden,)``.
+        output_mean: of the contributions y to the residual stream, without a multiplier, ``(hidden,)``.
         cross_covariance: of x with y, ``(hidden, hidden)``.
         inner_mean: of the inner activations h, ``(inner,)``.
         inner_covariance: of h, ``(inner, inner)``.

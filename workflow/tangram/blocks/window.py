@@ -1,4 +1,4 @@
-"""Attention to a window: each token attends to the last W tokens, itself included, and to the first few.
+"""Attention to a window: each token attends to the last K tokens, itself included, and to the first few.
 
 The first tokens are attention sinks: without them, attention of trained models breaks down (StreamingLLM, arXiv
 2309.17453). `models/modeling_tangram.py` has their number.
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @register
 class Window(Block):
-    """`window-W`: the parent's attention to the last W tokens, and to the first 4."""
+    """`window-K`: the parent's attention to the last K tokens, and to the first 4."""
 
-    family, kinds, form, sizes = "window", ("attention",), "window-W", int
+    family, kinds, form, sizes = "window", ("attention",), "window-K", int
     label, hue, severity = "w{size}", ("#bfe3d9", "#1b7f6b"), 1
     formats = ()  # llama.cpp and vLLM know no sinks beside a window
     precisions = PRECISIONS
@@ -28,7 +28,7 @@ class Window(Block):
 
     def overrides(self) -> dict[str, Any]:
         """Return the window in tokens."""
-        return {"window": int(self.size)}
+        return {"attention_window": int(self.size)}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return the parent's weights."""

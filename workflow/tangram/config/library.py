@@ -160,6 +160,14 @@ class Library(Section):
 class Scores(Section):
     """Replace-1-block scores, Puzzle section 4.2."""
 
+    method: Literal["exact", "screened"] = Field(
+        "exact",
+        description="`exact` replaces every piece in turn; `screened` estimates the KL of every piece by second order "
+        "from one backward pass, and replaces only the pieces that make up 90 % of the score of a target's solution.",
+    )
+    label_samples: int = Field(
+        4, gt=0, description="Sampled labels per position for `screened`; more reduce the noise of the estimates."
+    )
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
     position_stride: int = Field(
         4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 # Attributes of a child's config that only Tangram's model code reads.
-OWN = ("per_layer_config", "linear", "structured", "precision", "window", "head_precision", "auto_map")
+OWN = ("per_layer_config", "linear", "structured", "precision", "attention_window", "head_precision", "auto_map")
 
 
 def check_values(child: Checkpoint, name: str, stored: Collection[str] = ("bf16",)) -> None:
