@@ -12,7 +12,7 @@ from pathlib import Path
 from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
-from tangram.blocks.registry import modules_of_variants
+from tangram.blocks.registry import block_class, modules_of_variants
 from tangram.config import (
     BLOCK_INFLUENCE,
     EVOLUTIONARY,
@@ -59,8 +59,10 @@ PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  #
 
 def split_settings(split):
     """Return the settings of one split of the corpus."""
-    corpus = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
-    return slice_of({**corpus, "split": getattr(cfg.corpus, split)})
+    section = getattr(cfg.corpus, split)
+    packing = cfg.corpus.model_dump(mode="json", include=set(Packing.model_fields))
+    packing["sequence_length"] = section.length(cfg.corpus.sequence_length)
+    return slice_of({**packing, "split": section.model_dump(mode="json", exclude={"sequence_length"})})
 
 
 def trial_settings(text):
@@ -72,6 +74,7 @@ def trial_settings(text):
 
 
 TRIALS = [(text, draw) for text in cfg.text_trials.sources for draw in range(cfg.text_trials.draws)]
+
 
 def evaluation_settings(*names):
     """Return some settings of the evaluation."""
@@ -124,7 +127,7 @@ def of_pieces(folder, pieces, *suffixes):
     ]
 
 
-SCORE_FILES = of_pieces("scores", PIECES, "parquet")
+SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
 
 
 def timed_variants(engine):
@@ -352,6 +355,17 @@ def code_of(command, *packages, variants=(), modules=None):
     return {**params, "environment": pins(*packages)} if packages else params
 
 
+def moments_of_job(wildcards):
+    """Return the file of moments that a job's variant is fitted from; no file if it uses none."""
+    uses = block_class(wildcards.variant).uses_moments
+    return f"{RESULTS}/moments/{wildcards.kind}/{wildcards.shard}.safetensors" if uses else []
+
+
+def pruning_of_job(wildcards):
+    """Return the settings of pruning for a job of a pruned variant; none for others."""
+    return slice_of(cfg.library.pruning if block_class(wildcards.variant).pruned else {})
+
+
 def variant_of_job(wildcards):
     """Return the variant of a job with one variant, for `code_of`."""
     return [wildcards.variant]
@@ -434,11 +448,33 @@ def report_settings():
     return slice_of({**section, "num_layers": cfg.parent.num_layers, "default_scenario": first})
 
 
+def moments_settings():
+    """Return the settings of the moments of activations."""
+    used = {"batch_size", "holdout_fraction", "normalize"}
+    return slice_of(cfg.library.bld.model_dump(mode="json", include=used))
+
+
 def quantization_settings():
     """Return the settings of quantization, without those of training."""
     used = {"batch_size", "holdout_fraction", "ridge", "normalize"}
     shared = {"shared_smoothing": True} if cfg.library.shared_smoothing else {}
     return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
+
+
+def exact_settings():
+    """Return the settings of exact scores."""
+    return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
+
+
+def screening_settings():
+    """Return the settings of screened scores: those of exact ones, of the estimates, and of the search."""
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
+    targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
+    search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
+    scores = cfg.scores.model_dump(mode="json", exclude={"method"})
+    return slice_of(
+        {"scores": scores, "library": VARIANTS, "targets": targets, "search": search, "scenarios": cfg.scenarios}
+    )
 
 
 def calibration_settings(wildcards):
@@ -461,17 +497,16 @@ def search_settings(wildcards):
 
 def baseline_settings(wildcards):
     """Return the settings of a baseline, without those of the solver."""
-    target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-    search = cfg.search.model_dump(mode="json", include={"metric"})
-    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+    return rival_settings()(wildcards)
 
 
 def rival_settings(*names):
     """Return a function that returns the settings of another search: those of a baseline, and some of the solver."""
 
     def settings(wildcards):
-        target = cfg.targets[wildcards.target].model_dump(mode="json", include={"constraints", "engine", "export"})
-        search = cfg.search.model_dump(mode="json", include={"metric", *names})
+        kept = {"constraints", "engine", "export", "objective"}
+        target = cfg.targets[wildcards.target].model_dump(mode="json", include=kept)
+        search = cfg.search.model_dump(mode="json", include={"objective", *names})
         return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
 
     return settings

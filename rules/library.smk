@@ -1,13 +1,40 @@
 """The library: a piece for every variant of every layer's subblocks, each trained separately (BLD), and of the LM head.
 
 - Input: the parent, the distill split and its activations.
-- Output: `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), and training curves
+- Output: `moments/{kind}/{shard}.safetensors`: moments of the activations, from which all variants of a kind are fitted
+  in closed form; `library/{kind}/{variant}/{shard}`: weights (.safetensors), losses (.parquet), and training curves
   (.curves.parquet) of trained pieces.
-- Steps: initialize each layer's piece in closed form, train it in the parent's frozen layer, keep the better weights; a
+- Steps: measure the moments in one pass; initialize each layer's piece in closed form, train it in the parent's frozen layer, keep the better weights; a
   killed job resumes from `checkpoints/{kind}/{variant}/{shard}`, which is no output because Snakemake deletes outputs
   before a job starts. Quantize trained pieces and the parent's weights (variants with a precision, such as
   `width-0.5@int8`).
 """
+
+
+rule measure_moments:
+    """Measure the moments of the activations of one kind in a range of layers."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/distill.parquet",
+        activations=cached_activations("distill"),
+    output:
+        "<results>/moments/{kind}/{shard}.safetensors",
+    log:
+        "<logs>/measure_moments/{kind}/{shard}.log",
+    benchmark:
+        "<benchmarks>/measure_moments/{kind}/{shard}.tsv"
+    params:
+        **code_of("measure_moments", "torch", "transformers"),
+        **runtime("device", "dtype"),
+        settings=moments_settings(),
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "measure_moments: measure moments of activations in a range of layers, {wildcards}"
+    shell:
+        command("measure_moments")
 
 
 rule distill_blocks:
@@ -16,6 +43,7 @@ rule distill_blocks:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/distill.parquet",
         activations=cached_activations("distill"),
+        moments=moments_of_job,
     output:
         library="<results>/library/{kind}/{variant}/{shard}.safetensors",
         table="<results>/library/{kind}/{variant}/{shard}.parquet",
@@ -28,6 +56,7 @@ rule distill_blocks:
         **code_of("distill_blocks", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype", "seed"),
         settings=slice_of(cfg.library.bld.model_dump(mode="json", exclude={"checkpoint_seconds"})),
+        pruning=pruning_of_job,
         checkpoints=f"{RESULTS}/checkpoints/{{kind}}/{{variant}}/{{shard}}",
         checkpoint_seconds=unrecorded(cfg.library.bld.checkpoint_seconds),
     resources:

@@ -2,7 +2,9 @@
 
 - Input: the parent, the score split and its activations, the library's weights.
 - Output: `scores/{kind}/{variant}/{shard}.parquet`, collected in `scores.parquet`.
-- Steps: replace one subblock, recompute the layers after it, compare with the parent on the same positions.
+- Steps: replace one subblock, recompute the layers after it, compare with the parent on the same positions. With
+  `scores.method: screened`, one job estimates all scores by second order and does these steps for contenders only;
+  exact scores are kept in `checkpoints/scores.json`, so that a changed target or a new variant repeats none.
 """
 
 
@@ -22,7 +24,7 @@ rule score_blocks:
     params:
         **code_of("score_blocks", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype"),
-        settings=slice_of(cfg.scores),
+        settings=exact_settings(),
     resources:
         gpu=GPU,
     conda:
@@ -33,22 +35,57 @@ rule score_blocks:
         command("score_blocks")
 
 
-rule collect_scores:
-    """Concatenate the scores of all pieces."""
-    input:
-        tables=SCORE_FILES,
-    output:
-        "<results>/scores.parquet",
-    log:
-        "<logs>/collect_scores/scores.log",
-    benchmark:
-        "<benchmarks>/collect_scores/scores.tsv"
-    params:
-        **code_of("collect_tables"),
-        table="scores",
-    conda:
-        "../envs/tangram.yaml"
-    message:
-        "collect_scores: concatenate the scores of all pieces"
-    shell:
-        command("collect_tables")
+if cfg.scores.method == "exact":
+
+    rule collect_scores:
+        """Concatenate the scores of all pieces."""
+        input:
+            tables=SCORE_FILES,
+        output:
+            "<results>/scores.parquet",
+        log:
+            "<logs>/collect_scores/scores.log",
+        benchmark:
+            "<benchmarks>/collect_scores/scores.tsv"
+        params:
+            **code_of("collect_tables"),
+            table="scores",
+        conda:
+            "../envs/tangram.yaml"
+        message:
+            "collect_scores: concatenate the scores of all pieces"
+        shell:
+            command("collect_tables")
+
+else:
+
+    rule score_screened:
+        """Estimate the scores of all pieces by second order, and score the contenders of all targets exactly."""
+        input:
+            parent="<results>/parent/model.safetensors",
+            corpus="<results>/corpus/score.parquet",
+            activations=cached_activations("score"),
+            library=library_files("safetensors"),
+            costs=[*COST_TABLES["costs"], *COST_TABLES["calibration"]],
+        output:
+            "<results>/scores.parquet",
+        log:
+            "<logs>/score_screened/scores.log",
+        benchmark:
+            "<benchmarks>/score_screened/scores.tsv"
+        params:
+            **code_of("score_screened", "torch", "transformers", "pyomo", "highspy", variants=LIBRARY),
+            **runtime("device", "dtype", "seed"),
+            settings=screening_settings(),
+            library=library_folder,
+            shards=",".join(SHARDS),
+            tables=RESULTS,
+            cache=f"{RESULTS}/checkpoints/scores.json",
+        resources:
+            gpu=GPU,
+        conda:
+            "../envs/tangram.yaml"
+        message:
+            "score_screened: estimate the scores of all pieces, and score contenders exactly"
+        shell:
+            command("score_screened")

@@ -160,7 +160,7 @@ rule evolve_child:
         library=library_folder,
         shards=",".join(SHARDS),
         settings=rival_settings("time_limit", "evolution"),
-        text=slice_of(cfg.scores),
+        text=exact_settings(),
     threads: half_the_cores
     resources:
         gpu=GPU,

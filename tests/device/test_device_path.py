@@ -539,17 +539,15 @@ def test_low_precision(child, parent, tokens, tmp_path):
 def test_an_output_matrix_of_deficient_rank_is_recovered():
     from types import SimpleNamespace
 
-    from tangram.blocks.calibration import Calibration
-    from tangram.blocks.projections import projection_inputs
+    from tangram.blocks.moments import inner_activations
 
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(32, 5, generator=generator) @ torch.randn(5, 48, generator=generator)
     outputs = torch.randn(40, 48, generator=generator) @ matrix.T
 
     def recovered(device):
-        o_proj = SimpleNamespace(weight=matrix.to(device), bias=None)
-        calibration = Calibration(torch.zeros(40, 32).to(device), outputs.to(device), torch.ones(40).to(device), 0.0)
-        return projection_inputs(SimpleNamespace(o_proj=o_proj), "attention", calibration)["o_proj"].cpu().float()
+        attention = SimpleNamespace(o_proj=SimpleNamespace(weight=matrix.to(device), bias=None))
+        return inner_activations(attention, torch.zeros(40, 32).to(device), outputs.to(device)).cpu().float()
 
     with pretend():
         there = recovered("cuda")

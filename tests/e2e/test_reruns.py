@@ -139,6 +139,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(("parent.num_layers", "parent.num_attention_heads", "parent.num_kv_heads")),
     "parent.sizes": {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8},
     **{f"corpus.{split}.sources": [{"type": "python-docs"}] for split in ("distill", "score", "finetune", "heldout")},
+    **{f"corpus.{split}.sequence_length": 16 for split in ("distill", "score", "finetune", "heldout")},
     **dict.fromkeys(("text_trials.sources.<name>", "text_trials.draws")),  # jobs come and go
     "activations.mode": None,  # it removes the cache's jobs
     "library.attention": None,
@@ -146,8 +147,11 @@ OTHERS: dict[str, Any] = {
     "library.head": None,
     **dict.fromkeys(f"library.precisions.{kind}" for kind in ("attention", "ffn", "head")),
     "library.layers_per_shard": None,
+    "scores.method": None,
     "scenarios.<name>.batch_sizes": [2],
     "targets.<name>.constraints": [{"quantity": "parameters", "max": 0.85}],
+    "search.objective": "lm_loss_increase",
+    "targets.<name>.objective": {"kl": 1, "cosine_distance": 2},
     "targets.<name>.solutions": None,
     "targets.<name>.compare_layers_dropped": None,
     "targets.<name>.compare_uniform": None,
@@ -167,7 +171,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.tasks": ["numbers", "others"],
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
-    "evaluation.perplexity": [{"name": "text", "source": {"type": "local", "paths": ["text.txt"]}, "max_length": 8}],
+    "evaluation.perplexity": [{"name": "text", "source": {"type": "hub", "repo": "some/text"}, "max_length": 16}],
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],

@@ -130,8 +130,30 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
     assert "results/mine/speeds/vllm.parquet" in commands["write_card"][0]
 
 
+def test_texts_and_files_of_tasks_plan_their_jobs(plan: Callable[[dict], dict[str, list[str]]], tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("some text")
+    (tmp_path / "mine.jsonl").write_text('{"question": "a?", "choices": ["x", "y"], "label": 0}')
+    text = {"name": "wiki", "source": {"type": "local", "paths": [str(tmp_path / "wiki.txt")]}}
+    tasks = [{"name": str(tmp_path / "mine.jsonl"), "num_fewshot": 5}, "arc_easy"]
+    config = DEFAULT | {"evaluation": {"tasks": tasks, "perplexity": [text]}}
+    commands = plan(config)
+    assert len(commands["extract_tasks"]) == len(commands["evaluate_parent_perplexity"]) == 1
+    for rule in ("extract_tasks", "evaluate_parent_perplexity"):
+        assert re.search(r"--source-files [0-9a-f]{16}", commands[rule][0])
+    assert len(commands["evaluate_perplexity"]) == len(commands["evaluate_tasks"])
+    assert all("--parent" not in command for command in commands["evaluate_perplexity"])
+
+
+def _with_target(**settings: Any) -> dict:
+    """Return the default targets with other settings of the primary one."""
+    return {**DEFAULT["targets"], "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], **settings}}
+
+
 REACHES = {
     "scores.batch_size": (2, {"score_blocks"}),
+    "scores.label_samples": (9, set()),
+    "corpus.score.sequence_length": (128, {"build_corpus"}),
+    "targets": (_with_target(objective="cosine_distance"), {"solve_mip", "drop_layers"}),
     "library.bld.epochs": (9, {"distill_blocks"}),
     "finetune.schedule": ("linear", {"finetune_child"}),
     "finetune.budget": ({"epochs": 9}, {"finetune_child"}),
@@ -139,7 +161,7 @@ REACHES = {
     "evaluation.batch_size": (9, {"evaluate_model", "evaluate_parent"}),
     "evaluation.throughput_repeats": (9, {"measure_speed"}),
     "search.time_limit": (9, {"solve_mip"}),
-    "search.metric": ("lm_loss_increase", {"solve_mip", "drop_layers"}),
+    "search.objective": ({"kl": 1, "lm_loss_increase": 0.5}, {"solve_mip", "drop_layers"}),
     "costs.repeats": (9, {"measure_costs", "calibrate_costs"}),
     "corpus.score.tokens": (99999, {"build_corpus"}),
     "activations.batch_size": (9, {"capture_activations"}),
@@ -219,6 +241,38 @@ def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
         assert added
         assert all("width-0.9" in command for command in added)
     assert all(changed[rule] == default_plan[rule] for rule in ("solve_mip", "assemble_child", "finetune_child"))
+
+
+SCORED = ("score_blocks", "collect_scores", "score_screened")
+
+
+@pytest.fixture(scope="module")
+def screened_plan(plan: Callable[[dict], dict[str, list[str]]]) -> dict[str, list[str]]:
+    return plan(_with(DEFAULT, "scores.method", "screened"))
+
+
+def test_screened_scores_are_one_job(screened_plan: dict[str, list[str]], default_plan: dict[str, list[str]]) -> None:
+    assert len(screened_plan["score_screened"]) == 1
+    assert not {"score_blocks", "collect_scores"} & set(screened_plan)
+    assert all(screened_plan[rule] == default_plan[rule] for rule in default_plan if rule not in SCORED)
+
+
+OF_SCREENING = {
+    "scores.label_samples": (9, {"score_screened"}),
+    "scores.position_stride": (2, {"score_screened"}),
+    "search.time_limit": (9, {"score_screened", "solve_mip"}),
+    "search.sensitivity": (False, {"solve_mip"}),
+    "targets": (_with_target(max_shared=0.5), {"score_screened", "solve_mip"}),
+}
+
+
+@pytest.mark.parametrize("key", OF_SCREENING)
+def test_a_key_of_screening_reaches_its_job(
+    key: str, plan: Callable[[dict], dict[str, list[str]]], screened_plan: dict[str, list[str]]
+) -> None:
+    value, expected = OF_SCREENING[key]
+    changed = plan(_with(_with(DEFAULT, "scores.method", "screened"), key, value))
+    assert {rule for rule in screened_plan if changed[rule] != screened_plan[rule]} == expected
 
 
 @pytest.fixture(scope="module")

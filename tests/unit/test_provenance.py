@@ -16,8 +16,9 @@ from tangram_studies.code import modules_of_study
 VARIANTS = [Variant(family) for family in registry()]
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
 STUDIES_ROOT = provenance.ROOT.parent / "tangram_studies"
-# Training and quantization of a piece share its inputs and its loss.
+# Training and quantization of a piece share its inputs and its loss; moments are those of the inputs.
 DISTILLS = {f"{rule}{v}" for rule in ("distill_blocks", "quantize_blocks") for v in ("", *(f" {v}" for v in VARIANTS))}
+DISTILLS |= {"measure_moments"}
 STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 

@@ -33,6 +33,23 @@ def compare(child_logits: torch.Tensor, parent_logits: torch.Tensor, labels: tor
     }
 
 
+def compare_states(
+    child_states: torch.Tensor,
+    parent_states: torch.Tensor,
+    child_logits: torch.Tensor,
+    parent_logits: torch.Tensor,
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of `compare`, and two more ``(positions,)``.
+
+    These are ``lm_loss_increase``, the difference of both losses in nats, and ``cosine_distance``, 1 less the cosine
+    of the last hidden states after the final norm, ``(positions, hidden)``.
+    """
+    metrics = compare(child_logits, parent_logits, labels)
+    cosine = functional.cosine_similarity(child_states.float(), parent_states.float(), dim=-1)
+    return {**metrics, "lm_loss_increase": metrics["loss"] - metrics["parent_loss"], "cosine_distance": 1 - cosine}
+
+
 def compare_in_chunks(
     child_hidden: torch.Tensor,
     parent_hidden: torch.Tensor,

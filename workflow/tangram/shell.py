@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 COMMANDS = Path(__file__).parent / "commands"
-WILDCARDS = frozenset({"kind", "variant", "split", "solution", "engine", "rival", "draw"})
+WILDCARDS = frozenset({"kind", "variant", "shard", "split", "solution", "engine", "rival", "draw"})
 VALUES = {
     "runtime": "{params.runtime:q},{params.unrecorded:q}",
     "pieces": "{wildcards.kind:q}/{wildcards.variant:q}/{wildcards.shard:q}",

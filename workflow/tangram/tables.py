@@ -62,7 +62,12 @@ VALIDATION_KL = "validation_kl"  # metric of a finetuning's CURVES: KL on text t
 SCORES = pa.schema(
     [
         *_PIECE,
-        _field("metric", _TEXT, "'kl', 'lm_loss_increase' (nats per token) or 'agreement' (fraction)"),
+        _field(
+            "metric",
+            _TEXT,
+            "'kl', its estimate 'screened_kl', 'lm_loss_increase' (nats per token), 'cosine_distance' (of the last "
+            "hidden states) or 'agreement' (fraction)",
+        ),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says, over sequences"),
         _field("tokens", _INT, "tokens"),

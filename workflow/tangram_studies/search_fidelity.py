@@ -19,8 +19,8 @@ import numpy as np
 import typer
 
 from tangram.blocks.architecture import Architecture
-from tangram.cli import ONE_THREAD, RuntimeOption, run
-from tangram.config import LIGHT_SEARCHES, Evolution, Search, Target
+from tangram.cli import ONE_THREAD, Runtime, RuntimeOption, run
+from tangram.config import LIGHT_SEARCHES, Evolution, Scores, Search, Target
 from tangram.errors import TangramError
 from tangram.search import rivals
 from tangram.search.evolutionary import Mutations, evolve
@@ -196,69 +196,62 @@ def tables(budget: str, result: Mapping[str, Any]) -> str:
 
 
 def search_fidelity(
-    parent: Annotated[Path, typer.Option(help="the parent's folder")],
-    score: Annotated[Path, typer.Option(help="score split; {name}.npy in --activations holds its activations")],
-    heldout: Annotated[Path, typer.Option(help="held-out split, likewise")],
-    activations: Annotated[Path, typer.Option(help="folder of the activations")],
-    scores: Annotated[Path, typer.Option(help="SCORES table")],
-    costs: Annotated[Path, typer.Option(help="COSTS table")],
-    calibration: Annotated[Path, typer.Option(help="CALIBRATION table")],
-    library: Annotated[Path, typer.Option(help="library folder")],
-    shards: Annotated[str, typer.Option(help="all shards")],
-    scenario: Annotated[str, typer.Option(help="the scenario as JSON, with its name: {chat: {...}}")],
+    config: Annotated[Path, typer.Option(help="the finished run's config, of which scenarios and scores are read")],
+    results: Annotated[Path, typer.Option(help="the run's folder, such as results/smollm2-structure")],
     output: Annotated[Path, typer.Option(help="JSON file of all measurements")],
-    budgets: Annotated[str, typer.Option(help="minimal throughputs over the packed parent's")] = "1.5,1.7,2.0",
-    per_source: Annotated[int, typer.Option(help="children of each of three sources")] = 20,
+    budgets: Annotated[str, typer.Option(help="minimal throughputs over the packed parent's")] = "1.5,1.75,2.0",
+    per_source: Annotated[int, typer.Option(help="children of each of three sources")] = 17,
     evaluations: Annotated[int, typer.Option(help="budget of each evolutionary search")] = 100,
-    sequences: Annotated[int, typer.Option(help="held-out sequences")] = 4,
-    position_stride: Annotated[int, typer.Option(help="stride of the compared positions")] = 4,
+    sequences: Annotated[int, typer.Option(help="held-out sequences")] = 8,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Measure sums of scores beside the true KL of assembled children, and the searches beside each other."""
     runtime.start()
-    from tangram.activations import open_activations
-    from tangram.config import Scenario
-    from tangram.corpus.tokens import read_tokens
+    from tangram.config import load
     from tangram.files import write_text
-    from tangram.library.pieces import read_library
-    from tangram.models.loading import load_model
     from tangram.search.problem import Settings as ProblemSettings
     from tangram.search.problem import load_problem
 
-    model, pieces = (
-        load_model(str(parent), runtime.dtype, runtime.device),
-        read_library(library, tuple(shards.split(","))),
-    )
-    texts = {}
-    for name, path in (("score", score), ("heldout", heldout)):
-        tokens = read_tokens(path)
-        states = open_activations(activations / f"{path.stem}.npy", model, tokens, 4)
-        truth = AssembledScores(model, states, tokens, pieces, 4, position_stride)
-        texts[name] = Text(truth, range(len(tokens) if name == "score" else min(sequences, len(tokens))))
-    scenarios = {name: Scenario.model_validate(section) for name, section in json.loads(scenario).items()}
-    evolution = Evolution(evaluations=evaluations, offspring=8, shares=(0.3, 1.0))
-    settings = Settings(Search(), per_source, evolution, runtime.seed)
+    run_config = load(config)
+    texts = texts_of(results, run_config.scores, sequences, runtime)
+    evolution = Evolution(evaluations=evaluations, offspring=8)
+    settings = Settings(Search(time_limit=600), per_source, evolution, runtime.seed)
     content: dict[str, Any] = {}
     for budget in budgets.split(","):
-        limit = {
-            "quantity": "throughput",
-            "min": float(budget),
-            "scenario": next(iter(scenarios)),
-            "reference": "packed",
-        }
+        scenario = next(iter(run_config.scenarios))
+        limit = {"quantity": "throughput", "min": float(budget), "scenario": scenario, "reference": "packed"}
         target = Target.model_validate({"constraints": [limit]})
-        problem = load_problem(
-            ProblemSettings(target=target, search=settings.search, scenarios=scenarios),
-            scores,
-            costs,
-            calibration,
-            parent,
-        )
+        section = ProblemSettings(target=target, search=settings.search, scenarios=run_config.scenarios)
+        costs, calibration = (results / folder / "torch.parquet" for folder in ("costs", "calibration"))
+        problem = load_problem(section, results / "scores.parquet", costs, calibration, results / "parent")
         content[budget] = measure(problem, texts, settings)
         write_text(output, json.dumps(content, indent=1) + "\n")
         print(tables(f"{budget} x the packed parent", content[budget]), flush=True)
-        shares = {name: 1 - t.truth.layers_run / t.truth.layers_asked for name, t in texts.items()}
-        print(f"search_fidelity: layers shared: {shares}", file=sys.stderr)
+
+
+def texts_of(results: Path, scores: Scores, sequences: int, runtime: Runtime) -> dict[str, Text]:
+    """Return the score split and held-out sequences of a finished run, with its parent and library.
+
+    Raises:
+        TangramError: the run's folder holds no library.
+    """
+    from tangram.activations import open_activations
+    from tangram.corpus.tokens import read_tokens
+    from tangram.library.pieces import read_library
+    from tangram.models.loading import load_model
+
+    shards = sorted({path.stem for path in (results / "library").glob("[af]*/*/*.safetensors")})
+    if not shards:
+        raise TangramError(f"{results} holds no library; name the folder of a finished run")
+    library = read_library(results / "library", tuple(shards))
+    model = load_model(str(results / "parent"), runtime.dtype, runtime.device)
+    texts = {}
+    for split in ("score", "heldout"):
+        tokens, cache = read_tokens(results / "corpus" / f"{split}.parquet"), results / "activations" / f"{split}.npy"
+        states = open_activations(cache if cache.exists() else None, model, tokens, scores.batch_size)
+        truth = AssembledScores(model, states, tokens, library, scores.batch_size, scores.position_stride)
+        texts[split] = Text(truth, range(len(tokens) if split == "score" else min(sequences, len(tokens))))
+    return texts
 
 
 if __name__ == "__main__":

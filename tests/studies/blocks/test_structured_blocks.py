@@ -6,8 +6,8 @@ from replaced import replaced
 
 from tangram.activations import StreamedActivations
 from tangram.blocks import get_block
-from tangram.blocks.calibration import Calibration, second_moment
-from tangram.blocks.projections import projection_inputs
+from tangram.blocks.moments import accumulate, inner_activations
+from tangram.blocks.projections import projection_moments
 from tangram.config import BlockDistillation
 from tangram.errors import TangramError
 from tangram.library.distill import LayerDistillation
@@ -84,16 +84,23 @@ def test_what_a_projection_reads_is_recovered_from_the_outputs(model):
         layer(problem.inputs[: problem.training], **problem.context)
         for hook in hooks:
             hook.remove()
-        found = projection_inputs(module, kind, problem.calibration(kind))
-        for name, inputs in found.items():
-            weight = getattr(module, name).weight.double()
-            expected = seen[name].double() @ weight.T  # the inputs' contribution to the outputs
-            torch.testing.assert_close(inputs.double() @ weight.T, expected, atol=1e-4, rtol=1e-3)
+        found, weights = projection_moments(kind, problem.measure(kind)), problem.weights.flatten().double()
+        assert found.keys() == {name for name in seen if getattr(module, name, None) is not None}
+        for name, moment in found.items():
+            read = seen[name].double()
+            expected = read.T @ (read * weights[:, None]) / weights.sum()
+            torch.testing.assert_close(moment, expected, atol=1e-5, rtol=1e-4)
+        calibration, last = problem.calibration(kind), "o_proj" if kind == "attention" else "down_proj"
+        inner = inner_activations(module, calibration.inputs, calibration.outputs).double()
+        weight = getattr(module, last).weight.double()
+        expected = seen[last].double() @ weight.T  # the inputs' contribution to the outputs
+        torch.testing.assert_close(inner @ weight.T, expected, atol=1e-4, rtol=1e-3)
+        seen.clear()
 
 
 def test_second_moment_weighs_tokens():
     x, weights = torch.randn(50, 4), torch.rand(50)
-    found = second_moment(x, Calibration(x, x, weights, 0.0))
+    found = accumulate([(x, x, x, weights)]).input_moment
     expected = sum(w * torch.outer(row, row) for w, row in zip(weights / weights.sum(), x, strict=True))
     torch.testing.assert_close(found.float(), expected, atol=1e-5, rtol=1e-4)
 
@@ -101,7 +108,9 @@ def test_second_moment_weighs_tokens():
 def test_second_moments_of_bfloat16_are_summed_in_float32():
     x, weights = torch.randn(4096, 16).bfloat16(), torch.rand(4096)
     exact = x.double().T @ (x.double() * (weights.double() / weights.double().sum())[:, None])
-    torch.testing.assert_close(second_moment(x, Calibration(x, x, weights, 0.0)), exact, rtol=1e-5, atol=1e-6)
+    found = accumulate([(x, x, x, weights)])
+    torch.testing.assert_close(found.inner_moment, exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.input_moment, exact)
 
 
 def test_operators_larger_than_their_matrices_are_refused(tiny_parent):

@@ -37,7 +37,8 @@ from tangram.models.loading import load_model
 from tangram.provenance import modules_of
 from tangram.report.data import strength
 from tangram.report.style import short, variant_colors
-from tangram.tools.estimate import RATES, stages
+from tangram.tools.estimate import stages
+from tangram.tools.rates import RATES
 
 ROOT = Path(tangram.__file__).parent
 SHAPE = Shape("llama", 3, 32, 4, 2, 16, 64, 328, False)
@@ -314,6 +315,6 @@ def test_no_other_module_knows_of_families() -> None:
 
 
 def test_an_unknown_family_is_told_with_the_known_ones() -> None:
-    known = "parent, gqa, gqa-mean, window, width"
+    known = "parent, gqa, gqa-mean, window, heads, width, butterfly"
     with pytest.raises(TangramError, match=f"'nothing-4' is not a variant of any family: {known}"):
         block_class("nothing-4")

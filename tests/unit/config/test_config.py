@@ -140,7 +140,33 @@ MISTAKES = {
         {"kl_weight": 0, "cosine_weight": 0},
         "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive",
     ),
-    "tasks from nowhere": ("evaluation/task_archive", None, "tasks need a task_archive"),
+    "tasks from nowhere": ("evaluation", {"tasks": ["hellaswag", "group/first"]}, "tasks need a task_archive"),
+    "a task of no kind": ("evaluation/tasks", [3], "config.evaluation.tasks.0.text: Input should be a valid string"),
+    "a task with an unknown key": (
+        "evaluation/tasks",
+        [{"name": "arc_easy", "fewshot": 5}],
+        "config.evaluation.tasks.0.task.fewshot: unknown key; did you mean 'num_fewshot'?",
+    ),
+    "a negative number of examples": (
+        "evaluation/tasks",
+        [{"name": "arc_easy", "num_fewshot": -1}],
+        "config.evaluation.tasks.0.task.num_fewshot: Input should be greater than or equal to 0",
+    ),
+    "a text twice": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text"}}] * 2,
+        "perplexity: 'wiki' appears twice; give each text its own name",
+    ),
+    "a stride without tokens": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text"}, "level": "word", "stride": 8}],
+        "lm-eval's convention of level word has no stride; leave it out",
+    ),
+    "a text with a weight": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text", "weight": 2}}],
+        "source.weight has no meaning for a single text; leave it out",
+    ),
     "a readout from nowhere": (
         "evaluation",
         {"readout": {"task": "intent_recognition"}},
@@ -207,6 +233,40 @@ MISTAKES = {
         "finetune",
         {"span_contrast": {"weight": 0.1, "longest": 300}},
         "finetune.span_contrast.longest: 300 is more than corpus.sequence_length (256)",
+    ),
+    "a split's own sequences that are too short": (
+        "corpus/score",
+        {**DEFAULT["corpus"]["score"], "sequence_length": 2},
+        "corpus.score.sequence_length: Input should be greater than or equal to 8 (got 2)",
+    ),
+    "one long sequence to score": (
+        "corpus/score",
+        {**DEFAULT["corpus"]["score"], "sequence_length": 768},
+        "score.tokens: 768 tokens are one sequence of 768; at least 769",
+    ),
+    "a stride over a split's own sequences": (
+        None,
+        {
+            "corpus": {**DEFAULT["corpus"], "score": {**DEFAULT["corpus"]["score"], "sequence_length": 64}},
+            "scores": {"position_stride": 65},
+        },
+        "scores.position_stride: 65 is more than corpus.score.sequence_length (64)",
+    ),
+    "an objective that screening cannot estimate": (
+        None,
+        {"scores": {"method": "screened"}, "search": {"objective": "lm_loss_increase"}},
+        "search.objective: screened scores estimate the KL alone",
+    ),
+    "a target's mix that screening cannot estimate": (
+        None,
+        {
+            "scores": {"method": "screened"},
+            "targets": {
+                **DEFAULT["targets"],
+                "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], "objective": {"kl": 1, "cosine_distance": 1}},
+            },
+        },
+        "targets.speed-1.2.objective: screened scores estimate the KL alone",
     ),
     "spans of no length": ("finetune", {"span_contrast": {"shortest": 9, "longest": 8}}, "shortest (9) is more than"),
     "a stride over whole sequences": ("scores", {"position_stride": 257}, "scores.position_stride: 257 is more than"),
@@ -392,8 +452,8 @@ MISTAKES = {
     ),
     "a trial without an interval": ("text_trials/draws", 1, "config.text_trials.draws: Input should be greater than"),
     "a trial on one held-out sequence": (
-        "text_trials/heldout_tokens",
-        256,
+        "text_trials",
+        {"sources": {"docs": TEXT[0], "own": {"type": "parent-samples"}}, "heldout_tokens": 256},
         "text_trials.heldout_tokens: 256 tokens are one sequence of 256; at least 257 are needed",
     ),
     "documents of no tokens": ("corpus/min_document_tokens", 0, "min_document_tokens: Input should be greater than"),

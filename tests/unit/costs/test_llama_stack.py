@@ -5,7 +5,7 @@ import pytest
 from export_children import ARCHITECTURES as EXPORTED
 from export_children import child_on_disk
 from gguf import GGUFReader
-from tiny_children import LAYERS
+from tiny_children import FEWER_HEADS, LAYERS
 from tiny_models import write_parent
 
 from tangram.blocks.architecture import Architecture, LayerChoice
@@ -24,13 +24,17 @@ VARIANTS = {
         "parent@f16",
         "parent@q8_0",
         "parent@q4_0",
+        "gqa-1",
         "gqa-1@q8_0",
+        "heads-2",
+        "heads-1",
         "linear",
         "linear-unbiased",
         "no-op",
     ),
     "ffn": (
         "parent",
+        "width-0.5",
         "parent@f16",
         "parent@q8_0",
         "parent@q4_0",
@@ -63,6 +67,7 @@ ARCHITECTURES = {
             LayerChoice("linear", "no-op"),
         )
     ),
+    "fewer heads": FEWER_HEADS,
     "maps without bias": EXPORTED["linear unbiased"],
 }
 

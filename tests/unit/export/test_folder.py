@@ -7,7 +7,7 @@ import pytest
 import torch
 from export_children import ARCHITECTURES, EIGHT_BITS, child_on_disk, random_tokens
 from safetensors.torch import load_file
-from tiny_children import LAYERS, PARENT_ONLY, UNIFORM
+from tiny_children import FEWER_HEADS, LAYERS, PARENT_ONLY, UNIFORM
 from tiny_models import write_parent
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -62,7 +62,8 @@ class Reference:
         return functional.linear(x, weight, bias)
 
     def attention(self, x: torch.Tensor, name: str, kv_heads: int) -> torch.Tensor:
-        heads, width = self.config["num_attention_heads"], self.config["head_dim"]
+        width = self.config["head_dim"]
+        heads = len(self.state[f"{name}.q_proj.weight"]) // width
         theta = self.config["rope_parameters"]["rope_theta"]
         q, k, v = (
             self.linear(x, f"{name}.{part}_proj").unflatten(-1, (count, width)).transpose(1, 2)
@@ -167,6 +168,18 @@ def test_hf_computes_the_childs_logits(parent: Path, tmp_path: Path, name: str) 
 
 
 @torch.no_grad()
+def test_hf_computes_fewer_query_heads(parent: Path, tmp_path: Path) -> None:
+    layers = [LayerChoice(choice.attention, choice.ffn.replace("linear", "no-op")) for choice in FEWER_HEADS.layers]
+    folder = child_on_disk(parent, tmp_path / "child", Architecture(tuple(layers)))
+    write_hf(read_checkpoint(folder), tmp_path / "hf", {})
+    config, tokens = json.loads((tmp_path / "hf" / "config.json").read_text()), random_tokens(2, 30)
+    heads = [config["per_layer_config"].get(f"{i:02d}", {}).get("num_attention_heads", 4) for i in range(LAYERS)]
+    assert heads == [2, 1, 4, 4, 2]
+    logits, expected = Reference(tmp_path / "hf")(tokens, hf_layers(tmp_path / "hf")), load_model(folder)(tokens).logits
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
 def test_a_uniform_child_loads_with_stock_transformers(parent: Path, tmp_path: Path) -> None:
     folder = child_on_disk(parent, tmp_path / "child", UNIFORM)
     write_hf(read_checkpoint(folder), tmp_path / "hf", {})
@@ -196,6 +209,7 @@ def test_tokenizer_and_provenance_travel_and_code_does_not(parent: Path, tmp_pat
         ("decilm", ARCHITECTURES["constants"], "decilm: attention of layer 0 is a vector"),
         ("hf", Architecture((LayerChoice("parent@int8"), *PARENT_ONLY.layers[1:])), "precision int8"),
         ("decilm", Architecture((LayerChoice("parent@q8_0"), *PARENT_ONLY.layers[1:])), "precision q8_0"),
+        ("decilm", FEWER_HEADS, "attention of layer 0 has 2 query heads"),
         ("decilm", Architecture((LayerChoice("lowrank-5"), *PARENT_ONLY.layers[1:])), "lowrank-5.*no format"),
     ],
 )
@@ -208,6 +222,13 @@ def test_what_a_folder_cannot_express_is_one_line(
         {"hf": write_hf, "decilm": write_decilm}[name](read_checkpoint(folder), tmp_path / name, {})
     assert "\n" not in str(caught.value)
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("family", ["granite", "olmo2", "smollm3", "gemma2", "gemma3_text"])
+def test_families_that_no_format_expresses_are_one_line(tmp_path: Path, family: str) -> None:
+    write_parent(tmp_path / family, family)
+    with pytest.raises(TangramError, match=rf"is of family {family}, which none of the formats gguf, [^\n]*$"):
+        read_checkpoint(tmp_path / family)
 
 
 def test_the_command_writes_into_the_folder_that_it_is_given(parent: Path, tmp_path: Path) -> None:

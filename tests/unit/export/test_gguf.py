@@ -8,7 +8,7 @@ import pytest
 import torch
 from export_children import ARCHITECTURES, child_on_disk, random_tokens
 from gguf import GGUFReader
-from tiny_children import LAYERS, PARENT_ONLY, STRUCTURED, UNIFORM
+from tiny_children import FEWER_HEADS, LAYERS, PARENT_ONLY, STRUCTURED, UNIFORM
 from tiny_models import write_parent
 
 from tangram import llama_cpp
@@ -60,6 +60,23 @@ def test_llama_cpp_computes_the_childs_logits(parent: Path, tmp_path: Path, name
         expected, logits = child(tokens).logits, logits_of(tmp_path / "model.gguf", tokens, passes)
         assert divergence(expected, logits) < 1e-8
         assert (logits - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("family", "head_dim"), [("llama", 8), ("mistral", 16)])
+@torch.no_grad()
+def test_llama_cpp_computes_fewer_query_heads(tmp_path: Path, family: str, head_dim: int) -> None:
+    write_parent(tmp_path / "parent", family, num_hidden_layers=LAYERS, head_dim=head_dim)
+    layers = (LayerChoice("heads-2@f16", "parent"), *FEWER_HEADS.layers[1:])
+    for architecture in (FEWER_HEADS, Architecture(layers), Architecture((LayerChoice("heads-2"),) * LAYERS)):
+        folder = child_on_disk(tmp_path / "parent", tmp_path / "child", architecture)
+        write_gguf(read_checkpoint(folder), tmp_path / "model.gguf")
+        child, tokens = load_model(folder), random_tokens(3, 60)
+        logits = logits_of(tmp_path / "model.gguf", tokens, (17, 1, 1, 41))
+        assert divergence(child(tokens).logits, logits) < (1e-3 if architecture.layers == layers else 1e-8)
+    reader = GGUFReader(tmp_path / "model.gguf")
+    assert reader.fields["general.architecture"].contents() == "llama"
+    assert reader.fields["llama.attention.head_count"].contents() == 2
 
 
 @needs_llama_cpp
@@ -169,6 +186,7 @@ REFUSED = {
     "factors": (STRUCTURED, {}, "attention of layer 0 is 'butterfly-8'.*no format"),
     "no attention": (Architecture((LayerChoice("linear"),) * LAYERS), {}, "no model without any attention"),
     "biases of other widths": (UNIFORM, {"attention_bias": True}, "biases of heads"),
+    "biases of fewer heads": (FEWER_HEADS, {"attention_bias": True, "head_dim": 8}, "biases of heads"),
     "activation": (UNIFORM, {"hidden_act": "gelu"}, "activation gelu"),
 }
 

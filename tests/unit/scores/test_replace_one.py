@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from replaced import replaced
@@ -9,6 +10,7 @@ from replaced import replaced
 from tangram.activations import StreamedActivations, capture, open_activations
 from tangram.blocks import get_block
 from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.calibration import Calibration
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.config import BlockDistillation
 from tangram.library.distill import LayerDistillation
@@ -19,7 +21,7 @@ from tangram.models.replace import replace_head, replace_subblocks
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text"])
 def model(request, tiny_parent):
     return load_model(tiny_parent(request.param), "float32", "cpu").requires_grad_(False)
 
@@ -32,7 +34,9 @@ def tokens(model):
 def candidate(model, layer, kind):
     variant = "no-op" if kind == "ffn" else f"gqa-{model.config.num_key_value_heads // 2}"
     attention = decoder_layers(model)[layer].self_attn
-    weights = {} if kind == "ffn" else get_block(kind, variant, Shape.of(model.config)).initialize(attention, None)
+    states = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    given = Calibration(inputs=states, outputs=states, weights=torch.ones(40), ridge=1e-3)
+    weights = {} if kind == "ffn" else get_block(kind, variant, Shape.of(model.config)).initialize(attention, given)
     return replaced(model, layer, kind, variant, weights)
 
 
@@ -47,14 +51,19 @@ def test_scores_equal_the_naive_full_forward(model, tokens, tmp_path, kind):
         child = copy.deepcopy(model)
         child.model.layers[layer] = piece
         with torch.inference_mode():
-            ours, theirs = child(tokens).logits[:, positions], model(tokens).logits[:, positions]
+            outputs = [m(tokens, output_hidden_states=True) for m in (child, model)]
+            ours, theirs = (output.logits[:, positions] for output in outputs)
+            last = [output.hidden_states[-1][:, positions].double().numpy() for output in outputs]
         labels = tokens[:, positions + 1]
         distributions = [torch.distributions.Categorical(logits=logits.double()) for logits in (theirs, ours)]
         kl = torch.distributions.kl_divergence(*distributions)
         increase = distributions[0].log_prob(labels) - distributions[1].log_prob(labels)
+        norms = [np.linalg.norm(states, axis=-1) for states in last]
+        cosine = (last[0] * last[1]).sum(-1) / (norms[0] * norms[1])
         expected = {
             "kl": kl,
             "lm_loss_increase": increase,
+            "cosine_distance": torch.from_numpy(1 - cosine),
             "agreement": (ours.argmax(-1) == theirs.argmax(-1)).double(),
         }
         for name, values in expected.items():
@@ -116,7 +125,9 @@ def test_a_heads_score_is_the_models_kl(model, tokens, precision):
     assert rows["kl"]["value"] == pytest.approx(kl.mean().item(), rel=1e-2, abs=1e-6)
     assert rows["kl"]["tokens"] == kl.numel()
     own = {row["metric"]: row["value"] for row in scorer.score_head(model.lm_head)}
-    assert own == {"kl": pytest.approx(0, abs=1e-6), "lm_loss_increase": pytest.approx(0, abs=1e-6), "agreement": 1}
+    zero = pytest.approx(0, abs=1e-6)
+    assert own == {"kl": zero, "lm_loss_increase": zero, "cosine_distance": zero, "agreement": 1}
+    assert rows["cosine_distance"]["value"] == zero  # a head changes no hidden state
 
 
 def test_the_parents_own_layer_scores_zero(model, tokens):
@@ -124,6 +135,7 @@ def test_the_parents_own_layer_scores_zero(model, tokens):
     rows = {row["metric"]: row["value"] for row in scorer.score(0, decoder_layers(model)[0])}
     assert rows["kl"] == pytest.approx(0, abs=1e-6)
     assert rows["lm_loss_increase"] == pytest.approx(0, abs=1e-6)
+    assert rows["cosine_distance"] == pytest.approx(0, abs=1e-6)
     assert rows["agreement"] == 1
 
 

@@ -37,10 +37,24 @@ def expected(parent, child, metric: str, positions: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize(("metric", "stride"), [("kl", 1), ("kl", 4), ("lm_loss_increase", 1)])
 def test_scores_are_those_of_the_assembled_children(parent, metric, stride):
     positions = torch.arange(10, -1, -stride).flip(0)
-    found = scores(parent, metric=metric, position_stride=stride).look(CHILDREN)
+    found = scores(parent, objective=metric, position_stride=stride).look(CHILDREN)
     for child, row in zip(CHILDREN, found, strict=True):
         assert row == pytest.approx(expected(parent, child, metric, positions), rel=1e-3, abs=1e-5)
     assert found[3] == pytest.approx(np.zeros(5), abs=1e-6)
+
+
+def test_a_mix_is_the_weighted_sum_of_its_metrics(llama):
+    parts = {
+        name: scores(llama, objective=name).look(CHILDREN) for name in ("kl", "lm_loss_increase", "cosine_distance")
+    }
+    weights = {"kl": 1.0, "lm_loss_increase": 0.5, "cosine_distance": 2.0}
+    mixed = scores(llama, objective=weights).look(CHILDREN)
+    assert mixed == pytest.approx(sum(weight * parts[name] for name, weight in weights.items()), abs=1e-6)
+    with torch.no_grad():
+        models = [llama, child_of(llama, MIXED)]
+        last = [m(TOKENS, output_hidden_states=True).hidden_states[-1][:, :-1].numpy() for m in models]
+    cosine = (last[0] * last[1]).sum(-1) / np.linalg.norm(last[0], axis=-1) / np.linalg.norm(last[1], axis=-1)
+    assert parts["cosine_distance"][0] == pytest.approx(1 - cosine.mean(1), abs=1e-5)
 
 
 def test_any_sequences_and_any_order_give_the_same(llama, monkeypatch):

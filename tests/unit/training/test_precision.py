@@ -185,7 +185,7 @@ def test_gradients_of_many_micro_batches_are_added_up_in_float32():
 
 def test_steps_smaller_than_the_grid_add_up():
     module = Sum()
-    plan = TrainingPlan(200, 1, 1, 1, learning_rate=1e-3, warmup_fraction=0.0)
+    plan = TrainingPlan(200, 200, 1, 1, learning_rate=1e-3, warmup_fraction=0.0)
     with World().distribute(module, []) as loss:
         train(module, loss, plan)
     moved = sum(plan.rate(step) for step in range(plan.steps))
@@ -223,7 +223,7 @@ def test_promoting_and_rounding_back_loses_nothing(tiny_parent):
 def test_the_loop_itself_refuses_weights_of_low_precision():
     module = Sum()
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16; train it as float32"):
-        train(module, module, TrainingPlan(4, 1, 1, 1, 1e-3, 0.0))
+        train(module, module, TrainingPlan(4, 4, 1, 1, 1e-3, 0.0))
 
 
 def products_of(run) -> set[torch.dtype]:

@@ -101,6 +101,8 @@ class Block(ABC):
             3 suits most families.
         sizes: ``int`` if a name holds a count, ``float`` if it holds a ratio below 1, None if it has no size.
         trainable: whether training can improve its initial weights.
+        uses_moments: whether `initialize` calls `Calibration.moments`; its jobs then share one file of moments.
+        pruned: whether `initialize` depends on the settings of pruning, too.
         precisions: the number formats that its matrices can be stored and multiplied in, besides the run's dtype.
         formats: the formats of other engines that can express it exactly.
         part: its form there, if it is not its kind's: empty for nothing, ``linear`` for a linear map, ``unbiased`` for
@@ -120,6 +122,8 @@ class Block(ABC):
     severity: ClassVar[int] = 3
     sizes: ClassVar[type[int] | type[float] | None] = None
     trainable: ClassVar[bool] = True
+    uses_moments: ClassVar[bool] = False
+    pruned: ClassVar[bool] = False
     precisions: ClassVar[tuple[str, ...]] = ALL_PRECISIONS
     formats: ClassVar[tuple[str, ...]] = FORMATS
     part: ClassVar[str | None] = None
@@ -167,7 +171,7 @@ class Block(ABC):
 
         Args:
             parent: the parent's subblock.
-            calibration: the subblock's inputs and outputs on the training tokens.
+            calibration: the subblock's inputs, outputs and moments on the training tokens.
         """
 
     @abstractmethod
@@ -175,7 +179,7 @@ class Block(ABC):
         """Return its number of weights relative to the parent's subblock; the planner accepts an estimate."""
 
     def operations_to_fit(self) -> float:
-        """Return the multiply-adds per token that `initialize` needs besides a forward pass of the parent (planner)."""
+        """Return the multiply-adds per token that `initialize` needs besides a forward pass and moments (planner)."""
         return 0.0
 
     def too_large(self) -> str | None:

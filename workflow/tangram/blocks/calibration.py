@@ -1,27 +1,32 @@
-"""Calibration data of a block's initialization (inputs and outputs of the parent's subblock), and statistics of it."""
+"""Calibration data of a block's initialization: the parent subblock's activations and their moments; regressions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tangram.blocks.base import FITTED_TOKENS
+from tangram.blocks.moments import Moments, damped, moments_of
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Normed inputs and outputs of one parent subblock.
+    """Activations of one parent subblock on the training tokens.
 
     Attributes:
-        inputs: the subblock's inputs, after its norm, ``(tokens, hidden)``.
-        outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
+        inputs: the subblock's inputs, after the norm before it, if it has one, ``(tokens, hidden)``.
+        outputs: the outputs of the attention or FFN, before a norm after it and a multiplier, ``(tokens, hidden)``.
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
-        ridge: ridge strength, relative to the mean squared input.
-        context: the arguments of the decoder layer (`models.forward.layer_context`) for sequences whose tokens the
+        ridge: ridge strength of regressions, relative to the mean squared input.
+        context: the arguments of the decoder layer (`models.forward.layer_contexts`) for sequences whose tokens the
             others hold in order; None if they are of no sequences.
+        selection: how pruned channels are selected, ``'obs'`` or ``'contribution'``; see `blocks/pruning.py`.
+        pruning_ridge: ridge strength of pruning.
+        measure: returns the moments, read from a file or from a pass over the activations; by default they are computed
+            from the attributes above.
+        norm_after: whether a norm follows the attention or FFN; the outputs in the moments are normed.
     """
 
     inputs: torch.Tensor
@@ -29,72 +34,48 @@ class Calibration:
     weights: torch.Tensor
     ridge: float
     context: Mapping[str, Any] | None = None
+    selection: str = "obs"
+    pruning_ridge: float = 0.1
+    measure: Callable[[], Moments] | None = None
+    norm_after: bool = False
+
+    def moments(self, parent: Any) -> Moments:
+        """Return the moments of the parent's subblock."""
+        if self.measure is not None:
+            return self.measure()
+        return moments_of(parent, self.inputs, self.outputs, self.weights)
 
 
-def second_moment(inputs: torch.Tensor, calibration: Calibration) -> torch.Tensor:
-    """Return the weighted second moment ``E[x xᵀ]`` plus the ridge, ``(n, n)``, float64.
-
-    Args:
-        inputs: ``(tokens, n)``.
-        calibration: the tokens' weights, and the ridge.
-    """
-    weights = (calibration.weights / calibration.weights.sum())[:, None]
-    moment = torch.zeros(2 * inputs.shape[1:], dtype=torch.float64, device=inputs.device)
-    for x, weight in zip(inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        moment += x.t() @ (x * weight.to(x))
-    moment = (moment + moment.t()) / 2
-    strength = max(calibration.ridge, 1e-8) * moment.diagonal().mean().clamp_min(1e-30)
-    return moment + strength * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-
-
-def regression_through_zero(calibration: Calibration, prior: torch.Tensor) -> torch.Tensor:
+def regression_through_zero(moments: Moments, ridge: float, prior: torch.Tensor) -> torch.Tensor:
     """Fit ``outputs ≈ inputs @ map.T`` by weighted ridge regression, shrinking the map towards ``prior``.
 
     Args:
-        calibration: inputs ``(tokens, n)``, outputs ``(tokens, m)``, weights, and the ridge's strength relative to the
-            mean squared input.
+        moments: of inputs ``(n,)`` and outputs ``(m,)``.
+        ridge: strength relative to the mean squared input.
         prior: ``(m, n)``, the map for an infinite ridge.
 
     Returns:
-        The map ``(m, n)``, in the dtype of the inputs.
+        The map ``(m, n)``, float32.
     """
-    weights = (calibration.weights / calibration.weights.sum()).double()[:, None]
-    parts = (tensor.split(FITTED_TOKENS) for tensor in (calibration.inputs, calibration.outputs, weights))
-    gram, prior64 = second_moment(calibration.inputs, calibration), prior.double()
-    crossed = torch.zeros_like(prior64.T)
-    for x, y, w in zip(*parts, strict=True):
-        crossed += x.double().T @ (w * (y.double() - x.double() @ prior64.T))
-    return (prior64 + torch.linalg.solve(gram, crossed).T).to(calibration.inputs.dtype)
+    moment, prior64 = moments.input_moment, prior.double()
+    crossed = moments.cross_moment - moment @ prior64.T
+    return (prior64 + torch.linalg.solve(damped(moment, ridge), crossed).T).float()
 
 
-def ridge_regression(
-    inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor, ridge: float, prior: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def ridge_regression(moments: Moments, ridge: float, prior: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit ``outputs ≈ inputs @ map.T + bias`` by weighted ridge regression, shrinking the map towards ``prior``.
 
     The normal equations of the centered data are solved in float64, so the bias is not shrunk.
 
     Args:
-        inputs: ``(tokens, n)``.
-        outputs: ``(tokens, m)``.
-        weights: ``(tokens,)``, non-negative.
+        moments: of inputs ``(n,)`` and outputs ``(m,)``.
         ridge: strength relative to the mean weighted variance of the inputs.
         prior: ``(m, n)``, the map for an infinite ridge.
 
     Returns:
-        The map ``(m, n)`` and the bias ``(m,)``, in the dtype of ``inputs``.
+        The map ``(m, n)`` and the bias ``(m,)``, float32.
     """
-    w = (weights / weights.sum()).double()[:, None]
-    parts = list(zip(inputs.split(FITTED_TOKENS), outputs.split(FITTED_TOKENS), w.split(FITTED_TOKENS), strict=True))
-    mean_x, mean_y = (torch.stack([(part[2] * part[i].double()).sum(0) for part in parts]).sum(0) for i in (0, 1))
-    prior64 = prior.double()
-    gram, crossed = prior64.new_zeros(2 * prior64.shape[1:]), torch.zeros_like(prior64.T)
-    for part_x, part_y, part_w in parts:
-        x, y = part_x.double() - mean_x, part_y.double() - mean_y
-        gram += x.T @ (part_w * x)
-        crossed += x.T @ (part_w * (y - x @ prior64.T))
-    strength = ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    gram += strength * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    fitted = prior64 + torch.linalg.solve(gram, crossed).T
-    return fitted.to(inputs.dtype), (mean_y - fitted @ mean_x).to(inputs.dtype)
+    covariance, prior64 = moments.input_covariance, prior.double()
+    crossed = moments.cross_covariance - covariance @ prior64.T
+    fitted = prior64 + torch.linalg.solve(damped(covariance, ridge), crossed).T
+    return fitted.float(), (moments.output_mean - fitted @ moments.input_mean).float()

@@ -22,6 +22,7 @@ class Constant(Block):
     part = ""
     precisions = ()
     normed = False
+    uses_moments = True
     trainable = False  # the mean is already the least-squares optimum of the local problem
 
     def overrides(self) -> dict[str, Any]:
@@ -31,14 +32,7 @@ class Constant(Block):
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Return the weighted mean of the parent's outputs."""
-        import torch
-
-        from tangram.blocks.base import FITTED_TOKENS
-
-        weights = (calibration.weights / calibration.weights.sum()).double()[:, None]
-        parts = zip(calibration.outputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True)
-        mean = torch.stack([(weight * outputs.double()).sum(0) for outputs, weight in parts]).sum(0)
-        return {"vector": mean.to(calibration.outputs.dtype)}
+        return {"vector": calibration.moments(parent).output_mean.float()}
 
     def relative_size(self) -> float:
         """Return the vector's weights relative to the subblock's."""

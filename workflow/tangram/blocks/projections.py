@@ -15,30 +15,21 @@ if TYPE_CHECKING:
     import torch
 
     from tangram.blocks.calibration import Calibration
+    from tangram.blocks.moments import Moments
 
 
-def projection_inputs(parent: Any, kind: str, calibration: Calibration) -> dict[str, torch.Tensor]:
-    """Return the inputs of each matrix of a subblock on the calibration tokens, ``(tokens, features)``, by name.
-
-    The inputs of `o_proj` are computed from its outputs: exactly for a square and invertible matrix, otherwise their
-    projection on the matrix's row space.
-    """
-    import torch
-
-    x = calibration.inputs
-    if kind == "ffn":
-        hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
-        return {"gate_proj": x, "up_proj": x, "down_proj": hidden}
-    outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-    # The pseudo-inverse, because torch's least squares on a GPU require a matrix of full rank.
-    attended = outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
-    return {"q_proj": x, "k_proj": x, "v_proj": x, "o_proj": attended}
+def projection_moments(kind: str, moments: Moments) -> dict[str, torch.Tensor]:
+    """Return the second moments ``E[x xᵀ]`` of the inputs of each matrix of a subblock, ``(n, n)``, by name."""
+    first = ("q_proj", "k_proj", "v_proj") if kind == "attention" else ("gate_proj", "up_proj")
+    last = "o_proj" if kind == "attention" else "down_proj"
+    return {**dict.fromkeys(first, moments.input_moment), last: moments.inner_moment}
 
 
 class Projections(Block):
     """Replaces every matrix of a subblock whose operator has fewer weights; the other matrices do not change."""
 
     kinds: ClassVar[tuple[Kind, ...]] = KINDS
+    uses_moments: ClassVar[bool] = True
     precisions: ClassVar[tuple[str, ...]] = ()  # unless all factors are dense matrices
     formats: ClassVar[tuple[str, ...]] = ()
 
@@ -83,17 +74,17 @@ class Projections(Block):
         """Fit every operator to its matrix on the calibration tokens; copy the parent's biases."""
         import torch
 
-        from tangram.blocks.calibration import second_moment
+        from tangram.blocks.moments import damped
 
         weights = dict(parent.state_dict())
-        for name, inputs in projection_inputs(parent, self.kind, calibration).items():
+        for name, moment in projection_moments(self.kind, calibration.moments(parent)).items():
             dense = getattr(parent, name)
             operator = self.operator(dense.in_features, dense.out_features, dense.bias is not None)
             if operator is None:
                 continue
             with torch.enable_grad():
                 operator = operator.to(dense.weight.device)
-                self.fit(operator, dense.weight.detach(), second_moment(inputs.detach(), calibration))
+                self.fit(operator, dense.weight.detach(), damped(moment, calibration.ridge))
             del weights[f"{name}.weight"]
             state = {f"{name}.{part}": tensor for part, tensor in operator.state_dict().items()}
             weights = {**weights, **state, **{n: t for n, t in weights.items() if n == f"{name}.bias"}}

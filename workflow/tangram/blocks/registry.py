@@ -17,8 +17,9 @@ from tangram.models.families import Shape
 
 # A new family of this package is a file of its own and a name here.
 FAMILIES = (
-    "parent", "gqa", "mean_gqa", "width", "low_rank", "linear", "unbiased_linear", "window", "constant", "no_op",
-)  # fmt: skip
+    *("parent", "gqa", "mean_gqa", "heads", "window", "width", "low_rank"),
+    *("linear", "unbiased_linear", "constant", "no_op"),
+)
 ENTRY_POINTS = "tangram.blocks"  # the group under which other packages register the modules of their families
 
 

@@ -1,25 +1,21 @@
-"""A narrower FFN with the channels of largest Channel Contribution (Puzzle, appendix A)."""
+"""A narrower FFN: the channels that optimal brain surgeon keeps, or those of largest contribution (Puzzle)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import FITTED_TOKENS, Block, register
+from tangram.blocks.base import Block, register
 
 if TYPE_CHECKING:
     import torch
 
     from tangram.blocks.calibration import Calibration
+    from tangram.blocks.moments import Moments
 
 
-def channel_contribution(parent: Any, calibration: Calibration) -> torch.Tensor:
-    """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)``."""
-    weights = calibration.weights[:, None] / calibration.weights.sum()
-    total = weights.new_zeros(parent.down_proj.in_features)
-    for x, weight in zip(calibration.inputs.split(FITTED_TOKENS), weights.split(FITTED_TOKENS), strict=True):
-        hidden = parent.act_fn(parent.gate_proj(x)) * parent.up_proj(x)
-        total += (weight * hidden.abs()).sum(0)
-    return total * parent.down_proj.weight.float().norm(dim=0)
+def channel_contribution(parent: Any, moments: Moments) -> torch.Tensor:
+    """Return each channel's mean contribution ``|X_i|·‖W_down[:, i]‖``, ``(intermediate,)`` (Puzzle, appendix A)."""
+    return moments.inner_magnitude * parent.down_proj.weight.double().norm(dim=0)
 
 
 @register
@@ -28,6 +24,7 @@ class NarrowFFN(Block):
 
     family, kinds, form, sizes = "width", ("ffn",), "width-R", float
     label, hue, severity = "{size}", ("#a9d0ee", "#1d5ea8"), 2
+    uses_moments = pruned = True
 
     @property
     def width(self) -> int:
@@ -39,14 +36,21 @@ class NarrowFFN(Block):
         return {"intermediate_size": self.width}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Select the channels of largest contribution, in the parent's order."""
-        channels = channel_contribution(parent, calibration).topk(self.width).indices.sort().values
-        weights = dict(parent.state_dict())
-        for name, tensor in weights.items():
-            if name.startswith(("gate_proj.", "up_proj.")):
-                weights[name] = tensor[channels]
-            elif name == "down_proj.weight":
-                weights[name] = tensor[:, channels]
+        """Select channels, in the parent's order; with `obs`, the output matrix is fitted anew."""
+        from tangram.blocks.moments import damped
+        from tangram.blocks.pruning import ROUNDS, refit, remaining_groups
+
+        moments, down, weights = calibration.moments(parent), parent.down_proj, dict(parent.state_dict())
+        if calibration.selection == "contribution":
+            channels = channel_contribution(parent, moments).topk(self.width).indices.sort().values
+            weights["down_proj.weight"] = down.weight[:, channels]
+        else:
+            moment = damped(moments.inner_moment, calibration.pruning_ridge)
+            channels = remaining_groups(moment, down.weight, self.width, rounds=ROUNDS)
+            fitted, bias = refit(moments, down.weight, down.bias, channels, calibration.pruning_ridge)
+            weights |= {"down_proj.weight": fitted} | ({} if bias is None else {"down_proj.bias": bias})
+        for name in [n for n in weights if n.startswith(("gate_proj.", "up_proj."))]:
+            weights[name] = weights[name][channels]
         return weights
 
     def relative_size(self) -> float:

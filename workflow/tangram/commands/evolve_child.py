@@ -36,6 +36,7 @@ def evolve_child(
     from tangram.provenance import provenance
     from tangram.search import rivals
     from tangram.search.evolutionary import evolve
+    from tangram.search.objective import objective_of
     from tangram.search.problem import Settings, load_problem
     from tangram.search.solutions import save_solutions
     from tangram.search.solve import solve
@@ -58,14 +59,14 @@ def evolve_child(
         read_library(library, tuple(shards.split(","))),
         of_text.batch_size,
         of_text.position_stride,
-        section.search.metric,
+        objective_of(section.target, section.search),
     )
     evolved = evolve(problem, batches, start, truth.look, truth.sequences, section.search.evolution, runtime.seed)
     entry = {"solution": EVOLUTIONARY, "curve": [list(point) for point in evolved.curve]}
     entry |= architecture_summary(problem, evolved.architecture, batches)
     (_, first), (evaluations, last) = evolved.curve[0], evolved.curve[-1]
     print(
-        f"evolve_child: true {section.search.metric} on the score split {first:.4f} to {last:.4f} in "
+        f"evolve_child: true objective on the score split {first:.4f} to {last:.4f} in "
         f"{evaluations:.0f} evaluations, predicted speed-up {speeds(entry)}",
         file=sys.stderr,
     )

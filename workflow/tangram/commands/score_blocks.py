@@ -18,20 +18,19 @@ def score_blocks(
     activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write KL(parent ‖ child), LM loss increase and token agreement of every layer's piece."""
+    """Write KL(parent ‖ child), LM loss increase, cosine distance and token agreement of every layer's piece."""
     runtime.start()
     from tqdm import tqdm
 
     from tangram.activations import open_activations
-    from tangram.blocks import HEAD, Variant
+    from tangram.blocks import Variant
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
-    from tangram.models.by_layer import load_by_layer, materialize
+    from tangram.models.by_layer import load_by_layer
     from tangram.models.capability import check_capability
-    from tangram.models.families import decoder_layers, shape_of
+    from tangram.models.families import shape_of
     from tangram.models.loading import load_model
-    from tangram.models.replace import replace_head, replace_subblocks
     from tangram.provenance import provenance
     from tangram.scores.replace_one import ReplaceOne
     from tangram.tables import SCORES, write_table
@@ -46,15 +45,7 @@ def score_blocks(
     block = get_block(kind, variant, shape_of(parent))
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
-        tensors = read_piece(library, layer, kind)
-        if kind == HEAD:
-            scores = scorer.score_head(replace_head(model.lm_head, str(block.variant.precision), tensors))
-        else:
-            parent_layer = materialize(decoder_layers(model)[layer])
-            candidate = replace_subblocks(parent_layer, model.config, layer, block.entries(), {kind: tensors})
-            scores = scorer.score(layer, candidate)
-        for row in scores:
-            rows.append({"layer": layer, "kind": kind, "variant": variant, **row})
+        rows += scorer.score_piece(layer, block, read_piece(library, layer, kind))
     modules = modules_of_variants([variant])
     write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, runtime.device, modules))
 

@@ -59,7 +59,8 @@ class Section(BaseModel):
         for name, value in raw.items() if isinstance(raw, Mapping) else ():
             if name not in cls.model_fields or not _kinds_in(cls.model_fields[name].annotation) & {int, float}:
                 continue
-            for item in value if isinstance(value, list | tuple) else [value]:
+            items = value.values() if isinstance(value, Mapping) else value
+            for item in items if isinstance(value, list | tuple | Mapping) else [value]:
                 if isinstance(item, bool):
                     raise ValueError(f"{name}: {item} is no number (YAML reads yes, no, on and off as true or false)")
                 if isinstance(item, int) and abs(item) > LARGEST:

@@ -75,6 +75,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _objectives(self) -> Config:
+        objectives = {"search.objective": self.search.objective}
+        objectives |= {f"targets.{name}.objective": target.objective or "kl" for name, target in self.targets.items()}
+        for where, objective in objectives.items() if self.scores.method == "screened" else ():
+            if ({objective} if isinstance(objective, str) else set(objective)) != {"kl"}:
+                raise ValueError(f"{where}: screened scores estimate the KL alone; write kl, or scores.method: exact")
+        return self
+
+    @model_validator(mode="after")
     def _lengths(self) -> Config:
         length, split = self.corpus.sequence_length, self.corpus.distill
         sequences, fraction = split.sequences(length), self.library.bld.holdout_fraction
@@ -83,26 +92,28 @@ class Config(Section):
                 f"library.bld.holdout_fraction: {fraction:g} of corpus.distill's {sequences} sequences leaves none to "
                 "train on; lower it or raise corpus.distill.tokens"
             )
-        if self.text_trials.heldout_tokens <= length:
+        if self.text_trials.sources and self.text_trials.heldout_tokens <= length:
             raise ValueError(
                 f"text_trials.heldout_tokens: {self.text_trials.heldout_tokens} tokens are one sequence of {length}; "
                 f"at least {length + 1} are needed for two: a standard error needs two"
             )
         limits = {
-            f"targets.{name}.selection.prompt_tokens": target.selection.prompt_tokens
+            f"targets.{name}.selection.prompt_tokens": (target.selection.prompt_tokens, "score")
             for name, target in self.targets.items()
             if target.selection
         }
-        for where, contrast in (
-            ("library.bld", self.library.bld.span_contrast),
-            ("finetune", self.finetune.span_contrast),
+        for where, contrast, trained_on in (
+            ("library.bld", self.library.bld.span_contrast, "distill"),
+            ("finetune", self.finetune.span_contrast, "finetune"),
         ):
             if contrast.weight:
-                limits[f"{where}.span_contrast.longest"] = contrast.longest
-        limits["scores.position_stride"] = self.scores.position_stride
-        for where, value in limits.items():
-            if value > length:
-                raise ValueError(f"{where}: {value} is more than corpus.sequence_length ({length})")
+                limits[f"{where}.span_contrast.longest"] = contrast.longest, trained_on
+        limits["scores.position_stride"] = self.scores.position_stride, "score"
+        for where, (value, name) in limits.items():
+            own = getattr(self.corpus, name).sequence_length
+            if value > (own or length):
+                of = f"corpus.{name}" if own else "corpus"
+                raise ValueError(f"{where}: {value} is more than {of}.sequence_length ({own or length})")
         return self
 
     @model_validator(mode="after")

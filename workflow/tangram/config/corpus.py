@@ -86,10 +86,20 @@ class Split(Section):
     sources: Annotated[tuple[TextSource, ...], Unique] = Field(
         min_length=1, description="Sources of text, mixed by weight."
     )
+    sequence_length: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens per sequence of this split; null: `corpus.sequence_length`. Attention is best scored on "
+        "sequences as long as those that the child will read.",
+    )
 
-    def sequences(self, length: int) -> int:
-        """Return the number of sequences of ``length`` tokens."""
-        return -(-self.tokens // length)
+    def length(self, default: int) -> int:
+        """Return the tokens per sequence, where ``default`` is `corpus.sequence_length`."""
+        return self.sequence_length or default
+
+    def sequences(self, default: int) -> int:
+        """Return the number of sequences, where ``default`` is `corpus.sequence_length`."""
+        return -(-self.tokens // self.length(default))
 
 
 class Packing(Section):
@@ -134,10 +144,12 @@ class Corpus(Packing):
             ("score", "a standard error needs two"),
             ("heldout", "a standard error needs two"),
         ):
-            if getattr(self, name).sequences(self.sequence_length) < 2:
+            split = getattr(self, name)
+            if split.sequences(self.sequence_length) < 2:
+                length = split.length(self.sequence_length)
                 raise ValueError(
-                    f"{name}.tokens: {getattr(self, name).tokens} tokens are one sequence of {self.sequence_length}; "
-                    f"at least {self.sequence_length + 1} are needed for two: {reason}"
+                    f"{name}.tokens: {split.tokens} tokens are one sequence of {length}; at least {length + 1} are "
+                    f"needed for two: {reason}"
                 )
         for name in SPLITS:
             split = getattr(self, name)

@@ -76,6 +76,20 @@ class BlockDistillation(Section):
     span_contrast: SpanContrast = Field(SpanContrast(), description="Span-contrast loss.")
 
 
+class Pruning(Section):
+    """Selection of the channels and heads that `width-R` and `heads-K` keep, from second moments of activations."""
+
+    selection: Literal["obs", "contribution"] = Field(
+        "obs",
+        description="Channels of an FFN: `obs` removes those whose loss the others can compensate best, and fits the "
+        "output matrix anew (optimal brain surgeon); `contribution` keeps those of largest contribution (Puzzle). "
+        "Heads are always selected by `obs`.",
+    )
+    ridge: float = Field(
+        0.1, ge=0, le=1e6, description="Ridge strength of `obs`, relative to the mean squared activation."
+    )
+
+
 class Precisions(Section):
     """The precisions in which the parent's subblock and every listed variant are options, if their blocks allow it."""
 
@@ -102,6 +116,7 @@ class Library(Section):
         "`export: [decilm]` needs.",
     )
     layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
+    pruning: Pruning = Field(Pruning(), description="Selection of channels and heads.")
     bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 
     @field_validator("attention", "ffn", "head")
@@ -145,6 +160,14 @@ class Library(Section):
 class Scores(Section):
     """Replace-1-block scores, Puzzle section 4.2."""
 
+    method: Literal["exact", "screened"] = Field(
+        "exact",
+        description="`exact` replaces every piece in turn; `screened` estimates the KL of every piece by second order "
+        "from one backward pass, and replaces only the pieces that make up 90 % of the score of a target's solution.",
+    )
+    label_samples: int = Field(
+        4, gt=0, description="Sampled labels per position for `screened`; more reduce the noise of the estimates."
+    )
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass.")
     position_stride: int = Field(
         4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."

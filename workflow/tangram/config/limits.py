@@ -12,7 +12,7 @@ from typing import Any
 from tangram import vllm
 from tangram.blocks import HEAD, KINDS, Variant, get_block
 from tangram.blocks.base import GGUF_PRECISIONS
-from tangram.config import Config
+from tangram.config import SPLITS, Config
 from tangram.engines import LLAMA_CPP, VLLM, family_refusal
 from tangram.errors import TangramError
 from tangram.llama_cpp import INSTALL, find
@@ -71,7 +71,8 @@ def check_rows(key: str, kind: str, variant: str, shape: Shape) -> None:
     overrides = get_block(kind, parsed, shape).overrides()
     rows, ratios = {shape.hidden}, list[str]()
     if kind != HEAD and "linear" not in overrides:
-        rows.add(shape.heads * shape.head_dim if kind == "attention" else _channels(parsed, shape))
+        heads = int(overrides.get("num_attention_heads", shape.heads))
+        rows.add(heads * shape.head_dim if kind == "attention" else _channels(parsed, shape))
     if "intermediate_size" in overrides and shape.hidden % ROW_BLOCK == 0:
         ratios = _ratios_near(parsed, shape)
     if wrong := sorted(row for row in rows if row % ROW_BLOCK):
@@ -151,6 +152,9 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
             actual = ", ".join(f"{key}: {value}" for key, value in wrong.items())
             raise TangramError(f"config.parent has {configured}, but the checkpoint differs; write {actual}")
     check_length("corpus.sequence_length", config.corpus.sequence_length, sizes)
+    for split in SPLITS:
+        if (length := getattr(config.corpus, split).sequence_length) is not None:
+            check_length(f"corpus.{split}.sequence_length", length, sizes)
     for name, scenario in config.scenarios.items():
         check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
     for name, target in config.targets.items():

@@ -19,13 +19,12 @@ _SPLITS = ("distill", "score", "finetune", "heldout")
 _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
 _PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
+_FITTED = ("measure_moments", *_PIECES)
 _ENGINES = tuple(TIMERS)
 _SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
 _SEARCHES = ("search_rival", "drop_by_influence", "evolve_child")
-_TABLES = (
-    "fetch_parent", "collect_scores",
-    *(f"{rule} {engine}" for rule in ("collect_costs", "calibrate_costs") for engine in _ENGINES),
-)  # fmt: skip
+_COST_TABLES = tuple(f"{rule} {engine}" for rule in ("collect_costs", "calibrate_costs") for engine in _ENGINES)
+_TABLES = ("fetch_parent", "collect_scores", "score_screened", *_COST_TABLES)
 
 # The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
 # `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
@@ -37,7 +36,8 @@ READS: dict[str, tuple[str, ...]] = {
     **{f"capture_activations {split}": ("fetch_parent", f"build_corpus {split}") for split in _SPLITS},
     "try_text": ("fetch_parent", "build_corpus heldout", "capture_activations heldout"),
     "try_texts": ("try_text",),
-    "distill_blocks": _CALIBRATION,
+    "measure_moments": _CALIBRATION,
+    "distill_blocks": (*_CALIBRATION, "measure_moments"),
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
@@ -47,6 +47,7 @@ READS: dict[str, tuple[str, ...]] = {
     **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
     **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
     **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
+    "score_screened": (*_TEXT_OF_SCORES, *_PIECES, *_COST_TABLES),  # instead of the exact scores of all pieces
     "solve_mip": _TABLES,
     "drop_layers": _TABLES,
     "uniform_precision": _TABLES,
@@ -97,14 +98,15 @@ _SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
-_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent")
-_ON_DEVICE = (*_CAPTURE, *_PIECES, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
+_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_screened")
+_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "try_text", "distill_blocks", *_MEASURE, *_CALIBRATE, "search_rival", "evolve_child"),
+        *(*_CORPUS, "try_text", "distill_blocks", "score_screened", *_MEASURE, *_CALIBRATE),
+        *("search_rival", "evolve_child"),
         *("select_child", "finetune_child"),
         *_SEEDED,
     ),
@@ -116,28 +118,32 @@ KEYS: dict[str, tuple[str, ...]] = {
     "corpus": (*_CORPUS, "try_text"),
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
     "text_trials": ("try_text",),
-    "activations.mode": ("try_text", *_PIECES, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
+    "activations.mode": ("try_text", *_FITTED, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
-    "library.layers_per_shard": _PIECES,
+    "library.layers_per_shard": _FITTED,
     "library.shared_smoothing": _PIECES[1:],
     "library.bld": ("distill_blocks",),
-    **{f"library.bld.{key}": _PIECES for key in ("batch_size", "holdout_fraction", "normalize", "ridge")},
+    "library.bld.ridge": _PIECES,
+    **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child"),
     "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
+    "scores.label_samples": ("score_screened",),
     "scenarios": (
-        *(*_MEASURE, *_CALIBRATE, "solve_mip", *_BASELINES),
+        *(*_MEASURE, *_CALIBRATE, "score_screened", "solve_mip", *_BASELINES),
         *_SPEEDS,
     ),
     "costs": (*_MEASURE, *_CALIBRATE),
-    "search": ("solve_mip",),
-    "search.metric": ("solve_mip", *_BASELINES),
-    "search.time_limit": ("solve_mip", "search_rival", "evolve_child"),
+    "search": ("score_screened", "solve_mip"),
+    "search.objective": ("solve_mip", *_BASELINES),
+    "search.sensitivity": ("solve_mip",),
+    "search.time_limit": ("score_screened", "solve_mip", "search_rival", "evolve_child"),
     "search.evolution": ("evolve_child",),
-    "targets.<name>": ("solve_mip",),
-    "targets.<name>.constraints": ("solve_mip", *_BASELINES),
-    "targets.<name>.export": ("solve_mip", *_BASELINES),
+    "targets.<name>": ("score_screened", "solve_mip"),
+    "targets.<name>.constraints": ("score_screened", "solve_mip", *_BASELINES),
+    "targets.<name>.export": ("score_screened", "solve_mip", *_BASELINES),
+    "targets.<name>.objective": ("solve_mip", *_BASELINES),
     "targets.<name>.selection": ("select_child",),
     "finetune": ("try_text", "finetune_child"),
     "finetune.budget": ("finetune_child",),
@@ -155,6 +161,8 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 # Changes that add, remove or move jobs, described in words.
 IN_WORDS = {
+    "scores.method": "the scores' jobs come or go, then the search; with `screened`, `score_screened` reruns for every "
+    "new variant, cost or target, and scores no piece exactly that an earlier job did",
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",
@@ -188,7 +196,9 @@ SOURCES = {
 OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
-OF_THE_LIBRARY = ("calibrate_costs", "evolve_child", "select_child", "assemble_child", "write_card", "build_report")
+OF_THE_LIBRARY = (
+    "score_screened", "calibrate_costs", "evolve_child", "select_child", "assemble_child", "write_card", "build_report",
+)  # fmt: skip
 
 COMMANDS = {
     "evaluate_parent": "evaluate_model",

@@ -138,6 +138,11 @@ class Selection(Section):
         return self
 
 
+Metric = Literal["kl", "lm_loss_increase", "cosine_distance"]  # of `tables.SCORES`; lower is better
+Weights = Annotated[dict[Metric, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Objective = Metric | Weights
+
+
 class Target(Section):
     """Constraints on a child; the mixed-integer program minimizes the loss of quality subject to them."""
 
@@ -155,6 +160,9 @@ class Target(Section):
         (),
         description="Formats to write the child in as well: `gguf` (llama.cpp), `decilm` (vLLM), `hf` (transformers "
         "without code of the checkpoint). The search uses only variants that all of them can express.",
+    )
+    objective: Objective | None = Field(
+        None, description="Scores whose sum the solver minimizes, if not those of `search.objective`."
     )
     selection: Selection | None = Field(
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
@@ -246,7 +254,12 @@ class Evolution(Section):
 class Search(Section):
     """The mixed-integer program, Puzzle appendix B."""
 
-    metric: Literal["kl", "lm_loss_increase"] = Field("kl", description="Score whose sum the solver minimizes.")
+    objective: Objective = Field(
+        "kl",
+        description="Scores whose sum the solver minimizes: `kl` or `lm_loss_increase` (nats per token), "
+        "`cosine_distance` (1 - cosine of the last hidden states, which the head does not change), or weights of "
+        "several, such as `{kl: 1, lm_loss_increase: 0.5}`. All are in every score table: a change re-scores nothing.",
+    )
     diverse_gap: float = Field(
         1e-3, ge=0, lt=1, description="Allowed relative gap of solutions after the first; the first is optimal."
     )

@@ -27,11 +27,13 @@ class Part:
         form: ``'attention'``, ``'linear'`` (a matrix and a bias), ``'unbiased'`` (a matrix) or ``'ffn'``.
         size: KV heads, or channels; 0 for a linear map.
         precision: type of its matrices, such as ``'q8_0'``; None for float32.
+        heads: query heads of an attention; None for the parent's number.
     """
 
     form: str
     size: int
     precision: str | None = None
+    heads: int | None = None
 
 
 @dataclass(frozen=True)

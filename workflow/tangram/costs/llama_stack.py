@@ -37,10 +37,11 @@ def parts_of(kind: Kind, variant: str, shape: Shape, engine: str = LLAMA_CPP) ->
         return []
     if "linear" in overrides:
         return [Part(block.part or "linear", 0, precision)]
-    if overrides.keys() - {"num_key_value_heads", "intermediate_size"}:
+    heads = overrides.get("num_attention_heads")
+    if overrides.keys() - {"num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}:
         raise TangramError(f"{engine} has no {kind} '{variant}'; leave it out of targets with engine: {engine}")
     if kind == "attention":
-        return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision)]
+        return [Part("attention", overrides.get("num_key_value_heads", shape.kv_heads), precision, heads)]
     return [Part("ffn", overrides.get("intermediate_size", shape.intermediate), precision)]
 
 
@@ -66,13 +67,13 @@ def _matrix(rows: int, columns: int, precision: str | None) -> tuple[np.ndarray,
 
 def _matrices(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[str, int, int, str | None]]:
     """Yield name, rows, columns and type of every matrix of the layers."""
-    hidden, queries = shape.hidden, shape.heads * shape.head_dim
+    hidden = shape.hidden
     for i, layer in enumerate(layers):
         mixer, ffn = layer.mixer, layer.ffn
         if mixer is not None and mixer.form in ("linear", "unbiased"):
             yield f"blk.{i}.attn_output", hidden, hidden, mixer.precision
         elif mixer is not None:
-            keys = mixer.size * shape.head_dim
+            keys, queries = mixer.size * shape.head_dim, (mixer.heads or shape.heads) * shape.head_dim
             yield f"blk.{i}.attn_q", queries, hidden, mixer.precision
             yield f"blk.{i}.attn_k", keys, hidden, mixer.precision
             yield f"blk.{i}.attn_v", keys, hidden, mixer.precision
@@ -144,7 +145,7 @@ def write(
     writer.add_context_length(positions)
     writer.add_embedding_length(shape.hidden)
     writer.add_feed_forward_length([layer.ffn.size if layer.ffn else STUB for layer in layers])
-    writer.add_head_count([shape.heads if layer.mixer else 0 for layer in layers])
+    writer.add_head_count([(layer.mixer.heads or shape.heads) if layer.mixer else 0 for layer in layers])
     writer.add_head_count_kv([layer.mixer.size if layer.mixer else 0 for layer in layers])
     for add in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
         add(shape.head_dim)

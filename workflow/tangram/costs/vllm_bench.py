@@ -42,6 +42,8 @@ def parts_of(kind: Kind, variant: str, shape: Shape) -> list[Part]:
         TangramError: vLLM has no such subblock.
     """
     parts = llama_stack.parts_of(kind, variant, shape, VLLM)
+    if any(part.heads for part in parts):
+        raise TangramError(f"{VLLM} has no {kind} '{variant}'; leave it out of targets with engine: {VLLM}")
     return [replace(part, form="linear") if part.form == "unbiased" else part for part in parts]
 
 

@@ -66,6 +66,12 @@ def write_decilm(child: Checkpoint, output: str | Path, provenance: Mapping[str,
         raise TangramError(f"decilm: {what} cannot be expressed; leave decilm out of targets.*.export")
     if vectors := [part.origin for part in child.parts if part.form == VECTOR]:
         raise TangramError(f"decilm: {vectors[0]} is a vector, which cannot be expressed; leave decilm out of export")
+    for part in child.parts:
+        if part.form == "attention" and child.heads(part) != child.shape.heads:
+            raise TangramError(
+                f"decilm: {part.origin} has {child.heads(part)} query heads, and the format the parent's "
+                f"{child.shape.heads} in every layer; leave decilm out of targets.*.export"
+            )
     child = _without_smoothing(child)
     layers = pack(child.parts)
     biased = any(part.form == LINEAR or "up_proj.bias" in part.tensors for part in child.parts)

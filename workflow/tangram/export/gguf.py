@@ -1,7 +1,7 @@
 """GGUF: a child as one file that stock llama.cpp and programs built on it load.
 
 A child whose layers are alike has the architecture of its family (`llama`, `qwen2`, `qwen3`). Any other child of a
-family without norms of queries and keys has the architecture `deci`, whose layers differ in KV heads and FFN width. A
+family without norms of queries and keys has the architecture `deci`, whose layers differ in heads and FFN width. A
 `deci` layer is an attention, a linear map without bias, or nothing, and then an FFN that must exist: with an FFN of
 width 0, llama.cpp leaves the attention out, too. The child's subblocks are packed into such layers, exactly:
 
@@ -131,7 +131,7 @@ def architecture_of(child: Checkpoint, layers: list[Layer]) -> str:
     family = child.shape.model_type
     attentions = [layer.first for layer in layers if layer.first is not None and layer.first.form == "attention"]
     widths = {layer.ffn.channels for layer in layers if layer.ffn is not None}
-    uniform = len({child.kv_heads(part) for part in attentions}) == len(widths) == 1
+    uniform = len({(child.heads(part), child.kv_heads(part)) for part in attentions}) == len(widths) == 1
     uniform &= not any(part.form == VECTOR for part in child.parts)  # qwen2 has no place for their biases
     if len(attentions) == len(layers) and all(layer.ffn for layer in layers) and uniform:
         return ARCHITECTURES[family]
@@ -158,7 +158,7 @@ def check_expressible(child: Checkpoint) -> None:
                 f"choose from bf16, {', '.join(GGUF_PRECISIONS)}"
             )
     biased = [part for part in child.parts if part.form == "attention" and "q_proj.bias" in part.tensors]
-    if biased and child.shape.heads * child.shape.head_dim != child.shape.hidden:
+    if any(child.heads(part) * child.shape.head_dim != child.shape.hidden for part in biased):
         raise TangramError("gguf: biases of heads whose widths do not add up to the hidden size cannot be expressed")
 
 
@@ -210,7 +210,7 @@ def _tensors_of_layer(
 
 
 def _attention(child: Checkpoint, prefix: str, part: Part, architecture: str, floats: str | None) -> Iterator[Tensor]:
-    heads = {"q_proj": child.shape.heads, "k_proj": child.kv_heads(part)}
+    heads = {"q_proj": child.heads(part), "k_proj": child.kv_heads(part)}
     for name, stem in ATTENTION.items():
         weight, bias = part.tensors[f"{name}.weight"], part.tensors.get(f"{name}.bias")
         if name in heads and architecture in PAIRED:
@@ -313,8 +313,10 @@ def _write_rope(writer: GGUFWriter, child: Checkpoint) -> None:
 def _write_sizes(writer: GGUFWriter, child: Checkpoint, layers: list[Layer], architecture: str) -> None:
     """Write the hyperparameters of the architecture."""
     shape, config = child.shape, child.config
-    kv_heads = [child.kv_heads(x.first) if x.first and x.first.form == "attention" else 0 for x in layers]
-    heads = [shape.heads if layer.first or index == 0 else 0 for index, layer in enumerate(layers)]
+    attentions = [x.first if x.first and x.first.form == "attention" else None for x in layers]
+    kv_heads = [child.kv_heads(part) if part else 0 for part in attentions]
+    others = [shape.heads if layer.first or index == 0 else 0 for index, layer in enumerate(layers)]
+    heads = [child.heads(part) if part else other for part, other in zip(attentions, others, strict=True)]
     widths = [layer.ffn.channels if layer.ffn else STUB for layer in layers]
     of_all = architecture != DECI
     writer.add_block_count(len(layers))

@@ -18,7 +18,7 @@ def piece_checksums(architectures: Iterable[Architecture], library: Library) -> 
 
     @functools.cache  # architectures share pieces
     def checksum(kind: str, variant: str, layer: int) -> str:
-        return _checksum(library(kind, variant, layer))
+        return checksum_of(library(kind, variant, layer))
 
     return [
         {
@@ -30,7 +30,7 @@ def piece_checksums(architectures: Iterable[Architecture], library: Library) -> 
     ]
 
 
-def _checksum(piece: State) -> str:
+def checksum_of(piece: State) -> str:
     """Return the SHA-256 of a piece's weights, without its file's metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(piece.items()):

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tangram.blocks import get_block
+from tangram.blocks.base import FITTED_TOKENS
 from tangram.blocks.calibration import Calibration
-from tangram.config import BlockDistillation
+from tangram.blocks.moments import Moments, Part, accumulate
+from tangram.config import BlockDistillation, Pruning
 from tangram.errors import TangramError
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, decoder_layers, norm_before, subblock
-from tangram.models.forward import layer_context
+from tangram.models.families import Shape, decoder_layers, place_of, subblock
+from tangram.models.forward import layer_contexts
+from tangram.models.layouts import contribution_of, residual_multiplier, subblock_input
 from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, steps_of, train
 from tangram.training.losses import normalized_mse, span_loss
@@ -29,6 +33,9 @@ from tangram.training.precision import autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+MEASURED_TOKENS = FITTED_TOKENS // 4  # at a time, because moments also hold the activations inside a subblock
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,54 @@ class Piece:
 @torch.inference_mode()
 def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:
     """Return the residual stream between attention and FFN, ``(sequences, length, hidden)``."""
-    parts = []
-    for part in hidden.split(batch):
-        attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
-        parts.append(part + attention)
-    return torch.cat(parts)
+    place = place_of(layer, "attention")
+    return torch.cat([part + contribution_of(layer, place, part, **context) for part in hidden.split(batch)])
+
+
+class _LayerCalibration(Calibration):
+    """The calibration of a layer's subblock; activations are computed when they are read, as most pieces need none."""
+
+    _problem: LayerDistillation
+    _kind: str
+
+    def __init__(self, problem: LayerDistillation, kind: str, moments: Moments | None):
+        vars(self).update(
+            weights=problem.weights.flatten(),
+            ridge=problem.settings.ridge,
+            selection=problem.pruning.selection,
+            pruning_ridge=problem.pruning.ridge,
+            context=problem.context,
+            norm_after=place_of(problem.layer, kind).after is not None,
+            measure=lambda: problem.measure(kind) if moments is None else moments,
+            _problem=problem,
+            _kind=kind,
+        )
+
+    @functools.cached_property
+    def inputs(self) -> torch.Tensor:
+        """See `Calibration`."""
+        problem = self._problem
+        before = problem.before(self._kind)[: problem.training]
+        place = place_of(problem.layer, self._kind)
+        with torch.inference_mode():
+            inputs = [subblock_input(problem.layer, place, part) for part in before.split(problem.settings.batch_size)]
+        return torch.cat(inputs).flatten(0, 1)
+
+    @functools.cached_property
+    def outputs(self) -> torch.Tensor:
+        """See `Calibration`."""
+        problem = self._problem
+        if self.norm_after:
+            sequences = self.inputs.unflatten(0, (problem.training, -1))
+            with torch.inference_mode():
+                parts = [problem.unnormed(self._kind, part) for part in sequences.split(problem.settings.batch_size)]
+            return torch.cat(parts).flatten(0, 1).float()
+        after = problem.middle if self._kind == "attention" else problem.outputs
+        outputs = after[: problem.training].to(torch.float32, copy=True)
+        outputs -= problem.before(self._kind)[: problem.training]  # in place, because both hold a whole split
+        if (multiplier := residual_multiplier(problem.layer)) != 1:
+            outputs /= multiplier
+        return outputs.flatten(0, 1)
 
 
 class LocalLoss(nn.Module):
@@ -99,6 +149,7 @@ class LayerDistillation:
         outputs: the parent layer's output, ``(sequences, length, hidden)``.
         settings: config section `library.bld`.
         tokens: ``(sequences, length)``; the span-contrast loss needs them.
+        pruning: config section `library.pruning`.
 
     Raises:
         TangramError: no sequence remains for training.
@@ -112,11 +163,12 @@ class LayerDistillation:
         outputs: torch.Tensor,
         settings: BlockDistillation,
         tokens: torch.Tensor | None = None,
+        pruning: Pruning | None = None,
     ):
-        self.tokens = tokens
+        self.tokens, self.pruning = tokens, pruning or Pruning()
         self.model, self.index, self.settings = model, index, settings
         self.layer = materialize(decoder_layers(model)[index])
-        self.context = layer_context(model, inputs[:1])
+        self.context = layer_contexts(model, inputs[:1])[index]
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
@@ -136,30 +188,65 @@ class LayerDistillation:
         """The residual stream between attention and FFN, ``(sequences, length, hidden)``."""
         return _after_attention(self.layer, self.inputs, self.context, self.settings.batch_size).clone()
 
-    def calibration(self, kind: str) -> Calibration:
-        """Return a subblock's normed inputs and outputs on the training sequences, ``(tokens, hidden)``."""
-        before, after = (self.inputs, self.middle) if kind == "attention" else (self.middle, self.outputs)
-        before, after = before[: self.training], after[: self.training]
-        norm = norm_before(self.layer, kind)
-        with torch.inference_mode():
-            normed = [norm(part) for part in before.split(self.settings.batch_size)]
-        outputs = after.to(torch.float32, copy=True)
-        outputs -= before  # in place, because both hold a whole split
-        return Calibration(
-            inputs=torch.cat(normed).flatten(0, 1),
-            outputs=outputs.flatten(0, 1),
-            weights=1 / self.scale[: self.training].flatten(),
-            ridge=self.settings.ridge,
-            context=self.context,
-        )
+    @property
+    def weights(self) -> torch.Tensor:
+        """The weight of each training token in fits, ``(sequences, length)``."""
+        return 1 / self.scale[: self.training]
+
+    def before(self, kind: str) -> torch.Tensor:
+        """Return the residual stream before a subblock, ``(sequences, length, hidden)``."""
+        return self.inputs if kind == "attention" else self.middle
+
+    def calibration(self, kind: str, moments: Moments | None = None) -> Calibration:
+        """Return the calibration of a subblock on the training sequences.
+
+        Args:
+            kind: ``'attention'`` or ``'ffn'``.
+            moments: those that `measure` returned; by default they are measured when they are needed.
+        """
+        return _LayerCalibration(self, kind, moments)
+
+    def unnormed(self, kind: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the parent's attention or FFN alone, without a norm after it and a multiplier."""
+        module = subblock(self.layer, kind)
+        outputs: torch.Tensor = module(inputs) if kind == "ffn" else module(hidden_states=inputs, **self.context)[0]
+        return outputs
+
+    @torch.no_grad()
+    def measure(self, kind: str) -> Moments:
+        """Return the moments of a subblock's activations on the training sequences, in one pass."""
+        before = self.before(kind)
+        module, place, weights = subblock(self.layer, kind), place_of(self.layer, kind), self.weights
+        last: Any = module.o_proj if kind == "attention" else module.down_proj
+        inner: list[torch.Tensor] = []
+
+        def parts() -> Iterator[Part]:
+            per_part = max(1, MEASURED_TOKENS // before.shape[1])
+            for sequences in torch.arange(self.training).split(per_part):
+                normed = subblock_input(self.layer, place, before[sequences])
+                result = self.unnormed(kind, normed)
+                result = result if place.after is None else getattr(self.layer, place.after)(result)
+                yield (
+                    normed.flatten(0, 1),
+                    inner.pop().flatten(0, 1),
+                    result.flatten(0, 1),
+                    weights[sequences].flatten(),
+                )
+
+        handle = last.register_forward_pre_hook(lambda _, arguments: inner.append(arguments[0]))
+        try:
+            return accumulate(parts())
+        finally:
+            handle.remove()
 
     def predict(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the output of a layer with a replaced subblock, ``(sequences, length, hidden)``."""
         if kind == "attention":
             return layer(self.inputs[sequences], **self.context)
         middle = self.middle[sequences]
-        ffn = subblock(layer, kind)
-        return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+        return (
+            middle if subblock(layer, kind) is None else middle + contribution_of(layer, place_of(layer, kind), middle)
+        )
 
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the mean normalized loss of a layer with a replaced subblock."""
@@ -173,7 +260,14 @@ class LayerDistillation:
         parts = torch.tensor(list(held_out)).split(self.settings.batch_size)
         return sum(self.loss(layer, kind, part).item() * len(part) for part in parts) / len(held_out)
 
-    def distill(self, kind: str, variant: str, seed: int, checkpointing: Checkpointing | None = None) -> Piece:
+    def distill(
+        self,
+        kind: str,
+        variant: str,
+        seed: int,
+        checkpointing: Checkpointing | None = None,
+        moments: Moments | None = None,
+    ) -> Piece:
         """Initialize, train and evaluate one piece; return the initial or the trained weights, whichever are better.
 
         Args:
@@ -181,13 +275,27 @@ class LayerDistillation:
             variant: the variant's name.
             seed: seed of the order of the sequences.
             checkpointing: where the training saves its state.
+            moments: see `calibration`.
         """
+        begin = time.monotonic()
+        block = get_block(kind, variant, Shape.of(self.model.config))
+        with torch.no_grad():
+            initial = block.initialize(subblock(self.layer, kind), self.calibration(kind, moments))
+        piece = self.train(kind, variant, initial, seed, checkpointing)
+        return replace(piece, seconds=time.monotonic() - begin)
+
+    def train(
+        self,
+        kind: str,
+        variant: str,
+        initial: dict[str, torch.Tensor],
+        seed: int,
+        checkpointing: Checkpointing | None = None,
+    ) -> Piece:
+        """Train and evaluate a piece from its initial weights; see `distill`."""
         begin = time.monotonic()
         config = self.model.config
         block = get_block(kind, variant, Shape.of(config))
-        parent = subblock(self.layer, kind)
-        with torch.no_grad():
-            initial = block.initialize(parent, self.calibration(kind))
         layer = replace_subblocks(materialize(self.layer), config, self.index, block.overrides(), {kind: initial})
         before = self.held_out_loss(layer, kind)
         after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial

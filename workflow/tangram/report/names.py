@@ -9,7 +9,7 @@ from tangram.config import LAYERS_DROPPED, SEARCHES
 from tangram.report.data import BEST, UNIFORM, Results
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Key
 
-SEARCH_NAMES = {name: name.replace("-", " ").replace("no op", "no-op") for name in SEARCHES}
+SEARCH_NAMES = {name: name.replace("-", " ").replace(NO_OP.replace("-", " "), NO_OP) for name in SEARCHES}
 KIND_NAMES = {"attention": "attention", "ffn": "FFN", "head": "LM head", "model": "embedding, final norm"}
 
 

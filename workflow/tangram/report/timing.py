@@ -8,6 +8,7 @@ STAGES = (
     "fetch_parent",
     "build_corpus",
     "capture_activations",
+    "measure_moments",
     "distill_blocks",
     "quantize_blocks",
     "score_blocks",

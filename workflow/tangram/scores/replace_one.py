@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from tangram.activations import Activations
-from tangram.metrics import compare, standard_error_by_sequence
+from tangram.blocks.base import HEAD, Block
+from tangram.library.pieces import State
+from tangram.metrics import compare_states, standard_error_by_sequence
+from tangram.models.by_layer import materialize
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts, logits_of
+from tangram.models.replace import replace_head, replace_subblocks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,25 +55,42 @@ class ReplaceOne:
         self._labels = input_ids[:, self._positions + 1].to(model.device)
         with torch.inference_mode():
             final = activations.hidden(len(decoder_layers(model)))
-            self._parent = [self._logits(batch) for batch in final.split(batch_size)]
+            self._parent_states = [self._states(batch) for batch in final.split(batch_size)]
+            self._parent_logits = [logits_of(model, states) for states in self._parent_states]
 
-    def _logits(self, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
-        """Return a head's (by default the parent's) logits at the scored positions, ``(tokens, vocabulary)``."""
-        normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
-        return (head or self._model.lm_head)(normed).flatten(0, 1)
+    def _states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the normed last hidden states at the scored positions, ``(tokens, hidden)``."""
+        return self._model.model.norm(hidden[:, self._positions.to(hidden.device)]).flatten(0, 1)
 
     @torch.inference_mode()
     def score(self, index: int, layer: nn.Module) -> list[Row]:
-        """Return metric, value, standard error and tokens for the parent with ``layer`` as its layer ``index``."""
+        """Return metric, value, standard error and tokens for the parent with ``layer`` as its layer ``index``.
+
+        The metrics are the KL, the LM loss increase, the distance of the last hidden states, and the token agreement.
+        """
         later = list(decoder_layers(self._model))[index + 1 :]
         batches = list(self._activations.hidden(index).split(self._batch_size))
-        context = layer_context(self._model, batches[0][:1])
-        for module in (
-            layer,
-            *later,
-        ):  # all batches layer by layer, so that one layer's weights are in memory at a time
+        contexts = layer_contexts(self._model, batches[0][:1])[index:]
+        # All batches layer by layer, so that one layer's weights are in memory at a time.
+        for module, context in zip((layer, *later), contexts, strict=True):
             batches = [module(hidden, **context) for hidden in batches]
         return self._compare(batches)
+
+    def score_piece(self, layer: int, block: Block, tensors: State) -> list[Row]:
+        """Return the rows of `tables.SCORES` of one piece.
+
+        Args:
+            layer: the piece's layer; 0 for the head.
+            block: the block of its variant.
+            tensors: its weights, by their names inside the subblock or the head.
+        """
+        if block.kind == HEAD:
+            rows = self.score_head(replace_head(self._model.lm_head, str(block.variant.precision), tensors))
+        else:
+            parent = materialize(decoder_layers(self._model)[layer])
+            pieces = {block.kind: tensors}
+            rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, block.entries(), pieces))
+        return [{"layer": layer, "kind": block.kind, "variant": str(block.variant), **row} for row in rows]
 
     @torch.inference_mode()
     def score_head(self, head: nn.Module) -> list[Row]:
@@ -78,18 +99,18 @@ class ReplaceOne:
         return self._compare(list(final.split(self._batch_size)), head)
 
     def _compare(self, batches: list[torch.Tensor], head: nn.Module | None = None) -> list[Row]:
-        """Compare the logits of last hidden states with the parent's."""
+        """Compare last hidden states and their logits with the parent's."""
         parts: dict[str, list[torch.Tensor]] = {}
-        for hidden, parent_logits, labels in zip(
-            batches, self._parent, self._labels.split(self._batch_size), strict=True
+        for hidden, parent_states, parent_logits, labels in zip(
+            batches, self._parent_states, self._parent_logits, self._labels.split(self._batch_size), strict=True
         ):
-            sequences = len(hidden)
-            metrics = compare(self._logits(hidden, head), parent_logits, labels.flatten())
-            metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
+            sequences, states = len(hidden), self._states(hidden)
+            logits = logits_of(self._model, states, head)
+            metrics = compare_states(states, parent_states, logits, parent_logits, labels.flatten())
             for name, values in metrics.items():
                 parts.setdefault(name, []).append(values.unflatten(0, (sequences, -1)))
         rows: list[Row] = []
-        for name in ("kl", "lm_loss_increase", "agreement"):
+        for name in ("kl", "lm_loss_increase", "cosine_distance", "agreement"):
             values = torch.cat(parts[name])
             mean, error = standard_error_by_sequence(values)
             rows.append({"metric": name, "value": mean, "standard_error": error, "tokens": values.numel()})

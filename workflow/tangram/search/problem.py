@@ -29,6 +29,7 @@ from tangram.costs.llama_layers import STUB_PIECE
 from tangram.engines import LLAMA_CPP, REFERENCES, head_precision, refusal
 from tangram.errors import TangramError
 from tangram.search.cost_model import REMEDY, REST, CostModel, records
+from tangram.search.objective import objective_of, weighted_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,25 +87,24 @@ class Resources:
         return 1.0 - self.fixed
 
 
-def options_of(scores: pd.DataFrame, metric: str, num_layers: int) -> tuple[tuple[Option, ...], ...]:
+def options_of(
+    scores: pd.DataFrame, objective: str | Mapping[str, float], num_layers: int
+) -> tuple[tuple[Option, ...], ...]:
     """Return the options of every layer and of the head, the parent's first, then in the order of names.
 
     Args:
         scores: rows of `tables.SCORES`.
-        metric: the metric to minimize.
+        objective: the metric to minimize, or weights by metric.
         num_layers: decoder layers.
 
     Raises:
-        TangramError: the metric is missing, a score is not finite or appears twice, or a layer is out of range.
+        TangramError: a metric is missing, a score is not finite or appears twice, or a layer is out of range.
     """
-    rows = scores[scores["metric"] == metric]
-    if rows.empty:
-        raise TangramError(f"scores hold no metric '{metric}' (search.metric), only {sorted(set(scores['metric']))}")
     layers = range(num_layers)
     known: dict[tuple[int, str], dict[str, float]] = {(0, HEAD): {PARENT: 0.0}}
     for layer in layers:
         known |= {(layer, "attention"): {PARENT: 0.0}, (layer, "ffn"): {PARENT: 0.0}, (layer, PAIR): {}}
-    for row in records(rows.sort_values(["layer", "kind", "variant"])):
+    for row in records(weighted_scores(scores, objective)):
         where = f"scores: {row.kind} '{row.variant}' of layer {row.layer}"
         if (row.layer, row.kind) not in known:
             raise TangramError(f"{where} does not belong to a parent of {num_layers} layers; {REMEDY}")
@@ -396,5 +396,5 @@ def load_problem(settings: Settings, scores: Path, costs: Path, calibration: Pat
     table = read_table(scores, SCORES)
     usable = [is_usable(variant, settings.target) for variant in table["variant"]]
     model = CostModel(read_table(costs, COSTS), read_table(calibration, CALIBRATION), settings.scenarios)
-    options = options_of(table[usable], settings.search.metric, layers_of(parent))
+    options = options_of(table[usable], objective_of(settings.target, settings.search), layers_of(parent))
     return Problem(options, model, settings.target)

@@ -8,7 +8,7 @@ once. LM head and metric are evaluated at a subset of the positions, the same fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +17,11 @@ import torch
 from tangram.activations import Activations
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.library.pieces import Library
-from tangram.metrics import compare
+from tangram.metrics import compare_states
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.scores.replace_one import scored_positions
+from tangram.search.objective import weights_of
 from tangram.selection.candidates import child_head, child_layer, not_finite
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class AssembledScores:
         library: source of the children's pieces.
         batch_size: sequences per forward pass.
         position_stride: see `scores.replace_one.scored_positions`.
-        metric: ``'kl'``, KL(parent || child), or ``'lm_loss_increase'``; both in nats per token.
+        objective: a metric of `tables.SCORES`, such as ``'kl'``, or weights of several.
     """
 
     def __init__(
@@ -52,18 +53,18 @@ class AssembledScores:
         library: Library,
         batch_size: int,
         position_stride: int = 1,
-        metric: str = "kl",
+        objective: str | Mapping[str, float] = "kl",
     ):
         self.sequences = len(input_ids)
         self.layers_run = self.layers_asked = 0  # layer passes over one sequence, with and without sharing
         self._model, self._activations, self._library = model, activations, library
-        self._batch_size, self._metric = batch_size, metric
+        self._batch_size, self._weights = batch_size, weights_of(objective)
         self._positions = scored_positions(input_ids.shape[1], position_stride)
         self._labels = input_ids[:, self._positions + 1]
         self._parent: Layers = (LayerChoice(),) * len(decoder_layers(model))
         self._heads = dict[str, "nn.Module"]()
         with torch.inference_mode():
-            self._context = layer_context(model, model.model.embed_tokens(input_ids[:1].to(model.device)))
+            self._contexts = layer_contexts(model, embed(model, input_ids[:1].to(model.device)))
 
     @torch.inference_mode()
     def look(self, architectures: Sequence[Architecture], sequences: Sequence[int] | None = None) -> np.ndarray:
@@ -88,21 +89,22 @@ class AssembledScores:
         values = np.empty((len(architectures), len(rows)))
         for start in range(0, len(rows), self._batch_size):
             part = slice(start, start + self._batch_size)
-            parent_logits = self._logits(finals[self._parent][part], self._model.lm_head)
+            parent_states = self._states(finals[self._parent][part])
+            parent_logits = logits_of(self._model, parent_states)
             labels = self._labels[rows[part]].flatten().to(parent_logits.device)
             for child, architecture in enumerate(architectures):
-                logits = self._logits(finals[architecture.layers][part], self._head(architecture.head))
-                metrics = compare(logits, parent_logits, labels)
-                metrics["lm_loss_increase"] = metrics["loss"] - metrics["parent_loss"]
-                by_sequence = metrics[self._metric].unflatten(0, (len(rows[part]), -1)).double().mean(1)
+                states = self._states(finals[architecture.layers][part])
+                logits = logits_of(self._model, states, self._head(architecture.head))
+                metrics = compare_states(states, parent_states, logits, parent_logits, labels)
+                terms = [weight * metrics[name].double() for name, weight in self._weights.items()]
+                by_sequence = torch.stack(terms).sum(0).unflatten(0, (len(rows[part]), -1)).mean(1)
                 values[child, part] = by_sequence.cpu().numpy()
         return values
 
-    def _logits(self, hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
-        """Return a head's logits at the scored positions, ``(tokens, vocabulary)``."""
-        normed = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
-        logits: torch.Tensor = head(normed).flatten(0, 1)
-        return logits
+    def _states(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the normed last hidden states at the scored positions, ``(tokens, hidden)``."""
+        states: torch.Tensor = self._model.model.norm(hidden[:, self._positions.to(hidden.device)])
+        return states.flatten(0, 1)
 
     def _final_states(self, paths: dict[Layers, None], rows: torch.Tensor) -> dict[Layers, torch.Tensor]:
         """Return the last hidden states of all paths and of the parent, by the path of layers."""
@@ -122,7 +124,7 @@ class AssembledScores:
                 layer = child_layer(self._model, depth, choice, self._library)
                 for prefix in group:
                     hidden = states[prefix[:-1]] if prefix[:-1] in states else inputs[depth]
-                    batches = [layer(batch, **self._context) for batch in hidden.split(self._batch_size)]
+                    batches = [layer(batch, **self._contexts[depth]) for batch in hidden.split(self._batch_size)]
                     following[prefix] = torch.cat(batches)
                     self.layers_run += len(rows)
             states = following

@@ -9,12 +9,14 @@ from tangram.blocks import KINDS, Block, get_block
 from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
 from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, VLLM, timed
+from tangram.tools.rates import RATES, Rates, Stage
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
@@ -25,59 +27,6 @@ def trained_bytes(parameters: float, element: int) -> float:
     A pass computes with weights rounded to the run's dtype, and holds them until their gradients are computed.
     """
     return parameters * (MASTER_BYTES + (element if element < 4 else 0))
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of one device.
-
-    Attributes:
-        flops: effective operations per second in large matrix products.
-        decode_bytes: bytes of weights read per second in generation.
-        disk_bytes: bytes read or written per second on the shared file system.
-        startup: seconds of a job's startup: interpreter, imports, CUDA.
-    """
-
-    flops: float
-    decode_bytes: float
-    disk_bytes: float
-    startup: float
-
-
-RATES = {
-    # One core of a desktop or cloud CPU with AVX2, float32.
-    "cpu": Rates(flops=4.5e10, decode_bytes=8e9, disk_bytes=5e8, startup=6),
-    # One H100 in bfloat16: 40 % of 989 TFLOP/s dense, 60 % of 3.35 TB/s.
-    "cuda": Rates(flops=4e14, decode_bytes=2e12, disk_bytes=2e9, startup=30),
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One rule's jobs.
-
-    Attributes:
-        rule: name of the rule.
-        jobs: number of jobs.
-        devices: GPUs (or CPU cores) per job.
-        seconds: seconds per job.
-        device_bytes: memory of one job on each of its devices.
-        disk_bytes: size of all outputs.
-        measured: mean seconds per job in a finished run, or None.
-    """
-
-    rule: str
-    jobs: int
-    devices: int
-    seconds: float
-    device_bytes: float
-    disk_bytes: float
-    measured: float | None = None
-
-    @property
-    def device_hours(self) -> float:
-        """Sum of hours times devices over all jobs."""
-        return self.jobs * self.devices * self.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -131,6 +80,10 @@ class Work:
     def tokens(self) -> dict[str, int]:
         """Tokens by split."""
         return {name: split.tokens for name, split in self.splits.items()}
+
+    def length(self, split: str) -> int:
+        """Return the tokens per sequence of a split."""
+        return self.splits[split].length(self.config.corpus.sequence_length)
 
     @property
     def shards(self) -> int:
@@ -232,17 +185,27 @@ class Work:
             seconds = self.loading + self.forward(count, layers) + hidden_bytes / self.rates.disk_bytes
             yield Stage("capture_activations", 1, 1, seconds, self.loaded_bytes, hidden_bytes)
 
+    def moments(self) -> Iterator[Stage]:
+        """Yield the pass that measures moments, for each kind with a variant that uses them."""
+        tokens, sizes, element = self.tokens["distill"], self.sizes, self.element
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
+        pieces = self.blocks(self.config.library.distilled)
+        for kind in sorted({piece.kind for piece in pieces if piece.uses_moments}):
+            inner = sizes.inner if kind == "ffn" else sizes.hidden
+            numbers = 2 * sizes.hidden**2 + inner**2
+            local = FORWARD * tokens * (sizes.layer + 4 * sizes.hidden**2 + inner**2)  # the inputs' in float64
+            seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
+            states = 3 * element * tokens * sizes.hidden + FITTED_TOKENS // 4 * (4 * 8 * sizes.hidden + 3 * 4 * inner)
+            memory = self.loaded_bytes + states + 2 * 8 * numbers
+            yield Stage("measure_moments", self.shards, 1, seconds, memory, 4 * numbers * sizes.layers)
+
     def library(self) -> Iterator[Stage]:
         """Yield block distillation."""
         bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
         trained = (1 - bld.holdout_fraction) * tokens
         stream_numbers = tokens * sizes.hidden
         states = 3 * element * stream_numbers  # inputs, middle and outputs
-        # Targets of the fit (normed inputs, and differences in float32), and the intermediate values of some tokens: in
-        # float64, or those of every channel in float32.
-        fitting = (element + 4) * stream_numbers
-        fitting += FITTED_TOKENS * max(4 * 8 * sizes.hidden, (4 * element + 2 * 4) * sizes.inner)
-        pass_bytes = bld.batch_size * self.config.corpus.sequence_length * sizes.activations * element
+        pass_bytes = bld.batch_size * self.length("distill") * sizes.activations * element
         before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
         for piece in self.blocks(self.config.library.distilled):
             weights = self.weights_of(piece)
@@ -250,6 +213,9 @@ class Work:
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
             local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
+            # Matrices of the moments' size in float64, or normed inputs and differences in float32.
+            width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
+            fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
             # Training needs a copy of the layer and of the piece's initial weights.
             training = pass_bytes + element * sizes.layer + 4 * weights + trained_bytes(weights, element)
             memory = self.loaded_bytes + states + max(fitting, training)
@@ -270,16 +236,25 @@ class Work:
             yield Stage("quantize_blocks", jobs, 1, seconds, memory, disk)
 
     def scores(self) -> Iterator[Stage]:
-        """Yield replace-1-block scores."""
-        sizes, count = self.sizes, self.tokens["score"]
-        positions = count / self.config.scores.position_stride
+        """Yield replace-1-block scores: those of all pieces, or estimates and the scores of contenders."""
+        sizes, count, scores = self.sizes, self.tokens["score"], self.config.scores
+        positions = count / scores.position_stride
         before = self.forward(count, sizes.layers) if self.stream else 0
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
-        for piece in self.blocks(self.config.library.variants):
+        pieces = self.blocks(self.config.library.variants)
+        exact = self.forward(count, sizes.layers / 2) + self.forward(positions, 0, head=True)  # of one piece
+        if scores.method == "screened":
+            local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
+            backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
+            exact *= CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
+            seconds = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2 + exact
+            memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
+            yield Stage("score_screened", 1, 1, self.loading + seconds, memory, 0)
+            return
+        for piece in pieces:
             layers = self.layers_of(piece.kind)
-            above = 0 if piece.kind == HEAD else self.forward(count, layers * sizes.layers / 2)
-            seconds = self.loading + before + above + layers * self.forward(positions, 0, head=True)
-            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
+            one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
+            yield Stage("score_blocks", self.jobs_of(piece.kind), 1, self.loading + before + layers * one, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""
@@ -317,19 +292,13 @@ class Work:
         else:
             count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
             seconds += count * step / self.rates.flops / devices
-        yield Stage(
-            "finetune_child",
-            self.children,
-            devices,
-            seconds,
-            self._finetune_bytes(parts),
-            self.children * self.model_bytes,
-        )
+        memory, disk = self._finetune_bytes(parts), self.children * self.model_bytes
+        yield Stage("finetune_child", self.children, devices, seconds, memory, disk)
 
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
         sizes, element = self.sizes, self.element
-        batch = self.config.finetune.micro_batch_size * self.config.corpus.sequence_length
+        batch = self.config.finetune.micro_batch_size * self.length("finetune")
         layer, logits = batch * sizes.activations * element, batch * 4 * 4 * sizes.head / sizes.hidden
         ends = 2 * element * sizes.head  # the teacher's embedding and head, unsharded
         body = element * sizes.body if self.stream else 0
@@ -380,8 +349,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.activations, work.library, work.quantized, work.scores, work.costs, work.child,
-        work.finetune, work.evaluation,
+        work.parent, work.corpus, work.activations, work.moments, work.library, work.quantized, work.scores, work.costs,
+        work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()
