@@ -22,7 +22,7 @@ from torch import nn
 
 from tangram.corpus.tokens import read_tokens
 from tangram.metrics import compare, standard_error_by_sequence
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 from tangram.models.loading import load_model
 from tangram.tables import SCORES, read_table
 
@@ -64,7 +64,7 @@ class Walk:
 
     def __init__(self, model: Any, tokens: torch.Tensor):
         self.model, self.stream = model, list(model.model.embed_tokens(tokens).split(BATCH))
-        self.context = layer_context(model, self.stream[0][:1])
+        self.context = layer_contexts(model, self.stream[0][:1])[0]
 
     def inputs(self, index: int, kind: str) -> Iterator[torch.Tensor]:
         """Yield the inputs of the subblock's last matrix."""

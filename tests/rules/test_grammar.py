@@ -41,6 +41,7 @@ ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
 _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
+    "evaluate_perplexity": _ORDER,
     "write_card": {"child"},
     "measure_speed": {"architectures"},
     "pin_architecture": {"library"},
@@ -56,11 +57,13 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 # Rules that compute with blocks; the modules of blocks are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child", "write_card"}
 OF_THE_LIBRARY = {"calibrate_costs", "evolve_child", "build_report"}
-# Rules that import the registry but do not compute with blocks: they read names of variants, or finished children.
+# Rules that import the registry but do not compute with blocks: they read names of variants, finished children, or the
+# parent's activations.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),
-    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
+    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed", "try_text"),
+    "measure_moments",
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]

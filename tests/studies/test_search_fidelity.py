@@ -41,7 +41,7 @@ def result(problem, parent):
     return measure(problem, {"score": Text(truth, range(4)), "heldout": Text(truth, [1, 3])}, SETTINGS)
 
 
-def test_children_of_all_sources_are_distinct_and_within_the_limit(problem):
+def test_children_of_all_sources_differ_and_satisfy_the_limit(problem):
     (solution,) = solve(problem, Search())
     sources = children_of(problem, solution.batches, SETTINGS)
     assert tuple(sources) == SOURCES

@@ -448,7 +448,14 @@ def test_system_prompts_and_tool_messages_are_rendered(tiny_parent, tmp_path, fo
 
 
 @pytest.mark.parametrize(
-    ("family", "overrides"), [("llama", {}), ("mistral", {"sliding_window": 8}), ("qwen2", {}), ("qwen3", {})]
+    ("family", "overrides"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 8}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2}),
+    ],
 )
 def test_sampling_equals_a_naive_sampler_without_cache_or_batch(tiny_parent, family, overrides):
     model = load_model(tiny_parent(family, **overrides))

@@ -12,6 +12,7 @@ from tangram.blocks.base import PARENT
 from tangram.engines import DECILM
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,7 @@ def compare_in_engine(
     with Model(path) as model, torch.inference_mode():
         for ids, hidden in tqdm(list(zip(input_ids, final, strict=True)), desc=label, mininterval=5):
             logits = torch.from_numpy(model.logits([ids.tolist()], cache=F16, threads=threads)[0, :-1])
-            expected = parent.lm_head(parent.model.norm(hidden[:-1].to(parent.device))).cpu()
+            expected = logits_of(parent, parent.model.norm(hidden[:-1].to(parent.device))).cpu()
             for name, values in compare(logits, expected, ids[1:]).items():
                 parts.setdefault(name, []).append(values)
     return {name: torch.stack(values) for name, values in parts.items()}
