@@ -46,7 +46,7 @@ LIBRARY = (("attention", "no-op"), ("ffn", "no-op"), ("attention", "gqa-1"), ("f
 GROUP, GROUPS = 3, 16  # sequences of 256 tokens per group
 TEXTS = {"own": "finetune", "run's held-out": "heldout"}  # splits on which nothing is trained or scored here
 SIZES = {"768": 1, "3,072": 4, "12,288": 16}  # groups per table of scores
-BUDGETS = (0.8, 0.6)  # shares of the weights of the searched layers
+BUDGETS = (0.9, 0.8, 0.7, 0.6)  # shares of the weights of the searched layers
 
 Task = tuple[str, str, int]
 _worker: dict[str, Any] = {}
@@ -197,8 +197,8 @@ def measure_child(pieces: frozenset[Task]) -> None:
 
 
 def draws(count: int) -> list[list[int]]:
-    """Return the disjoint sets of groups of one size, at most three."""
-    return [list(range(i * count, (i + 1) * count)) for i in range(min(3, GROUPS // count))]
+    """Return the disjoint sets of groups of one size, at most eight."""
+    return [list(range(i * count, (i + 1) * count)) for i in range(min(8, GROUPS // count))]
 
 
 Tables = dict[str, list[dict[Task, float]]]

@@ -25,7 +25,7 @@ from tangram.corpus.tokens import read_tokens
 from tangram.library.pieces import read_piece
 from tangram.metrics import compare
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 from tangram.models.loading import load_model
 from tangram.models.replace import replace_subblocks
 from tangram.scores import second_order
@@ -69,10 +69,10 @@ class Recorded(second_order.SecondOrder):
         return self.kept[-1]
 
 
-def exact_of(run: Path) -> pd.DataFrame:
-    """Return a run's exact KLs of its subblocks' pieces, with the run's name."""
+def exact_of(run: Path, metrics: Sequence[str] = ("kl",)) -> pd.DataFrame:
+    """Return a run's exact scores of its subblocks' pieces, with the run's name."""
     table = pd.read_parquet(run / "scores.parquet")
-    return table[(table["metric"] == "kl") & (table["kind"] != "head")].assign(run=str(run))
+    return table[table["metric"].isin(metrics) & (table["kind"] != "head")].assign(run=str(run))
 
 
 def file_of(run: Path, kind: str, variant: str) -> Path:
@@ -172,7 +172,7 @@ class Children:
     def logits(self, architecture: Architecture) -> torch.Tensor:
         """Return logits ``(tokens, vocabulary)``; an architecture without layers is the parent."""
         hidden = self.model.model.embed_tokens(self.ids)
-        context = layer_context(self.model, hidden[:1])
+        contexts = layer_contexts(self.model, hidden[:1])
         for index, layer in enumerate(decoder_layers(self.model)):
             entries: dict[str, Any] = {}
             pieces = {}
@@ -184,7 +184,7 @@ class Children:
                     for key, value in get_block(kind, variant, self.shape).entries().items():
                         entries[key] = [*entries.get(key, []), *value] if isinstance(value, list) else value
             module = replace_subblocks(layer, self.model.config, index, entries, pieces) if pieces else layer
-            hidden = module(hidden, **context)
+            hidden = module(hidden, **contexts[index])
         return self.model.lm_head(self.model.model.norm(hidden)[:, :-1]).flatten(0, 1)
 
     def kl(self, architecture: Architecture) -> float:

@@ -36,6 +36,7 @@ BUDGETS = (("structure", 0.8), ("structure", 0.6), ("all", 0.2))
 SPREADS = (0.5, 1.0, 2.0)  # standard deviations of the logarithms of the random factors
 POWERS = (0.5, 0.7, 0.85, 1.0, 1.2)
 THIRDS = 3  # parts of the depth with a weight of their own
+LOSSES = {"kl": 1.0, "lm_loss_increase": 1.0}
 Transform = Callable[[int, Option], float]  # maps a layer and its option to a score
 
 
@@ -146,6 +147,7 @@ def main(runs: Sequence[Path], count: int) -> None:
     """Print fidelity of the sum and the held-out KLs of the objectives' solutions, by budget."""
     torch.set_num_threads(1)
     exact = pd.concat([exact_of(run) for run in runs]).drop_duplicates(KEYS)
+    both = pd.concat([exact_of(run, tuple(LOSSES)) for run in runs]).drop_duplicates([*KEYS, "metric"])
     layers, shape = int(exact["layer"].max()) + 1, Shape.of(load_model(runs[0] / "parent").config)
     costs = costs_of(exact, shape)
     judge = Judge(runs[0], {(row.kind, row.variant): Path(row.run) for row in exact.itertuples()})
@@ -166,6 +168,9 @@ def main(runs: Sequence[Path], count: int) -> None:
             name: best(with_scores(problem, transform))
             for name, transform in objectives(problem, children, kls[1:]).items()
         }
+        mine = both[both["variant"].isin(kept["variant"])]
+        for name, objective in {"LM loss": "lm_loss_increase", "KL + LM loss": LOSSES}.items():
+            found[name] = best(Problem(options_of(mine, objective, layers), costs, target))
         heldout, scored = (judge.kl(split, list(found.values()), n) for split, n in (("heldout", 4), ("score", 3)))
         for name, held, scored_kl in zip(found, heldout, scored, strict=True):
             print(f"  {name:20} KL on the score split {scored_kl:.4f}, held out {held:.4f}", flush=True)

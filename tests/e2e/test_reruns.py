@@ -171,7 +171,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.tasks": ["numbers", "others"],
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
-    "evaluation.perplexity": [{"name": "text", "source": {"type": "local", "paths": ["text.txt"]}, "max_length": 8}],
+    "evaluation.perplexity": [{"name": "text", "source": {"type": "hub", "repo": "some/text"}, "max_length": 16}],
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],

@@ -130,6 +130,20 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
     assert "results/mine/speeds/vllm.parquet" in commands["write_card"][0]
 
 
+def test_texts_and_files_of_tasks_plan_their_jobs(plan: Callable[[dict], dict[str, list[str]]], tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("some text")
+    (tmp_path / "mine.jsonl").write_text('{"question": "a?", "choices": ["x", "y"], "label": 0}')
+    text = {"name": "wiki", "source": {"type": "local", "paths": [str(tmp_path / "wiki.txt")]}}
+    tasks = [{"name": str(tmp_path / "mine.jsonl"), "num_fewshot": 5}, "arc_easy"]
+    config = DEFAULT | {"evaluation": {"tasks": tasks, "perplexity": [text]}}
+    commands = plan(config)
+    assert len(commands["extract_tasks"]) == len(commands["evaluate_parent_perplexity"]) == 1
+    for rule in ("extract_tasks", "evaluate_parent_perplexity"):
+        assert re.search(r"--source-files [0-9a-f]{16}", commands[rule][0])
+    assert len(commands["evaluate_perplexity"]) == len(commands["evaluate_tasks"])
+    assert all("--parent" not in command for command in commands["evaluate_perplexity"])
+
+
 def _with_target(**settings: Any) -> dict:
     """Return the default targets with other settings of the primary one."""
     return {**DEFAULT["targets"], "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], **settings}}

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason
 # a rule whose threads follow the number of cores must not need one.
 TIMED = (
     *("measure_costs", "calibrate_costs", "measure_speed"),
-    *("evaluate_parent_tasks", "evaluate_tasks"),
+    *("evaluate_parent_tasks", "evaluate_tasks", "evaluate_parent_perplexity", "evaluate_perplexity"),
 )
 HALVED = ("finetune_child", "evaluate_parent", "evaluate_model")
 PROFILE = [

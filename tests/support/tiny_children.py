@@ -27,6 +27,13 @@ OF_CHILDREN = {
 }
 BIASES = {"attention_bias": True, "mlp_bias": True}
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 4,
+}
+OF_GEMMA = {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 8}  # not the head's width
 CONFIGS = {
     "llama": tiny_config("llama", **OF_CHILDREN),
     "llama-biases": tiny_config("llama", **OF_CHILDREN, **BIASES, head_dim=16, tie_word_embeddings=True),
@@ -34,6 +41,12 @@ CONFIGS = {
     "qwen2": tiny_config("qwen2", **OF_CHILDREN, tie_word_embeddings=True),
     "qwen2-sliding": tiny_config("qwen2", **OF_CHILDREN, **SLIDING),
     "qwen3": tiny_config("qwen3", **OF_CHILDREN, head_dim=16),
+    "qwen3-mixed": tiny_config("qwen3", **OF_CHILDREN, **SLIDING | {"max_window_layers": 2}),
+    "granite": tiny_config("granite", **OF_CHILDREN, **MULTIPLIERS, tie_word_embeddings=True),
+    "olmo2": tiny_config("olmo2", **OF_CHILDREN),
+    "smollm3": tiny_config("smollm3", **OF_CHILDREN, no_rope_layers=[1, 0, 1, 0, 1]),
+    "gemma2": tiny_config("gemma2", **OF_CHILDREN, **OF_GEMMA, attn_logit_softcapping=0.5, final_logit_softcapping=2.0),
+    "gemma3_text": tiny_config("gemma3_text", **OF_CHILDREN, **OF_GEMMA, sliding_window_pattern=2),
 }
 PARENT_ONLY = Architecture((LayerChoice(),) * LAYERS)
 UNIFORM = Architecture((LayerChoice("gqa-1", "width-0.5"),) * LAYERS)
@@ -169,9 +182,10 @@ def pieces(parent: PreTrainedModel):
                 )
                 return {n: state[n] if n in state else torch.randn_like(t) / 4 for n, t in module.state_dict().items()}
         if variant == "gqa-1":
-            return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj")) else t for n, t in state.items()}
+            return {n: t[:head_dim] if n.startswith(("k_proj", "v_proj", "k_norm")) else t for n, t in state.items()}
         if variant.startswith("heads-"):  # the first query heads, which read the first KV head
             rows = {"q_proj": int(variant[-1]) * head_dim, "k_proj": head_dim, "v_proj": head_dim}
+            rows |= {"q_norm": rows["q_proj"], "k_norm": head_dim}  # norms of one head are no longer
             cut = {n: t[: rows[n[:6]]] for n, t in state.items() if n[:6] in rows}
             return {**state, **cut, "o_proj.weight": state["o_proj.weight"][:, : rows["q_proj"]]}
         assert variant == "width-0.5"

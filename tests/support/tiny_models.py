@@ -39,6 +39,11 @@ def tiny_config(model_type: str = "llama", **settings: object) -> PreTrainedConf
     return AutoConfig.for_model(model_type, **SIZES | settings)
 
 
+def implementations(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the implementations of attention that a model's family supports; Gemma 2's caps need the eager one."""
+    return ("sdpa", "eager") if model._supports_sdpa else ("eager",)
+
+
 def random_model(config: PreTrainedConfig, std: float = 0.2) -> PreTrainedModel:
     """Return a stock model in which every tensor, biases and norms included, is random."""
     torch.manual_seed(0)

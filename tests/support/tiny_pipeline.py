@@ -71,7 +71,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             (folder / "text.txt").write_text("One line of text, and another one. " * 20)
-            text = {"name": "text", "source": {"type": "local", "paths": ["text.txt"]}, "max_length": 16}
+            text = {"name": "text", "source": {"type": "local", "paths": [str(folder / "text.txt")]}, "max_length": 16}
             evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
             evaluation["perplexity"] = [text]
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}

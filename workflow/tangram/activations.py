@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tangram.errors import TangramError
 from tangram.files import atomic_path
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,12 +49,12 @@ def capture(model: PreTrainedModel, input_ids: torch.Tensor, batch_size: int, pa
         store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         batches = [slice(start, start + batch_size) for start in range(0, sequences, batch_size)]
         for batch in batches:
-            store[0, batch] = model.model.embed_tokens(input_ids[batch].to(model.device)).float().cpu().numpy()
+            store[0, batch] = embed(model, input_ids[batch].to(model.device)).float().cpu().numpy()
         # All batches layer by layer, so that one layer's weights are in memory at a time.
         for index, layer in enumerate(tqdm(layers, desc=label, mininterval=5)):
             for batch in batches:
                 hidden = torch.from_numpy(store[index, batch]).to(model.device, model.dtype)
-                hidden = layer(hidden, **layer_context(model, hidden))
+                hidden = layer(hidden, **layer_contexts(model, hidden)[index])
                 store[index + 1, batch] = hidden.float().cpu().numpy()
         for batch in batches:
             if not np.isfinite(store[-1, batch]).all():
@@ -109,12 +109,14 @@ class StreamedActivations:
         """Return one layer's input, computed from the previous call's layer if that is not above."""
         with torch.inference_mode():
             if self._layer < 0 or layer < self._layer:
-                self._hidden = self._model.model.embed_tokens(self._input_ids.to(self._model.device))
+                self._hidden = embed(self._model, self._input_ids.to(self._model.device))
                 self._layer = 0
             while self._layer < layer:
                 module = decoder_layers(self._model)[self._layer]
                 batches = self._hidden.split(self._batch_size)
-                self._hidden = torch.cat([module(batch, **layer_context(self._model, batch)) for batch in batches])
+                contexts = [layer_contexts(self._model, batch)[self._layer] for batch in batches]
+                outputs = [module(batch, **context) for batch, context in zip(batches, contexts, strict=True)]
+                self._hidden = torch.cat(outputs)
                 self._layer += 1
         return self._hidden.clone()
 
@@ -122,13 +124,13 @@ class StreamedActivations:
         """Run the parent on some sequences and store only the inputs of ``layers``."""
         stored_layers, inputs = set(layers), []
         with torch.no_grad():
-            hidden = self._model.model.embed_tokens(self._input_ids[sequences].to(self._model.device))
-            context = layer_context(self._model, hidden)
+            hidden = embed(self._model, self._input_ids[sequences].to(self._model.device))
+            contexts = layer_contexts(self._model, hidden)
             for index, layer in enumerate([*decoder_layers(self._model), None]):
                 if index in stored_layers:
                     inputs.append(hidden)
                 if layer is not None:
-                    hidden = layer(hidden, **context)
+                    hidden = layer(hidden, **contexts[index])
         return inputs
 
 

@@ -16,10 +16,11 @@ TORCH, LLAMA_CPP, VLLM = "torch", "llama.cpp", "vllm"
 GGUF, DECILM, HF = FORMATS
 FORMAT_OF = {LLAMA_CPP: GGUF, VLLM: DECILM}  # the format that an engine reads, if it does not read the child itself
 # The families whose children of different layers each format can express; gguf has no norms of queries and keys there.
+# A phi3 becomes a llama or a mistral when it is fetched.
 FAMILIES = {
-    GGUF: ("llama", "mistral", "qwen2"),
-    DECILM: ("llama", "mistral"),
-    HF: ("llama", "mistral", "qwen2", "qwen3"),
+    GGUF: ("llama", "mistral", "qwen2", "phi3"),
+    DECILM: ("llama", "mistral", "phi3"),
+    HF: ("llama", "mistral", "qwen2", "qwen3", "phi3"),
 }
 # The precisions that each engine computes in and each format stores, besides the run's dtype.
 ENGINES: dict[str, tuple[str, ...]] = {

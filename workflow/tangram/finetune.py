@@ -18,7 +18,7 @@ from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.text import compare_on_text
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.models.quantized import ScaledLinear
 from tangram.tables import VALIDATION_KL
 from tangram.training.loop import Checkpointing, TrainingPlan, Validation, steps_of, train
@@ -73,19 +73,19 @@ class Distillation(nn.Module):
         outputs = {len(layers), *(index + 1 for index in terms)}
         compared = range(1, len(layers) + 1) if settings.cosine_weight else sorted(outputs)
         targets = dict(zip(compared, self._activations.of_sequences(sequences, compared), strict=True))
-        hidden = child.model.embed_tokens(tokens)
-        context = layer_context(child, hidden)
+        hidden = embed(child, tokens)
+        contexts = layer_contexts(child, hidden)
         cosines, contrasts = [], []
         for index, layer in enumerate(layers):
             if self._recompute:
-                hidden = checkpoint(layer, hidden, use_reentrant=False, **context)
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **contexts[index])
             else:
-                hidden = layer(hidden, **context)
+                hidden = layer(hidden, **contexts[index])
             if settings.cosine_weight:
                 cosines.append(cosine_distance(hidden, targets[index + 1]))
             if index in terms:
                 contrasts.append(terms[index](hidden, targets[index + 1], sequences))
-        logits = child.lm_head(child.model.norm(hidden)).flatten(0, 1)
+        logits = logits_of(child, child.model.norm(hidden)).flatten(0, 1)
         total = torch.zeros((), device=child.device)
         metrics: dict[str, float] = {}
         if settings.cosine_weight:
@@ -96,7 +96,7 @@ class Distillation(nn.Module):
             total, metrics["span_contrast"] = total + settings.span_contrast.weight * contrast, contrast.item()
         if settings.kl_weight:
             with torch.no_grad():
-                teacher = parent.lm_head(parent.model.norm(targets[len(layers)])).flatten(0, 1)
+                teacher = logits_of(parent, parent.model.norm(targets[len(layers)])).flatten(0, 1)
             kl = kl_divergence(logits, teacher)
             total, metrics["kl"] = total + settings.kl_weight * kl, kl.item()
         if settings.lm_weight:

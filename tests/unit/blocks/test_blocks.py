@@ -37,9 +37,9 @@ def calibration_of(module, tokens=200, hidden=24):
 
 
 def run(model, layer, hidden):
-    from tangram.models.forward import layer_context
+    from tangram.models.forward import layer_contexts
 
-    return layer(hidden, **layer_context(model, hidden))
+    return layer(hidden, **layer_contexts(model, hidden)[0])
 
 
 def test_pooled_heads_are_the_means_of_their_groups(model, shape):
@@ -65,6 +65,22 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
     weights = get_block("attention", "gqa-mean-2", shape).initialize(layer.self_attn, None)
     child = replaced(model, 0, "attention", "gqa-mean-2", weights)
     hidden = torch.randn(2, 7, 24)
+    torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
+
+
+def test_pooling_equal_heads_below_a_norm_changes_nothing():
+    """OLMo 2's norm divides by the mean square over all heads, which is that of one head if they are copies."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_key_value_heads": 4, "vocab_size": 50, "pad_token_id": 0}
+    model = random_model(tiny_config("olmo2", **sizes), std=0.3).requires_grad_(False)
+    layer = decoder_layers(model)[0]
+    for module in (layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.k_norm):
+        heads = module.weight.unflatten(0, (2, 2, 6))
+        heads.copy_(heads[:, :1].expand_as(heads).clone())
+    inputs = torch.randn(200, 24)
+    calibration = Calibration(inputs, inputs, torch.ones(200), 1e-9)
+    weights = get_block("attention", "gqa-2", Shape.of(model.config)).initialize(layer.self_attn, calibration)
+    assert weights["k_norm.weight"].shape == (12,)
+    child, hidden = replaced(model, 0, "attention", "gqa-2", weights), torch.randn(2, 7, 24)
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
 

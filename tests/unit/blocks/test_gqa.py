@@ -15,7 +15,7 @@ from tangram.blocks.alignment import agreeing_rotations, aligned, rotate_keys, r
 from tangram.blocks.calibration import Calibration
 from tangram.blocks.gqa import head_outputs
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 
 HEADS, KV_HEADS, SIZE, HIDDEN, LENGTH = 8, 4, 10, 24, 7
 FAMILIES = {"llama": {"attention_bias": True}, "qwen2": {}, "qwen3": {}}
@@ -41,7 +41,7 @@ def hidden():
 
 @pytest.fixture
 def calibration(model, attention, hidden):
-    context = layer_context(model, hidden[:1])
+    context = layer_contexts(model, hidden[:1])[0]
     outputs = attention(hidden_states=hidden, **context)[0].flatten(0, 1)
     weights = torch.rand(len(outputs), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     return Calibration(hidden.flatten(0, 1), outputs, weights, 1e-9, context)
@@ -142,7 +142,7 @@ def test_outputs_of_merged_heads_are_fitted_by_ridge_regression(model, attention
 
 def test_a_bfloat16_parent_gives_float32_weights(model, attention, calibration):
     inputs = calibration.inputs.bfloat16()
-    context = layer_context(model.bfloat16(), inputs[None, :LENGTH])
+    context = layer_contexts(model.bfloat16(), inputs[None, :LENGTH])[0]
     known = Calibration(inputs, calibration.outputs.float(), torch.ones(len(inputs)), 1e-3, context)
     weights = get_block("attention", "gqa-2", Shape.of(model.config)).initialize(attention, known)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

@@ -18,7 +18,7 @@ from tangram.config import BlockDistillation, Pruning
 from tangram.library.distill import LayerDistillation
 from tangram.library.moments import read_moments, write_moments
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 
 
 def problem_of(inputs=12, outputs=5, tokens=60):
@@ -157,7 +157,7 @@ def test_remaining_heads_compute_what_they_do_in_the_parent(model, heads):
     if "o_proj.bias" in weights:
         masked.self_attn.o_proj.bias.copy_(weights["o_proj.bias"])
     hidden = torch.randn(2, 7, 36, generator=torch.Generator().manual_seed(1))
-    context = layer_context(model, hidden)
+    context = layer_contexts(model, hidden)[0]
     torch.testing.assert_close(child(hidden, **context), masked(hidden, **context), rtol=1e-4, atol=1e-4)
 
 

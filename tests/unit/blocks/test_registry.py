@@ -37,7 +37,8 @@ from tangram.models.loading import load_model
 from tangram.provenance import modules_of
 from tangram.report.data import strength
 from tangram.report.style import short, variant_colors
-from tangram.tools.estimate import RATES, stages
+from tangram.tools.estimate import stages
+from tangram.tools.rates import RATES
 
 ROOT = Path(tangram.__file__).parent
 SHAPE = Shape("llama", 3, 32, 4, 2, 16, 64, 328, False)

@@ -170,7 +170,7 @@ def test_saved_folder_is_complete_and_replaced_as_a_whole(llama, tmp_path):
     assert saved() == files
     own = {"config.json", "model.safetensors", "provenance.json"}
     own |= {"configuration_tangram.py", "modeling_tangram.py", "operators.py", "packed.py", "packed_attention.py"}
-    own |= {"quantized.py", "window.py"}
+    own |= {"quantized.py", "layouts.py", "window.py"}
     assert files.keys() == {*kept, "generation_config.json"} | own
     assert files["tokenizer.json"] == b"parent's tokenizer.json"
     made = json.loads(files["provenance.json"])

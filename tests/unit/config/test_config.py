@@ -140,7 +140,33 @@ MISTAKES = {
         {"kl_weight": 0, "cosine_weight": 0},
         "at least one of kl_weight, cosine_weight, lm_weight, span_contrast.weight must be positive",
     ),
-    "tasks from nowhere": ("evaluation/task_archive", None, "tasks need a task_archive"),
+    "tasks from nowhere": ("evaluation", {"tasks": ["hellaswag", "group/first"]}, "tasks need a task_archive"),
+    "a task of no kind": ("evaluation/tasks", [3], "config.evaluation.tasks.0.text: Input should be a valid string"),
+    "a task with an unknown key": (
+        "evaluation/tasks",
+        [{"name": "arc_easy", "fewshot": 5}],
+        "config.evaluation.tasks.0.task.fewshot: unknown key; did you mean 'num_fewshot'?",
+    ),
+    "a negative number of examples": (
+        "evaluation/tasks",
+        [{"name": "arc_easy", "num_fewshot": -1}],
+        "config.evaluation.tasks.0.task.num_fewshot: Input should be greater than or equal to 0",
+    ),
+    "a text twice": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text"}}] * 2,
+        "perplexity: 'wiki' appears twice; give each text its own name",
+    ),
+    "a stride without tokens": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text"}, "level": "word", "stride": 8}],
+        "lm-eval's convention of level word has no stride; leave it out",
+    ),
+    "a text with a weight": (
+        "evaluation/perplexity",
+        [{"name": "wiki", "source": {"type": "hub", "repo": "some/text", "weight": 2}}],
+        "source.weight has no meaning for a single text; leave it out",
+    ),
     "a readout from nowhere": (
         "evaluation",
         {"readout": {"task": "intent_recognition"}},
@@ -426,8 +452,8 @@ MISTAKES = {
     ),
     "a trial without an interval": ("text_trials/draws", 1, "config.text_trials.draws: Input should be greater than"),
     "a trial on one held-out sequence": (
-        "text_trials/heldout_tokens",
-        256,
+        "text_trials",
+        {"sources": {"docs": TEXT[0], "own": {"type": "parent-samples"}}, "heldout_tokens": 256},
         "text_trials.heldout_tokens: 256 tokens are one sequence of 256; at least 257 are needed",
     ),
     "documents of no tokens": ("corpus/min_document_tokens", 0, "min_document_tokens: Input should be greater than"),

@@ -115,3 +115,25 @@ def test_a_local_or_fetched_parents_config_is_known_before_jobs(tiny_config: dic
     assert sources.parent_config(config, tmp_path) is None, "who knows whose that is"
     (tmp_path / "provenance.json").write_text(json.dumps({"source": config.parent.source.model_dump(mode="json")}))
     assert sources.parent_config(config, tmp_path) == {"num_hidden_layers": 5}
+
+
+def test_files_of_tasks_count_by_content(tmp_path):
+    from tangram.config import Evaluation
+
+    def found(*tasks: str) -> str:
+        return sources.task_fingerprint(Evaluation(tasks=tasks))
+
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("mine.jsonl", "other.jsonl", "task.yaml", "notes.md"):
+        (folder / name).write_text(name)
+    assert found("arc_easy") == sources.NONE
+    alone, together, whole = (found(f"{folder}{name}") for name in ("/mine.jsonl", "/task.yaml", "/"))
+    assert together == whole != alone
+    (folder / "notes.md").write_text("changed")
+    assert (found(f"{folder}/mine.jsonl"), found(f"{folder}/")) == (alone, whole)
+    (folder / "other.jsonl").write_text("changed")
+    assert found(f"{folder}/mine.jsonl") == alone
+    assert found(f"{folder}/task.yaml") != together
+    with pytest.raises(TangramError, match=r"config\.evaluation\.tasks: .*none\.jsonl does not exist"):
+        found(f"{folder}/none.jsonl")

@@ -10,6 +10,11 @@ FAMILIES = {
     "mistral": {"head_dim": 8, "sliding_window": 6, "tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": False},
+    "granite": {"residual_multiplier": 0.4},
+    "olmo2": {"pad_token_id": None},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": False, "pad_token_id": None},
+    "gemma2": {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 2.0},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 6, "sliding_window_pattern": 3},
 }
 
 

@@ -7,12 +7,13 @@ from tangram.config import Costs, Scenario
 from tangram.costs import torch_engine
 from tangram.costs.memory import kv_bytes_per_token, parameter_bytes, parameters
 from tangram.costs.passes import Passes, advance, fastest_kernels, fork, random_ids
-from tangram.costs.torch_engine import measure, measure_whole, only, random_model
+from tangram.costs.torch_engine import measure, measure_whole, only, proportional, random_model
 from tangram.models.families import decoder_layers
 from tangram.models.packed import PackedLinear, pack
 from tangram.tables import COSTS, read_table, write_table
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text")
+NORMS_OF_SUBBLOCK = {"gemma2": 2, "gemma3_text": 2}  # else one
 VARIANTS = {
     "attention": ("parent", "gqa-1", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
     "ffn": ("parent", "width-0.5", "lowrank-4", "ntk-4", "linear", "constant", "no-op"),
@@ -28,14 +29,15 @@ MIXED_PRECISIONS = {
 
 
 def expected_parameters(family, kind, variant):
-    """Count a subblock and its norm by hand: hidden 32, 4 heads, 2 KV heads, FFN 64."""
-    hidden, heads, head_dim = 32, 4, {"llama": 12, "mistral": 8, "qwen2": 8, "qwen3": 16}[family]
+    """Count a subblock and its norms by hand: hidden 32, 4 heads, 2 KV heads, FFN 64."""
+    hidden, heads, head_dim = 32, 4, {"llama": 12, "qwen3": 16, "gemma3_text": 16}.get(family, 8)
+    norms = NORMS_OF_SUBBLOCK.get(family, 1) * hidden
     if variant == "no-op":
         return 0
     if variant == "constant":
         return hidden
-    if variant == "linear":
-        return hidden + hidden * hidden + hidden
+    if variant == "linear":  # without a norm after it
+        return (0 if family == "olmo2" else hidden) + hidden * hidden + hidden
     rank = 4 if variant in ("lowrank-4", "ntk-4") else None
 
     def matrix(columns, rows):
@@ -44,12 +46,12 @@ def expected_parameters(family, kind, variant):
     if kind == "ffn":
         width = 32 if variant == "width-0.5" else 64
         biases = 2 * width + hidden if family == "llama" else 0
-        return hidden + 3 * matrix(hidden, width) + biases
+        return norms + 3 * matrix(hidden, width) + biases
     kv_heads = 1 if variant == "gqa-1" else 2
     q, kv = heads * head_dim, kv_heads * head_dim
-    biases = {"llama": q + 2 * kv + hidden, "mistral": 0, "qwen2": q + 2 * kv, "qwen3": 0}[family]
-    head_norms = 2 * head_dim if family == "qwen3" else 0
-    return hidden + 2 * matrix(hidden, q) + 2 * matrix(hidden, kv) + biases + head_norms
+    biases = {"llama": q + 2 * kv + hidden, "qwen2": q + 2 * kv}.get(family, 0)
+    head_norms = {"qwen3": 2 * head_dim, "gemma3_text": 2 * head_dim, "olmo2": q + kv}.get(family, 0)
+    return norms + 2 * matrix(hidden, q) + 2 * matrix(hidden, kv) + biases + head_norms
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +75,7 @@ def test_parts_add_up_to_the_stock_model(parents, family):
     assert 3 * layer + parameter_bytes(fixed) == 4 * stock.num_parameters()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "gemma2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kv_bytes_are_those_of_the_cache(parents, family, dtype):
     model = random_model(parents[family], MIXED, dtype, "cpu")
@@ -110,6 +112,19 @@ def test_whole_passes_choose_the_tokens_that_generate_chooses(parents, family):
     passes = Passes.of_model(model, prompt, prompt, steps=3)
     assert passes.prefill().tolist() == generated[:, 9:10].tolist()
     assert passes.decode().tolist() == passes.decode().tolist() == generated[:, 12:].tolist()
+
+
+def test_stacks_have_the_parents_shares_of_types_of_attention(parents):
+    """Gemma 3 has one layer of full attention in six; the tiny one has one of three."""
+    types = ["sliding_attention", "sliding_attention", "full_attention"]
+    assert proportional(types, 3) == types
+    for number in (1, 2, 3, 8, 9, 30):
+        listed = proportional(types, number)
+        assert len(listed) == number
+        assert abs(listed.count("full_attention") - number / 3) < 1
+    assert proportional([1, 1, 1, 0], 8) == [0, 0, 1, 1, 1, 1, 1, 1]
+    model = random_model(parents["gemma3_text"], Architecture((only("attention", "parent"),) * 6), "float32", "cpu", 8)
+    assert [layer.self_attn.is_sliding for layer in decoder_layers(model)] == [False] * 2 + [True] * 4
 
 
 def test_a_fork_leaves_the_original_cache_alone(parents):

@@ -102,6 +102,8 @@ CONTEXTS = [
     ("llama", {"max_position_embeddings": 64}),
     ("mistral", {"sliding_window": 8, "max_position_embeddings": 64}),
     ("qwen3", {}),
+    ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0}),
+    ("gemma2", {"sliding_window": 8, "final_logit_softcapping": 0.5}),
 ]
 
 

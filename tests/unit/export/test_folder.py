@@ -224,6 +224,13 @@ def test_what_a_folder_cannot_express_is_one_line(
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize("family", ["granite", "olmo2", "smollm3", "gemma2", "gemma3_text"])
+def test_families_that_no_format_expresses_are_one_line(tmp_path: Path, family: str) -> None:
+    write_parent(tmp_path / family, family)
+    with pytest.raises(TangramError, match=rf"is of family {family}, which none of the formats gguf, [^\n]*$"):
+        read_checkpoint(tmp_path / family)
+
+
 def test_the_command_writes_into_the_folder_that_it_is_given(parent: Path, tmp_path: Path) -> None:
     for name in ("decilm", "hf"):
         export_child(str(parent), name, str(tmp_path / name))

@@ -168,7 +168,7 @@ def test_statistics_of_parts_are_those_of_the_whole():
     assert torch.equal(parts.largest, whole.largest)
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2"])
 def model(request, tiny_parent):
     return load_model(tiny_parent(request.param)).requires_grad_(False)
 

@@ -3,12 +3,32 @@
 import json
 
 import pytest
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
-from tangram.models.families import SUPPORTED, Shape, decoder_layers, norm_before, shape_of, subblock
+from tangram.models.families import (
+    SUPPORTED,
+    Shape,
+    attention_types,
+    decoder_layers,
+    place_of,
+    shape_of,
+    subblock,
+    window_of,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -25,7 +45,21 @@ CONFIGS = [
     Qwen2Config(**SIZES, tie_word_embeddings=True),
     Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=0),
     Qwen3Config(**SIZES, head_dim=16),
+    GraniteConfig(**SIZES, tie_word_embeddings=True),
+    Olmo2Config(**SIZES, pad_token_id=0),
+    SmolLM3Config(**SIZES, pad_token_id=0),
+    Gemma2Config(**SIZES, head_dim=16),
+    Gemma3TextConfig(**SIZES, head_dim=16),
 ]
+PRE = ("input_layernorm", None), ("post_attention_layernorm", None)
+NORMS = {  # before and after attention, before and after the FFN
+    "olmo2": ((None, "post_attention_layernorm"), (None, "post_feedforward_layernorm")),
+    "gemma2": (
+        ("input_layernorm", "post_attention_layernorm"),
+        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
+NORMS["gemma3_text"] = NORMS["gemma2"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
@@ -42,8 +76,10 @@ def test_shape_and_names_are_those_of_the_modules(config, tmp_path):
     assert ffn.down_proj.weight.shape == (shape.hidden, shape.intermediate)
     assert model.lm_head.weight.shape == (shape.vocabulary, shape.hidden)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == shape.tied_head
-    assert norm_before(layers[0], "attention") is layers[0].input_layernorm
-    assert norm_before(layers[0], "ffn") is layers[0].post_attention_layernorm
+    places = [place_of(layers[0], kind) for kind in ("attention", "ffn")]
+    assert tuple((place.before, place.after) for place in places) == NORMS.get(config.model_type, PRE)
+    norms = [name for name, _ in layers[0].named_children() if name.endswith("norm")]
+    assert sorted(norms) == sorted(name for place in places for name in place.norms)
 
 
 def test_a_childs_shape_is_its_parents():
@@ -53,10 +89,28 @@ def test_a_childs_shape_is_its_parents():
     assert child.per_layer_config[0].num_key_value_heads == 1  # reading the shape left the child as it was
 
 
-def test_mixed_attention_types_are_refused():
+def test_types_of_attention_are_read_per_layer():
     config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    with pytest.raises(TangramError, match=r"mixes attention types .*full_attention, sliding_attention"):
+    assert attention_types(config) == ["full_attention", "sliding_attention"]
+    assert window_of(config) == 4
+    assert attention_types(MistralConfig(**SIZES, sliding_window=4)) == ["sliding_attention"] * 2
+    assert attention_types(LlamaConfig(**SIZES)) == ["full_attention"] * 2
+
+
+def test_other_types_of_attention_are_refused():
+    config = Qwen2Config(**SIZES, layer_types=["full_attention", "chunked_attention"])
+    with pytest.raises(TangramError, match=r"^the parent has chunked_attention; only full and sliding [^\n]*$"):
         Shape.of(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "experts"),
+    [("mixtral", {}), ("qwen3_moe", {}), ("deepseek_v3", {}), ("gpt_oss", {}), ("future", {"num_local_experts": 8})],
+)
+def test_parents_with_experts_are_refused(tmp_path, model_type, experts):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **experts}))
+    with pytest.raises(TangramError, match=rf"'{model_type}' has experts [^\n]* not supported; [^\n]*$"):
+        shape_of(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", None])

@@ -21,7 +21,7 @@ LENGTH = 19
 TOKENS = torch.arange(2, 2 + 2 * LENGTH).view(2, LENGTH) * 7 % VOCABULARY
 
 
-@pytest.fixture(params=["llama", "llama-biases", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "llama-biases", "qwen2", "qwen3", "granite", "olmo2"])
 def parent(request):
     return random_model(CONFIGS[request.param])
 

@@ -32,6 +32,8 @@ FAMILIES = [
     ("mistral", {"sliding_window": 8}),
     ("qwen2", {}),
     ("qwen3", {"tie_word_embeddings": True}),
+    ("granite", {"logits_scaling": 4.0}),
+    ("gemma2", {"sliding_window": 8}),
 ]
 IDS = torch.tensor([[5, 9, 300, 17, 42, 8, 77, 21, 100, 3, 3, 5]])
 
@@ -75,6 +77,27 @@ def test_every_family_comes_out_as_it_went_in(tiny_parent, tmp_path, family, ove
     assert provenance["parameters"] == sum(parameter.numel() for parameter in stock.parameters())
     assert provenance["model_safetensors_sha256"] == sha256_of(tmp_path / "parent" / "model.safetensors")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "parent"]
+
+
+@pytest.mark.parametrize(("overrides", "written"), [({}, "llama"), ({"sliding_window": 8}, "mistral")])
+def test_a_phi3_comes_out_with_its_matrices_split(tiny_parent, tmp_path, overrides, written):
+    """Rows of the fused matrices, as transformers' own forward slices its outputs."""
+    source = tiny_parent("phi3", **overrides)
+    fetch(local(source), tmp_path / "parent", "float32", {})
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "parent")
+    original = AutoModelForCausalLM.from_pretrained(source)
+    assert (stock.config.model_type, stock.num_parameters()) == (written, original.num_parameters())
+    torch.testing.assert_close(logits(stock), logits(original), rtol=1e-5, atol=1e-5)
+    long = torch.arange(3, 3 + 100)[None]  # far more than the window
+    torch.testing.assert_close(stock(long).logits, original(long).logits, rtol=1e-4, atol=1e-5)
+    provenance = json.loads((tmp_path / "parent" / "provenance.json").read_text())
+    assert provenance["weights"] == f"as published; fused matrices split, as {written} instead of phi3"
+
+
+def test_a_phi3_that_rotates_a_part_of_each_head_is_refused(tiny_parent, tmp_path):
+    source = tiny_parent("phi3", rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5})
+    with pytest.raises(TangramError, match=r"^the parent rotates 0.5 of each head [^\n]*Phi-3-mini or Phi-4$"):
+        fetch(local(source), tmp_path / "parent", "float32", {})
 
 
 def test_a_sharded_bfloat16_source_becomes_one_file_in_dtype(tiny_parent, tmp_path):

@@ -18,6 +18,22 @@ from tangram.parent.fetch import fetch
 
 SIZES = {"num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+MULTIPLIERS = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 4,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+}
+TWO_BASES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+}
 PARENTS = [
     ("llama", {"tie_word_embeddings": True}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -32,6 +48,20 @@ PARENTS = [
     ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 9}),
     ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
     ("qwen3", {"use_sliding_window": False, "sliding_window": 8, "max_window_layers": 0}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ("granite", MULTIPLIERS),
+    ("granite", {**MULTIPLIERS, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ("olmo2", {}),
+    ("olmo2", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("smollm3", {"no_rope_layers": [1, 0, 1]}),
+    ("smollm3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8}),
+    ("phi3", {}),
+    ("phi3", {"sliding_window": 8, "tie_word_embeddings": True}),
+    ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 16, "head_dim": 8}),
+    ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5}),
+    ("gemma2", {"sliding_window": 8, "final_logit_softcapping": 0.5, "tie_word_embeddings": True}),
+    ("gemma3_text", {"sliding_window": 8, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8}),
+    ("gemma3_text", {"sliding_window": 8, "rope_parameters": TWO_BASES, "tie_word_embeddings": True}),
 ]
 
 
@@ -61,7 +91,8 @@ def test_a_supported_parent_is_the_same_in_every_way(tiny_parent, tmp_path, diff
     assert max(differences.values()) < 1e-5, differences
 
 
-# Families that the pipeline does not know, let through: each says something of its model that some way passes over.
+# Each says something of its model that some way passes over: of families that the pipeline does not know, let through,
+# and of Granite without the code for its multipliers.
 OTHERS = [
     ("granite", {"logits_scaling": 8.0}, "logits_scaling"),
     ("granite", {"embedding_multiplier": 12.0}, "embedding_multiplier"),
@@ -73,6 +104,8 @@ OTHERS = [
 @pytest.mark.parametrize(("family", "overrides", "named"), OTHERS)
 def test_an_attribute_that_a_way_passes_over_is_named(tiny_parent, tmp_path, monkeypatch, family, overrides, named):
     monkeypatch.setattr(families, "SUPPORTED", (*families.SUPPORTED, family))
+    monkeypatch.setattr("tangram.activations.embed", lambda model, tokens: model.model.embed_tokens(tokens))
+    monkeypatch.setattr(fidelity, "logits_of", lambda model, normed: model.lm_head(normed))
     with pytest.raises(TangramError, match=rf"layer by layer .*: .*{named}") as caught:
         fetch_local(tiny_parent(family, **overrides), tmp_path / "results" / "parent")
     assert "\n" not in str(caught.value)
@@ -82,18 +115,18 @@ def test_an_attribute_that_a_way_passes_over_is_named(tiny_parent, tmp_path, mon
 @pytest.mark.parametrize(
     ("way", "broken"),
     [
-        ("layer by layer", "tangram.models.forward.window_of"),
-        ("answering a question's choices", "tangram.evaluation.question_tree.window_of"),
+        ("layer by layer", "tangram.models.forward.attention_types"),
+        ("answering a question's choices", "tangram.evaluation.question_tree.attention_types"),
     ],
 )
 def test_a_window_that_a_way_passes_over_is_named(tiny_parent, tmp_path, monkeypatch, way, broken):
-    monkeypatch.setattr(broken, lambda config: None)
+    monkeypatch.setattr(broken, lambda config: [families.FULL] * config.num_hidden_layers)
     with pytest.raises(TangramError, match=rf"{way} .*config.json's sliding_window is not carried over"):
         fetch_local(tiny_parent("mistral", sliding_window=8), tmp_path / "parent")
 
 
 def test_a_window_that_a_way_applies_by_itself_is_named(tiny_parent, tmp_path, monkeypatch):
-    monkeypatch.setattr("tangram.models.forward.window_of", lambda config: config.sliding_window)
+    monkeypatch.setattr("tangram.models.forward.attention_types", lambda config: [families.SLIDING] * 3)
     overrides = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
     with pytest.raises(TangramError, match=r"run layer by layer .*(use_)?sliding_window"):
         fetch_local(tiny_parent("qwen2", **overrides), tmp_path / "parent")

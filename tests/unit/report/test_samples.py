@@ -11,7 +11,9 @@ from tangram.report.samples import (
     changed_answers,
     difference_on_tasks,
     mean_of,
+    normalized,
     propagate,
+    share_of_parent,
     task_rows,
 )
 from tangram.tables import EVALUATION, SAMPLES, write_table
@@ -60,6 +62,38 @@ def test_models_with_other_questions_are_not_compared():
     assert {row["metric"] for row in task_rows(samples) if row["model"] == "child"} == {
         *("acc", "acc_norm", "chance", "acc_above_chance")
     }
+
+
+def test_shares_have_the_error_of_a_paired_bootstrap():
+    """Over the questions within tasks; generation has chance 0, and its metric is named by its chance."""
+    rng = np.random.default_rng(0)
+    sizes, samples = {"choose": 200, "write": 120}, {}
+    for task, n in sizes.items():
+        parent = (rng.random(n) < 0.7).astype(float)
+        child = np.where(rng.random(n) < 0.1, 1 - parent, parent)
+        for key, values in ((PARENT_KEY, parent), (CHILD, child)):
+            metric, chance, level = ("acc", "chance", 0.25) if task == "choose" else ("em", "chance:em", 0.0)
+            samples |= {(key, task, metric): values, (key, task, chance): np.full(n, level)}
+    kept = share_of_parent(samples, normalized(samples, CHILD))
+
+    def mean(key, indices):
+        chosen = samples[key, "choose", "acc"][indices["choose"]].mean()
+        return ((chosen - 0.25) / 0.75 + samples[key, "write", "em"][indices["write"]].mean()) / 2
+
+    whole = {task: np.arange(n) for task, n in sizes.items()}
+    assert kept.value == pytest.approx(mean(CHILD, whole) / mean(PARENT_KEY, whole))
+    assert kept.n == 320
+    shares = []
+    for _ in range(2000):
+        indices = {task: rng.integers(0, n, size=n) for task, n in sizes.items()}
+        shares.append(mean(CHILD, indices) / mean(PARENT_KEY, indices))
+    assert kept.standard_error == pytest.approx(np.std(shares, ddof=1), rel=0.1)
+    rows = {(row["task"], row["metric"]) for row in task_rows(samples) if row["model"] == "child"}
+    assert {("write", "em"), ("write", "em_difference"), ("write", "chance"), ("choose", "acc_difference")} <= rows
+    assert changed_answers(samples, CHILD) == sum(
+        int((samples[CHILD, task, metric] != samples[PARENT_KEY, task, metric]).sum())
+        for task, metric in (("choose", "acc"), ("write", "em"))
+    )
 
 
 def test_a_run_s_answers_are_read_in_the_order_of_questions(tmp_path):

@@ -21,7 +21,7 @@ from tangram.models.replace import replace_head, replace_subblocks
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text"])
 def model(request, tiny_parent):
     return load_model(tiny_parent(request.param), "float32", "cpu").requires_grad_(False)
 

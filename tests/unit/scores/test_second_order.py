@@ -10,7 +10,7 @@ from tiny_models import random_model
 from tangram.activations import StreamedActivations
 from tangram.blocks import get_block
 from tangram.models.families import Shape, decoder_layers, subblock
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 from tangram.scores.second_order import SecondOrder, half_layer, label_gradients
 
 LAYER, SAMPLES = 3, 200
@@ -113,7 +113,7 @@ def test_labels_are_those_of_the_parent_s_distribution(model):
 
 def test_two_halves_are_the_layer(model):
     layer, states = decoder_layers(model)[LAYER], torch.randn(2, 6, model.config.hidden_size)
-    context = layer_context(model, states)
+    context = layer_contexts(model, states)[0]
     middle = half_layer(model, LAYER, "attention", {}, None)(states, **context)
     after = half_layer(model, LAYER, "ffn", {}, None)(middle, **context)
     assert torch.allclose(after, layer(states, **context), atol=1e-5)

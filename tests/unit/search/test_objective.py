@@ -6,7 +6,7 @@ from synthetic_library import library, limit, score
 
 from tangram.config import Config, Search
 from tangram.errors import TangramError
-from tangram.search.objective import weighted_scores
+from tangram.search.objective import weighted_scores, with_estimates
 from tangram.search.problem import options_of
 
 ROWS = [
@@ -43,6 +43,11 @@ def test_an_estimate_counts_only_without_a_measurement():
     rows = [*ROWS[:1], score(0, "ffn", "linear", 9.0, "screened_kl"), score(0, "ffn", "no-op", 3.0, "screened_kl")]
     assert values(rows, "kl") == {"linear": 0.5, "no-op": 3.0}
     assert values(rows[1:], "kl") == {"linear": 9.0, "no-op": 3.0}
+    table = pd.DataFrame(rows)
+    assert with_estimates(table)["metric"].tolist() == ["kl", "screened_kl", "screened_kl", "kl"]
+    assert with_estimates(table[:1])["value"].tolist() == [0.5]
+    with pytest.raises(TangramError, match=r"no metric 'lm_loss_increase' .* only \['kl'\]"):
+        values(rows, "lm_loss_increase")
 
 
 def test_equal_weights_of_one_metric_change_no_solution():

@@ -12,8 +12,9 @@ from warm_snakemake import warm_snakemake
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
-from tangram.tools.estimate import MASTER_BYTES, RATES, Rates, stages, trained_bytes
+from tangram.tools.estimate import MASTER_BYTES, stages, trained_bytes
 from tangram.tools.plan import merged, table, with_measured
+from tangram.tools.rates import RATES, Rates
 from tangram.tools.sizes import sizes_of
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +73,23 @@ def test_quantized_pieces_cost_the_bytes_of_their_precision():
     raw["library"]["layers_per_shard"] = 15
     rules = {stage.rule: stage for stage in merged(stages(parse(raw), RATES["cpu"]))}
     assert rules["quantize_blocks"].jobs == 3, "the head is one job"
+
+
+def test_screening_is_one_job_that_grows_slowly():
+    free, seconds = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0), []
+    for count in (10, 20):
+        raw = H100.model_dump(mode="json")
+        raw["library"] |= {"ffn": [f"width-{0.9 - i / 25:.2f}" for i in range(count)]}
+        exact, screened = (
+            {stage.rule: stage for stage in merged(stages(parse(raw | {"scores": {"method": method}}), free))}
+            for method in ("exact", "screened")
+        )
+        assert "score_screened" not in exact
+        assert "score_blocks" not in screened
+        assert screened["score_screened"].jobs == 1
+        seconds.append((exact["score_blocks"].jobs * exact["score_blocks"].seconds, screened["score_screened"].seconds))
+    assert seconds[0][1] < seconds[0][0]
+    assert seconds[1][0] - seconds[0][0] > 10 * (seconds[1][1] - seconds[0][1]) > 0
 
 
 def test_more_gpus_share_memory_and_time():
@@ -160,7 +178,7 @@ def test_memory_of_trained_weights_is_that_of_a_real_training(tiny_parent, tmp_p
 def test_memory_kept_of_a_token_is_counted_on_a_real_layer():
     import torch
 
-    from tangram.models.forward import layer_context
+    from tangram.models.forward import layer_contexts
 
     settings = {"num_attention_heads": 8, "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 8}
     config = AutoConfig.for_model("llama", hidden_size=128, intermediate_size=448, **settings)
@@ -173,7 +191,7 @@ def test_memory_kept_of_a_token_is_counted_on_a_real_layer():
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    context = layer_context(model, hidden)
+    context = layer_contexts(model, hidden)[0]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.model.layers[0](hidden, **context)
     stored = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)

@@ -12,7 +12,7 @@ from tangram.commands.try_texts import try_texts
 from tangram.config import Finetune, Packing, Split
 from tangram.corpus.build import build_split
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts
 from tangram.tables import CORPUS, SAMPLES, TRIALS, read_table, write_table
 from tangram.trials.comparison import COMMON, OWN
 from tangram.trials.trial import middle_layers, remove_layers
@@ -31,7 +31,7 @@ def test_a_removed_layer_is_the_identity_in_every_family(parent):
     ids = torch.randint(3, parent.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         hidden = parent.model.embed_tokens(ids)
-        context = layer_context(parent, hidden)
+        context = layer_contexts(parent, hidden)[0]
         expected = hidden
         for layer in decoder_layers(parent)[1:]:
             expected = layer(expected, **context)
@@ -48,7 +48,7 @@ def test_a_removed_layer_is_the_identity_in_every_family(parent):
 def texts(tmp_path) -> dict[str, dict]:
     """Two sources: of the parent's own text, and of local documents of some words."""
     path = tmp_path / "texts.jsonl"
-    lines = [json.dumps({"text": f"Story {i}: " + f"the child of {i} met {i * i}. " * 12}) for i in range(120)]
+    lines = [json.dumps({"text": f"Story {i}: " + f"the child of {i} met {i * i}. " * 4}) for i in range(120)]
     path.write_text("\n".join(lines))
     return {"own": {"type": "parent-samples"}, "stories": {"type": "local", "paths": [str(path)]}}
 

@@ -164,9 +164,11 @@ def heterogeneous_config(
     layers = [overrides.get(layer, {}) for layer in range(len(architecture.layers))]
     if all(lacks_attention(layer.get("skip", []), layer.get("linear", [])) for layer in layers):
         # Otherwise the cache that counts tokens would be a sliding-window cache.
-        settings |= {"sliding_window": None, "use_sliding_window": False}
-        if settings.get("layer_types"):
-            settings["layer_types"] = ["full_attention"] * len(settings["layer_types"])
+        types = settings.get("layer_types")
+        if not types or "use_sliding_window" in settings:  # Gemma builds the mask of a window in any case
+            settings |= {"sliding_window": None, "use_sliding_window": False}
+        if types:
+            settings["layer_types"] = ["full_attention"] * len(types)
     if any("attention_window" in layer for layer in layers):
         if window_of(parent_config) is not None:
             raise TangramError(

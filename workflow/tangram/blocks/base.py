@@ -178,6 +178,10 @@ class Block(ABC):
     def relative_size(self) -> float:
         """Return its number of weights relative to the parent's subblock; the planner accepts an estimate."""
 
+    def operations_to_fit(self) -> float:
+        """Return the multiply-adds per token that `initialize` needs besides a forward pass and moments (planner)."""
+        return 0.0
+
     def too_large(self) -> str | None:
         """Return a message if it is certainly no smaller than the parent's subblock, else None.
 

@@ -16,16 +16,17 @@ class Calibration:
     """Activations of one parent subblock on the training tokens.
 
     Attributes:
-        inputs: the subblock's inputs, after its norm, ``(tokens, hidden)``.
-        outputs: the subblock's contribution to the residual stream, ``(tokens, hidden)``.
+        inputs: the subblock's inputs, after the norm before it, if it has one, ``(tokens, hidden)``.
+        outputs: the outputs of the attention or FFN, before a norm after it and a multiplier, ``(tokens, hidden)``.
         weights: weight of each token, ``(tokens,)``; zero excludes a token.
         ridge: ridge strength of regressions, relative to the mean squared input.
-        context: the arguments of the decoder layer (`models.forward.layer_context`) for sequences whose tokens the
+        context: the arguments of the decoder layer (`models.forward.layer_contexts`) for sequences whose tokens the
             others hold in order; None if they are of no sequences.
         selection: how pruned channels are selected, ``'obs'`` or ``'contribution'``; see `blocks/pruning.py`.
         pruning_ridge: ridge strength of pruning.
         measure: returns the moments, read from a file or from a pass over the activations; by default they are computed
             from the attributes above.
+        norm_after: whether a norm follows the attention or FFN; the outputs in the moments are normed.
     """
 
     inputs: torch.Tensor
@@ -36,6 +37,7 @@ class Calibration:
     selection: str = "obs"
     pruning_ridge: float = 0.1
     measure: Callable[[], Moments] | None = None
+    norm_after: bool = False
 
     def moments(self, parent: Any) -> Moments:
         """Return the moments of the parent's subblock."""

@@ -20,9 +20,12 @@ REFIT_RIDGE = 0.1  # at least, relative to the mean squared input: thousands of 
 
 
 def pooled(weights: Mapping[str, torch.Tensor], kv_heads: int, head_dim: int) -> dict[str, torch.Tensor]:
-    """Return an attention's weights with the means of the K and V projections (and biases) of each group of heads."""
-    merged = dict(weights)
-    for name in [n for n in weights if n.startswith(("k_proj.", "v_proj."))]:
+    """Return an attention's weights with the means of the K and V projections (and biases) of each group of heads.
+
+    A norm over all keys (OLMo 2) has weights per head, which are averaged, too.
+    """
+    merged, rows = dict(weights), len(weights["k_proj.weight"])
+    for name in [n for n in weights if n.startswith(("k_proj.", "v_proj.", "k_norm.")) and len(weights[n]) == rows]:
         heads = weights[name].unflatten(0, (kv_heads, -1, head_dim))
         merged[name] = (heads if heads.dtype.itemsize > 4 else heads.float()).mean(dim=1).flatten(0, 1)
     return merged
@@ -40,8 +43,8 @@ def head_outputs(parent: Any, weights: Mapping[str, torch.Tensor], calibration: 
     from torch import nn
 
     attention = copy.deepcopy(parent)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        projection = getattr(attention, name)
+    for name in ("q_proj", "k_proj", "v_proj", "k_norm"):
+        projection: Any = getattr(attention, name, None)
         for part in [part for part in ("weight", "bias") if f"{name}.{part}" in weights]:
             tensor = weights[f"{name}.{part}"].to(projection.weight)
             setattr(projection, part, nn.Parameter(tensor, requires_grad=False))
@@ -75,17 +78,15 @@ class GroupedQuery(Block):
         """Align and merge the KV heads of each group, and refit `o_proj` to the outputs of the merged heads."""
         from tangram.blocks.alignment import aligned
         from tangram.blocks.calibration import regression_through_zero
-        from tangram.blocks.moments import accumulate
+        from tangram.blocks.moments import moments_between
 
         rotated = aligned(parent, calibration.inputs, calibration.weights, self.kv_heads)
         weights = pooled(rotated, self.kv_heads, self.shape.head_dim)
         if calibration.context is not None:
             outputs = calibration.outputs if parent.o_proj.bias is None else calibration.outputs - parent.o_proj.bias
-            merged = head_outputs(parent, weights, calibration)
-            parts = (tensor.split(FITTED_TOKENS) for tensor in (merged, merged[:, :0], outputs, calibration.weights))
+            moments = moments_between(head_outputs(parent, weights, calibration), outputs, calibration.weights)
             ridge = max(calibration.ridge, REFIT_RIDGE)
-            fitted = regression_through_zero(accumulate(zip(*parts, strict=True)), ridge, weights["o_proj.weight"])
-            weights["o_proj.weight"] = fitted
+            weights["o_proj.weight"] = regression_through_zero(moments, ridge, weights["o_proj.weight"])
         return {name: tensor.float() for name, tensor in weights.items()}
 
     def relative_size(self) -> float:

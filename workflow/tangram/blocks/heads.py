@@ -67,6 +67,10 @@ class FewerHeads(Block):
             if name.startswith(("q_proj.", "k_proj.", "v_proj.")):
                 chosen = heads if name.startswith("q_proj.") else groups
                 weights[name] = tensor.unflatten(0, (-1, shape.head_dim))[chosen].flatten(0, 1)
+        for name, matrix, chosen in (("q_norm", parent.q_proj, heads), ("k_norm", parent.k_proj, groups)):
+            norm = weights.get(f"{name}.weight")
+            if norm is not None and len(norm) == matrix.out_features > shape.head_dim:  # of all heads, as in OLMo 2
+                weights[f"{name}.weight"] = _norm_of(norm, matrix, moments, _columns(chosen, shape.head_dim))
         columns = _columns(heads, shape.head_dim)
         output = parent.o_proj
         fitted, bias = refit(moments, output.weight, output.bias, columns, calibration.pruning_ridge)
@@ -111,6 +115,22 @@ class FewerHeads(Block):
     def suggest(cls, number: float | None) -> str | None:
         """Return the name with the number rounded down."""
         return None if number is None else f"heads-{max(1, int(number))}"
+
+
+def _norm_of(norm: torch.Tensor, matrix: Any, moments: Moments, remaining: torch.Tensor) -> torch.Tensor:
+    """Return the weights of a norm over the rows that remain of a matrix, scaled as the norm over all rows scales them.
+
+    Args:
+        norm: weights of the norm over all rows, ``(rows,)``.
+        matrix: the projection of queries or keys.
+        moments: of its inputs.
+        remaining: indices of the rows.
+    """
+    rows = matrix.weight.double()
+    squares = ((rows @ moments.input_moment) * rows).sum(1)
+    if matrix.bias is not None:
+        squares = squares + matrix.bias.double() * (2 * rows @ moments.input_mean + matrix.bias.double())
+    return norm[remaining] * (squares[remaining].mean() / squares.mean()).sqrt().to(norm)
 
 
 def _columns(groups: torch.Tensor, size: int) -> torch.Tensor:

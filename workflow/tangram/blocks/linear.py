@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from tangram.blocks.calibration import Calibration
+    from tangram.blocks.moments import Moments
 
 
 def value_output_map(parent: Any, shape: Shape) -> torch.Tensor:
@@ -43,15 +44,26 @@ class LinearMap(Block):
         """Fit the map to the parent's outputs."""
         from tangram.blocks.calibration import ridge_regression
 
-        name, prior = self.prior(parent)
-        weight, bias = ridge_regression(calibration.moments(parent), calibration.ridge, prior)
+        moments = calibration.moments(parent)
+        name, prior = self.prior(parent, calibration, moments)
+        weight, bias = ridge_regression(moments, calibration.ridge, prior)
         return {f"{name}.weight": weight, f"{name}.bias": bias}
 
-    def prior(self, parent: Any) -> tuple[str, torch.Tensor]:
-        """Return the module's name and the training-free map, ``(hidden, hidden)``."""
+    def prior(self, parent: Any, calibration: Calibration, moments: Moments) -> tuple[str, torch.Tensor]:
+        """Return the module's name and the training-free map, ``(hidden, hidden)``.
+
+        The map stands for a norm after the subblock, too: for the best factor of each channel.
+        """
         if self.kind == "attention":
-            return "linear_attn", value_output_map(parent, self.shape)
-        return "linear_mlp", parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
+            name, prior = "linear_attn", value_output_map(parent, self.shape)
+        else:
+            name = "linear_mlp"
+            prior = parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
+        if calibration.norm_after:
+            wide = prior.double()
+            crossed, squares = (wide * moments.cross_moment.t()).sum(1), ((wide @ moments.input_moment) * wide).sum(1)
+            prior = (crossed / squares.clamp_min(1e-30)).float()[:, None] * prior
+        return name, prior
 
     def relative_size(self) -> float:
         """Return the weights of the square matrix relative to the subblock's."""

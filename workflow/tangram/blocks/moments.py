@@ -20,7 +20,7 @@ class Moments:
     Attributes:
         input_mean: of the normed inputs x, ``(hidden,)``.
         input_covariance: of x, ``(hidden, hidden)``.
-        output_mean: of the contributions y to the residual stream, ``(hidden,)``.
+        output_mean: of the contributions y to the residual stream, without a multiplier, ``(hidden,)``.
         cross_covariance: of x with y, ``(hidden, hidden)``.
         inner_mean: of the inner activations h, ``(inner,)``.
         inner_covariance: of h, ``(inner, inner)``.
@@ -121,6 +121,12 @@ def inner_activations(parent: Any, inputs: torch.Tensor, outputs: torch.Tensor) 
     outputs = outputs if parent.o_proj.bias is None else outputs - parent.o_proj.bias
     # The pseudo-inverse, because torch's least squares on a GPU require a matrix of full rank.
     return outputs.double() @ torch.linalg.pinv(parent.o_proj.weight.double()).t()
+
+
+def moments_between(inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> Moments:
+    """Return the moments of inputs and outputs with the tokens' weights, without inner activations."""
+    split = [tensor.split(FITTED_TOKENS) for tensor in (inputs, inputs[:, :0], outputs, weights)]
+    return accumulate(zip(*split, strict=True))
 
 
 def moments_of(parent: Any, inputs: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> Moments:

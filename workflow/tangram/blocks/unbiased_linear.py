@@ -32,5 +32,6 @@ class UnbiasedLinearMap(LinearMap):
         """Fit the map to the parent's outputs; as it has no bias, neither inputs nor outputs are centered."""
         from tangram.blocks.calibration import regression_through_zero
 
-        name, prior = self.prior(parent)
-        return {f"{name}.weight": regression_through_zero(calibration.moments(parent), calibration.ridge, prior)}
+        moments = calibration.moments(parent)
+        name, prior = self.prior(parent, calibration, moments)
+        return {f"{name}.weight": regression_through_zero(moments, calibration.ridge, prior)}

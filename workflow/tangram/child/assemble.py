@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import PARENT, Variant
+from tangram.blocks.base import HEAD, PARENT, Variant
 from tangram.blocks.registry import block_class
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
 from tangram.library.pieces import Library, State, tensor_name
 from tangram.models import (
     configuration_tangram,
+    layouts,
     modeling_tangram,
     operators,
     packed,
@@ -31,7 +32,8 @@ from tangram.models import (
     quantized,
     window,
 )
-from tangram.models.families import CHILD_PREFIX, SUBBLOCK_NAMES, Shape, read_config
+from tangram.models.families import CHILD_PREFIX, Shape, read_config
+from tangram.models.layouts import Place, layout_among
 from tangram.models.loading import check_parent, is_finite, model_class
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 CODE = {  # copied into a child that stock code cannot run, under the names with which the files import each other
     "modeling_tangram.py": modeling_tangram,
     "configuration_tangram.py": configuration_tangram,
+    "layouts.py": layouts,
     "operators.py": operators,
     "packed.py": packed,
     "packed_attention.py": packed_attention,
@@ -118,9 +121,7 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
     for layer, kind, variant in architecture.pieces():
         if variant == PARENT:
             continue
-        prefixes = [tensor_name(layer, kind, "")]
-        if not block_class(variant).normed:
-            prefixes.append(f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.")
+        prefixes = [tensor_name(layer, kind, ""), *_dropped_norms(parent_state, layer, kind, variant)]
         state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
         for name, tensor in library(kind, variant, layer).items():
             if not is_finite(tensor):
@@ -130,6 +131,18 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
                 )
             state[tensor_name(layer, kind, name)] = tensor
     return state
+
+
+def _dropped_norms(state: State, layer: int, kind: str, variant: str) -> list[str]:
+    """Return the prefixes of the parent's norms that a variant does without: of a linear map, the one after it."""
+    if kind == HEAD:
+        return []
+    prefix = f"model.layers.{layer}."
+    names = {name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)}
+    place: Place = getattr(layout_among(names), kind)
+    block = block_class(variant)
+    linear = block.part in ("linear", "unbiased")
+    return [f"{prefix}{norm}." for norm in place.norms if not block.normed or (linear and norm == place.after)]
 
 
 def cast_state(state: State, architecture: Architecture, dtype: torch.dtype) -> dict[str, torch.Tensor]:

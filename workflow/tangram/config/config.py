@@ -92,7 +92,7 @@ class Config(Section):
                 f"library.bld.holdout_fraction: {fraction:g} of corpus.distill's {sequences} sequences leaves none to "
                 "train on; lower it or raise corpus.distill.tokens"
             )
-        if self.text_trials.heldout_tokens <= length:
+        if self.text_trials.sources and self.text_trials.heldout_tokens <= length:
             raise ValueError(
                 f"text_trials.heldout_tokens: {self.text_trials.heldout_tokens} tokens are one sequence of {length}; "
                 f"at least {length + 1} are needed for two: a standard error needs two"

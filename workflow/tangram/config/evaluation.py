@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from tangram.config.base import Filled, Name, PackageFile, Section, Unique
 from tangram.config.corpus import HubText, LocalText
@@ -53,6 +54,13 @@ class Task(Section):
         return self.name.startswith(_PATH_STARTS) or self.name.endswith(_PATH_ENDS)
 
 
+# One kind for each form, so that an error names the key of the form that was written.
+TaskEntry = Annotated[
+    Annotated[Filled, Tag("text")] | Annotated[Task, Tag("task")],
+    Discriminator(lambda entry: "task" if isinstance(entry, Mapping | Task) else "text"),
+]
+
+
 class Perplexity(Section):
     """A text whose perplexity is reported by one of the field's conventions."""
 
@@ -83,7 +91,7 @@ class Evaluation(Section):
     """Measurements of the parent, the child and the finetuned child."""
 
     batch_size: int = Field(4, gt=0, description="Sequences per forward pass on held-out text.")
-    tasks: Annotated[tuple[Filled | Task, ...], Unique] = Field(
+    tasks: Annotated[tuple[TaskEntry, ...], Unique] = Field(
         (),
         description="Benchmarks: names of tasks of `task_archive` or else of lm-eval, and paths of files or folders of "
         "tasks (they begin with `/`, `./`, `../` or `~/`, or end with `/`, `.jsonl` or `.yaml`).",

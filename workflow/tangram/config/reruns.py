@@ -161,8 +161,8 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 # Changes that add, remove or move jobs, described in words.
 IN_WORDS = {
-    "scores.method": "the scores' jobs come or go, then the search; `score_screened` keeps exact scores from one job "
-    "to the next",
+    "scores.method": "the scores' jobs come or go, then the search; with `screened`, `score_screened` reruns for every "
+    "new variant, cost or target, and scores no piece exactly that an earlier job did",
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",

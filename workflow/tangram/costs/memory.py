@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tangram.models.layouts import layout_of
+
 
 def stored_tensors(module: nn.Module) -> list[torch.Tensor]:
     """Return a module's stored tensors; tied weights appear once."""
@@ -33,4 +35,5 @@ def kv_bytes_per_token(layer: Any) -> int:
     has the dtype of the residual stream, whatever the precision of the projections.
     """
     projections = [getattr(layer.self_attn, name, None) for name in ("k_proj", "v_proj")]
-    return sum(p.out_features * layer.input_layernorm.weight.element_size() for p in projections if p is not None)
+    norm = layout_of(layer).attention.norms[0]
+    return sum(p.out_features * getattr(layer, norm).weight.element_size() for p in projections if p is not None)

@@ -107,25 +107,30 @@ class Passes:
         and not timed.
         """
         layers = decoder_layers(model)
-        calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
-        recorder = layers[0].register_forward_pre_hook(
-            lambda _, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True
-        )
+        calls: list[tuple[torch.Tensor, list[dict[str, Any]]]] = []  # the first layer's input, every layer's arguments
+
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is layers[0]:
+                calls.append((args[0], []))
+            calls[-1][1].append(kwargs)
+
+        recorders = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
         advance(model, prompt)
         token, cache = advance(model, past)
         growing = fork(cache)
         for _ in range(steps):
             token, growing = advance(model, token, growing)
-        recorder.remove()
+        for recorder in recorders:
+            recorder.remove()
         prefill, _, *decode = calls
         empty = DynamicCache(config=model.config)
 
         @torch.inference_mode()
-        def run(recorded: list[tuple[torch.Tensor, dict[str, Any]]], past_key_values: Cache) -> torch.Tensor:
-            for inputs, kwargs in recorded:
-                hidden, arguments = inputs, {**kwargs, "past_key_values": past_key_values}
-                for layer in layers:
-                    hidden = layer(hidden, **arguments)
+        def run(recorded: list[tuple[torch.Tensor, list[dict[str, Any]]]], past_key_values: Cache) -> torch.Tensor:
+            for inputs, arguments in recorded:
+                hidden = inputs
+                for layer, kwargs in zip(layers, arguments, strict=True):
+                    hidden = layer(hidden, **{**kwargs, "past_key_values": past_key_values})
             return hidden
 
         return cls(lambda: run([prefill], fork(empty)), lambda: run(decode, fork(cache)), steps)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,17 @@ from tangram.models.quantized import LARGEST, Fp8Linear, Int8Linear, ScaledLinea
 PARENT, NO_OP = Parent.family, NoOp.family
 COPIES = (8, 96)  # smallest and largest number of layers in a stack
 HEAD_COPIES = 8  # largest number of LM heads
+PER_LAYER = ("layer_types", "no_rope_layers")  # attributes of configs that are lists with one entry per layer
 STACK_VOCABULARY = 8  # small, because a stack is timed without its embedding and LM head
+
+
+def proportional(values: Sequence[Any], number: int) -> list[Any]:
+    """Return a list of some length with the parent's shares of each value; the parent's list for its length.
+
+    A parent with several types of attention has one cost per variant, the mean over its layers.
+    """
+    ordered = values if number == len(values) else sorted(values)
+    return [ordered[(2 * i + 1) * len(values) // (2 * number)] for i in range(number)]
 
 
 def random_model(
@@ -57,8 +67,9 @@ def random_model(
     """
     parent_config, layers = read_config(parent), len(architecture.layers)
     sizes: dict[str, Any] = {"num_hidden_layers": layers}
-    if getattr(parent_config, "layer_types", None):
-        sizes["layer_types"] = parent_config.layer_types[:1] * layers
+    for name in PER_LAYER:
+        if values := getattr(parent_config, name, None):
+            sizes[name] = proportional(values, layers)
     if vocabulary is not None:
         sizes |= {"vocab_size": vocabulary, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
     config = heterogeneous_config(parent_config, architecture, sizes)

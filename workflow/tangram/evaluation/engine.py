@@ -9,9 +9,9 @@ import torch
 from tqdm import tqdm
 
 from tangram.blocks.base import PARENT
-from tangram.engines import DECILM
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ def name_of(path: str | Path) -> tuple[str, str, str]:
             ``engines/parent/{type}/model.gguf``.
     """
     parts = Path(path).absolute().parts
-    *_, target, solution, folder, _ = parts[:-1] if parts[-2] == DECILM else parts
+    *_, target, solution, folder, _ = parts if Path(path).suffix == ".gguf" else parts[:-1]
     return ("", "", f"{PARENT}@{folder}") if solution == PARENT else (target, solution, "finetuned")
 
 
@@ -52,7 +52,7 @@ def compare_in_engine(
     with Model(path) as model, torch.inference_mode():
         for ids, hidden in tqdm(list(zip(input_ids, final, strict=True)), desc=label, mininterval=5):
             logits = torch.from_numpy(model.logits([ids.tolist()], cache=F16, threads=threads)[0, :-1])
-            expected = parent.lm_head(parent.model.norm(hidden[:-1].to(parent.device))).cpu()
+            expected = logits_of(parent, parent.model.norm(hidden[:-1].to(parent.device))).cpu()
             for name, values in compare(logits, expected, ids[1:]).items():
                 parts.setdefault(name, []).append(values)
     return {name: torch.stack(values) for name, values in parts.items()}

@@ -25,6 +25,7 @@ from tangram.config import HubText, LocalText, Perplexity
 from tangram.corpus.documents import texts_of
 from tangram.corpus.framing import opened, opening
 from tangram.errors import TangramError
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +111,7 @@ def by_token(
         hidden = model.model(input_ids=ids[None, start:end], use_cache=False).last_hidden_state[0]
         predicting = hidden[first - 1 - start : end - 1 - start].split(HEAD_TOKENS)
         losses = [
-            torch.nn.functional.cross_entropy(model.lm_head(part).float(), targets, reduction="none").double()
+            torch.nn.functional.cross_entropy(logits_of(model, part).float(), targets, reduction="none").double()
             for part, targets in zip(predicting, ids[first:end].split(HEAD_TOKENS), strict=True)
         ]
         nats.append(torch.cat(losses).sum().cpu())

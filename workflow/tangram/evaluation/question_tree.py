@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from tangram.models.families import window_of
+from tangram.models.families import SLIDING, attention_types
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,13 +85,15 @@ def target_logits(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[torch.
     def padded(name: str, value: int) -> torch.Tensor:
         return pad_sequence([torch.tensor(getattr(t, name)) for t in trees], True, value).to(model.device)
 
-    positions = padded("positions", 0)
+    positions, branches = padded("positions", 0), padded("branches", PADDING)
+    windows = {kind: model.config.sliding_window if kind == SLIDING else None for kind in attention_types(model.config)}
+    masks = {kind: tree_mask(branches, positions, window, model.dtype) for kind, window in windows.items()}
     hidden = model.model(
         input_ids=padded("tokens", 0),
         position_ids=positions,
-        attention_mask=tree_mask(padded("branches", PADDING), positions, window_of(model.config), model.dtype),
+        attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
         use_cache=False,
     ).last_hidden_state
     rows = [row for row, tree in enumerate(trees) for _ in tree.readouts]
-    logits = model.lm_head(hidden[rows, [index for tree in trees for index in tree.readouts]]).float()
+    logits = logits_of(model, hidden[rows, [index for tree in trees for index in tree.readouts]]).float()
     return logits, torch.tensor([token for tree in trees for token in tree.targets], device=model.device)

@@ -25,7 +25,7 @@ from tangram.errors import TangramError
 from tangram.evaluation.classifiers import draw_per_class, linear_accuracy, nearest_neighbor_accuracy
 from tangram.metrics import standard_error_by_sequence
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,9 +96,8 @@ def embed_texts(
     for start in tqdm(range(0, len(order), batch_size), desc=label, mininterval=5):
         batch = order[start : start + batch_size]
         ids = torch.nn.utils.rnn.pad_sequence([tokens[i] for i in batch], batch_first=True).to(model.device)
-        hidden = model.model.embed_tokens(ids)
-        context = layer_context(model, hidden)
-        for layer in layers:
+        hidden = embed(model, ids)
+        for layer, context in zip(layers, layer_contexts(model, hidden)[: len(layers)], strict=True):
             hidden = layer(hidden, **context)
         for row, i in enumerate(batch):
             length = len(tokens[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from tangram.errors import TangramError
 from tangram.metrics import compare_in_chunks, standard_error_by_sequence
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +52,11 @@ def compare_on_text(
         else:
             hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         metrics = compare_in_chunks(
-            hidden.flatten(0, 1), parent_hidden.flatten(0, 1), model.lm_head, parent.lm_head, ids[:, 1:].flatten()
+            hidden.flatten(0, 1),
+            parent_hidden.flatten(0, 1),
+            partial(logits_of, model),
+            partial(logits_of, parent),
+            ids[:, 1:].flatten(),
         )
         if not (metrics["loss"].isfinite() & metrics["kl"].isfinite()).all():
             raise TangramError(f"{label}: the model's outputs are not finite; its weights are broken, rebuild it")

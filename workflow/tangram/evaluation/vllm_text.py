@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tangram import vllm
 from tangram.errors import TangramError
 from tangram.metrics import compare
+from tangram.models.forward import logits_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +77,7 @@ def compare_in_vllm(
     parts: dict[str, list[torch.Tensor]] = {}
     with torch.inference_mode():
         for ids, hidden, result in zip(chosen, final[:SEQUENCES], results, strict=True):
-            expected = parent.lm_head(parent.model.norm(hidden[:-1].to(parent.device))).cpu()
+            expected = logits_of(parent, parent.model.norm(hidden[:-1].to(parent.device))).cpu()
             for name, values in compare(result, expected, ids[1:]).items():
                 parts.setdefault(name, []).append(values)
     return {name: torch.stack(values) for name, values in parts.items()}

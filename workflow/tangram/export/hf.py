@@ -14,7 +14,7 @@ from tangram.errors import TangramError
 from tangram.export.folder import base_config, check_values, outer_tensors, write_folder
 from tangram.export.parts import LINEAR, VECTOR, Checkpoint
 from tangram.library.pieces import tensor_name
-from tangram.models.families import SUBBLOCK_NAMES
+from tangram.models.layouts import PRE_NORM
 
 MODELS = {
     "llama": "LlamaForCausalLM",
@@ -43,7 +43,7 @@ def write_hf(child: Checkpoint, output: str | Path, provenance: Mapping[str, str
             )
         present.add((part.layer, part.form))
         tensors |= {tensor_name(part.layer, part.form, name): tensor for name, tensor in part.tensors.items()}
-        tensors[f"model.layers.{part.layer}.{SUBBLOCK_NAMES[part.form][1]}.weight"] = part.norm
+        tensors[f"model.layers.{part.layer}.{getattr(PRE_NORM, part.form).before}.weight"] = part.norm
         if part.form == "ffn" and part.channels != shape.intermediate:
             layers[part.layer]["intermediate_size"] = part.channels
         if part.form == "attention" and child.heads(part) != shape.heads:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangram.blocks.base import CONFIG_NAME, KINDS
+from tangram.blocks.base import CONFIG_NAME, FORMATS, KINDS
 from tangram.child.assemble import load_weights
+from tangram.engines import FAMILIES, HF
 from tangram.errors import TangramError
 from tangram.library.pieces import tensor_name
-from tangram.models.families import SUBBLOCK_NAMES, Shape
+from tangram.models.families import CHILD_PREFIX, Shape
+from tangram.models.layouts import PRE_NORM
 from tangram.models.loading import check_files, config_of
 
 if TYPE_CHECKING:
@@ -98,10 +100,16 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint that Tangram wrote.
 
     Raises:
-        TangramError: it is missing or damaged, or a subblock consists of factors instead of matrices.
+        TangramError: it is missing or damaged, no format can express its family, or a subblock consists of factors
+            instead of matrices.
     """
     folder = Path(folder)
     config = config_of(folder)
+    if (family := config.model_type.removeprefix(CHILD_PREFIX)) not in FAMILIES[HF]:
+        raise TangramError(
+            f"{folder} is of family {family}, which none of the formats {', '.join(FORMATS)} can express; "
+            "run it in torch, and leave targets.*.export out"
+        )
     check_files(folder)
     state = load_weights(folder)
     shape = Shape.of(config)
@@ -148,7 +156,7 @@ def _parts_of(layer: int, config: Any, state: Tensors) -> Iterator[Part]:
             continue
         if name in getattr(config, "linear", []):
             form, tensors = LINEAR, _inside(f"{LINEAR_NAMES[kind]}.", tensors)
-        norm = state[f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][1]}.weight"]
+        norm = state[f"model.layers.{layer}.{getattr(PRE_NORM, kind).before}.weight"]
         yield Part(form, norm, tensors, precisions.get(name), kind, layer)
 
 

@@ -22,8 +22,9 @@ from tangram.blocks.moments import Moments, Part, accumulate
 from tangram.config import BlockDistillation, Pruning
 from tangram.errors import TangramError
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, decoder_layers, norm_before, subblock
-from tangram.models.forward import layer_context
+from tangram.models.families import Shape, decoder_layers, place_of, subblock
+from tangram.models.forward import layer_contexts
+from tangram.models.layouts import contribution_of, residual_multiplier, subblock_input
 from tangram.models.replace import replace_subblocks
 from tangram.training.loop import Checkpointing, TrainingPlan, steps_of, train
 from tangram.training.losses import normalized_mse, span_loss
@@ -63,11 +64,8 @@ class Piece:
 @torch.inference_mode()
 def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:
     """Return the residual stream between attention and FFN, ``(sequences, length, hidden)``."""
-    parts = []
-    for part in hidden.split(batch):
-        attention, _ = subblock(layer, "attention")(hidden_states=norm_before(layer, "attention")(part), **context)
-        parts.append(part + attention)
-    return torch.cat(parts)
+    place = place_of(layer, "attention")
+    return torch.cat([part + contribution_of(layer, place, part, **context) for part in hidden.split(batch)])
 
 
 class _LayerCalibration(Calibration):
@@ -83,6 +81,7 @@ class _LayerCalibration(Calibration):
             selection=problem.pruning.selection,
             pruning_ridge=problem.pruning.ridge,
             context=problem.context,
+            norm_after=place_of(problem.layer, kind).after is not None,
             measure=lambda: problem.measure(kind) if moments is None else moments,
             _problem=problem,
             _kind=kind,
@@ -93,18 +92,25 @@ class _LayerCalibration(Calibration):
         """See `Calibration`."""
         problem = self._problem
         before = problem.before(self._kind)[: problem.training]
-        norm = norm_before(problem.layer, self._kind)
+        place = place_of(problem.layer, self._kind)
         with torch.inference_mode():
-            normed = [norm(part) for part in before.split(problem.settings.batch_size)]
-        return torch.cat(normed).flatten(0, 1)
+            inputs = [subblock_input(problem.layer, place, part) for part in before.split(problem.settings.batch_size)]
+        return torch.cat(inputs).flatten(0, 1)
 
     @functools.cached_property
     def outputs(self) -> torch.Tensor:
         """See `Calibration`."""
         problem = self._problem
+        if self.norm_after:
+            sequences = self.inputs.unflatten(0, (problem.training, -1))
+            with torch.inference_mode():
+                parts = [problem.unnormed(self._kind, part) for part in sequences.split(problem.settings.batch_size)]
+            return torch.cat(parts).flatten(0, 1).float()
         after = problem.middle if self._kind == "attention" else problem.outputs
         outputs = after[: problem.training].to(torch.float32, copy=True)
         outputs -= problem.before(self._kind)[: problem.training]  # in place, because both hold a whole split
+        if (multiplier := residual_multiplier(problem.layer)) != 1:
+            outputs /= multiplier
         return outputs.flatten(0, 1)
 
 
@@ -162,7 +168,7 @@ class LayerDistillation:
         self.tokens, self.pruning = tokens, pruning or Pruning()
         self.model, self.index, self.settings = model, index, settings
         self.layer = materialize(decoder_layers(model)[index])
-        self.context = layer_context(model, inputs[:1])
+        self.context = layer_contexts(model, inputs[:1])[index]
         self.inputs, self.outputs = inputs, outputs
         held_out = max(1, round(settings.holdout_fraction * len(inputs)))
         self.training = len(inputs) - held_out
@@ -200,19 +206,26 @@ class LayerDistillation:
         """
         return _LayerCalibration(self, kind, moments)
 
+    def unnormed(self, kind: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the parent's attention or FFN alone, without a norm after it and a multiplier."""
+        module = subblock(self.layer, kind)
+        outputs: torch.Tensor = module(inputs) if kind == "ffn" else module(hidden_states=inputs, **self.context)[0]
+        return outputs
+
     @torch.no_grad()
     def measure(self, kind: str) -> Moments:
         """Return the moments of a subblock's activations on the training sequences, in one pass."""
         before = self.before(kind)
-        module, norm, weights = subblock(self.layer, kind), norm_before(self.layer, kind), self.weights
+        module, place, weights = subblock(self.layer, kind), place_of(self.layer, kind), self.weights
         last: Any = module.o_proj if kind == "attention" else module.down_proj
         inner: list[torch.Tensor] = []
 
         def parts() -> Iterator[Part]:
             per_part = max(1, MEASURED_TOKENS // before.shape[1])
             for sequences in torch.arange(self.training).split(per_part):
-                normed = norm(before[sequences])
-                result = module(hidden_states=normed, **self.context)[0] if kind == "attention" else module(normed)
+                normed = subblock_input(self.layer, place, before[sequences])
+                result = self.unnormed(kind, normed)
+                result = result if place.after is None else getattr(self.layer, place.after)(result)
                 yield (
                     normed.flatten(0, 1),
                     inner.pop().flatten(0, 1),
@@ -231,8 +244,9 @@ class LayerDistillation:
         if kind == "attention":
             return layer(self.inputs[sequences], **self.context)
         middle = self.middle[sequences]
-        ffn = subblock(layer, kind)
-        return middle if ffn is None else middle + ffn(norm_before(layer, kind)(middle))
+        return (
+            middle if subblock(layer, kind) is None else middle + contribution_of(layer, place_of(layer, kind), middle)
+        )
 
     def loss(self, layer: nn.Module, kind: str, sequences: torch.Tensor | slice) -> torch.Tensor:
         """Return the mean normalized loss of a layer with a replaced subblock."""

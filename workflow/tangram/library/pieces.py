@@ -22,7 +22,7 @@ def tensor_name(layer: int, kind: str, name: str) -> str:
 
     The head's tensors are ``lm_head.weight``, …, whatever the layer.
     """
-    return f"lm_head.{name}" if kind == HEAD else f"model.layers.{layer}.{SUBBLOCK_NAMES[kind][0]}.{name}"
+    return f"lm_head.{name}" if kind == HEAD else f"model.layers.{layer}.{SUBBLOCK_NAMES[kind]}.{name}"
 
 
 def read_piece(path: str | Path, layer: int, kind: str) -> dict[str, torch.Tensor]:

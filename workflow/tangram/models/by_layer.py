@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tangram.errors import TangramError
 from tangram.models.families import decoder_layers
-from tangram.models.loading import REMEDY, WEIGHTS, check_files, config_of, model_class, quieten
+from tangram.models.loading import REMEDY, WEIGHTS, attention_of, check_files, config_of, model_class, quieten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def meta_model(folder: str | Path, dtype: str) -> PreTrainedModel:
-    """Return a checkpoint's model on torch's `meta` device, without weights: sdpa attention, evaluation mode.
+    """Return a checkpoint's model on torch's `meta` device, without weights, in evaluation mode.
 
     Raises:
         TangramError: the checkpoint is missing or of an unknown family.
@@ -27,7 +27,7 @@ def meta_model(folder: str | Path, dtype: str) -> PreTrainedModel:
     quieten()
     with torch.device("meta"):
         model = model_class(config.model_type)._from_config(
-            config, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+            config, attn_implementation=attention_of(config), dtype=getattr(torch, dtype)
         )
     return model.eval()
 
@@ -60,6 +60,14 @@ def load_weights(module: nn.Module, prefix: str, folder: str | Path, device: str
         raise TangramError(f"{path} cannot be read ({error}); {REMEDY}") from error
 
 
+def rebuild_buffers(model: Any, device: str) -> None:
+    """Compute the buffers that no checkpoint holds: the rotary frequencies, and the factor of Gemma's embedding."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+    embedding = model.model.embed_tokens
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=device)
+
+
 def load_by_layer(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
     """Load a parent that holds one layer's weights at a time: running a layer loads it and drops the previous one.
 
@@ -73,7 +81,7 @@ def load_by_layer(folder: str | Path, dtype: str = "float32", device: str = "cpu
     model = meta_model(folder, dtype)
     load_weights(model, "", folder, device, skip=("model.layers.",))
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(device)
+    rebuild_buffers(model, device)
     loaded: list[nn.Module] = []  # at most one
 
     def materialize_only(layer: nn.Module, index: int) -> None:

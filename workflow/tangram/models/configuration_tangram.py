@@ -5,7 +5,18 @@ would load a child as the stock model and fill the missing tensors with random w
 an error that asks for `trust_remote_code=True`.
 """
 
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 
 def lacks_attention(skip: list[str], linear: list[str]) -> bool:
@@ -54,7 +65,47 @@ class TangramQwen3Config(HeterogeneousConfig, Qwen3Config):
     model_type = "tangram_qwen3"
 
 
+class TangramGraniteConfig(HeterogeneousConfig, GraniteConfig):
+    """Config of a heterogeneous Granite."""
+
+    model_type = "tangram_granite"
+
+
+class TangramOlmo2Config(HeterogeneousConfig, Olmo2Config):
+    """Config of a heterogeneous OLMo 2."""
+
+    model_type = "tangram_olmo2"
+
+
+class TangramSmolLM3Config(HeterogeneousConfig, SmolLM3Config):
+    """Config of a heterogeneous SmolLM3."""
+
+    model_type = "tangram_smollm3"
+
+
+class TangramGemma2Config(HeterogeneousConfig, Gemma2Config):
+    """Config of a heterogeneous Gemma 2."""
+
+    model_type = "tangram_gemma2"
+
+
+class TangramGemma3TextConfig(HeterogeneousConfig, Gemma3TextConfig):
+    """Config of a heterogeneous Gemma 3 for text."""
+
+    model_type = "tangram_gemma3_text"
+
+
 CONFIG_CLASSES = {
     config.model_type: config
-    for config in (TangramLlamaConfig, TangramMistralConfig, TangramQwen2Config, TangramQwen3Config)
+    for config in (
+        TangramLlamaConfig,
+        TangramMistralConfig,
+        TangramQwen2Config,
+        TangramQwen3Config,
+        TangramGraniteConfig,
+        TangramOlmo2Config,
+        TangramSmolLM3Config,
+        TangramGemma2Config,
+        TangramGemma3TextConfig,
+    )
 }

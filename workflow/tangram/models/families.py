@@ -1,8 +1,8 @@
 """Access to the layers, subblocks and sizes of a model, for all supported families.
 
-The families share transformers' decoder structure (`model.layers[i].self_attn`, `.mlp`, two norms), so the same
-functions serve all of them. Their differences (biases, q/k norms, tied heads, `head_dim`) are read from the config or
-from the modules.
+The families share transformers' decoder structure (`model.layers[i].self_attn`, `.mlp`), so the same functions serve
+all of them. Their differences are read from the config or from the modules: biases, q/k norms, tied heads, `head_dim`,
+the places of the norms (`layouts`), the types of attention and multipliers (`forward`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
+    from tangram.models.layouts import Place
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text")
+CONVERTED = ("phi3",)  # families of sources, which `parent.unfused` turns into supported ones, exactly
+# Attributes of configs with experts, and families whose names do not contain "moe".
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+OF_EXPERTS = ("mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "dbrx", "jamba", "llama4", "llama4_text")
+FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of attention without and with a window
 CHILD_PREFIX = "tangram_"  # prefix of the model type of a child that stock code cannot run
 
 
@@ -42,17 +49,15 @@ class Shape:
         """Read the sizes from a transformers config; a child's config gives its parent's sizes.
 
         Raises:
-            TangramError: the family is unknown, or mixes attention types over its layers.
+            TangramError: the family or a layer's type of attention is unknown.
         """
         family = config.model_type.removeprefix(CHILD_PREFIX)
         check_supported(family)
         config = copy.copy(config)
         config.per_layer_config = None  # else reading an attribute that differs per layer raises an error
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if len(kinds) > 1:
+        if unknown := set(attention_types(config)) - {FULL, SLIDING}:
             raise TangramError(
-                f"the parent mixes attention types over its layers ({', '.join(sorted(kinds))}); "
-                "only models with one type of attention are supported"
+                f"the parent has {', '.join(sorted(unknown))}; only full and sliding attention are supported"
             )
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -76,11 +81,20 @@ class Shape:
 
 def check_supported(model_type: str) -> None:
     """Raise a `TangramError` that names the supported families unless ``model_type`` is one of them."""
-    if model_type not in SUPPORTED:
+    if "moe" in model_type or model_type in OF_EXPERTS:
+        raise _of_experts(model_type)
+    if model_type not in (*SUPPORTED, *CONVERTED):
         raise TangramError(
-            f"model family '{model_type}' is not supported; supported: {', '.join(SUPPORTED)} "
-            "(add a family in workflow/tangram/models/families.py and workflow/tangram/models/modeling_tangram.py)"
+            f"model family '{model_type}' is not supported; supported: {', '.join((*SUPPORTED, *CONVERTED))} "
+            "(docs/adding-a-family.md shows how to add one)"
         )
+
+
+def _of_experts(model_type: str) -> TangramError:
+    return TangramError(
+        f"model family '{model_type}' has experts (MoE), which are not supported; take a dense parent: "
+        f"{', '.join((*SUPPORTED, *CONVERTED))}"
+    )
 
 
 def shape_of(folder: str | Path) -> Shape:
@@ -100,6 +114,8 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
     try:
         raw = dict(json.loads(path.read_text()))
         model_type = str(raw.get("model_type"))
+        if any(isinstance(raw.get(name), int) and raw[name] > 1 for name in EXPERTS):
+            raise _of_experts(model_type)
         check_supported(model_type.removeprefix(CHILD_PREFIX))
         if quantization := raw.get("quantization_config") or raw.get("compression_config"):
             method = dict(quantization).get("quant_method", "unknown method")
@@ -116,15 +132,21 @@ def read_config(folder: str | Path) -> PreTrainedConfig:
         raise TangramError(f"{path} is not a readable model config ({reason}); replace the checkpoint") from error
 
 
-def window_of(config: PreTrainedConfig) -> int | None:
-    """Return the sliding window of a model's attention in tokens, the current token included; None for full attention.
+def attention_types(config: PreTrainedConfig) -> list[str]:
+    """Return the type of every layer's attention, `FULL` or `SLIDING`.
 
     If a config has both `layer_types` and a window, `layer_types` decides.
     """
     types = getattr(config, "layer_types", None)
-    if types is not None and types[0] != "sliding_attention":
-        return None
-    return getattr(config, "sliding_window", None)
+    if types is None:
+        window = getattr(config, "sliding_window", None)
+        types = [FULL if window is None else SLIDING] * config.num_hidden_layers
+    return list(types)
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Return the sliding window in tokens, the current token included; None if no layer's attention has one."""
+    return config.sliding_window if SLIDING in attention_types(config) else None
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -132,17 +154,17 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return model.model.layers
 
 
+def place_of(layer: Any, kind: str) -> Place:
+    """Return the names of the modules of a layer's ``'attention'`` or ``'ffn'``."""
+    from tangram.models.layouts import layout_of
+
+    place: Place = getattr(layout_of(layer), kind)
+    return place
+
+
 def subblock(layer: Any, kind: str) -> nn.Module:
     """Return a layer's ``'attention'`` or ``'ffn'`` module."""
     return layer.self_attn if kind == "attention" else layer.mlp
 
 
-def norm_before(layer: Any, kind: str) -> nn.Module:
-    """Return the norm that feeds a layer's subblock."""
-    return layer.input_layernorm if kind == "attention" else layer.post_attention_layernorm
-
-
-SUBBLOCK_NAMES = {
-    "attention": ("self_attn", "input_layernorm"),
-    "ffn": ("mlp", "post_attention_layernorm"),
-}
+SUBBLOCK_NAMES = {"attention": "self_attn", "ffn": "mlp"}

@@ -46,6 +46,11 @@ def model_class(model_type: str) -> Any:
     return MODEL_CLASSES[model_type]
 
 
+def attention_of(config: PreTrainedConfig) -> str:
+    """Return transformers' implementation of attention: ``'sdpa'``, unless the family needs more (Gemma 2's caps)."""
+    return "sdpa" if model_class(config.model_type)._supports_sdpa else "eager"
+
+
 def config_of(folder: Path) -> PreTrainedConfig:
     """Read a checkpoint's config; raise if its `auto_map` names another class than `model_class` returns."""
     config = read_config(folder)
@@ -143,7 +148,7 @@ def _check_weights(folder: Path, model: PreTrainedModel, info: Mapping[str, Any]
 
 
 def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """Load a parent or a child for inference: evaluation mode, sdpa attention, all weights checked, in aligned memory.
+    """Load a parent or a child for inference: evaluation mode, fast attention, all weights checked, in aligned memory.
 
     Args:
         folder: a checkpoint in the Hugging Face layout.
@@ -166,7 +171,7 @@ def load_model(folder: str | Path, dtype: str = "float32", device: str = "cpu") 
             folder,
             config=config,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(config),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # _check_weights reports them in one line
             output_loading_info=True,

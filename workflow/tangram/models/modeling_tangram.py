@@ -20,24 +20,40 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
+    Olmo2ForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
 )
+from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.granite.modeling_granite import GraniteDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer
 
 from .configuration_tangram import (
+    TangramGemma2Config,
+    TangramGemma3TextConfig,
+    TangramGraniteConfig,
     TangramLlamaConfig,
     TangramMistralConfig,
+    TangramOlmo2Config,
     TangramQwen2Config,
     TangramQwen3Config,
+    TangramSmolLM3Config,
 )
+from .layouts import contribution_of, layout_of, subblock_input, subblock_output
 from .operators import replace_projections, separate_factors
 from .packed import pack
 from .quantized import set_precision, with_precision
@@ -101,8 +117,6 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
     class HeterogeneousDecoderLayer(layer_class):  # type: ignore[misc, valid-type]
         self_attn: Any
         mlp: Any
-        input_layernorm: Any
-        post_attention_layernorm: Any
 
         def __init__(self, config: PreTrainedConfig, layer_idx: int):
             super().__init__(config, layer_idx)
@@ -113,9 +127,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             if "mlp" in linear:
                 self.mlp = LinearMLP(config.hidden_size, "mlp=unbiased" not in linear)
             if "attention=constant" in linear:
-                self.input_layernorm, self.self_attn = nn.Identity(), ConstantAttention(config.hidden_size)
+                self.self_attn = ConstantAttention(config.hidden_size)
             if "mlp=constant" in linear:
-                self.post_attention_layernorm, self.mlp = nn.Identity(), ConstantMLP(config.hidden_size)
+                self.mlp = ConstantMLP(config.hidden_size)
             for entry in getattr(config, "structured", []):
                 kind, _, variant = entry.partition("=")
                 replace_projections(self.self_attn if kind == "attention" else self.mlp, variant)
@@ -124,21 +138,28 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
                 subblock = self.self_attn if kind == "attention" else self.mlp
                 separate_factors(subblock)
                 set_precision(subblock, precision)
-            # A skipped subblock has no norm either; the residual stays.
-            if "attention" in skip:
-                self.input_layernorm = self.self_attn = None
-            if "mlp" in skip:
-                self.post_attention_layernorm = self.mlp = None
+            for name, place in zip(("attention", "mlp"), layout_of(self), strict=True):
+                # A linear map has no norm after it, as it is fitted to the normed output; a vector has no norms.
+                for norm in place.norms if name in linear else ():
+                    if norm == place.after or f"{name}=constant" in linear:
+                        setattr(self, norm, nn.Identity())
+                # A skipped subblock has no norms either; the residual stays.
+                for module in (place.module, *place.norms) if name in skip else ():
+                    setattr(self, module, None)
 
         def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            if self.window is None and self.self_attn is not None and self.mlp is not None:
+                stock: torch.Tensor = super().forward(hidden_states, **kwargs)
+                return stock
+            attention, ffn = layout_of(self)
             if self.window is not None:
-                normed = self.input_layernorm(hidden_states)
-                hidden_states = hidden_states + attend_to_window(self.self_attn, self.window, normed, **kwargs)
+                inputs = subblock_input(self, attention, hidden_states)
+                outputs = attend_to_window(self.self_attn, self.window, inputs, **kwargs)
+                hidden_states = hidden_states + subblock_output(self, attention, outputs)
             elif self.self_attn is not None:
-                attention, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-                hidden_states = hidden_states + attention
+                hidden_states = hidden_states + contribution_of(self, attention, hidden_states, **kwargs)
             if self.mlp is not None:
-                hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+                hidden_states = hidden_states + contribution_of(self, ffn, hidden_states)
             return hidden_states
 
     HeterogeneousDecoderLayer.__name__ = HeterogeneousDecoderLayer.__qualname__ = f"Tangram{layer_class.__name__}"
@@ -212,6 +233,41 @@ class TangramQwen3ForCausalLM(HeterogeneousMixin, Qwen3ForCausalLM):
     layer_class = Qwen3DecoderLayer
 
 
+class TangramGraniteForCausalLM(HeterogeneousMixin, GraniteForCausalLM):
+    """A heterogeneous Granite."""
+
+    config_class = TangramGraniteConfig
+    layer_class = GraniteDecoderLayer
+
+
+class TangramOlmo2ForCausalLM(HeterogeneousMixin, Olmo2ForCausalLM):
+    """A heterogeneous OLMo 2."""
+
+    config_class = TangramOlmo2Config
+    layer_class = Olmo2DecoderLayer
+
+
+class TangramSmolLM3ForCausalLM(HeterogeneousMixin, SmolLM3ForCausalLM):
+    """A heterogeneous SmolLM3."""
+
+    config_class = TangramSmolLM3Config
+    layer_class = SmolLM3DecoderLayer
+
+
+class TangramGemma2ForCausalLM(HeterogeneousMixin, Gemma2ForCausalLM):
+    """A heterogeneous Gemma 2."""
+
+    config_class = TangramGemma2Config
+    layer_class = Gemma2DecoderLayer
+
+
+class TangramGemma3ForCausalLM(HeterogeneousMixin, Gemma3ForCausalLM):
+    """A heterogeneous Gemma 3 for text."""
+
+    config_class = TangramGemma3TextConfig
+    layer_class = Gemma3DecoderLayer
+
+
 MODEL_CLASSES = {
     model.config_class.model_type: model
     for model in (
@@ -219,5 +275,10 @@ MODEL_CLASSES = {
         TangramMistralForCausalLM,
         TangramQwen2ForCausalLM,
         TangramQwen3ForCausalLM,
+        TangramGraniteForCausalLM,
+        TangramOlmo2ForCausalLM,
+        TangramSmolLM3ForCausalLM,
+        TangramGemma2ForCausalLM,
+        TangramGemma3ForCausalLM,
     )
 }

@@ -17,19 +17,25 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
+from transformers.models.gemma3.modeling_gemma3 import Gemma3MLP
+from transformers.models.granite.modeling_granite import GraniteAttention, GraniteMLP, GraniteRMSNorm
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralAttention, MistralMLP, MistralRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2MLP, Olmo2RMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention, SmolLM3MLP, SmolLM3RMSNorm
 
+from .layouts import layout_of
 from .packed_attention import PackedAttention, Rotation, neighbors
 from .quantized import ZERO_POINT, BFloat16Linear, Fp8Linear, Int8Linear, ScaledLinear, round_tokens
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Attention, FFNs and norms that the classes of this file and of `packed_attention` compute; others stay as they are.
-ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention)
-FFNS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
-NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+ATTENTIONS = (LlamaAttention, MistralAttention, Qwen2Attention, GraniteAttention, SmolLM3Attention)
+FFNS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP, GraniteMLP, Olmo2MLP, SmolLM3MLP, Gemma2MLP, Gemma3MLP)
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, GraniteRMSNorm, Olmo2RMSNorm, SmolLM3RMSNorm)
 PACKABLE = (nn.Linear, BFloat16Linear, Int8Linear, Fp8Linear)
 
 Kernel: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (tokens, in) to (tokens, out), without the bias
@@ -214,11 +220,12 @@ def pack(model: Any) -> Any:
     """
     rotation = Rotation()
     for layer in model.model.layers:
-        for norm, subblock in (("input_layernorm", "self_attn"), ("post_attention_layernorm", "mlp")):
-            if getattr(layer, subblock) is not None:
-                _absorb_smoothing(getattr(layer, norm), getattr(layer, subblock))
-                setattr(layer, norm, _packed_norm(getattr(layer, norm)))
-                setattr(layer, subblock, _packed_subblock(getattr(layer, subblock), rotation))
+        for place in layout_of(layer):
+            if (subblock := getattr(layer, place.module)) is not None:
+                _absorb_smoothing(getattr(layer, place.before) if place.before else None, subblock)
+                for norm in place.norms:
+                    setattr(layer, norm, _packed_norm(getattr(layer, norm)))
+                setattr(layer, place.module, _packed_subblock(subblock, rotation))
     model.model.norm = _packed_norm(model.model.norm)
     if _joinable([model.lm_head]):
         model.lm_head = PackedLinear([model.lm_head])
@@ -227,7 +234,7 @@ def pack(model: Any) -> Any:
 
 def _absorb_smoothing(norm: Any, subblock: Any) -> None:
     """Move the smoothing factors of layers of 8 bits into the norm, or the up projection, that gives their input."""
-    for names in (*SAME_INPUT, ("linear_attn",), ("linear_mlp",)):
+    for names in (*SAME_INPUT, ("linear_attn",), ("linear_mlp",)) if type(norm) in NORMS else ():
         layers: list[Any] = [getattr(subblock, name, None) for name in names]
         if all(isinstance(layer, ScaledLinear) for layer in layers) and _joinable(layers):
             norm.weight.mul_(layers[0].smooth)
@@ -280,7 +287,7 @@ def _packed_ffn(subblock: Any) -> nn.Module | None:
 
 def _packed_attention(subblock: Any, rotation: Rotation) -> nn.Module | None:
     """Return fast attention; None for classes that may compute something else, or for structured projections."""
-    if type(subblock) not in ATTENTIONS:
+    if type(subblock) not in ATTENTIONS or not getattr(subblock, "use_rope", True):
         return None
     layers: list[Any] = [getattr(subblock, name) for name in (*SAME_INPUT[0], "o_proj")]
     if not _joinable(layers[:3]) or not _joinable(layers[3:]):

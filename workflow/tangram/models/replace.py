@@ -48,7 +48,7 @@ def replace_subblocks(
     expected = replaced.state_dict()
     state = {name: tensor for name, tensor in layer.state_dict().items() if name in expected}
     for kind, weights in tensors.items():
-        prefix = f"{SUBBLOCK_NAMES[kind][0]}."
+        prefix = f"{SUBBLOCK_NAMES[kind]}."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
         state |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     replaced.load_state_dict(state)

@@ -17,10 +17,12 @@ from tangram.archives import fetch_archive, read_members
 from tangram.config import GgufParent, HubParent, LocalParent, Parent
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_text
+from tangram.models.by_layer import rebuild_buffers
 from tangram.models.families import CHILD_PREFIX, Shape
 from tangram.models.loading import WEIGHTS, load_model, load_tokenizer, quieten, shard_names
 from tangram.parent.fidelity import check_fidelity, comparison_tokens, stock_logits
 from tangram.parent.gguf_metadata import Metadata
+from tangram.parent.unfused import unfused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,20 +174,28 @@ def fetch(parent: Parent, output: str | Path, dtype: str, provenance: Mapping[st
                 origin["commit"] = path.name  # the snapshot's folder is named after the commit
         _check_numbers(parent, Shape.of(model.config))
         _settle_head(model)
+        source_type = model.config.model_type
         model.config.__dict__.pop("auto_map", None)  # the code that it names is not copied
         parameters = model.num_parameters()
         for weight in model.parameters():  # but no buffers: rotary frequencies keep their precision
             weight.data = weight.data.to(getattr(torch, dtype))
         model.config.dtype = getattr(torch, dtype)
+        written = unfused(model)
+        if (written_type := written.config.model_type) != source_type:
+            origin["weights"] += f"; fused matrices split, as {written_type} instead of {source_type}"
+        config = written.config
         try:
-            model.save_pretrained(folder, max_shard_size="100TB")
+            written.save_pretrained(folder, max_shard_size="100TB")
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:
             raise OSError(28, str(error), folder) from error
         (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors writes files for the owner only
         _check_tokenizer(folder, tokenizer)
-        config, tokens = model.config, comparison_tokens(model.config, parameters)
-        reference = stock_logits(model.float(), tokens)
+        tokens = comparison_tokens(config, parameters)
+        del written
+        model = model.float()
+        rebuild_buffers(model, "cpu")  # the factor of Gemma's embedding was rounded to the dtype
+        reference = stock_logits(model, tokens)
         del model  # so that at most one model is in memory
         check_fidelity(folder, config, tokens, reference)
         facts = origin | {

@@ -20,6 +20,7 @@ from tangram.errors import TangramError
 from tangram.evaluation.question_tree import Tree, target_logits
 from tangram.models.by_layer import load_by_layer
 from tangram.models.families import decoder_layers, window_of
+from tangram.models.forward import logits_of
 from tangram.models.loading import load_model, model_class
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def stock_logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 def layer_by_layer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits of a layer-by-layer pass, as in the capture of activations."""
     hidden = StreamedActivations(model, tokens, SEQUENCES).hidden(len(decoder_layers(model)))
-    return model.lm_head(model.model.norm(hidden))
+    return logits_of(model, model.model.norm(hidden))
 
 
 def behind_a_cache(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.samples import Samples, by_model, counted, task_rows
+from tangram.search.objective import with_estimates
 from tangram.search.solutions import load_solutions
 from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, TRIALS, read_table
 
@@ -374,7 +375,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     return Results(
         folder=folder,
         settings=settings or _discover(folder, speeds, architectures),
-        scores=_read(folder / "scores.parquet", SCORES),
+        scores=with_estimates(_read(folder / "scores.parquet", SCORES)),
         costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
         calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),

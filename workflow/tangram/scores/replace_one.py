@@ -16,7 +16,7 @@ from tangram.library.pieces import State
 from tangram.metrics import compare_states, standard_error_by_sequence
 from tangram.models.by_layer import materialize
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts, logits_of
 from tangram.models.replace import replace_head, replace_subblocks
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ReplaceOne:
         with torch.inference_mode():
             final = activations.hidden(len(decoder_layers(model)))
             self._parent_states = [self._states(batch) for batch in final.split(batch_size)]
-            self._parent_logits = [model.lm_head(states) for states in self._parent_states]
+            self._parent_logits = [logits_of(model, states) for states in self._parent_states]
 
     def _states(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the normed last hidden states at the scored positions, ``(tokens, hidden)``."""
@@ -70,11 +70,9 @@ class ReplaceOne:
         """
         later = list(decoder_layers(self._model))[index + 1 :]
         batches = list(self._activations.hidden(index).split(self._batch_size))
-        context = layer_context(self._model, batches[0][:1])
-        for module in (
-            layer,
-            *later,
-        ):  # all batches layer by layer, so that one layer's weights are in memory at a time
+        contexts = layer_contexts(self._model, batches[0][:1])[index:]
+        # All batches layer by layer, so that one layer's weights are in memory at a time.
+        for module, context in zip((layer, *later), contexts, strict=True):
             batches = [module(hidden, **context) for hidden in batches]
         return self._compare(batches)
 
@@ -107,7 +105,7 @@ class ReplaceOne:
             batches, self._parent_states, self._parent_logits, self._labels.split(self._batch_size), strict=True
         ):
             sequences, states = len(hidden), self._states(hidden)
-            logits = (head or self._model.lm_head)(states)
+            logits = logits_of(self._model, states, head)
             metrics = compare_states(states, parent_states, logits, parent_logits, labels.flatten())
             for name, values in metrics.items():
                 parts.setdefault(name, []).append(values.unflatten(0, (sequences, -1)))

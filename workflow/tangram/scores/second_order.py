@@ -26,7 +26,7 @@ from tangram.library.pieces import Library, State
 from tangram.metrics import standard_error_by_sequence
 from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import layer_contexts, logits_of
 from tangram.models.replace import replace_subblocks
 from tangram.scores.replace_one import Row
 from tangram.search.objective import SCREENED
@@ -75,7 +75,7 @@ def label_gradients(
     for chunk in hidden.flatten(0, 1).split(CHUNK):
         with torch.enable_grad():
             states = chunk.detach().clone().requires_grad_()
-            logits = model.lm_head(model.model.norm(states[None])[0]).float()
+            logits = logits_of(model, model.model.norm(states[None])[0]).float()
         probabilities = logits.detach().softmax(-1)
         uniform = torch.rand(len(chunk), samples, generator=generator, dtype=torch.float64).to(hidden.device)
         totals = probabilities.double().cumsum(-1)
@@ -120,7 +120,7 @@ class SecondOrder:
         }
         for layer in reversed(range(len(decoder_layers(self._model)))):
             inputs = list(self._activations.hidden(layer).split(self._batch_size))
-            context = layer_context(self._model, inputs[0][:1])
+            context = layer_contexts(self._model, inputs[0][:1])[layer]
             halves: dict[str, nn.Module] = {kind: half_layer(self._model, layer, kind, {}, None) for kind in KINDS}
             with torch.no_grad():
                 middle = [halves["attention"](hidden, **context) for hidden in inputs]

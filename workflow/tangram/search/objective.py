@@ -29,7 +29,7 @@ def weights_of(objective: str | Mapping[str, float]) -> dict[str, float]:
 def weighted_scores(scores: pd.DataFrame, objective: str | Mapping[str, float]) -> pd.DataFrame:
     """Return one score per piece: the sum of its metrics, each times its weight.
 
-    Screening leaves most pieces without `kl`; these have the estimate of the same quantity instead.
+    Pieces that screening left without `kl` have the estimate of it instead.
 
     Args:
         scores: rows of `tables.SCORES`.
@@ -41,14 +41,11 @@ def weighted_scores(scores: pd.DataFrame, objective: str | Mapping[str, float]) 
     Raises:
         TangramError: a metric is missing, of all pieces or of some.
     """
-    weights = weights_of(objective)
-    if SCREENED in set(scores["metric"]):
-        estimated = scores[scores["metric"] == SCREENED].assign(metric="kl")
-        scores = _first_of_piece(scores[scores["metric"] != SCREENED], estimated)
+    weights, scores = weights_of(objective), with_estimates(scores)
     rows = scores[scores["metric"].isin(list(weights))]
     for metric in weights:
         if metric not in set(rows["metric"]):
-            measured = sorted(set(scores["metric"]))
+            measured = sorted({*scores["metric"]} - {SCREENED})
             raise TangramError(f"scores hold no metric '{metric}' (search.objective), only {measured}")
     copies = rows.groupby([*_PIECE, "metric"]).cumcount()  # more than one is the caller's error
     groups = [rows[name] for name in _PIECE] + [copies]
@@ -61,11 +58,12 @@ def weighted_scores(scores: pd.DataFrame, objective: str | Mapping[str, float]) 
     return weighted.rename("value").groupby(groups).sum(min_count=len(weights)).reset_index(_PIECE)
 
 
-def _first_of_piece(measured: pd.DataFrame, estimated: pd.DataFrame) -> pd.DataFrame:
-    """Return the measured rows, and the estimated ones of pieces and metrics that were not measured."""
+def with_estimates(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of `tables.SCORES` in which the pieces without `kl` have the estimate of screening."""
     import pandas as pd
 
     keys = [*_PIECE, "metric"]
-    known = set(measured[keys].itertuples(index=False, name=None))
+    known = set(scores[keys].itertuples(index=False, name=None))
+    estimated = scores[scores["metric"] == SCREENED].assign(metric="kl")
     unknown = [key not in known for key in estimated[keys].itertuples(index=False, name=None)]
-    return pd.concat([measured, estimated[unknown]], ignore_index=True)
+    return pd.concat([scores, estimated[unknown]], ignore_index=True) if any(unknown) else scores

@@ -19,7 +19,7 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.library.pieces import Library
 from tangram.metrics import compare_states
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.scores.replace_one import scored_positions
 from tangram.search.objective import weights_of
 from tangram.selection.candidates import child_head, child_layer, not_finite
@@ -64,7 +64,7 @@ class AssembledScores:
         self._parent: Layers = (LayerChoice(),) * len(decoder_layers(model))
         self._heads = dict[str, "nn.Module"]()
         with torch.inference_mode():
-            self._context = layer_context(model, model.model.embed_tokens(input_ids[:1].to(model.device)))
+            self._contexts = layer_contexts(model, embed(model, input_ids[:1].to(model.device)))
 
     @torch.inference_mode()
     def look(self, architectures: Sequence[Architecture], sequences: Sequence[int] | None = None) -> np.ndarray:
@@ -90,11 +90,11 @@ class AssembledScores:
         for start in range(0, len(rows), self._batch_size):
             part = slice(start, start + self._batch_size)
             parent_states = self._states(finals[self._parent][part])
-            parent_logits = self._model.lm_head(parent_states)
+            parent_logits = logits_of(self._model, parent_states)
             labels = self._labels[rows[part]].flatten().to(parent_logits.device)
             for child, architecture in enumerate(architectures):
                 states = self._states(finals[architecture.layers][part])
-                logits = self._head(architecture.head)(states)
+                logits = logits_of(self._model, states, self._head(architecture.head))
                 metrics = compare_states(states, parent_states, logits, parent_logits, labels)
                 terms = [weight * metrics[name].double() for name, weight in self._weights.items()]
                 by_sequence = torch.stack(terms).sum(0).unflatten(0, (len(rows[part]), -1)).mean(1)
@@ -124,7 +124,7 @@ class AssembledScores:
                 layer = child_layer(self._model, depth, choice, self._library)
                 for prefix in group:
                     hidden = states[prefix[:-1]] if prefix[:-1] in states else inputs[depth]
-                    batches = [layer(batch, **self._context) for batch in hidden.split(self._batch_size)]
+                    batches = [layer(batch, **self._contexts[depth]) for batch in hidden.split(self._batch_size)]
                     following[prefix] = torch.cat(batches)
                     self.layers_run += len(rows)
             states = following

@@ -22,7 +22,7 @@ from tangram.files import atomic_path
 from tangram.library.pieces import Library
 from tangram.metrics import compare
 from tangram.models.families import Shape, decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.models.replace import replace_head, replace_subblocks
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class CandidateScores:
         self._heads = {variant: child_head(model, variant, library) for variant in {a.head for a in architectures}}
         self._cache, self._identity, self._seconds = cache, identity, checkpoint_seconds
         with torch.inference_mode():
-            self._context = layer_context(model, model.model.embed_tokens(prompts[:1].to(model.device)))
+            self._contexts = layer_contexts(model, embed(model, prompts[:1].to(model.device)))
         self._saved = time.monotonic()
         if cache is not None and cache.exists():
             self._restore(cache)
@@ -146,14 +146,14 @@ class CandidateScores:
         ids = self._tokens[torch.from_numpy(prompts)].to(self._model.device)
         parent = (LayerChoice(),) * len(decoder_layers(self._model))
         paths = {-1: parent, **{int(arm): self._architectures[int(arm)].layers for arm in arms}}
-        finals = self._final_states(self._model.model.embed_tokens(ids), 0, paths)
+        finals = self._final_states(embed(self._model, ids), 0, paths)
         norm = self._model.model.norm
         hidden = {arm: norm(final[:, :-1]).flatten(0, 1).split(CHUNK) for arm, final in finals.items()}
         scores: dict[int, list[torch.Tensor]] = {arm: [] for arm in hidden if arm >= 0}
         for index, labels in enumerate(ids[:, 1:].flatten().split(CHUNK)):
-            parent_logits = self._model.lm_head(hidden[-1][index])
+            parent_logits = logits_of(self._model, hidden[-1][index])
             for arm, parts in scores.items():
-                logits = self._head(arm)(hidden[arm][index])
+                logits = logits_of(self._model, hidden[arm][index], self._head(arm))
                 parts.append(compare(logits, parent_logits, labels)[METRICS[self._metric]])
         return {arm: torch.cat(parts).unflatten(0, (len(ids), -1)).double().mean(1) for arm, parts in scores.items()}
 
@@ -169,7 +169,8 @@ class CandidateScores:
         finals = dict[int, torch.Tensor]()
         for choice, group in groups.items():
             self.layers_run, self.layers_asked = self.layers_run + 1, self.layers_asked + len(group)
-            finals |= self._final_states(self._layer(depth, choice)(hidden, **self._context), depth + 1, group)
+            after = self._layer(depth, choice)(hidden, **self._contexts[depth])
+            finals |= self._final_states(after, depth + 1, group)
         return finals
 
     def _layer(self, depth: int, choice: LayerChoice) -> nn.Module:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from tangram.blocks.architecture import Architecture
 from tangram.library.pieces import Library
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_context
+from tangram.models.forward import embed, layer_contexts, logits_of
 from tangram.selection.candidates import CHUNK, CandidateScores, not_finite
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ class JudgedScores(CandidateScores):
         )
         with torch.inference_mode():
             ids = prompts.new_zeros(1, prompts.shape[1] + continuation_tokens).to(model.device)
-            self._full_context = layer_context(model, model.model.embed_tokens(ids))
-            if self._full_context["attention_mask"] is None:  # SDPA's implicit causal mask is wrong after a cache
-                causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=model.device).tril()
-                self._full_context["attention_mask"] = causal[None, None]
+            self._full_contexts = layer_contexts(model, embed(model, ids))
+            causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=model.device).tril()
+            for context in self._full_contexts:
+                if context["attention_mask"] is None:  # SDPA's implicit causal mask is wrong after a cache
+                    context["attention_mask"] = causal[None, None]
 
     def _measure(self, arms: np.ndarray, prompts: np.ndarray) -> dict[int, torch.Tensor]:
         """Return the parent's scores of each arm's continuations, ``(prompts,)``."""
@@ -83,7 +84,9 @@ class JudgedScores(CandidateScores):
             inputs = torch.cat([ids[:, -1:], continuation[:, :-1]], dim=1)
             hidden = self._advance(judge, inputs, copy.deepcopy(prompt_cache), ids.shape[1] - 1)
             parts = zip(hidden.flatten(0, 1).split(CHUNK), continuation.flatten().split(CHUNK), strict=True)
-            losses = [functional.cross_entropy(self._model.lm_head(h).float(), t, reduction="none") for h, t in parts]
+            losses = [
+                functional.cross_entropy(logits_of(self._model, h).float(), t, reduction="none") for h, t in parts
+            ]
             scores[arm] = torch.cat(losses).unflatten(0, continuation.shape).double().mean(1)
         return scores
 
@@ -96,19 +99,20 @@ class JudgedScores(CandidateScores):
             if not hidden.isfinite().all():
                 raise not_finite(arm)
             past += next_ids.shape[1]
-            next_ids = self._head(arm)(hidden[:, -1:]).argmax(-1)
+            next_ids = logits_of(self._model, hidden[:, -1:], self._head(arm)).argmax(-1)
             steps.append(next_ids)
         return torch.cat(steps, dim=1)
 
     def _advance(self, layers: Iterable[nn.Module], ids: torch.Tensor, cache: DynamicCache, past: int) -> torch.Tensor:
         """Run tokens ``(prompts, n)`` that follow ``past`` cached ones; return their final states, normed."""
-        hidden, span = self._model.model.embed_tokens(ids), slice(past, past + ids.shape[1])
-        mask, (cos, sin) = self._full_context["attention_mask"], self._full_context["position_embeddings"]
-        context = {
-            "attention_mask": mask[..., span, : span.stop],
-            "position_ids": self._full_context["position_ids"][:, span],
-            "position_embeddings": (cos[:, span], sin[:, span]),
-        }
-        for layer in layers:
-            hidden = layer(hidden, past_key_values=cache, **context)
+        hidden, span = embed(self._model, ids), slice(past, past + ids.shape[1])
+        for layer, full in zip(layers, self._full_contexts, strict=True):
+            cos, sin = full["position_embeddings"]
+            hidden = layer(
+                hidden,
+                past_key_values=cache,
+                attention_mask=full["attention_mask"][..., span, : span.stop],
+                position_ids=full["position_ids"][:, span],
+                position_embeddings=(cos[:, span], sin[:, span]),
+            )
         return self._model.model.norm(hidden)

@@ -9,6 +9,7 @@ from tangram.blocks import KINDS, Block, get_block
 from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
 from tangram.config import SPLITS, Config, Split
 from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, VLLM, timed
+from tangram.tools.rates import RATES, Rates, Stage
 from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
 
 FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
@@ -26,59 +27,6 @@ def trained_bytes(parameters: float, element: int) -> float:
     A pass computes with weights rounded to the run's dtype, and holds them until their gradients are computed.
     """
     return parameters * (MASTER_BYTES + (element if element < 4 else 0))
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Rates of one device.
-
-    Attributes:
-        flops: effective operations per second in large matrix products.
-        decode_bytes: bytes of weights read per second in generation.
-        disk_bytes: bytes read or written per second on the shared file system.
-        startup: seconds of a job's startup: interpreter, imports, CUDA.
-    """
-
-    flops: float
-    decode_bytes: float
-    disk_bytes: float
-    startup: float
-
-
-RATES = {
-    # One core of a desktop or cloud CPU with AVX2, float32.
-    "cpu": Rates(flops=4.5e10, decode_bytes=8e9, disk_bytes=5e8, startup=6),
-    # One H100 in bfloat16: 40 % of 989 TFLOP/s dense, 60 % of 3.35 TB/s.
-    "cuda": Rates(flops=4e14, decode_bytes=2e12, disk_bytes=2e9, startup=30),
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One rule's jobs.
-
-    Attributes:
-        rule: name of the rule.
-        jobs: number of jobs.
-        devices: GPUs (or CPU cores) per job.
-        seconds: seconds per job.
-        device_bytes: memory of one job on each of its devices.
-        disk_bytes: size of all outputs.
-        measured: mean seconds per job in a finished run, or None.
-    """
-
-    rule: str
-    jobs: int
-    devices: int
-    seconds: float
-    device_bytes: float
-    disk_bytes: float
-    measured: float | None = None
-
-    @property
-    def device_hours(self) -> float:
-        """Sum of hours times devices over all jobs."""
-        return self.jobs * self.devices * self.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -264,7 +212,7 @@ class Work:
             frozen = sizes.ffn if piece.kind == "attention" else 0  # the parent's FFN, forward and backward
             passes = trained * bld.epochs if piece.trainable else 0
             local = passes * (TRAINING * weights + 2 * FORWARD * frozen)
-            local += tokens * FORWARD * 2 * sizes.layer
+            local += tokens * FORWARD * (2 * sizes.layer + piece.operations_to_fit())
             # Matrices of the moments' size in float64, or normed inputs and differences in float32.
             width = sizes.inner if piece.kind == "ffn" and piece.pruned else sizes.hidden
             fitting = 4 * 8 * width**2 if piece.uses_moments else (element + 4) * stream_numbers
@@ -298,10 +246,10 @@ class Work:
         if scores.method == "screened":
             local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
             backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
-            contenders = CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
-            estimates = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2
+            exact *= CONTENDERS * sizes.layers * len(self.config.targets) + len(self.config.library.variants(HEAD))
+            seconds = backward + sizes.layers * local / self.rates.flops + before * sizes.layers / 2 + exact
             memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
-            yield Stage("score_screened", 1, 1, self.loading + estimates + contenders * exact, memory, 0)
+            yield Stage("score_screened", 1, 1, self.loading + seconds, memory, 0)
             return
         for piece in pieces:
             layers = self.layers_of(piece.kind)
@@ -344,14 +292,8 @@ class Work:
         else:
             count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
             seconds += count * step / self.rates.flops / devices
-        yield Stage(
-            "finetune_child",
-            self.children,
-            devices,
-            seconds,
-            self._finetune_bytes(parts),
-            self.children * self.model_bytes,
-        )
+        memory, disk = self._finetune_bytes(parts), self.children * self.model_bytes
+        yield Stage("finetune_child", self.children, devices, seconds, memory, disk)
 
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""

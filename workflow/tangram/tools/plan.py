@@ -18,14 +18,14 @@ import typer
 from tangram.cli import run
 from tangram.config import load
 from tangram.errors import TangramError
-from tangram.tools.estimate import RATES, Stage, stages
+from tangram.tools.estimate import stages
+from tangram.tools.rates import RATES, Stage
 
 # Rules whose memory is a device's; that of the others is the node's.
 ON_DEVICE = {
-    *("build_corpus", "capture_activations", "measure_moments", "distill_blocks", "quantize_blocks"),
-    *("score_blocks", "score_screened", "measure_costs", "calibrate_costs"),
-    *("finetune_child", "evaluate_model", "measure_speed"),
-}
+    "build_corpus", "capture_activations", "measure_moments", "distill_blocks", "quantize_blocks", "score_blocks",
+    "score_screened", "measure_costs", "calibrate_costs", "finetune_child", "evaluate_model", "measure_speed",
+}  # fmt: skip
 
 
 def merged(parts: Iterator[Stage]) -> list[Stage]:

@@ -20,7 +20,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
 from tangram.errors import TangramError
-from tangram.models.by_layer import load_by_layer, meta_model
+from tangram.models.by_layer import load_by_layer, meta_model, rebuild_buffers
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
 from tangram.training.precision import Dtypes, Rounded, promote, round_back
@@ -151,7 +151,7 @@ class World:
         model.to_empty(device=self.device)
         if not isinstance(model.get_input_embeddings().weight, DTensor):
             model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(self.device)
+        rebuild_buffers(model, self.device)
         path = Path(folder) / "model.safetensors"
         with safe_open(path, framework="pt") as stored, torch.no_grad():
             stored_names, persistent = set(stored.keys()), model.state_dict().keys()

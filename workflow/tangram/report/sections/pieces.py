@@ -16,6 +16,7 @@ from tangram.report.names import KIND_NAMES
 from tangram.report.noise import cost_changes, noisy_costs
 from tangram.report.sections.speed import workloads_of
 from tangram.report.style import ink_on, number, percent
+from tangram.search.objective import SCREENED
 
 
 def scores_section(results: Results, colors: dict[str, str]) -> Section:
@@ -38,7 +39,9 @@ def scores_section(results: Results, colors: dict[str, str]) -> Section:
         section.parts.append(
             Figure(
                 drawn,
-                "Columns are layers, except for the LM head. Dark is a large loss. Point at a tile for its numbers.",
+                "Columns are layers, except for the LM head. Dark is a large loss. Point at a tile for its numbers."
+                + " Only the pieces that solutions choose have exact scores, others estimates of second order."
+                * (SCREENED in set(results.scores["metric"])),
             )
         )
     return section
