@@ -91,7 +91,7 @@ def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None
     scored = {"score_blocks", "score_screened", "evolve_child", *(f"score_blocks {v}" for v in VARIANTS)}
     assert changed_by("scores/replace_one.py", _real) == scored
     assert changed_by("library/distill.py", _real) == DISTILLS
-    assert changed_by("finetune.py", _real) == {"finetune_child"}
+    assert changed_by("finetune.py", _real) == {"finetune_child", "try_text"}
     assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
 
