@@ -12,7 +12,6 @@ child's inputs of the matrix, and W_0 its weights. With `previous`, only the sub
 
 import argparse
 import copy
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tangram.tables import SCORES, read_table
 BATCH = 4
 Subblock = tuple[int, str]
 States = list[torch.Tensor]
+Fit = tuple[float, str]  # ridge and mode
 
 
 def cheapest(run: Path, removed: int) -> list[Subblock]:
@@ -115,38 +115,56 @@ def runs(layers: int, removed: list[Subblock]) -> list[list[Subblock]]:
     return grouped
 
 
+def sharing(model: Any) -> Any:
+    """Return a copy of a model that shares its weights."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+
+
 @torch.inference_mode()
-def refitted(parent: Any, child: Any, removed: list[Subblock], tokens: torch.Tensor, ridge: float, mode: str) -> Any:
-    """Return a refitted copy of the child; the modes are those above."""
-    child = copy.deepcopy(child)
-    of_parent, of_child, differs = Walk(parent, tokens), Walk(child, tokens), False
+def refitted(parent: Any, child: Any, removed: list[Subblock], tokens: torch.Tensor, fits: list[Fit]) -> list[Any]:
+    """Return a refitted copy of the child for every ridge and mode, from one walk through the parent."""
+    children = [sharing(child) for _ in fits]
+    of_parent, walks, differs = Walk(parent, tokens), [Walk(one, tokens) for one in children], [False] * len(fits)
     for subblock, *gone in runs(len(parent.model.layers), removed):
-        original, matrix = last_matrix(parent, *subblock), last_matrix(child, *subblock)
-        inputs = x_parent = list(of_parent.inputs(*subblock))
-        if differs or matrix.weight.shape != original.weight.shape:
-            inputs, differs = list(of_child.inputs(*subblock)), True
+        original = last_matrix(parent, *subblock)
+        x_parent = list(of_parent.inputs(*subblock))
         of_parent.add([x @ original.weight.T for x in x_parent])
-        goal = of_parent.stream
+        behind = of_parent.stream
         for one in gone:
             of_parent.add([x @ last_matrix(parent, *one).weight.T for x in of_parent.inputs(*one)])
-        if mode != "all":
-            goal = of_parent.stream
-        if (gone and mode != "all") or (differs and mode != "previous"):
-            targets = [h - r for h, r in zip(goal, of_child.stream, strict=True)]
-            matrix.weight = nn.Parameter(refit(matrix.weight, inputs, targets, goal, ridge), requires_grad=False)
-        differs |= bool(gone)
-        of_child.add([x @ matrix.weight.T for x in inputs])
-    return child
+        for i, ((ridge, mode), walk) in enumerate(zip(fits, walks, strict=True)):
+            matrix, inputs, goal = last_matrix(children[i], *subblock), x_parent, of_parent.stream
+            if differs[i] or matrix.weight.shape != original.weight.shape:
+                inputs, differs[i] = list(walk.inputs(*subblock)), True
+            if mode == "all":
+                goal = behind
+            if (gone and mode != "all") or (differs[i] and mode != "previous"):
+                targets = [h - r for h, r in zip(goal, walk.stream, strict=True)]
+                matrix.weight = nn.Parameter(refit(matrix.weight, inputs, targets, goal, ridge), requires_grad=False)
+                differs[i] = True
+            differs[i] |= bool(gone)
+            walk.add([x @ matrix.weight.T for x in inputs])
+    return children
 
 
-@torch.inference_mode()
-def divergence(parent: Any, child: Any, tokens: torch.Tensor) -> tuple[float, float]:
-    """Return the mean KL and its standard error over sequences."""
-    values = []
-    for part in tokens.split(1):
-        logits, expected = child(part).logits[:, :-1].flatten(0, 1), parent(part).logits[:, :-1].flatten(0, 1)
-        values.append(compare(logits, expected, part[:, 1:].flatten())["kl"])
-    return standard_error_by_sequence(torch.stack(values))
+class Divergence:
+    """KL of children to the parent on a text."""
+
+    @torch.inference_mode()
+    def __init__(self, parent: Any, tokens: torch.Tensor):
+        self.parts = [(part, self.logits(parent, part)) for part in tokens.split(1)]
+
+    @staticmethod
+    def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every position with a next token."""
+        return model(tokens).logits[:, :-1].flatten(0, 1)
+
+    @torch.inference_mode()
+    def of(self, child: Any) -> str:
+        """Return the mean KL and its standard error over sequences."""
+        values = [compare(self.logits(child, x), logits, x[:, 1:].flatten())["kl"] for x, logits in self.parts]
+        kl, error = standard_error_by_sequence(torch.stack(values))
+        return f"KL {kl:.4f} ± {error:.4f}"
 
 
 def main() -> None:
@@ -164,16 +182,16 @@ def main() -> None:
     corpus = arguments.run / "corpus"
     paths = [corpus / "distill.parquet", corpus / "finetune.parquet", *filter(None, [arguments.text])]
     text, heldout = torch.cat([read_tokens(path) for path in paths]), read_tokens(corpus / "heldout.parquet")
+    divergence = Divergence(parent, heldout)
+    fits = [(r, m) for m in arguments.modes.split(",") for r in map(float, arguments.ridges.split(","))]
     for removed in map(int, arguments.removed.split(",")):
         gone = cheapest(arguments.run, removed)
         child = child_of(parent, gone, list(range(20, 20 + arguments.narrow)))
-        kl, error = divergence(parent, child, heldout)
-        print(f"removed {gone}, {arguments.narrow} narrow: KL {kl:.4f} ± {error:.4f}", flush=True)
+        print(f"without {gone}, {arguments.narrow} narrow FFNs: {divergence.of(child)}", flush=True)
         for tokens in map(int, arguments.tokens.split(",")):
-            for ridge, mode in itertools.product(map(float, arguments.ridges.split(",")), arguments.modes.split(",")):
-                fitted = refitted(parent, child, gone, text[: tokens // text.shape[1]], ridge, mode)
-                kl, error = divergence(parent, fitted, heldout)
-                print(f"  {tokens} tokens, ridge {ridge:g}, {mode}: KL {kl:.4f} ± {error:.4f}", flush=True)
+            children = refitted(parent, child, gone, text[: tokens // text.shape[1]], fits)
+            for (ridge, mode), fitted in zip(fits, children, strict=True):
+                print(f"  {tokens} tokens, ridge {ridge:g}, {mode}: {divergence.of(fitted)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from tangram.llama_cpp import find
 ROOT = Path(__file__).parents[2]
 MAIN_JOB = ROOT / "config" / "config.yaml"
 FOR_LLAMA_CPP = ROOT / "config" / "smollm2-llama.cpp.yaml"
-CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, FOR_LLAMA_CPP})  # those without precisions
+OVERNIGHT = ROOT / "config" / "smollm2-cpu-overnight.yaml"
+CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, OVERNIGHT, FOR_LLAMA_CPP})  # those without precisions
 DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import pytest
 from snakemake.api import SnakemakeApi
 from snakemake.rules import Rule
 from snakemake.settings.enums import Quietness
-from snakemake.settings.types import OutputSettings, ResourceSettings
+from snakemake.settings.types import ConfigSettings, OutputSettings, ResourceSettings
 from snakemake.workflow import Workflow
 from typer.models import ArgumentInfo
 
@@ -30,9 +30,9 @@ ORDER = [
 NEEDED = {"output", "log", "benchmark", "params", "conda", "message", "shell"}  # one thread is Snakemake's default
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "rules").rglob("*.smk"))}
 RULES = {
-    match[1]: match[2]
+    match[2]: re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE)
     for text in SOURCES.values()
-    for match in re.finditer(r"^(?:rule|checkpoint) (\w+):\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    for match in re.finditer(r"^( *)(?:rule|checkpoint) (\w+):\n((?:\1    .*\n|\n)+)", text, re.MULTILINE)
 }
 COMMANDS = sorted(path.stem for path in (ROOT / "workflow" / "tangram" / "commands").glob("[!_]*.py"))
 ON_SUCCESS = {"print_summary"}  # run by the Snakefile itself, at the end
@@ -47,6 +47,7 @@ NOT_GIVEN = {
     "pin_architecture": {"library"},
     "pin_candidates": {"library"},
     "evolve_child": {"library"},
+    "score_screened": {"library", "costs"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
         *("children", "parent_evaluation", "primary_target", "engines", "speeds", "trials"),
@@ -56,13 +57,13 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 
 # Rules that compute with blocks; the modules of blocks are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child", "write_card"}
-OF_THE_LIBRARY = {"calibrate_costs", "evolve_child", "build_report"}
+OF_THE_LIBRARY = {"score_screened", "calibrate_costs", "evolve_child", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, finished children, or the
 # parent's activations.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),
-    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed", "try_text"),
+    *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
     "measure_moments",
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
@@ -92,11 +93,14 @@ def pinned(workflow: Workflow) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def parsed() -> dict[str, Rule]:
-    """The rules as parsed by Snakemake."""
-    output = OutputSettings(quiet={Quietness.ALL})
-    with SnakemakeApi(output) as api:
-        workflow = api.workflow(ResourceSettings(cores=2), snakefile=ROOT / "Snakefile")._workflow
-        return {rule.name: rule for rule in workflow.rules if rule.name in RULES}
+    """The rules as parsed by Snakemake, with both methods of scoring."""
+    rules: dict[str, Rule] = {}
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        for method in ("screened", "exact"):
+            changed = ConfigSettings(config={"scores": {"method": method}})
+            workflow = api.workflow(ResourceSettings(cores=2), changed, snakefile=ROOT / "Snakefile")._workflow
+            rules |= {rule.name: rule for rule in workflow.rules if rule.name in RULES}
+    return rules
 
 
 def disagreements(rule: Rule) -> set[str]:

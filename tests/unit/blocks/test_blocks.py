@@ -68,7 +68,7 @@ def test_pooling_equal_heads_changes_nothing(model, shape):
     torch.testing.assert_close(run(model, child, hidden), run(model, layer, hidden))
 
 
-def test_pooling_equal_heads_under_a_norm_of_all_keys_changes_nothing():
+def test_pooling_equal_heads_below_a_norm_changes_nothing():
     """OLMo 2's norm divides by the mean square over all heads, which is that of one head if they are copies."""
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_key_value_heads": 4, "vocab_size": 50, "pad_token_id": 0}
     model = random_model(tiny_config("olmo2", **sizes), std=0.3).requires_grad_(False)

@@ -64,7 +64,7 @@ def test_models_with_other_questions_are_not_compared():
     }
 
 
-def test_shares_of_the_parent_have_the_error_of_a_paired_bootstrap():
+def test_shares_have_the_error_of_a_paired_bootstrap():
     """Over the questions within tasks; generation has chance 0, and its metric is named by its chance."""
     rng = np.random.default_rng(0)
     sizes, samples = {"choose": 200, "write": 120}, {}

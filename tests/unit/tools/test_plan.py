@@ -79,7 +79,7 @@ def test_screening_is_one_job_that_grows_slowly():
     free, seconds = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0), []
     for count in (10, 20):
         raw = H100.model_dump(mode="json")
-        raw["library"] |= {"ffn": [f"width-{0.9 - i / 25:.2f}" for i in range(count)]}
+        raw["library"] |= {"ffn": [*(f"width-{0.9 - i / 25:.2f}" for i in range(count)), "no-op"]}
         exact, screened = (
             {stage.rule: stage for stage in merged(stages(parse(raw | {"scores": {"method": method}}), free))}
             for method in ("exact", "screened")

@@ -81,7 +81,8 @@ def test_finetuning_moves_an_equal_share_to_an_equal_loss(tiny_parent, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("kind", "variant"), [("attention", "gqa-1"), ("ffn", "width-0.5"), ("ffn", "lowrank-8"), ("ffn", "butterfly-8")]
+    ("kind", "variant"),
+    [("attention", "gqa-mean-1"), ("ffn", "width-0.5"), ("ffn", "lowrank-8"), ("ffn", "butterfly-8")],
 )
 def test_pieces_gain_the_same(tiny_parent, kind, variant):
     gains = []

@@ -44,8 +44,9 @@ the nearest valid choice. Values that contradict the parent's `config.json` stop
 parent or one with `parent.sizes`, else in the first job that reads the parent.
 
 Each rule receives only the sections that it depends on; [docs/reruns.md](../docs/reruns.md) lists the rules that a
-change of each key reruns. The tables below list every key. `python -m tangram.config.documentation` writes this file,
-`config.schema.json` (for editors) and `docs/reruns.md` from the code; a test compares them.
+change of each key reruns. [docs/text.md](../docs/text.md) helps to choose text. The tables below list every key.
+`python -m tangram.config.documentation` writes this file, `config.schema.json` (for editors) and `docs/reruns.md` from
+the code; a test compares them.
 """
 
 

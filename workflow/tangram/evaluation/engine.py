@@ -9,7 +9,6 @@ import torch
 from tqdm import tqdm
 
 from tangram.blocks.base import PARENT
-from tangram.engines import DECILM
 from tangram.llama_cpp import F16, Model
 from tangram.metrics import compare
 from tangram.models.forward import logits_of
@@ -26,7 +25,7 @@ def name_of(path: str | Path) -> tuple[str, str, str]:
             ``engines/parent/{type}/model.gguf``.
     """
     parts = Path(path).absolute().parts
-    *_, target, solution, folder, _ = parts[:-1] if parts[-2] == DECILM else parts
+    *_, target, solution, folder, _ = parts if Path(path).suffix == ".gguf" else parts[:-1]
     return ("", "", f"{PARENT}@{folder}") if solution == PARENT else (target, solution, "finetuned")
 
 

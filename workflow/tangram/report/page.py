@@ -20,7 +20,7 @@ from tangram.report.prediction import predicted_speedup
 from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
 from tangram.report.sections.origin import origin_section, time_section
-from tangram.report.sections.perplexity import perplexity_section
+from tangram.report.sections.perplexities import perplexity_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
 from tangram.report.sections.quality import measurements_section, readout_section, tasks_section
 from tangram.report.sections.search import architectures_section, solver_section

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tangram.report.data import load_results
-from tangram.report.sections.perplexity import log_perplexity, perplexity_section
+from tangram.report.sections.perplexities import log_perplexity, perplexity_section
 from tangram.tables import SAMPLES, write_table
 
 RNG = np.random.default_rng(0)
