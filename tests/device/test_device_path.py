@@ -528,10 +528,12 @@ def test_low_precision(child, parent, tokens, tmp_path):
         library, scores = str(folder / "00-02.safetensors"), folder / "scores.parquet"
         score_blocks("{}", Pieces("attention", "gqa-1", range(3)), parent, tokens, library, str(scores), **where)
         finetuned(folder / "child", child, parent, tokens, {}, **where)
-        return pd.read_parquet(scores).value, pd.read_parquet(folder / "child" / "curves.parquet").value
+        return pd.read_parquet(scores), pd.read_parquet(folder / "child" / "curves.parquet")
 
     for one, other in zip(*on_both(run), strict=True):
-        np.testing.assert_allclose(other, one, rtol=0.05, atol=0.01)
+        # The most likely token of one position of 24 may be another one, as bfloat16 has many ties.
+        allowed = np.where(one.metric == "agreement", 1 / 24 + 1e-6, 0.01 + 0.05 * one.value.abs())
+        assert ((other.value - one.value).abs() <= allowed).all()
     (weights,) = {tensor.dtype for tensor in load_file(tmp_path / "cuda/child/finetuned/model.safetensors").values()}
     assert weights == torch.bfloat16
 

@@ -149,7 +149,7 @@ def test_the_summary_is_printed_and_jobs_are_logged_and_timed(run: Run) -> None:
     assert "report.html" in run.printed
     rules = {path.name for path in (run.results / "logs").iterdir()}
     assert rules == {path.name for path in (run.results / "benchmarks").iterdir()}
-    assert len(rules) == 22
+    assert len(rules) == 25
 
 
 def test_the_second_run_does_nothing_and_says_so(run: Run) -> None:

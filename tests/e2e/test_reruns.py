@@ -15,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 from tiny_run import ROOT, Run, shown_jobs, snakemake
 
+from tangram.blocks import block_class
 from tangram.config import Config, parse, reruns
 
 pytestmark = pytest.mark.slow
@@ -63,13 +64,16 @@ def expected_of_module(jobs: set[Job], module: str, variants: list[str]) -> set[
     """Return the jobs that rerun, by the table, if a module changes; for some rules, those of some variants."""
     first = reruns.first_of_module(module, variants)
     of_a_variant = [rule for rule in reruns.READS if rule.split()[0] in reruns.OF_A_VARIANT]
-    anyway = reruns.onward(rule for rule in first if rule not in of_a_variant)
+    anyway = reruns.onward(rule for rule in first if rule not in (*of_a_variant, "measure_moments"))
+    of_moments = reruns.onward({"measure_moments"} & set(first))  # of the variants that are fitted from moments
 
     def reached(job: Job) -> bool:
         rule, wildcards = job
         if rule not in reruns.OF_A_VARIANT or node(job) in anyway:
             return True
         variant = re.search(r"variant=([^,]+)", wildcards)[1]
+        if node(job) in of_moments and block_class(variant).uses_moments:
+            return True
         return node(job) in reruns.onward(r for r in of_a_variant if reruns.imports(r, module, [variant]))
 
     return {job for job in expected(jobs, first) if reached(job)}
