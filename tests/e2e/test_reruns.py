@@ -250,9 +250,16 @@ def plans_by_key(planners: list[Planner], run: Run) -> dict[str, set[Job]]:
     return {key: plan for keys, plan in zip(groups, plans, strict=True) for key in keys}
 
 
+def is_pruned(wildcards: str) -> bool:
+    return block_class(re.search(r"variant=([^,]+)", wildcards)[1]).pruned
+
+
 @pytest.mark.parametrize("key", CHECKED)
 def test_a_key_reruns_what_the_table_says(key: str, plans_by_key: dict[str, set[Job]], all_jobs: set[Job]) -> None:
-    assert plans_by_key[key] == expected(all_jobs, reruns.first_of_key(key))
+    jobs = all_jobs
+    if key.startswith("library.pruning"):  # it reaches the variants that remove channels or heads
+        jobs = {(rule, which) for rule, which in jobs if rule != "distill_blocks" or is_pruned(which)}
+    assert plans_by_key[key] == expected(jobs, reruns.first_of_key(key))
 
 
 def test_every_row_of_the_table_was_put_to_the_test() -> None:

@@ -125,7 +125,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "library.shared_smoothing": _PIECES[1:],
     "library.bld": ("distill_blocks",),
     "library.bld.ridge": _PIECES,
-    "library.pruning": ("distill_blocks",),
+    "library.pruning": ("distill_blocks",),  # of variants that remove channels or heads
     **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child"),
