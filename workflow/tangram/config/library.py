@@ -116,7 +116,9 @@ class Library(Section):
         "`export: [decilm]` needs.",
     )
     layers_per_shard: int = Field(32, gt=0, description="Layers per distillation or scoring job.")
-    pruning: Pruning = Field(Pruning(), description="Selection of channels and heads; a change reruns `width-R` and `heads-K` only.")
+    pruning: Pruning = Field(
+        Pruning(), description="Selection of channels and heads; a change reruns `width-R` and `heads-K` only."
+    )
     bld: BlockDistillation = Field(BlockDistillation(), description="Training of pieces.")
 
     @field_validator("attention", "ffn", "head")
