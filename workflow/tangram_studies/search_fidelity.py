@@ -26,8 +26,8 @@ from tangram.search import rivals
 from tangram.search.evolutionary import Mutations, evolve
 from tangram.search.problem import Batches, Problem
 from tangram.search.solve import solve
+from tangram.selection.agreement import Fidelity, fidelity
 from tangram.selection.assembled import AssembledScores
-from tangram.selection.fidelity import Fidelity, fidelity
 
 STEPS = (1, 2, 4, 8)  # level switches of a random walk
 SOURCES = ("diverse", "random", "walks")

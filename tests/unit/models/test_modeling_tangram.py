@@ -140,7 +140,7 @@ def test_child_computes_what_changed_stock_blocks_compute(parent, architecture):
     reference = stock_equivalent(parent, architecture)(TOKENS, use_cache=False).logits
     for implementation in implementations(child):
         child.set_attn_implementation(implementation)
-        assert torch.allclose(child(TOKENS).logits, reference, atol=1e-5)
+        assert torch.allclose(child(TOKENS).logits, reference, atol=5e-5)  # eager and fused attention round otherwise
     assert not torch.allclose(parent(TOKENS).logits, reference, atol=1e-2)
 
 

@@ -12,10 +12,10 @@ from tangram.commands.try_texts import try_texts
 from tangram.config import Finetune, Packing, Split
 from tangram.corpus.build import build_split
 from tangram.models.families import decoder_layers
-from tangram.models.forward import layer_contexts
+from tangram.models.forward import embed, layer_contexts
 from tangram.tables import CORPUS, SAMPLES, TRIALS, read_table, write_table
-from tangram.trials.comparison import COMMON, OWN
 from tangram.trials.trial import middle_layers, remove_layers
+from tangram.trials.verdicts import COMMON, OWN
 
 LENGTH = 16
 
@@ -30,15 +30,15 @@ def test_the_removed_layers_are_in_the_middle(layers, share, expected):
 def test_a_removed_layer_is_the_identity_in_every_family(parent):
     ids = torch.randint(3, parent.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        hidden = parent.model.embed_tokens(ids)
-        context = layer_contexts(parent, hidden)[0]
+        hidden = embed(parent, ids)
+        first, *contexts = layer_contexts(parent, hidden)
         expected = hidden
-        for layer in decoder_layers(parent)[1:]:
+        for layer, context in zip(decoder_layers(parent)[1:], contexts, strict=True):
             expected = layer(expected, **context)
         expected = parent.model.norm(expected)
         whole = parent.model(ids, use_cache=False).last_hidden_state
         remove_layers(parent, range(1))
-        assert torch.equal(decoder_layers(parent)[0](hidden, **context), hidden)
+        assert torch.equal(decoder_layers(parent)[0](hidden, **first), hidden)
         assert torch.allclose(parent.model(ids, use_cache=False).last_hidden_state, expected, atol=1e-5)
     assert not torch.allclose(whole, expected, atol=1e-5)
     assert not list(decoder_layers(parent)[0].parameters())

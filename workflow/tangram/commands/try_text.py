@@ -52,8 +52,8 @@ def try_text(
     from tangram.models.loading import load_model
     from tangram.provenance import provenance
     from tangram.tables import SAMPLES, write_table
-    from tangram.trials.comparison import COMMON, OWN
     from tangram.trials.trial import middle_layers, remove_layers
+    from tangram.trials.verdicts import COMMON, OWN
 
     section = Settings.model_validate_json(settings)
     check_writable(output)

@@ -18,7 +18,7 @@ def try_texts(
     from tangram.files import sha256_of
     from tangram.provenance import provenance
     from tangram.tables import SAMPLES, TRIALS, read_table, write_table
-    from tangram.trials.comparison import compare, kl_of, sentence
+    from tangram.trials.verdicts import compare, kl_of, sentence
 
     if not tables:
         raise TangramError("text_trials.sources is empty; name at least two texts to compare")

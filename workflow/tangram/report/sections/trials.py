@@ -10,7 +10,7 @@ from tangram.report.data import Results, rows_of
 from tangram.report.document import Cell, Section, Table
 from tangram.report.estimates import Estimate
 from tangram.report.style import estimate
-from tangram.trials.comparison import COMMON
+from tangram.trials.verdicts import COMMON
 
 VERDICTS = {"best": "best", "tie": "a tie with the best", "worse": "worse"}
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tangram.selection.fidelity import fidelity, kendall_tau, spearman_rho, top_k_regret, value_ratio
+from tangram.selection.agreement import fidelity, kendall_tau, spearman_rho, top_k_regret, value_ratio
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tangram.trials.comparison import COMMON, OWN, compare, difference, mean_kl, sentence
+from tangram.trials.verdicts import COMMON, OWN, compare, difference, mean_kl, sentence
 
 
 def measured(rng, means: dict[str, float], draws: int = 3, sequences: int = 8, spread: float = 0.02):
