@@ -306,6 +306,15 @@ MISTAKES = {
         },
         "targets.speed-1.2.objective: screened scores estimate the KL alone",
     ),
+    "accuracy of coupled pairs": (
+        None,
+        {
+            "search": {"objective": "accuracy"},
+            "scores": {"tasks": {"names": ["/a.jsonl"]}},
+            "library": {**DEFAULT["library"], "coupled": {"pairs": "all"}},
+        },
+        "search.objective: library.coupled has no scores by accuracy; leave one of both out",
+    ),
     "accuracy without questions": (
         "search/objective",
         {"kl": 1, "accuracy": 0.5},

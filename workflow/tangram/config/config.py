@@ -86,6 +86,8 @@ class Config(Section):
                 raise ValueError(f"{where}: screened scores estimate the KL alone; write kl, or scores.method: exact")
             if (answered := sorted(names.intersection(ON_TASKS))) and self.scores.tasks is None:
                 raise ValueError(f"{where}: {answered[0]} needs the questions of scores.tasks; name its tasks")
+            if answered and self.library.pairs():
+                raise ValueError(f"{where}: library.coupled has no scores by {answered[0]}; leave one of both out")
         for name, target in self.targets.items():
             own = metrics[f"targets.{name}.objective" if target.objective else "search.objective"]
             if EVOLUTIONARY in target.compare and own.intersection(ON_TASKS):
