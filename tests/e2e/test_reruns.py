@@ -37,6 +37,8 @@ def ran(printed: str) -> set[str]:
 def node(job: Job) -> str:
     """Return a job's name in the table: its rule, and its split, its engine or whose weights its pieces have."""
     rule, wildcards = job
+    if rule == "score_blocks" and "kind=block" in wildcards:
+        return f"{rule} pairs"
     if rule in ("quantize_blocks", "score_blocks", "score_tasks"):
         of = "quantized" if rule != "quantize_blocks" and "@" in wildcards else "trained"
         return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
