@@ -53,7 +53,7 @@ def solved(question: LongQuestion) -> str:
 
 
 @pytest.mark.parametrize(("task", "settings"), [(NEEDLE, {}), (TRACKING, {}), (TRACKING, {"hops": 3, "choices": 2})])
-@pytest.mark.parametrize("length", [400, 900])
+@pytest.mark.parametrize("length", [500, 900])
 def test_a_reader_of_the_prompt_finds_the_one_answer(tokenizer, task, settings, length):
     questions = drawn(tokenizer, task, length, **settings)
     for question in questions:
