@@ -1,0 +1,67 @@
+"""Puzzle (arXiv 2411.19146): counterparts of the paper's tables and figures on the run's parent, at a small scale.
+
+The measure is KL(parent || child) on held-out passages, in nats per token, where the paper has MMLU and MT-Bench. The
+pieces are the paper's: mean-pooled KV heads, linear maps, channels chosen by contribution, no-ops.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tangram.child.assemble import WEIGHTS_FILE
+from tangram.cli import model_folder
+from tangram.provenance import code_hash, fingerprint
+from tangram_studies.code import modules_of_study
+from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_folder
+from tangram_studies.papers.puzzle.distillation import distillation_experiment
+from tangram_studies.papers.puzzle.laboratory import Lab
+from tangram_studies.papers.puzzle.searches import search_experiment
+from tangram_studies.papers.puzzle.training import training_experiment
+from tangram_studies.papers.puzzle.work import Work
+from tangram_studies.study import Job, Study
+
+SCALES = {
+    "small": Scale(),
+    "full": Scale(seeds=5, distill=1 << 20, score=65536, finetune=1 << 22, budgets=(1 << 18, 1 << 20), passages=256),
+}
+RESULTS = "results.jsonl"
+
+
+def run_study(job: Job) -> Study:
+    """Run the study for the rule. A killed study keeps every finished task, and resumes."""
+    job.runtime.start()
+    scale = SCALES[job.studies.scale]
+    runtime, parent = job.runtime, model_folder(job.inputs["parent"])
+    folder = working_folder(job.folder)
+    lab = Lab(
+        parent=parent,
+        heldout=job.inputs["heldout"],
+        folder=str(folder),
+        dtype=runtime.dtype,
+        device=runtime.device,
+        seed=runtime.seed,
+        length=scale.length,
+        passages=scale.passages,
+        passage_tokens=scale.passage_tokens,
+    )
+    files = [Path(parent, WEIGHTS_FILE), job.inputs["heldout"]]
+    identity = fingerprint([code_hash(*modules_of_study("puzzle")), repr(scale), str(runtime)], files)
+    processes = 1 if runtime.device == "cuda" else runtime.threads
+    work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)
+    alone = Work(folder / "timed.jsonl", identity, 1, runtime.seed, runtime.device)
+    try:
+        study = reproduce(prepare(lab, work, alone, scale))
+    finally:
+        work.close()
+    study.about = f"scale {job.studies.scale}"
+    study.unfinished = [folder / RESULTS, folder / "timed.jsonl"]
+    return study
+
+
+def reproduce(bench: Bench) -> Study:
+    """Return the finished study of prepared texts, libraries, scores and costs."""
+    study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
+    found = search_experiment(bench, study)
+    training_experiment(bench, study, found)
+    distillation_experiment(bench, study)
+    return study
