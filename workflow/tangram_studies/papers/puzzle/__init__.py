@@ -13,6 +13,7 @@ from tangram.cli import model_folder
 from tangram.provenance import code_hash, fingerprint
 from tangram_studies.code import modules_of_study
 from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_folder
+from tangram_studies.papers.puzzle.compression import compression_experiment
 from tangram_studies.papers.puzzle.distillation import distillation_experiment
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import search_experiment
@@ -50,7 +51,7 @@ def run_study(job: Job) -> Study:
     work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)
     alone = Work(folder / "timed.jsonl", identity, 1, runtime.seed, runtime.device)
     try:
-        study = reproduce(prepare(lab, work, alone, scale))
+        study = reproduce(prepare(lab, work, alone, scale), alone)
     finally:
         work.close()
     study.about = f"scale {job.studies.scale}"
@@ -58,10 +59,16 @@ def run_study(job: Job) -> Study:
     return study
 
 
-def reproduce(bench: Bench) -> Study:
-    """Return the finished study of prepared texts, libraries, scores and costs."""
+def reproduce(bench: Bench, alone: Work) -> Study:
+    """Return the finished study of prepared texts, libraries, scores and costs.
+
+    Args:
+        bench: the shared material.
+        alone: runs measurements of time.
+    """
     study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
     found = search_experiment(bench, study)
     training_experiment(bench, study, found)
+    compression_experiment(bench, alone, study, found)
     distillation_experiment(bench, study)
     return study

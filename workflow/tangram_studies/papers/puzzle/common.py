@@ -47,6 +47,8 @@ class Scale:
         map_speeds: targets of the heat map (figure 8).
         every: stride of the layers in which the libraries of tables 8, 9 and 10 have pieces.
         epochs: passes of block distillation.
+        ranks: of uniform low rank (table 18).
+        precisions: of the uniformly quantized parents.
         scenario: the workload.
     """
 
@@ -66,6 +68,8 @@ class Scale:
     map_speeds: tuple[float, ...] = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.6)
     every: int = 3
     epochs: int = 1
+    ranks: tuple[int, ...] = (96, 144, 192)
+    precisions: tuple[str, ...] = ("bf16", "int8")
     scenario: Scenario = field(default_factory=lambda: Scenario(prefill=128, generate=32, batch_sizes=(4,)))
 
     @property

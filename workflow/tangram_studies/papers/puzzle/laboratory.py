@@ -7,7 +7,7 @@ file per piece, score tables. Children are measured in memory and never written.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from tangram.activations import CachedActivations, capture
-from tangram.blocks.architecture import Architecture, from_json
+from tangram.blocks.architecture import from_json
+from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
+from tangram.blocks.projections import projection_moments
 from tangram.blocks.registry import get_block
 from tangram.child.assemble import assemble_state, build_child, build_config, load_parent
 from tangram.config import BlockDistillation, Finetune, Packing, Pruning, Split
@@ -27,11 +29,14 @@ from tangram.files import write_tensors
 from tangram.finetune import finetune
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
+from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.models.families import Shape, decoder_layers, shape_of
 from tangram.models.loading import load_model
+from tangram.scores.influence import block_influence
 from tangram.scores.replace_one import ReplaceOne
 from tangram.selection.candidates import cut_prompts
 from tangram.tables import CORPUS, write_table
+from tangram_studies.papers.puzzle import wanda
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -133,7 +138,7 @@ def tokens_of(lab: Lab, text: str) -> torch.Tensor:
     return read_tokens(_text_file(lab, text))
 
 
-def activations_of(lab: Lab, text: str, sequences: int | None = None) -> CachedActivations:
+def activations_of(lab: Lab, text: str) -> CachedActivations:
     """Return the parent's activations on a text, as far as `capture` wrote them."""
     path = Path(lab.folder, "activations", f"{text}.npy")
     return CachedActivations(path, parent_of(lab), tokens_of(lab, text))
@@ -189,6 +194,42 @@ def train_piece(
     return {"before": piece.loss_before, "after": piece.loss_after, "tokens": piece.tokens, "seconds": piece.seconds}
 
 
+def quantize_piece(lab: Lab, library: str, text: str, kind: str, variant: str, layer: int) -> float:
+    """Write the parent's subblock or head in a precision, and return its held-out loss."""
+    if kind == HEAD:
+        fraction = BlockDistillation().holdout_fraction
+        piece = quantize_head(parent_of(lab), activations_of(lab, text), variant, fraction)
+        path = Path(lab.folder, "libraries", library, HEAD, variant, f"{HEAD_SHARD}.safetensors")
+    else:
+        piece = quantize_subblock(problem_of(lab, text, layer, 0), kind, variant, None)
+        path = piece_file(lab, library, kind, variant, layer)
+    tensors = {tensor_name(layer, kind, name): tensor.contiguous() for name, tensor in piece.weights.items()}
+    write_tensors(path, tensors, {})
+    return piece.loss_after
+
+
+def norms_file(lab: Lab) -> Path:
+    """Return the file of the norms that `write_norms` writes."""
+    return Path(lab.folder, "norms.safetensors")
+
+
+def write_norms(lab: Lab, text: str) -> int:
+    """Write the root mean squares of the inputs of all matrices of all layers; return the number of layers."""
+    norms = {}
+    for layer in range(lab.layers):
+        problem = problem_of(lab, text, layer, 0)
+        for kind in KINDS:
+            for name, moment in projection_moments(kind, problem.measure(kind)).items():
+                norms[tensor_name(layer, kind, f"{name}.weight")] = moment.diagonal().clamp_min(0).sqrt().float()
+    write_tensors(norms_file(lab), norms, {})
+    return lab.layers
+
+
+def influence(lab: Lab, text: str) -> list[float]:
+    """Return the block influence of every layer (ShortGPT)."""
+    return block_influence(activations_of(lab, text), lab.layers)
+
+
 # Scores
 
 
@@ -221,9 +262,30 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT) -> Metric
     return {name: measured[name].double().mean(1).tolist() for name in ("kl", "loss", "agreement")}
 
 
-def measure_child(lab: Lab, architecture: Mapping[str, Any], library: str) -> Metrics:
-    """Return the metrics of an assembled child."""
-    return metrics_of(lab, child_of(lab, architecture, library))
+def measure_child(
+    lab: Lab, architecture: Mapping[str, Any], library: str, weights: str = "pieces", seed: int = 0
+) -> Metrics:
+    """Return the metrics of a child before finetuning; see `start`."""
+    return metrics_of(lab, start(lab, architecture, library, weights, seed))
+
+
+def start(lab: Lab, architecture: Mapping[str, Any], library: str, weights: str, seed: int) -> PreTrainedModel:
+    """Return an assembled child.
+
+    Args:
+        lab: the laboratory.
+        architecture: the child's architecture.
+        library: the library of its pieces.
+        weights: ``'pieces'``; ``'random'`` for new weights in all layers (table 15); ``'wanda'`` for a mask on all
+            matrices of the layers (table 18).
+        seed: seed of random weights.
+    """
+    child = child_of(lab, architecture, library)
+    if weights == "random":
+        randomize(child, seed)
+    if weights == "wanda":
+        wanda.prune(child, wanda.read_norms(norms_file(lab)))
+    return child
 
 
 def finetune_child(
@@ -235,7 +297,7 @@ def finetune_child(
     seed: int,
     weights: str = "pieces",
 ) -> Metrics:
-    """Return the metrics of a child after global distillation (GKD).
+    """Return the metrics of a child after global distillation (GKD); removed weights of a mask stay zero.
 
     Args:
         lab: the laboratory.
@@ -244,13 +306,14 @@ def finetune_child(
         text: the text to train on.
         settings: config section `finetune`.
         seed: seed of the order of the sequences, and of random weights.
-        weights: ``'pieces'``, or ``'random'`` for new weights in all layers (table 15).
+        weights: see `start`.
     """
-    child = child_of(lab, architecture, library)
-    if weights == "random":
-        randomize(child, seed)
+    child = start(lab, architecture, library, weights, seed)
+    hooks = wanda.keep_zeros(child) if weights == "wanda" else []
     section = Finetune.model_validate(dict(settings))
     finetune(child, parent_of(lab), activations_of(lab, text), tokens_of(lab, text), section, seed)
+    for hook in hooks:
+        hook.remove()
     return metrics_of(lab, child.eval())
 
 
@@ -263,15 +326,3 @@ def randomize(child: PreTrainedModel, seed: int) -> None:
             if isinstance(module, nn.Linear):
                 deviation = module.weight.std()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
-
-
-def same_everywhere(lab: Lab, attention: str, ffn: str) -> Architecture:
-    """Return the architecture with one pair of variants in all layers."""
-    from tangram.blocks.architecture import LayerChoice
-
-    return Architecture((LayerChoice(attention, ffn),) * lab.layers)
-
-
-def only_layers(scores: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> list[Mapping[str, Any]]:
-    """Return the rows of a score table that belong to some layers."""
-    return [row for row in scores if row["layer"] in layers]

@@ -1,4 +1,4 @@
-"""Searches at equal speed: tables 12 to 15 before finetuning; figure 7: objectives; figures 6 and 8: where cuts fall."""
+"""Searches at equal speed: tables 12 to 15 before finetuning; figure 7: objectives; figures 6 and 8: places of cuts."""
 
 from __future__ import annotations
 
