@@ -14,6 +14,7 @@ from tangram.provenance import code_hash, fingerprint
 from tangram_studies.code import modules_of_study
 from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_folder
 from tangram_studies.papers.puzzle.compression import compression_experiment
+from tangram_studies.papers.puzzle.context import context_experiment
 from tangram_studies.papers.puzzle.distillation import distillation_experiment
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import search_experiment
@@ -71,4 +72,5 @@ def reproduce(bench: Bench, alone: Work) -> Study:
     training_experiment(bench, study, found)
     compression_experiment(bench, alone, study, found)
     distillation_experiment(bench, study)
+    context_experiment(bench, study, found)
     return study

@@ -47,6 +47,8 @@ class Scale:
         map_speeds: targets of the heat map (figure 8).
         every: stride of the layers in which the libraries of tables 8, 9 and 10 have pieces.
         epochs: passes of block distillation.
+        lengths: tokens of the questions about long texts: 1, 2 and 4 times ``length``.
+        questions: per task and length.
         ranks: of uniform low rank (table 18).
         precisions: of the uniformly quantized parents.
         scenario: the workload.
@@ -69,6 +71,8 @@ class Scale:
     every: int = 3
     epochs: int = 1
     ranks: tuple[int, ...] = (96, 144, 192)
+    lengths: tuple[int, ...] = (256, 512, 1024)
+    questions: int = 12
     precisions: tuple[str, ...] = ("bf16", "int8")
     scenario: Scenario = field(default_factory=lambda: Scenario(prefill=128, generate=32, batch_sizes=(4,)))
 
@@ -86,6 +90,10 @@ class Bench:
     work: Work
     scale: Scale
     space: Space
+
+    def text(self, seed: int) -> str:
+        """Return the distill text of a seed."""
+        return DISTILL if seed == 0 else f"{DISTILL}-{seed}"
 
     def children(self, architectures: Sequence[Architecture], library: str = BASE) -> list[Metrics]:
         """Return the metrics of assembled children."""

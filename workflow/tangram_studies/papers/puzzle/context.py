@@ -1,4 +1,4 @@
-"""Long context (tables 3, 7 and 19): retrieval and variable tracking at 1, 2 and 4 times the length of GKD's sequences."""
+"""Long context (tables 3, 7, 19): needles and variable tracking at 1, 2 and 4 times the length of GKD's sequences."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from tangram.evaluation.long_context import Generator, margins, read_sentences
 
 from tangram.config import Finetune, LongContext
-from tangram.evaluation.long_context import Generator, margins, read_sentences
 from tangram.finetune import finetune
 from tangram.models.loading import load_tokenizer
 from tangram.report.document import Table
@@ -112,8 +112,8 @@ def _claims(bench: Bench, study: Study) -> None:
                 paper_value=paper,
                 seeds=scale.seeds,
                 unit="nats of margin",
-                note=f"GKD on sequences of {scale.length} tokens; {2 * scale.questions} questions per length; the margin "
-                "is the log-likelihood of the right answer less that of the best wrong one",
+                note=f"GKD on sequences of {scale.length} tokens; {2 * scale.questions} questions per length; the "
+                "margin is the log-likelihood of the right answer less that of the best wrong one",
             )
         )
     rows = []

@@ -15,12 +15,12 @@ from tangram.blocks.base import NO_OP
 from tangram.report.document import Table
 from tangram_studies.papers.puzzle import laboratory
 from tangram_studies.papers.puzzle.common import (
-    DISTILL,
     Bench,
     record_child,
     score_library,
     train_library,
 )
+from tangram_studies.papers.puzzle.coupling import coupling_experiment
 from tangram_studies.papers.puzzle.laboratory import NARROW
 from tangram_studies.papers.puzzle.space import Space
 from tangram_studies.plots import lines_figure
@@ -33,10 +33,6 @@ UNTRAINED, NARROW_TEXT = "untrained", "narrow text"
 def layers_of(bench: Bench) -> list[int]:
     """Return the layers that have pieces."""
     return list(range(1, bench.lab.layers, bench.scale.every))
-
-
-def _text_of(seed: int) -> str:
-    return DISTILL if seed == 0 else f"{DISTILL}-{seed}"
 
 
 def limited_space(bench: Bench, tables: tuple[pd.DataFrame, ...]) -> Space:
@@ -78,7 +74,7 @@ def distillation_experiment(bench: Bench, study: Study) -> None:
     found: dict[str, list[pd.DataFrame]] = {arm: [] for arm in libraries(bench)}
     for seed in range(scale.seeds):
         for arm, (sequences, epochs) in libraries(bench).items():
-            text = f"narrow-{seed}" if arm == NARROW_TEXT else _text_of(seed)
+            text = f"narrow-{seed}" if arm == NARROW_TEXT else bench.text(seed)
             library = f"{arm.replace(' ', '-')}-{seed}"
             # An untrained piece's held-out loss is on the same sequences, so `sequences` changes nothing there.
             pieces = {**variants, "attention": [*variants["attention"], NO_OP], "ffn": [*variants["ffn"], NO_OP]}
@@ -94,6 +90,7 @@ def distillation_experiment(bench: Bench, study: Study) -> None:
             x = 0.0 if epochs == 0 else float((sequences or scale.distill // scale.length) * scale.length)
             record_child(study, "distillation", arm, seed, metrics, x)
     _claims(bench, study, speed)
+    coupling_experiment(bench, study, spaces[f"{scale.distill} tokens"], speed)
 
 
 def _claims(bench: Bench, study: Study, speed: float) -> None:

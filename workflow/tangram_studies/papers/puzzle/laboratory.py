@@ -30,7 +30,7 @@ from tangram.finetune import finetune
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
 from tangram.library.quantize import quantize_head, quantize_subblock
-from tangram.models.families import Shape, decoder_layers, shape_of
+from tangram.models.families import Shape, decoder_layers, shape_of, subblock
 from tangram.models.loading import load_model
 from tangram.scores.influence import block_influence
 from tangram.scores.replace_one import ReplaceOne
@@ -230,11 +230,17 @@ def influence(lab: Lab, text: str) -> list[float]:
     return block_influence(activations_of(lab, text), lab.layers)
 
 
+def parent_weights(lab: Lab, kind: str, layer: int) -> dict[str, torch.Tensor]:
+    """Return the weights of a subblock of the parent."""
+    return dict(subblock(decoder_layers(parent_of(lab))[layer], kind).state_dict())
+
+
 # Scores
 
 
 @functools.lru_cache(maxsize=1)
-def _scorer(lab: Lab, text: str) -> ReplaceOne:
+def scorer_of(lab: Lab, text: str) -> ReplaceOne:
+    """Return the scorer of replaced pieces on a text; one per process."""
     return ReplaceOne(parent_of(lab), activations_of(lab, text), tokens_of(lab, text), 4, BATCH)
 
 
@@ -242,7 +248,7 @@ def score_piece(lab: Lab, library: str, text: str, kind: str, variant: str, laye
     """Return the rows of `tables.SCORES` of one piece."""
     block = get_block(kind, variant, Shape.of(parent_of(lab).config))
     tensors = read_piece(piece_file(lab, library, kind, variant, layer), layer, kind)
-    return _scorer(lab, text).score_piece(layer, block, tensors)
+    return scorer_of(lab, text).score_piece(layer, block, tensors)
 
 
 # Children
