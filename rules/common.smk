@@ -304,13 +304,13 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the files of tasks, perplexity and readout, of the parent and the primary target's children."""
+    """Return the files of tasks, perplexity, long context and readout, of the parent and the primary target's children."""
     # The solver's other solutions would multiply the time and show nothing that the best one does not.
     solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
     children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
     files = [f"{RESULTS}/questions.json"] if cfg.evaluation.tasks else []
-    for name, wanted in (("tasks", cfg.evaluation.tasks), ("perplexity", cfg.evaluation.perplexity)):
-        if wanted:
+    for name in ("tasks", "perplexity", "long_context"):
+        if getattr(cfg.evaluation, name):
             files.append(f"{RESULTS}/parent_{name}.parquet")
             files += [f"{folder}/{name}.parquet" for folder in children]
     if cfg.evaluation.readout.task:

@@ -176,6 +176,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
     "evaluation.perplexity": [{"name": "text", "source": {"type": "hub", "repo": "some/text"}, "max_length": 16}],
+    "evaluation.long_context": {"lengths": [124], "choices": 2, "questions": 4},
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],
@@ -361,7 +362,7 @@ def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: R
     plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
     assert ("build_report", "") in plan
     assert all("target=more" in wildcards for rule, wildcards in plan if rule not in OF_ALL_CHILDREN)
-    only_primary = {"evaluate_tasks", "evaluate_perplexity", "uniform_precision"}
+    only_primary = {"evaluate_tasks", "evaluate_perplexity", "evaluate_long_context", "uniform_precision"}
     assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - only_primary
 
 

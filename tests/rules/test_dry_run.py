@@ -141,8 +141,22 @@ def test_texts_and_files_of_tasks_plan_their_jobs(plan: Callable[[dict], dict[st
     assert len(commands["extract_tasks"]) == len(commands["evaluate_parent_perplexity"]) == 1
     for rule in ("extract_tasks", "evaluate_parent_perplexity"):
         assert re.search(r"--source-files [0-9a-f]{16}", commands[rule][0])
+    assert "evaluate_long_context" not in commands
     assert len(commands["evaluate_perplexity"]) == len(commands["evaluate_tasks"])
     assert all("--parent" not in command for command in commands["evaluate_perplexity"])
+
+
+def test_long_context_plans_its_jobs_beside_the_others(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    without = plan(DEFAULT)
+    asked = DEFAULT["evaluation"] | {"long_context": {"lengths": [256, 512]}}
+    commands = plan(DEFAULT | {"evaluation": asked})
+    (parent,) = commands.pop("evaluate_parent_long_context")
+    children = commands.pop("evaluate_long_context")
+    assert "--child" not in parent
+    assert "--corpus results/smollm2-cpu/corpus/heldout.parquet" in parent
+    assert len(children) == len(commands["evaluate_tasks"])
+    assert all("--parent" not in command and "--finetuned" in command for command in children)
+    assert commands == without
 
 
 def _with_target(**settings: Any) -> dict:

@@ -74,6 +74,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
             text = {"name": "text", "source": {"type": "local", "paths": [str(folder / "text.txt")]}, "max_length": 16}
             evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
             evaluation["perplexity"] = [text]
+            evaluation["long_context"] = {"lengths": [120], "choices": 2, "questions": 4}
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
             process = snakemake(folder, config, "--cores", "2")
             assert process.returncode == 0, process.stdout + process.stderr

@@ -139,6 +139,22 @@ SAMPLES = pa.schema(
         _field("value", _REAL, "as the metric says; of a sequence, the mean over its tokens"),
     ]
 )
+LONG_CONTEXT = pa.schema(
+    [
+        _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
+        _field("task", _TEXT, "'needle' or 'variable-tracking'"),
+        _field("length", _INT, "tokens of the question with its answer, at most"),
+        _field("sample", _INT, "index of the question, the same for all models"),
+        _field("depth", _REAL, "place of the first statement that the answer needs, as a share of the text"),
+        _field(
+            "metric",
+            _TEXT,
+            "'acc' (1 if the likeliest choice is right), 'chance' of it, or 'margin': log-likelihood of the right "
+            "choice minus the likeliest wrong one's, nats",
+        ),
+        _field("value", _REAL, "as the metric says"),
+    ]
+)
 TRIALS = pa.schema(
     [
         _field("candidate", _TEXT, "name of the text that the child was trained on"),

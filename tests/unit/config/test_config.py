@@ -268,6 +268,17 @@ MISTAKES = {
         },
         "targets.speed-1.2.objective: screened scores estimate the KL alone",
     ),
+    "an unknown task of long context": (
+        "evaluation",
+        {"long_context": {"lengths": [256], "tasks": ["needles"]}},
+        "evaluation.long_context.tasks.0: Input should be 'needle' or 'variable-tracking'",
+    ),
+    "a length of a long text twice": (
+        "evaluation",
+        {"long_context": {"lengths": [256, 256]}},
+        "evaluation.long_context.lengths: 256 appears twice",
+    ),
+    "long texts without a length": ("evaluation", {"long_context": {}}, "evaluation.long_context.lengths"),
     "spans of no length": ("finetune", {"span_contrast": {"shortest": 9, "longest": 8}}, "shortest (9) is more than"),
     "a stride over whole sequences": ("scores", {"position_stride": 257}, "scores.position_stride: 257 is more than"),
     "KV heads that do not divide heads": (

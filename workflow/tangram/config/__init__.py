@@ -20,7 +20,7 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
+from tangram.config.evaluation import Evaluation, LongContext, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
@@ -74,6 +74,7 @@ __all__ = [
     "Library",
     "LocalParent",
     "LocalText",
+    "LongContext",
     "Name",
     "PackageFile",
     "PackageText",

@@ -71,6 +71,8 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_tasks": ("finetune_child", "extract_tasks"),
     "evaluate_parent_perplexity": ("fetch_parent",),
     "evaluate_perplexity": ("finetune_child",),
+    "evaluate_parent_long_context": ("fetch_parent", "build_corpus heldout"),
+    "evaluate_long_context": ("finetune_child", "build_corpus heldout"),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "export_parent": ("fetch_parent",),
@@ -83,6 +85,7 @@ READS: dict[str, tuple[str, ...]] = {
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_perplexity"),
         *("evaluate_readout", "evaluate_engine", "evaluate_parent", "evaluate_parent_tasks"),
         *("evaluate_parent_perplexity", "evaluate_parent_engine"),
+        *("evaluate_long_context", "evaluate_parent_long_context"),
         *_SPEEDS,
         "try_texts",
     ),
@@ -94,7 +97,8 @@ _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
 _IN_ENGINES = ("evaluate_parent_engine", "evaluate_engine")
 _ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
 _PERPLEXITY = ("evaluate_parent_perplexity", "evaluate_perplexity")
-_SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
+_LONG_CONTEXT = ("evaluate_parent_long_context", "evaluate_long_context")
+_SEEDED = (*_SPEEDS, *_TASKS, *_LONG_CONTEXT, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -156,6 +160,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
     "evaluation.perplexity": _PERPLEXITY,
+    "evaluation.long_context": _LONG_CONTEXT,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -205,6 +210,7 @@ COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "evaluate_parent_tasks": "evaluate_tasks",
     "evaluate_parent_perplexity": "evaluate_perplexity",
+    "evaluate_parent_long_context": "evaluate_long_context",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
     **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},

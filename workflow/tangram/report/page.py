@@ -19,6 +19,7 @@ from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
 from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
+from tangram.report.sections.long_texts import long_context_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.perplexities import perplexity_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
@@ -53,6 +54,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         architectures_section(results, colors),
         tasks_section(results),
         perplexity_section(results),
+        long_context_section(results),
         readout_section(results),
         speed_section(results),
         engine_section(results),

@@ -35,6 +35,8 @@ STAGES = (
     "evaluate_tasks",
     "evaluate_parent_perplexity",
     "evaluate_perplexity",
+    "evaluate_parent_long_context",
+    "evaluate_long_context",
     "export_gguf",
     "export_parent",
     "evaluate_parent_engine",
