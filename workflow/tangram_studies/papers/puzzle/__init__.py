@@ -18,6 +18,7 @@ from tangram_studies.papers.puzzle.context import context_experiment
 from tangram_studies.papers.puzzle.distillation import distillation_experiment
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import search_experiment
+from tangram_studies.papers.puzzle.sums import sums_experiment
 from tangram_studies.papers.puzzle.training import training_experiment
 from tangram_studies.papers.puzzle.work import Work
 from tangram_studies.study import Job, Study
@@ -69,6 +70,7 @@ def reproduce(bench: Bench, alone: Work) -> Study:
     """
     study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
     found = search_experiment(bench, study)
+    sums_experiment(bench, study)
     training_experiment(bench, study, found)
     compression_experiment(bench, alone, study, found)
     distillation_experiment(bench, study)

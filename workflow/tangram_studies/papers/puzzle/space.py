@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -55,6 +55,12 @@ class Space:
     def rival(self, name: str, speed: float, seed: int = 0) -> Architecture:
         """Return another search's architecture; see `search.rivals`."""
         return rivals.run(name, self.problem(speed, seed), SEARCH, seed)[0]
+
+    def averaged(self) -> Space:
+        """Return the space whose scores are means over all draws of text."""
+        keys = ["layer", "kind", "variant", "metric"]
+        together = pd.concat(self.scores).groupby(keys, as_index=False)["value"].mean()
+        return replace(self, scores=(together,))
 
     def fastest(self) -> float:
         """Return the predicted speed of the fastest option of every group."""
