@@ -22,6 +22,7 @@ from tangram.config import (
     SPLITS,
     UNIFORM,
     Packing,
+    Task,
     slice_of,
 )
 from tangram.config import limits, sources
@@ -93,7 +94,9 @@ try:
         SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
             f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
         )
-    SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
+    SCORED = [Task(name=name) for name in (cfg.scores.tasks.names if cfg.scores.tasks else ())]
+    SOURCE_FILES["tasks"] = sources.task_fingerprint("evaluation.tasks", cfg.evaluation.all_tasks, SCORED)
+    SOURCE_FILES["score_tasks"] = sources.task_fingerprint("scores.tasks.names", SCORED)
     SOURCE_FILES["perplexity"] = sources.text_fingerprint(
         "evaluation.perplexity",
         [text.source for text in cfg.evaluation.perplexity],
@@ -128,6 +131,8 @@ def of_pieces(folder, pieces, *suffixes):
 
 
 SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
+if cfg.scores.tasks:
+    SCORE_FILES += of_pieces("task_scores", PIECES, "parquet")
 
 
 def timed_variants(engine):
@@ -461,6 +466,12 @@ def quantization_settings():
     return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
 
 
+def extraction_settings():
+    """Return the settings of the extraction of tasks; with scores by answers, the tasks whose train halves they use."""
+    section = cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive"})
+    return slice_of({**section, "score_tasks": cfg.scores.tasks.names} if cfg.scores.tasks else section)
+
+
 def exact_settings():
     """Return the settings of exact scores."""
     return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
@@ -471,7 +482,7 @@ def screening_settings():
     others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
     targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
     search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
-    scores = cfg.scores.model_dump(mode="json", exclude={"method"})
+    scores = cfg.scores.model_dump(mode="json", exclude={"method", "tasks"})
     return slice_of(
         {"scores": scores, "library": VARIANTS, "targets": targets, "search": search, "scenarios": cfg.scenarios}
     )

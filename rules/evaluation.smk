@@ -111,7 +111,7 @@ rule extract_tasks:
         "<benchmarks>/extract_tasks/tasks.tsv"
     params:
         **code_of("extract_tasks", "lm_eval", "datasets"),
-        settings=evaluation_settings("tasks", "task_archive"),
+        settings=extraction_settings(),
         source_files=SOURCE_FILES["tasks"],
     conda:
         "../envs/tangram.yaml"

@@ -22,6 +22,7 @@ TABLES = {
     "library/{pieces}.parquet": tables.LIBRARY,
     "library/{trained}.curves.parquet": tables.CURVES,
     "scores/{pieces}.parquet": tables.SCORES,
+    "task_scores/{pieces}.parquet": tables.SCORES,
     "scores.parquet": tables.SCORES,
     "costs/torch/{variant}.parquet": tables.COSTS,
     "costs/torch/attention/parent.parquet": tables.COSTS,

@@ -37,8 +37,8 @@ def ran(printed: str) -> set[str]:
 def node(job: Job) -> str:
     """Return a job's name in the table: its rule, and its split, its engine or whose weights its pieces have."""
     rule, wildcards = job
-    if rule in ("quantize_blocks", "score_blocks"):
-        of = "quantized" if rule == "score_blocks" and "@" in wildcards else "trained"
+    if rule in ("quantize_blocks", "score_blocks", "score_tasks"):
+        of = "quantized" if rule != "quantize_blocks" and "@" in wildcards else "trained"
         return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
     part = re.search(r"\b(?:split|engine)=([\w.]+)", wildcards)
     return f"{rule} {part[1]}" if part else rule
@@ -152,6 +152,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(f"library.precisions.{kind}" for kind in ("attention", "ffn", "head")),
     "library.layers_per_shard": None,
     "scores.method": None,
+    "scores.tasks": {"names": ["numbers"], "questions": 2},
     "scenarios.<name>.batch_sizes": [2],
     "targets.<name>.constraints": [{"quantity": "parameters", "max": 0.85}],
     "search.objective": "lm_loss_increase",
@@ -348,8 +349,8 @@ def test_a_new_variant_reruns_its_jobs_and_readers_of_the_tables(
 ) -> None:
     library = run.config["library"]
     plan = planner(run.config | {"library": library | {"ffn": [*library["ffn"], "width-0.5"]}})
-    own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "measure_costs")}
-    assert len(own) == 3
+    own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "score_tasks", "measure_costs")}
+    assert len(own) == 4
     assert all("width-0.5" in wildcards for _, wildcards in own)
     assert ran_rules(plan - own) == onward(all_jobs, "collect_scores", "collect_costs torch")
 

@@ -20,8 +20,11 @@ from tangram.llama_cpp import find
 ROOT = Path(__file__).parents[2]
 MAIN_JOB = ROOT / "config" / "config.yaml"
 FOR_LLAMA_CPP = ROOT / "config" / "smollm2-llama.cpp.yaml"
+FOR_MEMORY = ROOT / "config" / "smollm2-memory.yaml"
 OVERNIGHT = ROOT / "config" / "smollm2-cpu-overnight.yaml"
-CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, OVERNIGHT, FOR_LLAMA_CPP})  # those without precisions
+CONFIGS = sorted(
+    {*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, OVERNIGHT, FOR_LLAMA_CPP, FOR_MEMORY}
+)  # those without precisions
 DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 
@@ -88,6 +91,35 @@ def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dic
     assert jobs["drop_layers"] == jobs["uniform_precision"] == 1
     of_children = ("pin_architecture", "assemble_child", "finetune_child", "evaluate_model")
     assert all(jobs[rule] == 3 + 1 + 2 for rule in of_children)
+
+
+def test_a_memory_limit_plans_every_scenario_and_batch(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    config = yaml.safe_load(FOR_MEMORY.read_text())
+    commands = plan(config)
+    sizes = {name: scenario["batch_sizes"] for name, scenario in config["scenarios"].items()}
+    assert set(sizes) == {"chat", "generation", "summarization"}
+    assert len(commands["measure_costs"]) == 3 + 3 + 1 + 4
+    for command in (*commands["measure_costs"], *commands["solve_mip"], *commands["measure_speed"]):
+        for name, batches in sizes.items():
+            assert f'"{name}":{{"batch_sizes":{batches},'.replace(" ", "") in command
+    assert all('"quantity":"memory"' in command for command in commands["solve_mip"])
+    assert len(commands["evaluate_long_context"]) == len(commands["evaluate_parent_long_context"]) + 1 == 2
+
+
+def test_answers_plan_one_job_per_piece_and_halve_tasks(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    without = plan(DEFAULT)
+    tasks = {"names": ["general_knowledge"], "questions": 32}
+    commands = plan(DEFAULT | {"scores": {"tasks": tasks}, "search": {"objective": {"accuracy": 1.0}}})
+    assert len(commands.pop("score_tasks")) == len(commands["score_blocks"])
+    (extract,) = commands.pop("extract_score_tasks")
+    assert '"names":["general_knowledge"],"questions":32' in extract
+    (of_evaluation,) = commands["extract_tasks"]
+    assert '"score_tasks":["general_knowledge"]' in of_evaluation
+    assert "score_tasks" not in without["extract_tasks"][0]
+    (collect,) = commands["collect_scores"]
+    assert collect.count("/task_scores/") == len(commands["score_blocks"])
+    changed = {rule for rule in without if commands[rule] != without[rule]}
+    assert changed == {"extract_tasks", "collect_scores", "solve_mip", "drop_layers"}
 
 
 @pytest.mark.skipif(find() is None, reason="llama.cpp is not installed")

@@ -66,7 +66,8 @@ SCORES = pa.schema(
             "metric",
             _TEXT,
             "'kl', its estimate 'screened_kl', 'lm_loss_increase' (nats per token), 'cosine_distance' (of the last "
-            "hidden states) or 'agreement' (fraction)",
+            "hidden states), 'agreement' (fraction), or, with the parent's minus the child's answers to questions, "
+            "'accuracy' (fraction) or 'margin' (log-odds of the right choice, nats)",
         ),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says, over sequences"),

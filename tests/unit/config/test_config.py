@@ -268,6 +268,47 @@ MISTAKES = {
         },
         "targets.speed-1.2.objective: screened scores estimate the KL alone",
     ),
+    "accuracy without questions": (
+        "search/objective",
+        {"kl": 1, "accuracy": 0.5},
+        "search.objective: accuracy needs the questions of scores.tasks; name its tasks",
+    ),
+    "a target's margin without questions": (
+        "targets/speed-1.2/objective",
+        "margin",
+        "targets.speed-1.2.objective: margin needs the questions of scores.tasks; name its tasks",
+    ),
+    "evolution on questions": (
+        None,
+        {
+            "scores": {"tasks": {"names": ["./mine.jsonl"]}},
+            "targets": {
+                **DEFAULT["targets"],
+                "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], "objective": "accuracy", "compare": ["evolutionary"]},
+            },
+        },
+        "targets.speed-1.2.compare: evolutionary measures children on text, not on questions; leave it out, or take",
+    ),
+    "questions of an archive without one": (
+        None,
+        {"scores": {"tasks": {"names": ["./mine.jsonl", "numbers"]}}, "evaluation": {}},
+        "scores.tasks.names: 'numbers' needs evaluation.task_archive; set it, or name a file",
+    ),
+    "questions of a folder": (
+        "scores",
+        {"tasks": {"names": ["./tasks/"]}},
+        "scores.tasks.names: [0]: './tasks/' may hold tasks without choices; name a .jsonl file or a task",
+    ),
+    "fewer questions than tasks": (
+        "scores",
+        {"tasks": {"names": ["a", "b", "c"], "questions": 2}},
+        "scores.tasks: questions: 2 is less than one for each of 3 tasks; raise it",
+    ),
+    "questions of screened scores": (
+        "scores",
+        {"method": "screened", "tasks": {"names": ["numbers"]}},
+        "scores: tasks: screened scores estimate the KL alone; leave tasks out, or set method: exact",
+    ),
     "an unknown task of long context": (
         "evaluation",
         {"long_context": {"lengths": [256], "tasks": ["needles"]}},

@@ -22,7 +22,7 @@ from tangram.config.corpus import (
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, LongContext, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
+from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, ScoreTasks, SpanContrast
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
@@ -31,6 +31,7 @@ from tangram.config.targets import (
     HALVING,
     LAYERS_DROPPED,
     LIGHT_SEARCHES,
+    ON_TASKS,
     PACKED,
     SEARCHES,
     STOCK,
@@ -52,6 +53,7 @@ __all__ = [
     "LARGEST",
     "LAYERS_DROPPED",
     "LIGHT_SEARCHES",
+    "ON_TASKS",
     "PACKED",
     "SEARCHES",
     "SPLITS",
@@ -90,6 +92,7 @@ __all__ = [
     "RepositoryId",
     "Requirement",
     "Scenario",
+    "ScoreTasks",
     "Scores",
     "Search",
     "Section",

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from tangram.blocks import grammar
 from tangram.blocks.base import ALL_PRECISIONS, HEAD, KINDS, NO_OP, PARENT, PRECISIONS
-from tangram.config.base import COMPUTE, Section, Unique
+from tangram.config.base import COMPUTE, Filled, Section, Unique
 from tangram.errors import nearest
 
 _CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in (*KINDS, HEAD)}
@@ -159,6 +159,35 @@ class Library(Section):
         )
 
 
+class ScoreTasks(Section):
+    """Questions for scores by downstream accuracy; each piece answers all of them in place of its subblock."""
+
+    names: Annotated[tuple[Filled, ...], Unique] = Field(
+        min_length=1,
+        description="Tasks with choices: names in `evaluation.task_archive`, and paths of `.jsonl` files. Scores use "
+        "the half of a task's questions that the hash of their text says; they are left out of `evaluation.tasks`.",
+    )
+    questions: int = Field(
+        128, ge=2, description="Questions in all, the same number of each task; the time of scoring grows with them."
+    )
+
+    @field_validator("names")
+    @classmethod
+    def _with_choices(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(names):
+            if name.endswith(("/", ".yaml")):
+                raise ValueError(f"[{i}]: '{name}' may hold tasks without choices; name a .jsonl file or a task")
+        return names
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> ScoreTasks:
+        if self.questions < len(self.names):
+            raise ValueError(
+                f"questions: {self.questions} is less than one for each of {len(self.names)} tasks; raise it"
+            )
+        return self
+
+
 class Scores(Section):
     """Replace-1-block scores, Puzzle section 4.2."""
 
@@ -174,3 +203,12 @@ class Scores(Section):
     position_stride: int = Field(
         4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."
     )
+    tasks: ScoreTasks | None = Field(
+        None, description="Also score by answers to questions, for the objectives `accuracy` and `margin`."
+    )
+
+    @model_validator(mode="after")
+    def _exact_answers(self) -> Scores:
+        if self.tasks is not None and self.method == "screened":
+            raise ValueError("tasks: screened scores estimate the KL alone; leave tasks out, or set method: exact")
+        return self

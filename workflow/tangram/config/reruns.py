@@ -43,7 +43,14 @@ READS: dict[str, tuple[str, ...]] = {
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
-    "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
+    "extract_score_tasks": (),
+    "score_tasks trained": ("fetch_parent", "extract_score_tasks", "distill_blocks"),
+    "score_tasks quantized": ("fetch_parent", "extract_score_tasks", "quantize_blocks trained"),
+    "score_tasks parent": ("fetch_parent", "extract_score_tasks", "quantize_blocks parent"),
+    "collect_scores": (
+        *("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
+        *("score_tasks trained", "score_tasks quantized", "score_tasks parent"),
+    ),
     **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
     **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
     **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
@@ -103,7 +110,8 @@ _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
 _SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_screened")
-_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
+_ANSWERED = ("score_tasks trained", "score_tasks quantized", "score_tasks parent")
+_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_ANSWERED, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
@@ -135,6 +143,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "scores": (*_SCORE, "evolve_child"),
     "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
     "scores.label_samples": ("score_screened",),
+    "scores.tasks": ("extract_score_tasks", "extract_tasks"),
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "score_screened", "solve_mip", *_BASELINES),
         *_SPEEDS,
@@ -157,7 +166,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "evaluation.batch_size": _ON_TEXT,
     "evaluation.throughput_repeats": _SPEEDS,
     "evaluation.tasks": ("extract_tasks",),
-    "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
+    "evaluation.task_archive": ("extract_tasks", "extract_score_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
     "evaluation.perplexity": _PERPLEXITY,
     "evaluation.long_context": _LONG_CONTEXT,
@@ -193,13 +202,14 @@ SOURCES = {
     "a local text of `text_trials`": "`try_text` (that text)",
     "a file of `evaluation.tasks`; of a YAML file or a folder, all `.yaml`, `.jsonl`, `.json` and `.py` files in the "
     "folder": "`extract_tasks`; these files must stay",
+    "a file of `scores.tasks.names`": "`extract_score_tasks`, `extract_tasks`",
     "a local text of `evaluation.perplexity`": "`evaluate_parent_perplexity`, `evaluate_perplexity`",
     "the file of `studies.image_file`": "the studies of images",
 }
 
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
-OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
+OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "score_tasks", "measure_costs")
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = (

@@ -12,6 +12,8 @@ STAGES = (
     "distill_blocks",
     "quantize_blocks",
     "score_blocks",
+    "extract_score_tasks",
+    "score_tasks",
     "collect_scores",
     "measure_costs",
     "collect_costs",
