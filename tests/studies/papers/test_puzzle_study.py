@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import write_parent
+from tiny_run import task_archive
 from torch import nn
 
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import NO_OP
-from tangram.config import Scenario
+from tangram.config import Costs, Scenario
 from tangram.models.loading import load_model
 from tangram.tables import CORPUS, write_table
-from tangram_studies.papers.puzzle import laboratory, reproduce, wanda
+from tangram_studies.papers.puzzle import laboratory, reproduce, sums, wanda
 from tangram_studies.papers.puzzle.common import BASE, Bench, Scale, prepare
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP, arms, shares
@@ -37,6 +39,12 @@ TINY = Scale(
     map_speeds=(1.05, 1.1),
     every=1,
     ranks=(2, 4),
+    lengths=(256, 320, 384),
+    questions=2,
+    tasks=("toy",),
+    asked=4,
+    answered=6,
+    costs=Costs(repeats=3, max_repeats=3, calibration_repeats=3),
     scenario=Scenario(prefill=8, generate=4, batch_sizes=(2,)),
 )
 
@@ -66,8 +74,18 @@ def bench(lab) -> Bench:
 
 
 @pytest.fixture(scope="module")
-def study(bench):
-    return reproduce(bench, work(bench.lab, "timed"))
+def archive(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("archive")
+    examples = [
+        {"input": f"What follows {i}?", "target_scores": {str(i + 1): 1, str(i - 1): 0, str(i): 0}} for i in range(60)
+    ]
+    task_archive(folder, "toy", examples)
+    return str(folder / ".downloads" / "bigbench-1.0.0.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def study(bench, archive):
+    return reproduce(bench, work(bench.lab, "timed"), archive)
 
 
 def test_the_study_of_puzzle_gives_every_claim_and_a_page(study):
@@ -75,12 +93,14 @@ def test_the_study_of_puzzle_gives_every_claim_and_a_page(study):
     assert {"no-op", "greedy", "parameters", "random", "lm-loss", "attention-first", "middle-kept"} <= names
     assert {"lm-alone", "kl-alone", "cosine-alone", "lm-added", "gkd-1.1", "gkd-tokens"} <= names
     assert {"random-gkd", "random-weights", "low-rank", "wanda", "frontier", "bld", "bld-tokens", "narrow"} <= names
+    assert {"context-long", "context-twice", "task-scores", "task-margin", "accuracy-kept", "coupled"} <= names
+    assert {"sum-neighbors", "sum-discount", "sum-calibrated", "sum-shortlist", "sum-text"} <= names
     page = render_study(study)
     assert all(name in page for name in names)
     assert page.count("<svg") >= 3
 
 
-def test_a_second_study_computes_nothing_again(bench, study, monkeypatch):
+def test_a_second_study_computes_nothing_again(bench, study, archive, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a kept result is computed again")
 
@@ -90,7 +110,7 @@ def test_a_second_study_computes_nothing_again(bench, study, monkeypatch):
         refusing.__module__, refusing.__qualname__ = function.__module__, function.__qualname__
         monkeypatch.setattr(laboratory, name, refusing)
     again = prepare(bench.lab, work(bench.lab, "results"), work(bench.lab, "timed"), TINY)
-    assert reproduce(again, work(bench.lab, "timed")).claims == study.claims
+    assert reproduce(again, work(bench.lab, "timed"), archive).claims == study.claims
 
 
 def test_a_line_that_a_kill_cut_off_is_computed_again(tmp_path):
@@ -158,6 +178,28 @@ def test_shares_of_time_are_one_for_the_parent_and_zero_for_no_ops(bench):
         for layer, value in zip(architecture.layers, values, strict=True):
             expected = {"parent": 1.0, NO_OP: 0.0}.get(getattr(layer, kind))
             assert expected is None or value == pytest.approx(expected)
+
+
+def test_terms_of_neighbors_give_the_best_by_enumeration(bench):
+    problem, generator = bench.space.problem(1.05), np.random.default_rng(0)
+    terms = {pair: float(generator.uniform(-1, 2)) for pair in sums.neighbors(bench.lab.layers)}
+
+    def objective(architecture) -> float:
+        total = problem.objective(architecture)
+        for (first, second), factor in terms.items():
+            scores = [
+                sums.score_of(problem, each, getattr(architecture.layers[each[0]], each[1])) for each in (first, second)
+            ]
+            total += factor * np.sqrt(max(scores[0], 0) * max(scores[1], 0))
+        return total
+
+    found = sums.solve_with_terms(problem, terms)
+    (batches,) = problem.batch_grid()
+    choices = itertools.product(*([option.choice for option in group] for group in problem.options))
+    feasible = (each for each in map(Architecture.of, choices) if problem.feasible(each, batches))
+    best = min(map(objective, feasible))
+    assert problem.feasible(found, batches)
+    assert objective(found) == pytest.approx(best, rel=2e-3, abs=1e-5)
 
 
 def test_wanda_keeps_the_two_most_important_of_four():

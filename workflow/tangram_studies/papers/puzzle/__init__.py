@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tangram.archives import fetch_archive
 from tangram.child.assemble import WEIGHTS_FILE
 from tangram.cli import model_folder
 from tangram.provenance import code_hash, fingerprint
 from tangram_studies.code import modules_of_study
+from tangram_studies.papers.puzzle.accuracy import accuracy_experiment
 from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_folder
 from tangram_studies.papers.puzzle.compression import compression_experiment
 from tangram_studies.papers.puzzle.context import context_experiment
@@ -53,7 +55,7 @@ def run_study(job: Job) -> Study:
     work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)
     alone = Work(folder / "timed.jsonl", identity, 1, runtime.seed, runtime.device)
     try:
-        study = reproduce(prepare(lab, work, alone, scale), alone)
+        study = reproduce(prepare(lab, work, alone, scale), alone, str(fetch_archive(job.studies.image_archive)))
     finally:
         work.close()
     study.about = f"scale {job.studies.scale}"
@@ -61,12 +63,13 @@ def run_study(job: Job) -> Study:
     return study
 
 
-def reproduce(bench: Bench, alone: Work) -> Study:
+def reproduce(bench: Bench, alone: Work, archive: str) -> Study:
     """Return the finished study of prepared texts, libraries, scores and costs.
 
     Args:
         bench: the shared material.
         alone: runs measurements of time.
+        archive: BIG-bench's sdist.
     """
     study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
     found = search_experiment(bench, study)
@@ -74,5 +77,6 @@ def reproduce(bench: Bench, alone: Work) -> Study:
     training_experiment(bench, study, found)
     compression_experiment(bench, alone, study, found)
     distillation_experiment(bench, study)
+    accuracy_experiment(bench, study, found, archive)
     context_experiment(bench, study, found)
     return study

@@ -25,6 +25,13 @@ from tangram_studies.study import Study, print_progress
 BASE = "base"  # name of the library of all layers
 DISTILL, FINETUNE = "distill", "finetune"  # names of texts
 
+Timing = dict[str, Any]  # config section `costs` and one scenario
+
+
+def settings_of(timing: Timing) -> tuple[Costs, Scenario]:
+    """Return the settings of measurements of time."""
+    return Costs.model_validate(timing["costs"]), Scenario.model_validate(timing["scenario"])
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -49,8 +56,12 @@ class Scale:
         epochs: passes of block distillation.
         lengths: tokens of the questions about long texts: 1, 2 and 4 times ``length``.
         questions: per task and length.
+        tasks: of BIG-bench, multiple choice.
+        asked: questions per draw of scores by accuracy.
+        answered: other questions, which children answer.
         ranks: of uniform low rank (table 18).
         precisions: of the uniformly quantized parents.
+        costs: how often speeds are measured.
         scenario: the workload.
     """
 
@@ -73,8 +84,17 @@ class Scale:
     ranks: tuple[int, ...] = (96, 144, 192)
     lengths: tuple[int, ...] = (256, 512, 1024)
     questions: int = 12
+    tasks: tuple[str, ...] = ("general_knowledge", "similarities_abstraction", "phrase_relatedness")
+    asked: int = 40
+    answered: int = 128
     precisions: tuple[str, ...] = ("bf16", "int8")
+    costs: Costs = field(default_factory=Costs)
     scenario: Scenario = field(default_factory=lambda: Scenario(prefill=128, generate=32, batch_sizes=(4,)))
+
+    @property
+    def timing(self) -> Timing:
+        """Settings of measurements of time, as plain arguments."""
+        return {"costs": self.costs.model_dump(mode="json"), "scenario": self.scenario.model_dump(mode="json")}
 
     @property
     def variants(self) -> dict[str, tuple[str, ...]]:
@@ -170,20 +190,6 @@ def score_library(
     return pd.DataFrame(list(itertools.chain.from_iterable(rows)))
 
 
-def measure_costs(lab: Lab, scenario: Scenario, kind: str, variant: str) -> list[dict[str, Any]]:
-    """Return the rows of `tables.COSTS` of one variant; nothing else must run meanwhile."""
-    return torch_engine.measure(lab.parent, kind, variant, Costs(), {SCENARIO: scenario}, lab.device, lab.dtype)
-
-
-def measure_calibration(lab: Lab, scenario: Scenario, costs: list[dict[str, Any]], variants: Any) -> list[Any]:
-    """Return the rows of `tables.CALIBRATION`; nothing else must run meanwhile."""
-    architectures = torch_engine.calibration_architectures(variants, lab.layers)
-    measured = torch_engine.measure_whole(
-        lab.parent, architectures, Costs(), {SCENARIO: scenario}, lab.device, lab.dtype
-    )
-    return calibrate(pd.DataFrame(costs), architectures, measured)
-
-
 def prepare(lab: Lab, work: Work, alone: Work, scale: Scale) -> Bench:
     """Make texts, the base library, its scores on every draw of text, and its costs.
 
@@ -201,25 +207,29 @@ def prepare(lab: Lab, work: Work, alone: Work, scale: Scale) -> Bench:
     work.close()  # so that the measurements of time have the machine to themselves
     pieces = [(MODEL, PARENT), ("head", PARENT)]
     pieces += [(kind, variant) for kind in KINDS for variant in (PARENT, *variants[kind])]
-    tasks = [
-        {"lab": lab, "scenario": scale.scenario.model_dump(mode="json"), "kind": k, "variant": v} for k, v in pieces
-    ]
+    tasks = [{"lab": lab, "timing": scale.timing, "kind": kind, "variant": variant} for kind, variant in pieces]
     costs = list(itertools.chain.from_iterable(alone.run(costs_of, tasks, "costs")))
     names = {kind: list(names) for kind, names in variants.items()}
-    whole = {"lab": lab, "scenario": scale.scenario.model_dump(mode="json"), "costs": costs, "variants": names}
+    whole = {"lab": lab, "timing": scale.timing, "costs": costs, "variants": names}
     (calibration,) = alone.run(calibration_of, [whole], "whole models")
     space = Space(scores, pd.DataFrame(costs), pd.DataFrame(calibration), scale.scenario, lab.layers)
     return Bench(lab, work, scale, space)
 
 
-def costs_of(lab: Lab, scenario: Mapping[str, Any], kind: str, variant: str) -> list[dict[str, Any]]:
-    """Return the result of `measure_costs`, from plain arguments."""
-    return measure_costs(lab, Scenario.model_validate(scenario), kind, variant)
+def costs_of(lab: Lab, timing: Timing, kind: str, variant: str) -> list[dict[str, Any]]:
+    """Return the rows of `tables.COSTS` of one variant; nothing else must run meanwhile."""
+    costs, scenario = settings_of(timing)
+    return torch_engine.measure(lab.parent, kind, variant, costs, {SCENARIO: scenario}, lab.device, lab.dtype)
 
 
-def calibration_of(lab: Lab, scenario: Mapping[str, Any], costs: list[dict[str, Any]], variants: Any) -> list[Any]:
-    """Return the result of `measure_calibration`, from plain arguments."""
-    return measure_calibration(lab, Scenario.model_validate(scenario), costs, variants)
+def calibration_of(lab: Lab, timing: Timing, costs: list[dict[str, Any]], variants: Any) -> list[dict[str, Any]]:
+    """Return the rows of `tables.CALIBRATION`; nothing else must run meanwhile."""
+    settings, scenario = settings_of(timing)
+    architectures = torch_engine.calibration_architectures(variants, lab.layers)
+    measured = torch_engine.measure_whole(
+        lab.parent, architectures, settings, {SCENARIO: scenario}, lab.device, lab.dtype
+    )
+    return calibrate(pd.DataFrame(costs), architectures, measured)
 
 
 def working_folder(page_folder: Path) -> Path:

@@ -13,13 +13,20 @@ import pandas as pd
 
 from tangram.blocks.architecture import Architecture, LayerChoice, from_json
 from tangram.blocks.base import HEAD, KINDS, PARENT
-from tangram.config import Costs, Scenario
 from tangram.costs import torch_engine
 from tangram.errors import TangramError
 from tangram.report.document import Table
 from tangram.search.drop_layers import drop_whole_layers
 from tangram_studies.papers.puzzle import laboratory
-from tangram_studies.papers.puzzle.common import BASE, DISTILL, Bench, record_child, train_library
+from tangram_studies.papers.puzzle.common import (
+    BASE,
+    DISTILL,
+    Bench,
+    Timing,
+    record_child,
+    settings_of,
+    train_library,
+)
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import SCENARIO, plain
@@ -32,12 +39,11 @@ AT_ONCE = 4  # architectures that are timed together, beside the packed parent
 WANDA = "Wanda 2:4"
 
 
-def speeds_of(lab: Lab, scenario: Mapping[str, Any], architectures: Mapping[str, Any]) -> dict[str, float]:
+def speeds_of(lab: Lab, timing: Timing, architectures: Mapping[str, Any]) -> dict[str, float]:
     """Return the measured throughput of whole models over the packed parent's; nothing else must run meanwhile."""
-    workload = Scenario.model_validate(scenario)
+    costs, workload = settings_of(timing)
     models = {name: from_json(architecture) for name, architecture in architectures.items()}
     models = {PARENT: Architecture((LayerChoice(),) * lab.layers), **models}
-    costs = Costs(calibration_repeats=9)
     seconds = torch_engine.measure_whole(lab.parent, models, costs, {SCENARIO: workload}, lab.device, lab.dtype)
     (batch,) = workload.batch_sizes
     prefill, decode = (seconds[SCENARIO, phase, batch] for phase in ("prefill", "decode"))
@@ -48,11 +54,13 @@ def speeds_of(lab: Lab, scenario: Mapping[str, Any], architectures: Mapping[str,
 def measured_speeds(bench: Bench, alone: Work, architectures: Mapping[str, Architecture]) -> dict[str, float]:
     """Return the measured speeds of architectures by name, a few at a time."""
     bench.work.close()
-    scenario, speeds = bench.scale.scenario.model_dump(mode="json"), dict[str, float]()
+    speeds = dict[str, float]()
     names = list(architectures)
     for start in range(0, len(names), AT_ONCE):
         group = {name: plain(architectures[name]) for name in names[start : start + AT_ONCE]}
-        (part,) = alone.run(speeds_of, [{"lab": bench.lab, "scenario": scenario, "architectures": group}], "speeds")
+        (part,) = alone.run(
+            speeds_of, [{"lab": bench.lab, "timing": bench.scale.timing, "architectures": group}], "speeds"
+        )
         speeds |= part
     return speeds
 

@@ -20,8 +20,7 @@ from tangram_studies.papers.puzzle.common import (
     score_library,
     train_library,
 )
-
-coupling_experiment = lambda *_: None  # TODO
+from tangram_studies.papers.puzzle.coupling import coupling_experiment
 from tangram_studies.papers.puzzle.laboratory import NARROW
 from tangram_studies.papers.puzzle.space import Space
 from tangram_studies.plots import lines_figure

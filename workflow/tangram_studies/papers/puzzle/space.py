@@ -10,6 +10,7 @@ import pandas as pd
 
 from tangram.blocks.architecture import Architecture, Choice, pieces_of
 from tangram.config import Scenario, Search, Target
+from tangram.errors import TangramError
 from tangram.search import rivals
 from tangram.search.cost_model import CostModel
 from tangram.search.problem import Problem, options_of
@@ -49,12 +50,27 @@ class Space:
         return solve(self.problem(speed, seed, objective), SEARCH)[0].architecture
 
     def diverse(self, speed: float, solutions: int, seed: int = 0) -> list[Architecture]:
-        """Return the solver's best architectures, of which any two differ in a fifth of the layers."""
-        return [each.architecture for each in solve(self.problem(speed, seed, solutions=solutions), SEARCH)]
+        """Return the solver's best architectures, of which two differ in a fifth of the layers; fewer if need be."""
+        while True:
+            try:
+                found = solve(self.problem(speed, seed, solutions=solutions), SEARCH)
+            except TangramError:
+                if solutions == 1:
+                    raise
+                solutions = max(1, solutions // 2)
+                continue
+            return [each.architecture for each in found]
 
-    def rival(self, name: str, speed: float, seed: int = 0) -> Architecture:
-        """Return another search's architecture; see `search.rivals`."""
-        return rivals.run(name, self.problem(speed, seed), SEARCH, seed)[0]
+    def rival(self, name: str, speed: float, seed: int = 0, draw: int | None = None) -> Architecture:
+        """Return another search's architecture; see `search.rivals`.
+
+        Args:
+            name: the search's name.
+            speed: the limit.
+            seed: the draw of score text.
+            draw: seed of random choices; by default that of the text.
+        """
+        return rivals.run(name, self.problem(speed, seed), SEARCH, seed if draw is None else draw)[0]
 
     def averaged(self) -> Space:
         """Return the space whose scores are means over all draws of text."""

@@ -107,7 +107,7 @@ def with_weights(problem: Problem, weights: np.ndarray) -> Problem:
 
 def fitted_weights(bench: Bench, problem: Problem, speed: float, seed: int) -> np.ndarray:
     """Return weights per layer that make sums equal to the true KL of sampled children, shrunk towards one factor."""
-    drawn = [bench.space.rival("random", speed, number) for number in range(SAMPLED // 2)]
+    drawn = [bench.space.rival("random", speed, seed, number) for number in range(SAMPLED // 2)]
     drawn += bench.space.diverse(speed, SHORTLISTED, seed)
     sums = np.array(
         [[problem.option(layer, choice).score for layer, choice in enumerate(child.layers)] for child in drawn]
@@ -229,7 +229,7 @@ def _claims(bench: Bench, study: Study) -> None:
                 where="a question of ours",
                 seeds=bench.scale.seeds,
                 unit="of the plain sum's KL, less",
-                note="mean over the targets, at equal predicted speed, before finetuning; seeds are draws of score text",
+                note="mean over the targets, at equal predicted speed, before finetuning; seeds are draws of text",
             )
         )
         row = [arm]
