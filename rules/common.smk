@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
-from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
+from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS, PAIR
 from tangram.blocks.registry import block_class, modules_of_variants
 from tangram.config import (
     BLOCK_INFLUENCE,
@@ -55,7 +55,8 @@ VARIANTS = {kind: cfg.library.variants(kind) for kind in (*KINDS, HEAD)}
 LIBRARY = ["parent", *(variant for variants in VARIANTS.values() for variant in variants)]
 DISTILLED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.distilled(kind)]
 QUANTIZED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.quantized(kind)]
-PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  # scored
+COUPLED = [(PAIR, pair) for pair in cfg.library.pairs()]
+PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]] + COUPLED  # scored
 
 
 def split_settings(split):
@@ -185,8 +186,8 @@ pathvars:
 
 wildcard_constraints:
     engine="|".join(map(re.escape, ENGINES)),
-    kind="attention|ffn|head|model",
-    variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
+    kind=f"attention|ffn|head|model|{PAIR}",
+    variant=r"[a-z0-9.-]+(@[a-z0-9_]+|\+[a-z0-9.-]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
     rival="|".join(LIGHT_SEARCHES),
@@ -234,15 +235,26 @@ PARENT_FILES = [PARENT_FILE.format(type=name) for name in PARENT_TYPES]
 
 
 def library_files(*suffixes):
-    """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
+    """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of trained ones."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
-    return of_pieces("library", DISTILLED, *suffixes) + of_pieces("library", QUANTIZED, *of_all)
+    trained = of_pieces("library", [*DISTILLED, *COUPLED], *suffixes)
+    return trained + of_pieces("library", QUANTIZED, *of_all)
 
 
 def source_of(wildcards):
     """Return the file of the pieces from which a job quantizes pieces; no file if it quantizes the parent's weights."""
     source = grammar.source_of(wildcards.variant)
     return [] if source is None else f"{RESULTS}/library/{wildcards.kind}/{source}/{wildcards.shard}.safetensors"
+
+
+def pieces_of_pair(kind):
+    """Return a function of wildcards that returns the file of pieces from which a pair starts; no file if fitted."""
+
+    def file(wildcards):
+        variant = dict(zip(KINDS, wildcards.variant.split("+")))[kind]
+        return f"{RESULTS}/library/{kind}/{variant}/{wildcards.shard}.safetensors"
+
+    return file if cfg.library.coupled.start == "pieces" else []
 
 
 def of_children(*names):
@@ -368,12 +380,13 @@ def moments_of_job(wildcards):
 
 def pruning_of_job(wildcards):
     """Return the settings of pruning for a job of a pruned variant; none for others."""
-    return slice_of(cfg.library.pruning if block_class(wildcards.variant).pruned else {})
+    pruned = any(block_class(variant).pruned for variant in variant_of_job(wildcards))
+    return slice_of(cfg.library.pruning if pruned else {})
 
 
 def variant_of_job(wildcards):
-    """Return the variant of a job with one variant, for `code_of`."""
-    return [wildcards.variant]
+    """Return the variant of a job with one variant, or those of a pair, for `code_of`."""
+    return wildcards.variant.split("+")
 
 
 def library_of_engine(wildcards):

@@ -139,6 +139,30 @@ def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], di
     assert "model.gguf" not in in_torch
 
 
+@pytest.mark.parametrize("start", ["pieces", "closed-form"])
+def test_pairs_add_their_jobs_and_change_no_other(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]], start: str
+) -> None:
+    coupled = {"pairs": ["gqa-1+width-.50", "no-op+linear"], "start": start}
+    commands = plan(DEFAULT | {"library": DEFAULT["library"] | {"coupled": coupled, "layers_per_shard": 32}})
+    trained, folder = commands.pop("distill_pairs"), "results/smollm2-structure/library"
+    assert [re.search(r"--pieces (\S+)", command)[1] for command in trained] == [
+        "block/gqa-1+width-0.5/00-29",
+        "block/no-op+linear/00-29",
+    ]
+    given = f"--attention={folder}/attention/gqa-1/00-29.safetensors --ffn={folder}/ffn/width-0.5/00-29.safetensors "
+    assert (given if start == "pieces" else "--attention= --ffn= ") in trained[0]
+    scored = set(commands.pop("score_blocks")) - set(default_plan["score_blocks"])
+    files = re.findall(r"--library (\S+) --output (\S+)", " ".join(sorted(scored)))
+    assert files == [
+        (f"{folder}/{name}.safetensors", f"results/smollm2-structure/scores/{name}.parquet")
+        for name in ("block/gqa-1+width-0.5/00-29", "block/no-op+linear/00-29")
+    ]
+    (collected,) = commands.pop("collect_scores")
+    assert all(score in collected for _, score in files)
+    assert commands == {rule: c for rule, c in default_plan.items() if rule not in ("score_blocks", "collect_scores")}
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_target_in_vllm_plans_its_engine_s_jobs(
     plan: Callable[[dict], dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch, device: str

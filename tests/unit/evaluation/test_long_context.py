@@ -35,20 +35,21 @@ def drawn(tokenizer, task, length, sentences=SENTENCES, seed=0, **settings):
 
 
 def solved(question: LongQuestion) -> str:
-    """Return the number that a reader of the prompt finds, by rules of his own."""
+    """Return the answer that a reader of the prompt gives, by rules of his own."""
     text, asked = question.prompt.rsplit("\n\n", 1)
     if name := re.fullmatch(r"The special number of the (\w+) is", asked):
         (number,) = re.findall(rf"The special number of the {name[1]} is (\d+)\.", text)
-        return number
-    variable = re.fullmatch(r"The value of VAR ([A-Z]+) is", asked)[1]
+        return f" {number}"
+    variable = re.fullmatch(r"VAR ([A-Z]+) =", asked)[1]
     values = re.findall(r"VAR ([A-Z]+) = (?:VAR )?(\w+)\.", text)
     assert len(values) == len(dict(values)), "no variable is assigned twice"
+    answer = ""
     while not variable.isdigit():
-        before = text.index(f"VAR {variable} = ")
         source = dict(values)[variable]
-        assert source.isdigit() or text.index(f"VAR {source} = ") < before, "a variable is assigned before it is read"
+        assert source.isdigit() or text.index(f"VAR {source} = ") < text.index(f"VAR {variable} = ")
+        answer += f" {source}" if source.isdigit() else f" VAR {source} ="
         variable = source
-    return variable
+    return answer
 
 
 @pytest.mark.parametrize(("task", "settings"), [(NEEDLE, {}), (TRACKING, {}), (TRACKING, {"hops": 3, "choices": 2})])
@@ -56,11 +57,29 @@ def solved(question: LongQuestion) -> str:
 def test_a_reader_of_the_prompt_finds_the_one_answer(tokenizer, task, settings, length):
     questions = drawn(tokenizer, task, length, **settings)
     for question in questions:
-        assert question.choices[question.label] == f" {solved(question)}"
+        assert question.choices[question.label] == solved(question)
         assert len(set(question.choices)) == settings.get("choices", 4)
-        assert all(question.prompt.count(choice.strip()) == 1 for choice in question.choices), "all are in the text"
+        numbers = [re.search(r"\d+$", choice)[0] for choice in question.choices]
+        assert all(question.prompt.count(number) == 1 for number in numbers), "each number is in the text"
+        names = {name for choice in question.choices for name in re.findall(r"VAR [A-Z]+", choice)}
+        assert all(f"{name} = " in question.prompt for name in names)
     assert len({question.label for question in questions}) > 1
     assert len({question.prompt for question in questions}) == 12
+
+
+def test_a_wrong_chain_leaves_the_right_one_at_any_hop(tokenizer):
+    first_hops = set()
+    for question in drawn(tokenizer, TRACKING, 900, hops=2):
+        right = question.choices[question.label].split(" = ")
+        assert len(right) == 3
+        assigned = dict(re.findall(r"(VAR [A-Z]+) = ([\w ]+)\.", question.prompt))
+        for choice in set(question.choices) - {question.choices[question.label]}:
+            steps = choice.split(" = ")
+            hop = next(i for i, (own, step) in enumerate(zip(right, steps, strict=True)) if own != step)
+            first_hops.add(hop)
+            rest = [step.strip() for step in steps[hop:]]
+            assert [assigned[name] for name in rest[:-1]] == rest[1:], "from there on, it is another chain"
+    assert first_hops == {0, 1, 2}
 
 
 @pytest.mark.parametrize("task", [NEEDLE, TRACKING])

@@ -22,7 +22,16 @@ from tangram.config.corpus import (
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, LongContext, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, ScoreTasks, SpanContrast
+from tangram.config.library import (
+    BlockDistillation,
+    Coupled,
+    Library,
+    Precisions,
+    Pruning,
+    Scores,
+    ScoreTasks,
+    SpanContrast,
+)
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
@@ -66,6 +75,7 @@ __all__ = [
     "Constraint",
     "Corpus",
     "Costs",
+    "Coupled",
     "Evaluation",
     "Evolution",
     "Filled",

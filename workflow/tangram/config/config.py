@@ -152,6 +152,13 @@ class Config(Section):
                 grammar.check_length(name, where, self.corpus.sequence_length)
             for i, precision in enumerate(getattr(self.library.precisions, kind)):
                 grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
+        self.library.check_pairs()
+        if self.library.pairs() and self.scores.method == "screened":
+            raise ValueError("library.coupled: pairs are scored exactly; set scores.method: exact, or leave them out")
+        if self.library.coupled.pairs == "all" and not self.library.pairs():
+            raise ValueError(
+                "library.coupled.pairs: all finds no pair; name a variant in library.attention and in library.ffn"
+            )
         if not any(self.library.variants(kind) for kind in (*KINDS, HEAD)):
             raise ValueError("library: attention and ffn are empty, and head, too; name at least one variant")
         return self

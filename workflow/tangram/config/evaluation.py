@@ -99,11 +99,13 @@ class LongContext(Section):
         ("needle", "variable-tracking"),
         min_length=1,
         description="`needle`: several names have a number each somewhere in the text, and one is asked for; "
-        "`variable-tracking`: the value of the last variable in a chain of assignments is asked for.",
+        "`variable-tracking`: a chain of assignments is followed from its last variable to its number.",
     )
     questions: int = Field(50, ge=2, description="Questions per task and length.")
-    choices: int = Field(4, ge=2, le=16, description="Numbers in each text; the likeliest of them is the answer.")
-    hops: int = Field(1, ge=1, le=8, description="Assignments between the number and the variable that is asked for.")
+    choices: int = Field(
+        4, ge=2, le=16, description="Numbers in each text, of which one is right; the likeliest choice counts."
+    )
+    hops: int = Field(1, ge=1, le=8, description="Assignments of a variable to another one in each chain.")
 
 
 class Evaluation(Section):

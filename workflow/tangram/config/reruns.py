@@ -18,7 +18,7 @@ from tangram.provenance import ROOT, modules_of
 _SPLITS = ("distill", "score", "finetune", "heldout")
 _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
-_PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
+_PIECES = ("distill_blocks", "distill_pairs", "quantize_blocks trained", "quantize_blocks parent")
 _FITTED = ("measure_moments", *_PIECES)
 _ENGINES = tuple(TIMERS)
 _SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
@@ -28,7 +28,8 @@ _TABLES = ("fetch_parent", "collect_scores", "score_screened", *_COST_TABLES)
 
 # The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
 # `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
-# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece.
+# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece;
+# `score_blocks pairs` are those of coupled pairs.
 # `measure_costs torch` is the job of one engine; a target reads the tables of its engine alone.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
@@ -38,18 +39,20 @@ READS: dict[str, tuple[str, ...]] = {
     "try_texts": ("try_text",),
     "measure_moments": _CALIBRATION,
     "distill_blocks": (*_CALIBRATION, "measure_moments"),
+    "distill_pairs": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
+    "score_blocks pairs": (*_TEXT_OF_SCORES, "distill_pairs"),
     "extract_score_tasks": (),
     "score_tasks trained": ("fetch_parent", "extract_score_tasks", "distill_blocks"),
     "score_tasks quantized": ("fetch_parent", "extract_score_tasks", "quantize_blocks trained"),
     "score_tasks parent": ("fetch_parent", "extract_score_tasks", "quantize_blocks parent"),
     "collect_scores": (
-        *("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
-        *("score_tasks trained", "score_tasks quantized", "score_tasks parent"),
+        *(f"score_blocks {of}" for of in ("trained", "quantized", "parent", "pairs")),
+        *(f"score_tasks {of}" for of in ("trained", "quantized", "parent")),
     ),
     **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
     **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
@@ -109,7 +112,10 @@ _SEEDED = (*_SPEEDS, *_TASKS, *_LONG_CONTEXT, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
-_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_screened")
+_SCORE = (
+    *("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_blocks pairs"),
+    "score_screened",
+)
 _ANSWERED = ("score_tasks trained", "score_tasks quantized", "score_tasks parent")
 _ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_ANSWERED, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
@@ -117,7 +123,7 @@ EVERYTHING = ("fetch_parent",)
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "try_text", "distill_blocks", "score_screened", *_MEASURE, *_CALIBRATE),
+        *(*_CORPUS, "try_text", "distill_blocks", "distill_pairs", "score_screened", *_MEASURE, *_CALIBRATE),
         *("search_rival", "evolve_child"),
         *("select_child", "finetune_child"),
         *_SEEDED,
@@ -134,10 +140,11 @@ KEYS: dict[str, tuple[str, ...]] = {
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _FITTED,
-    "library.shared_smoothing": _PIECES[1:],
-    "library.bld": ("distill_blocks",),
+    "library.shared_smoothing": _PIECES[2:],
+    "library.coupled.start": ("distill_pairs",),
+    "library.bld": ("distill_blocks", "distill_pairs"),
     "library.bld.ridge": _PIECES,
-    "library.pruning": ("distill_blocks",),  # of variants that remove channels or heads
+    "library.pruning": ("distill_blocks", "distill_pairs"),  # of variants that remove channels or heads
     **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child"),
@@ -181,6 +188,8 @@ IN_WORDS = {
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",
+    "library.coupled.pairs": "a new pair: its own `distill_pairs` and `score_blocks`, then the tables and what reads "
+    "them",
     "targets.<name>.engine": "the target's `solve_mip` and its baselines; the costs in an engine that no other "
     "target names, and the evaluation there, come or go",
     "library.head, library.precisions": "a new variant with a precision: its own `quantize_blocks`, `score_blocks` and "
@@ -209,7 +218,10 @@ SOURCES = {
 
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
-OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "score_tasks", "measure_costs")
+OF_A_VARIANT = (
+    *("distill_blocks", "distill_pairs", "quantize_blocks", "score_blocks", "score_tasks"),
+    "measure_costs",
+)
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = (

@@ -4,12 +4,13 @@ Every question hides short statements among sentences of held-out text and asks 
 
 - `needle`: statements give numbers to names; the question asks for the number of one name, as in RULER's retrieval
   with several keys.
-- `variable-tracking`: chains of assignments, `VAR QKD = 40317.` and `VAR XPA = VAR QKD.`; the question asks for the
-  value of the last variable of one chain.
+- `variable-tracking`: chains of assignments, `VAR QKD = 40317.` and `VAR XPA = VAR QKD.`; the question asks to follow
+  one chain back, ` VAR XPA = VAR QKD = 40317`. A wrong choice leaves it at some hop for another chain.
 
-The choices are all numbers in the prompt, so that recency and frequency do not tell the right one. The answer is the
-likeliest choice: a small model that knows the number may write something else first, and exact match would call it
-wrong; the chance is known, 1 / choices. All models get the same questions.
+All choices stand in the prompt, so that recency and frequency do not tell the right one. The answer is the likeliest
+choice: a small model that knows it may write something else first, and exact match would call it wrong; the chance is
+known, 1 / choices. A small model follows no chain without writing its hops down, so a choice spells them. All models
+get the same questions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tangram.config import LongContext
 from tangram.corpus.framing import opened, opening
@@ -78,6 +79,14 @@ def read_sentences(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list
     return [sentence for sentence in sentences if sentence]
 
 
+class _Statements(NamedTuple):
+    """Chains of statements to hide, a question, and its choices."""
+
+    chains: list[list[str]]
+    question: str
+    choices: tuple[str, ...]
+
+
 def _numbers(count: int, draw: random.Random, absent: str) -> list[str]:
     """Return distinct numbers of five digits that do not occur in a text."""
     numbers: list[str] = []
@@ -88,28 +97,29 @@ def _numbers(count: int, draw: random.Random, absent: str) -> list[str]:
     return numbers
 
 
-def _needles(numbers: Sequence[str], draw: random.Random) -> tuple[list[list[str]], list[str]]:
-    """Return one statement for each number, and the question that it answers."""
+def _needles(numbers: Sequence[str], label: int, draw: random.Random) -> _Statements:
+    """Return statements that give every number to a name, and the question about one."""
     names = draw.sample(NAMES, len(numbers))
-    statements = [
-        [f"The special number of the {name} is {number}."] for name, number in zip(names, numbers, strict=True)
-    ]
-    return statements, [f"The special number of the {name} is" for name in names]
+    chains = [[f"The special number of the {name} is {number}."] for name, number in zip(names, numbers, strict=True)]
+    return _Statements(chains, f"The special number of the {names[label]} is", tuple(f" {n}" for n in numbers))
 
 
-def _chains(numbers: Sequence[str], draw: random.Random, hops: int) -> tuple[list[list[str]], list[str]]:
-    """Return one chain of assignments for each number, and the question that it answers."""
+def _assignments(numbers: Sequence[str], label: int, draw: random.Random, hops: int) -> _Statements:
+    """Return a chain of assignments from every number, and the question about the end of one."""
     names: list[str] = []
     while len(names) < len(numbers) * (hops + 1):
-        name = "".join(draw.sample(LETTERS, 3))
+        name = "VAR " + "".join(draw.sample(LETTERS, 3))
         names += [name] if name not in names else []
-    chains, questions = [], []
-    for i, number in enumerate(numbers):
-        chain = names[i * (hops + 1) : (i + 1) * (hops + 1)]
-        values = [number, *(f"VAR {name}" for name in chain[:-1])]
-        chains.append([f"VAR {name} = {value}." for name, value in zip(chain, values, strict=True)])
-        questions.append(f"The value of VAR {chain[-1]} is")
-    return chains, questions
+    # From the number on: each is assigned to the next one.
+    values = [[number, *names[i :: len(numbers)]] for i, number in enumerate(numbers)]
+    chains = [[f"{name} = {value}." for value, name in itertools.pairwise(chain)] for chain in values]
+    *_, asked = values[label]
+    traces = [chain[-2::-1] for chain in values]
+    choices = []
+    for chain, trace in enumerate(traces):  # a wrong one leaves the right chain at some hop for another
+        hop = 0 if chain == label else draw.randrange(len(trace))
+        choices.append(" " + " = ".join([*traces[label][:hop], *trace[hop:]]))
+    return _Statements(chains, f"{asked} =", tuple(choices))
 
 
 def _haystack(words: Sequence[tuple[int, str]], chains: Sequence[Sequence[str]], shares: Sequence[list[float]]) -> str:
@@ -166,9 +176,13 @@ class Generator:
 
     def _question(self, task: str, length: int, draw: random.Random) -> LongQuestion:
         numbers = _numbers(self._settings.choices, draw, self._text)
-        chains, questions = _needles(numbers, draw) if task == NEEDLE else _chains(numbers, draw, self._settings.hops)
-        shares = [sorted(draw.random() for _ in chain) for chain in chains]
         label, start = draw.randrange(len(numbers)), draw.randrange(len(self._sentences))
+        hidden = (
+            _needles(numbers, label, draw)
+            if task == NEEDLE
+            else _assignments(numbers, label, draw, self._settings.hops)
+        )
+        shares = [sorted(draw.random() for _ in chain) for chain in hidden.chains]
         words: list[tuple[int, str]] = []
         number = start
         while len(words) < length:  # a word has at least one token
@@ -176,11 +190,11 @@ class Generator:
             number += 1
 
         def prompt(count: int) -> str:
-            return f"{_haystack(words[:count], chains, shares)}\n\n{questions[label]}"
+            return f"{_haystack(words[:count], hidden.chains, shares)}\n\n{hidden.question}"
 
         def fits(count: int) -> bool:
             text = prompt(count)
-            return max(self._tokens(f"{text} {number}") for number in numbers) <= length
+            return max(self._tokens(f"{text}{choice}") for choice in hidden.choices) <= length
 
         if not fits(0):
             raise TangramError(
@@ -191,7 +205,7 @@ class Generator:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        return LongQuestion(prompt(low), tuple(f" {number}" for number in numbers), label, shares[label][0])
+        return LongQuestion(prompt(low), hidden.choices, label, shares[label][0])
 
 
 def margins(

@@ -173,7 +173,7 @@ class Results:
         """Return the sum of replace-1-block scores of an architecture, or None if a piece has no score."""
         frame = self.scores[self.scores["metric"] == metric]
         values = {(row.layer, row.kind, row.variant): row.value for row in rows_of(frame) if not math.isnan(row.value)}
-        changed = [piece for piece in architecture.pieces() if piece[2] != PARENT]
+        changed = list(architecture.scored())
         if any(piece not in values for piece in changed):
             return None
         return math.fsum(values[piece] for piece in changed)

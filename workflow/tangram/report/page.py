@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT
+from tangram.blocks.architecture import pieces_of
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PAIR, PARENT
 from tangram.report import tiles
 from tangram.report.comparison import Meeting, Rivalry, beside_uniform, compare, quality_kept
 from tangram.report.data import BEST, PACKED_SPEEDUP, SPEEDUP, Results, rows_of, strength
@@ -235,4 +236,10 @@ def _skyline(results: Results, colors: dict[str, str]) -> str:
         (row.layer, row.kind, row.variant): f" · KL alone {number(row.value)}"
         for row in rows_of(results.scores[results.scores["metric"] == "kl"])
     }
+    for layer, choice in enumerate(architecture.layers):
+        if choice.coupled:
+            tip = (
+                f" · trained together{tips.get((layer, PAIR, choice.pair), '').replace('KL alone', 'KL of the layer')}"
+            )
+            tips |= {(layer, kind, variant): tip for kind, variant in pieces_of(choice)}
     return tiles.skyline(architecture, colors, _relative_costs(results), tips)

@@ -6,12 +6,15 @@ evaluated at a subset of the positions, the same for every piece, in chunks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from tangram.activations import Activations
-from tangram.blocks.base import HEAD, Block
+from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.base import HEAD, PAIR, Block
+from tangram.library.pairs import layer_of_pair
 from tangram.library.pieces import State
 from tangram.metrics import compare_states, standard_error_by_sequence
 from tangram.models.by_layer import materialize
@@ -91,6 +94,17 @@ class ReplaceOne:
             pieces = {block.kind: tensors}
             rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, block.entries(), pieces))
         return [{"layer": layer, "kind": block.kind, "variant": str(block.variant), **row} for row in rows]
+
+    def score_pair(self, layer: int, choice: LayerChoice, tensors: Mapping[str, State]) -> list[Row]:
+        """Return the rows of `tables.SCORES` of a layer's two variants, replaced together.
+
+        Args:
+            layer: the layer's index.
+            choice: the variants.
+            tensors: their weights, by kind and name in the subblock.
+        """
+        rows = self.score(layer, layer_of_pair(self._model, layer, choice, tensors))
+        return [{"layer": layer, "kind": PAIR, "variant": choice.pair, **row} for row in rows]
 
     @torch.inference_mode()
     def score_head(self, head: nn.Module) -> list[Row]:

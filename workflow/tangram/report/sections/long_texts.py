@@ -20,8 +20,9 @@ def long_context_section(results: Results) -> Section:
     section = Section(
         "long-context",
         "Long context",
-        "Questions about statements that are hidden in held-out text. The answer is the likeliest of the numbers in "
-        "the text. All models answer the same questions, so the relevant number is their paired difference.",
+        "Questions about statements that are hidden in held-out text. The answer is the likeliest choice, and all "
+        "choices stand in the text. All models answer the same questions, so the relevant number is their paired "
+        "difference.",
     )
     samples = results.long_context
     trained = _trained_length(results)
