@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tangram.evaluation.long_context import Generator, margins, read_sentences
 
 from tangram.config import Finetune, LongContext
+from tangram.evaluation.long_context import Generator, margins, read_sentences
 from tangram.finetune import finetune
 from tangram.models.loading import load_tokenizer
 from tangram.report.document import Table
@@ -126,5 +126,7 @@ def _claims(bench: Bench, study: Study) -> None:
     columns = ["model"]
     for length in scale.lengths:
         columns += [f"accuracy at {length}, %", "margin, nats"]
-    caption = f"Needles and variable tracking; chance is {100 / LongContext().choices:.0f} %."
+    caption = (
+        f"Needles and variable tracking; chance is {100 / LongContext(lengths=bench.scale.lengths).choices:.0f} %."
+    )
     study.figures.append(Table(columns, rows, title="Long context", caption=caption))

@@ -7,6 +7,7 @@ file per piece, score tables. Children are measured in memory and never written.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,18 @@ from tangram.child.assemble import assemble_state, build_child, build_config, lo
 from tangram.config import BlockDistillation, Finetune, Packing, Pruning, Split
 from tangram.corpus.build import build_split
 from tangram.corpus.tokens import read_tokens
-from tangram.evaluation.text import compare_on_text
+from tangram.errors import TangramError
 from tangram.files import write_tensors
 from tangram.finetune import finetune
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
 from tangram.library.quantize import quantize_head, quantize_subblock
+from tangram.metrics import compare_in_chunks
 from tangram.models.families import Shape, decoder_layers, shape_of, subblock
+from tangram.models.forward import logits_of
 from tangram.models.loading import load_model
 from tangram.scores.influence import block_influence
-from tangram.scores.replace_one import ReplaceOne
+from tangram.scores.replace_one import ReplaceOne, scored_positions
 from tangram.selection.candidates import cut_prompts
 from tangram.tables import CORPUS, write_table
 from tangram_studies.papers.puzzle import wanda
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BATCH = 4  # sequences per forward pass
+STRIDE = 4  # of the positions whose predictions are compared
 OWN, NARROW = "parent-samples", "python-docs"  # types of text: the parent's own, and documentation of one language
 HELD_OUT = "heldout"  # name of the evaluation's text
 Metrics = dict[str, list[float]]  # by metric, one value per passage
@@ -241,7 +245,7 @@ def parent_weights(lab: Lab, kind: str, layer: int) -> dict[str, torch.Tensor]:
 @functools.lru_cache(maxsize=1)
 def scorer_of(lab: Lab, text: str) -> ReplaceOne:
     """Return the scorer of replaced pieces on a text; one per process."""
-    return ReplaceOne(parent_of(lab), activations_of(lab, text), tokens_of(lab, text), 4, BATCH)
+    return ReplaceOne(parent_of(lab), activations_of(lab, text), tokens_of(lab, text), STRIDE, BATCH)
 
 
 def score_piece(lab: Lab, library: str, text: str, kind: str, variant: str, layer: int) -> list[dict[str, Any]]:
@@ -261,11 +265,26 @@ def child_of(lab: Lab, architecture: Mapping[str, Any], library: str) -> PreTrai
     return build_child(build_config(config, pinned), assemble_state(state, pinned, library_of(lab, library)))
 
 
+@torch.inference_mode()
 def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT) -> Metrics:
-    """Return KL, LM loss and agreement of a model on every passage of a text."""
-    parent, final = parent_of(lab), activations_of(lab, text).hidden(lab.layers)
-    measured = compare_on_text(child, parent, final, tokens_of(lab, text), BATCH, "study_puzzle: child")
-    return {name: measured[name].double().mean(1).tolist() for name in ("kl", "loss", "agreement")}
+    """Return KL, LM loss and agreement of a model on every passage of a text, at every fourth position."""
+    parent, tokens = parent_of(lab), tokens_of(lab, text)
+    positions, final = scored_positions(tokens.shape[1], STRIDE), activations_of(lab, text).hidden(lab.layers)
+    parts: dict[str, list[torch.Tensor]] = {}
+    for ids, hidden in zip(tokens.split(BATCH), final.split(BATCH), strict=True):
+        ids = ids.to(child.device)
+        states = child.model(input_ids=ids, use_cache=False).last_hidden_state[:, positions].flatten(0, 1)
+        parent_states = parent.model.norm(hidden[:, positions]).flatten(0, 1)
+        heads = functools.partial(logits_of, child), functools.partial(logits_of, parent)
+        labels = ids[:, positions + 1].flatten()
+        for name, values in compare_in_chunks(states, parent_states, *heads, labels).items():
+            parts.setdefault(name, []).append(values.unflatten(0, (len(ids), -1)).double().mean(1))
+    metrics = {name: torch.cat(values).tolist() for name, values in parts.items()}
+    if not all(map(math.isfinite, metrics["kl"] + metrics["loss"])):
+        raise TangramError(
+            "study_puzzle: a child's outputs are not finite; delete the study's checkpoints and run again"
+        )
+    return {name: metrics[name] for name in ("kl", "loss", "agreement")}
 
 
 def measure_child(
