@@ -23,13 +23,40 @@ from tangram_studies.papers.puzzle.searches import search_experiment
 from tangram_studies.papers.puzzle.sums import sums_experiment
 from tangram_studies.papers.puzzle.training import training_experiment
 from tangram_studies.papers.puzzle.work import Work
-from tangram_studies.study import Job, Study
+from tangram_studies.study import Job, NotReproduced, Study
 
 SCALES = {
     "small": Scale(),
     "full": Scale(seeds=5, distill=1 << 20, score=65536, finetune=1 << 22, budgets=(1 << 18, 1 << 20), passages=256),
 }
 RESULTS = "results.jsonl"
+NOT_REPRODUCED = (
+    NotReproduced(
+        "figure 4: 169 prompts judged blindly by three people",
+        "no people judge here; a judge that is the parent itself would prefer what the parent writes",
+        "write answers with `tangram chat` and ask people",
+    ),
+    NotReproduced(
+        "table 4: alignment (RLHF and instruction tuning) of the child",
+        "the pipeline ends with distillation, and no preference data are at hand",
+        "train `targets/{target}/0/finetuned` with a library for alignment, such as TRL",
+    ),
+    NotReproduced(
+        "table 2: throughput on GPUs in FP8, with the batch that fits into the memory of one",
+        "no GPU here; the batch under a limit on memory is chosen by the solver on CPUs, too",
+        "`snakemake --configfile config/llama-3.1-8b-h100.yaml`; on a CPU `config/smollm2-memory.yaml`",
+    ),
+    NotReproduced(
+        "table 5: the child beside a smaller model of the parent's family",
+        "SmolLM2 has no smaller member; the claims `frontier` and `wanda` have other rivals",
+        "take a larger parent, such as Llama-3.1-8B beside Llama-3.2-3B",
+    ),
+    NotReproduced(
+        "MMLU and MT-Bench",
+        "a parent of 135 million parameters answers MMLU at chance; KL, LM loss and easier questions stand for them",
+        "`evaluation.tasks: [mmlu]` with a larger parent",
+    ),
+)
 
 
 def run_study(job: Job) -> Study:
@@ -72,6 +99,11 @@ def reproduce(bench: Bench, alone: Work, archive: str) -> Study:
         archive: BIG-bench's sdist.
     """
     study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
+    study.not_reproduced += NOT_REPRODUCED
+    study.notes.append(
+        "The measure is KL(parent ‖ child), in nats per token, at every fourth position of held-out passages. The paper's "
+        "figures are accuracies: averages of MMLU and 10 times MT-Bench unless a claim says otherwise."
+    )
     found = search_experiment(bench, study)
     sums_experiment(bench, study)
     training_experiment(bench, study, found)

@@ -281,9 +281,7 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT) -> Metric
             parts.setdefault(name, []).append(values.unflatten(0, (len(ids), -1)).double().mean(1))
     metrics = {name: torch.cat(values).tolist() for name, values in parts.items()}
     if not all(map(math.isfinite, metrics["kl"] + metrics["loss"])):
-        raise TangramError(
-            "study_puzzle: a child's outputs are not finite; delete the study's checkpoints and run again"
-        )
+        raise TangramError("study_puzzle: a child's outputs are not finite; delete the study's checkpoints")
     return {name: metrics[name] for name in ("kl", "loss", "agreement")}
 
 
