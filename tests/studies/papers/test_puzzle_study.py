@@ -42,6 +42,8 @@ TINY = Scale(
     lengths=(256, 320, 384),
     questions=2,
     tasks=("toy",),
+    children=6,
+    finetuned=3,
     asked=4,
     answered=6,
     costs=Costs(repeats=3, max_repeats=3, calibration_repeats=3),
@@ -94,6 +96,7 @@ def test_the_study_of_puzzle_gives_every_claim_and_a_page(study):
     assert {"lm-alone", "kl-alone", "cosine-alone", "lm-added", "gkd-1.1", "gkd-tokens"} <= names
     assert {"random-gkd", "random-weights", "low-rank", "wanda", "frontier", "bld", "bld-tokens", "narrow"} <= names
     assert {"context-long", "context-twice", "task-scores", "task-margin", "accuracy-kept", "coupled"} <= names
+    assert {"sum-order-1.05", "gkd-order-1.1"} <= names
     assert {"sum-neighbors", "sum-discount", "sum-calibrated", "sum-shortlist", "sum-text"} <= names
     page = render_study(study)
     assert all(name in page for name in names)

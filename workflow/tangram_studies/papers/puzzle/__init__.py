@@ -18,6 +18,7 @@ from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_
 from tangram_studies.papers.puzzle.compression import compression_experiment
 from tangram_studies.papers.puzzle.context import context_experiment
 from tangram_studies.papers.puzzle.distillation import distillation_experiment
+from tangram_studies.papers.puzzle.fidelity import fidelity_experiment
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import search_experiment
 from tangram_studies.papers.puzzle.sums import sums_experiment
@@ -101,10 +102,11 @@ def reproduce(bench: Bench, alone: Work, archive: str) -> Study:
     study = Study("puzzle", "Puzzle: distillation-based NAS for inference-optimized LLMs", "2411.19146")
     study.not_reproduced += NOT_REPRODUCED
     study.notes.append(
-        "The measure is KL(parent ‖ child), in nats per token, at every fourth position of held-out passages. The paper's "
-        "figures are accuracies: averages of MMLU and 10 times MT-Bench unless a claim says otherwise."
+        "The measure is KL(parent ‖ child), in nats per token, at every fourth position of held-out passages. The "
+        "paper's figures are accuracies: averages of MMLU and 10 times MT-Bench unless a claim says otherwise."
     )
     found = search_experiment(bench, study)
+    fidelity_experiment(bench, study)
     sums_experiment(bench, study)
     training_experiment(bench, study, found)
     compression_experiment(bench, alone, study, found)

@@ -56,6 +56,8 @@ class Scale:
         epochs: passes of block distillation.
         lengths: tokens of the questions about long texts: 1, 2 and 4 times ``length``.
         questions: per task and length.
+        children: per target, whose sums of scores are compared with their losses.
+        finetuned: of them.
         tasks: of BIG-bench, multiple choice.
         asked: questions per draw of scores by accuracy.
         answered: other questions, which children answer.
@@ -84,6 +86,8 @@ class Scale:
     ranks: tuple[int, ...] = (96, 144, 192)
     lengths: tuple[int, ...] = (256, 512, 1024)
     questions: int = 12
+    children: int = 50
+    finetuned: int = 12
     tasks: tuple[str, ...] = ("general_knowledge", "similarities_abstraction", "phrase_relatedness")
     asked: int = 40
     answered: int = 128
