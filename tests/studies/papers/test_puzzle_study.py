@@ -92,7 +92,17 @@ def study(bench, archive):
 
 def test_the_study_of_puzzle_gives_every_claim_and_a_page(study):
     names = {claim.claim for claim in study.claims}
-    assert {"no-op", "greedy", "parameters", "random", "lm-loss", "attention-first", "middle-kept"} <= names
+    assert {
+        "no-op",
+        "greedy",
+        "parameters",
+        "random",
+        "lm-loss",
+        "lm-loss-gap",
+        "cosine",
+        "attention-first",
+        "middle-kept",
+    } <= names
     assert {"lm-alone", "kl-alone", "cosine-alone", "lm-added", "gkd-1.1", "gkd-tokens"} <= names
     assert {"random-gkd", "random-weights", "low-rank", "wanda", "frontier", "bld", "bld-tokens", "narrow"} <= names
     assert {"context-long", "context-twice", "task-scores", "task-margin", "accuracy-kept", "coupled"} <= names
