@@ -93,7 +93,7 @@ def answer(
 
 
 def scored_space(bench: Bench, train: Questions) -> Space:
-    """Return the space of every third layer whose tables hold KL, accuracy and margin, one for each draw."""
+    """Return the space of some layers whose tables hold KL, accuracy and margin, one for each draw."""
     scale, layers = bench.scale, layers_of(bench)
     parts = [train[seed * scale.asked : (seed + 1) * scale.asked] for seed in range(scale.seeds)]
     pieces = [[layer, kind, name] for kind, names in scale.variants.items() for layer in layers for name in names]
@@ -148,7 +148,7 @@ def _claims(bench: Bench, study: Study, speed: float, questions: int, chance: fl
                 paper_value="66.24 and 64.94 (half of MMLU)",
                 seeds=scale.seeds,
                 unit="fraction of answers" if metric == "accuracy" else "nats of margin",
-                note=f"every {scale.every}rd layer, {speed:.2f} times the speed; {scale.asked} questions per draw of "
+                note=f"every {scale.every}th layer, {speed:.2f} times the speed; {scale.asked} questions per draw of "
                 f"scores, {questions} other questions asked",
             )
         )

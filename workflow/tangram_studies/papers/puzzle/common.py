@@ -81,11 +81,11 @@ class Scale:
     speeds: tuple[float, ...] = (1.15, 1.3, 1.5)
     speed: float = 1.3
     map_speeds: tuple[float, ...] = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.6)
-    every: int = 3
+    every: int = 4
     epochs: int = 1
     ranks: tuple[int, ...] = (96, 144, 192)
     lengths: tuple[int, ...] = (256, 512, 1024)
-    questions: int = 12
+    questions: int = 6
     children: int = 50
     finetuned: int = 12
     tasks: tuple[str, ...] = ("general_knowledge", "similarities_abstraction", "phrase_relatedness")

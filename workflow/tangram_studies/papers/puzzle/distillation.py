@@ -1,4 +1,4 @@
-"""Block distillation in every third layer: tables 8 (coupled pairs), 9 (narrow text) and 10 (token budget).
+"""Block distillation in every fourth layer: tables 8 (coupled pairs), 9 (narrow text) and 10 (token budget).
 
 A seed is a draw of the distill text; every library of a seed is scored on that seed's score text and solved for the
 same limit, so its children differ in the pieces alone.
@@ -100,7 +100,7 @@ def _claims(bench: Bench, study: Study, speed: float) -> None:
     rows = study.frame("distillation")
     kl = {arm: rows[(rows["arm"] == arm) & (rows["metric"] == "kl")].set_index("seed")["value"] for arm in arms}
     note = (
-        f"assembled children of every {scale.every}rd layer at {speed:.2f} times the speed, before finetuning; "
+        f"assembled children of every {scale.every}th layer at {speed:.2f} times the speed, before finetuning; "
         "seeds are draws of distill and score text"
     )
 

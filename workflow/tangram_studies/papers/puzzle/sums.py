@@ -36,7 +36,7 @@ NEIGHBORS, DISCOUNT, CALIBRATED, SHORTLIST, MORE_TEXT = (
     "scores of all draws of text",
 )
 SHORTLISTED = 6
-SAMPLED = 24  # children to which weights per layer are fitted
+SAMPLED = 16  # children to which weights per layer are fitted
 RIDGE = 1.0
 Place = tuple[int, str]  # of a subblock: layer and kind
 
