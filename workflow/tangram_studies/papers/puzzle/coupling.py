@@ -7,11 +7,11 @@ import itertools
 from typing import Any
 
 import pandas as pd
-from tangram.library.coupled import distill_pair
 
 from tangram.blocks.architecture import LayerChoice, pieces_of
 from tangram.blocks.base import PAIR, PARENT
 from tangram.files import write_tensors
+from tangram.library.coupled import distill_pair
 from tangram.library.pieces import read_piece
 from tangram.report.document import Table
 from tangram_studies.papers.puzzle import laboratory
