@@ -184,7 +184,7 @@ def test_the_fastest_speed_is_that_of_the_cheapest_options(bench):
         bench.space.solve(fastest * 1.01)
 
 
-def test_shares_of_time_are_one_for_the_parent_and_zero_for_no_ops(bench):
+def test_shares_of_time_are_1_for_the_parent_and_0_for_no_ops(bench):
     architecture = bench.space.solve(1.1)
     for kind in ("attention", "ffn"):
         values = shares(bench, architecture, kind)

@@ -75,7 +75,7 @@ def test_quantized_pieces_cost_the_bytes_of_their_precision():
     assert rules["quantize_blocks"].jobs == 3, "the head is one job"
 
 
-def test_answers_are_a_job_for_every_piece_by_number_of_questions():
+def test_answers_are_a_job_for_every_piece_by_questions():
     def planned(questions):
         scores = {"tasks": {"names": ["./mine.jsonl"], "questions": questions}}
         config = parse(H100.model_dump(mode="json") | {"scores": scores})
