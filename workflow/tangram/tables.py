@@ -27,7 +27,11 @@ def _field(name: str, kind: pa.DataType, unit: str, nullable: bool = False) -> p
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 _LAYER = _field("layer", _INT, "index; 0 for the head")
-_PIECE = [_LAYER, _field("kind", _TEXT, "'attention', 'ffn' or 'head'"), _field("variant", _TEXT, "name")]
+_PIECE = [
+    _LAYER,
+    _field("kind", _TEXT, "'attention', 'ffn', 'head', or 'block' for attention and FFN together"),
+    _field("variant", _TEXT, "name"),
+]
 
 CORPUS = pa.schema(
     [

@@ -43,13 +43,14 @@ READS: dict[str, tuple[str, ...]] = {
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
+    "score_layers": _TEXT_OF_SCORES,
     "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
     **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
     **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
     **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
     "score_screened": (*_TEXT_OF_SCORES, *_PIECES, *_COST_TABLES),  # instead of the exact scores of all pieces
     "solve_mip": _TABLES,
-    "drop_layers": _TABLES,
+    "drop_layers": (*_TABLES, "score_layers"),
     "uniform_precision": _TABLES,
     "search_rival": _TABLES,
     "drop_by_influence": (*_TABLES, "build_corpus score", "capture_activations score"),
@@ -98,7 +99,7 @@ _SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
-_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_screened")
+_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_layers", "score_screened")
 _ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 

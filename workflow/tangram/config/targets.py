@@ -168,7 +168,9 @@ class Target(Section):
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
     )
     compare_layers_dropped: bool = Field(
-        True, description="Also build a baseline that drops whole layers for the same speed, finetuned the same way."
+        True,
+        description="Also build a baseline that drops whole layers for the same speed, finetuned the same way: those "
+        "without which, one at a time, the parent loses least (ordered by the score of the whole layer).",
     )
     compare_uniform: bool = Field(
         True,

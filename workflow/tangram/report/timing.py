@@ -12,6 +12,7 @@ STAGES = (
     "distill_blocks",
     "quantize_blocks",
     "score_blocks",
+    "score_layers",
     "collect_scores",
     "measure_costs",
     "collect_costs",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from tangram.activations import Activations
-from tangram.blocks.base import HEAD, Block
+from tangram.blocks.base import CONFIG_NAME, HEAD, KINDS, NO_OP, PAIR, Block
 from tangram.library.pieces import State
 from tangram.metrics import compare_states, standard_error_by_sequence
 from tangram.models.by_layer import materialize
@@ -91,6 +91,14 @@ class ReplaceOne:
             pieces = {block.kind: tensors}
             rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, block.entries(), pieces))
         return [{"layer": layer, "kind": block.kind, "variant": str(block.variant), **row} for row in rows]
+
+    def score_dropped(self, layer: int) -> list[Row]:
+        """Return the rows of `tables.SCORES` of the parent without attention and FFN of one layer."""
+        parent = materialize(decoder_layers(self._model)[layer])
+        overrides = {"skip": [CONFIG_NAME[kind] for kind in KINDS]}
+        weights: dict[str, State] = {kind: {} for kind in KINDS}
+        rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, overrides, weights))
+        return [{"layer": layer, "kind": PAIR, "variant": "+".join([NO_OP] * len(KINDS)), **row} for row in rows]
 
     @torch.inference_mode()
     def score_head(self, head: nn.Module) -> list[Row]:

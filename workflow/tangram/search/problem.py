@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, Choice, LayerChoice, pieces_of
-from tangram.blocks.base import HEAD, PARENT, Variant
+from tangram.blocks.base import HEAD, PAIR, PARENT, Variant
 from tangram.config import STOCK, Constraint, Scenario, Search, Section, Target, uniform_precision
 from tangram.costs.llama_layers import STUB_PIECE
 from tangram.engines import LLAMA_CPP, REFERENCES, head_precision, refusal
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOLERANCE = 1e-8  # relative excess of a limit that counts as rounding in the solver's arithmetic
-PAIR = "block"  # the table's kind for a layer's attention and FFN, replaced together
 EXACT = 1e-9  # two objectives closer than this, relative to max(1, |objective|), are equal
 
 

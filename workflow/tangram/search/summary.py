@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.architecture import Architecture, pieces_of
-from tangram.search.problem import PAIR, Problem
+from tangram.blocks.base import PAIR
+from tangram.search.problem import Problem
 
 if TYPE_CHECKING:
     from tangram.search.verify import Solution
