@@ -511,6 +511,12 @@ def table_of_target(folder):
     return lambda wildcards: f"{RESULTS}/{folder}/{cfg.targets[wildcards.target].engine}.parquet"
 
 
+def scores_of_layers(wildcards):
+    """Return the scores of whole layers by which a target drops layers; no file for an objective on questions."""
+    layers = [f"{RESULTS}/scores/layers/{shard}.parquet" for shard in SHARDS]
+    return layers if cfg.scores_layers(wildcards.target) else []
+
+
 def search_settings(wildcards):
     """Return the settings of the solver, without those of baselines and selection."""
     others = {"compare_layers_dropped", "compare_uniform", "compare", "selection"}

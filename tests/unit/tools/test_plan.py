@@ -75,6 +75,39 @@ def test_quantized_pieces_cost_the_bytes_of_their_precision():
     assert rules["quantize_blocks"].jobs == 3, "the head is one job"
 
 
+TEXTS = {"own": {"type": "parent-samples"}, "docs": {"type": "python-docs"}}
+
+
+def test_trials_of_texts_are_counted():
+    free = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0)
+    raw = H100.model_dump(mode="json")
+    assert not {"try_text", "try_texts"} & {stage.rule for stage in stages(parse(raw), free)}
+
+    def planned(**changes: object) -> list[list]:
+        trials = {"sources": TEXTS, "tokens": 10**6, "heldout_tokens": 4096, "draws": 2} | changes
+        found = list(stages(parse(raw | {"text_trials": trials}), free))
+        return [[stage for stage in found if stage.rule == rule] for rule in ("try_text", "try_texts")]
+
+    (own, docs), (compared,) = planned()
+    assert (own.jobs, docs.jobs, compared.jobs) == (2, 2, 1)
+    assert own.seconds > docs.seconds > 0  # the parent writes its text
+    sizes = sizes_of(H100)
+    by_hand = 1e6 * (6 * (0.9 * sizes.layers * sizes.layer + sizes.head) + 2 * (sizes.body + sizes.head)) / 1e12
+    assert docs.seconds == pytest.approx(by_hand, rel=0.05)  # and the held-out text
+    (_, longer), _ = planned(tokens=2 * 10**6)
+    assert longer.seconds - docs.seconds == pytest.approx(by_hand)
+
+
+def test_dropped_layers_are_scored_once_for_all_targets():
+    raw = H100.model_dump(mode="json")
+    scored = [stage.jobs for stage in stages(H100, RATES["cuda"]) if stage.rule == "score_layers"]
+    assert scored == [next(stage.jobs for stage in stages(H100, RATES["cuda"]) if stage.rule == "measure_moments")]
+    answered = {"scores": {"tasks": {"names": ["q.jsonl"]}}, "search": {"objective": "accuracy"}}
+    assert "score_layers" not in {stage.rule for stage in stages(parse(raw | answered), RATES["cuda"])}
+    targets = {name: target | {"compare_layers_dropped": False} for name, target in raw["targets"].items()}
+    assert "score_layers" not in {stage.rule for stage in stages(parse(raw | {"targets": targets}), RATES["cuda"])}
+
+
 def test_screening_is_one_job_that_grows_slowly():
     free, seconds = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0), []
     for count in (10, 20):

@@ -241,6 +241,13 @@ class Config(Section):
                 if variant not in self.library.variants(kind):
                     raise ValueError(f"{where} needs '{variant}' in library.{kind}; add it")
 
+    def scores_layers(self, target: str) -> bool:
+        """Return whether a target drops layers by scores of whole layers; on text these lack metrics of questions."""
+        settings = self.targets[target]
+        objective = settings.objective or self.search.objective
+        metrics = {objective} if isinstance(objective, str) else set(objective)
+        return settings.compare_layers_dropped and not metrics.intersection(ON_TASKS)
+
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""
         settings = self.targets[target]  # in llama.cpp the rivals are files, and no children

@@ -46,6 +46,7 @@ READS: dict[str, tuple[str, ...]] = {
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
     "score_blocks pairs": (*_TEXT_OF_SCORES, "distill_pairs"),
+    "score_layers": _TEXT_OF_SCORES,
     "extract_score_tasks": (),
     "score_tasks trained": ("fetch_parent", "extract_score_tasks", "distill_blocks"),
     "score_tasks quantized": ("fetch_parent", "extract_score_tasks", "quantize_blocks trained"),
@@ -59,7 +60,7 @@ READS: dict[str, tuple[str, ...]] = {
     **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
     "score_screened": (*_TEXT_OF_SCORES, *_PIECES, *_COST_TABLES),  # instead of the exact scores of all pieces
     "solve_mip": _TABLES,
-    "drop_layers": _TABLES,
+    "drop_layers": (*_TABLES, "score_layers"),
     "uniform_precision": _TABLES,
     "search_rival": _TABLES,
     "drop_by_influence": (*_TABLES, "build_corpus score", "capture_activations score"),
@@ -114,7 +115,7 @@ _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
 _SCORE = (
     *("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_blocks pairs"),
-    "score_screened",
+    *("score_layers", "score_screened"),
 )
 _ANSWERED = ("score_tasks trained", "score_tasks quantized", "score_tasks parent")
 _ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_ANSWERED, *_MEASURE, *_CALIBRATE, "finetune_child")

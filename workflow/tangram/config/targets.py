@@ -171,7 +171,10 @@ class Target(Section):
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
     )
     compare_layers_dropped: bool = Field(
-        True, description="Also build a baseline that drops whole layers for the same speed, finetuned the same way."
+        True,
+        description="Also build a baseline that drops whole layers for the same speed, finetuned the same way: those "
+        "without which, one at a time, the parent loses least (ordered by the score of the whole layer; with "
+        "an objective on `scores.tasks` by the sum of both no-ops' scores).",
     )
     compare_uniform: bool = Field(
         True,

@@ -14,6 +14,7 @@ STAGES = (
     "score_blocks",
     "extract_score_tasks",
     "score_tasks",
+    "score_layers",
     "collect_scores",
     "measure_costs",
     "collect_costs",

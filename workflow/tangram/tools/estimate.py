@@ -177,6 +177,26 @@ class Work:
             seconds = self.loading + sampling if sampling else self.rates.startup
             yield Stage("build_corpus", 1, 1, seconds, self.model_bytes if sampling else 1e9, 4 * split.tokens)
 
+    def trials(self) -> Iterator[Stage]:
+        """Yield the trials of texts: a child trained on every draw of each source, from streamed activations."""
+        trials, sizes, heldout = self.config.text_trials, self.sizes, self.tokens["heldout"]
+        remaining = (1 - trials.removed) * sizes.layers
+        step = TRAINING * (remaining * sizes.layer + sizes.head) + FORWARD * (sizes.body + sizes.head)
+        compared = trials.heldout_tokens + heldout
+        states = self.forward(trials.heldout_tokens + heldout * self.stream, sizes.layers)
+        # The trained child on both texts in every draw, the untrained one in the first; the parent's head beside it.
+        measured = (1 + 1 / trials.draws) * (
+            self.forward(compared, remaining, head=True) + self.forward(compared, 0, head=True)
+        )
+        for source in trials.sources.values():
+            drawn = Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,))
+            seconds = 2 * self.loading + self._sampling(drawn) + states + measured
+            seconds += trials.tokens * step / self.rates.flops
+            memory = self.model_bytes + self._finetune_bytes(1)
+            yield Stage("try_text", trials.draws, 1, seconds, memory, 0)
+        if trials.sources:
+            yield Stage("try_texts", 1, 1, self.rates.startup, 1e9, 0)
+
     def activations(self) -> Iterator[Stage]:
         """Yield the capture of hidden states, unless they are streamed."""
         layers = self.sizes.layers
@@ -260,6 +280,9 @@ class Work:
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
         pieces = self.blocks(self.config.library.variants)
         exact = self.forward(count, sizes.layers / 2) + self.forward(positions, 0, head=True)  # of one piece
+        if any(map(self.config.scores_layers, self.config.targets)):
+            seconds = self.loading + before + self.layers_per_shard * exact
+            yield Stage("score_layers", self.shards, 1, seconds, memory, 0)
         if scores.method == "screened":
             local = sum(FORWARD * count * self.weights_of(piece) for piece in pieces if piece.kind != HEAD)
             backward = (1 + scores.label_samples) * self.forward(count, sizes.layers, head=True)
@@ -369,7 +392,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.activations, work.moments, work.library, work.coupled, work.quantized,
+        work.parent, work.corpus, work.trials, work.activations, work.moments, work.library, work.coupled,
+        work.quantized,
         work.scores, work.costs, work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
