@@ -514,7 +514,20 @@ def rival_settings(*names):
 
 def selection_settings(wildcards):
     """Return the settings of a target's selection."""
-    return slice_of(cfg.targets[wildcards.target].selection)
+    selection = cfg.targets[wildcards.target].selection
+    return slice_of(selection.model_dump(mode="json", exclude={"tokens"} if selection.tokens is None else set()))
+
+
+def for_finetuned(*files):
+    """Return a function of wildcards that returns files if a target's selection finetunes candidates; else none."""
+    selections = {name: target.selection for name, target in cfg.targets.items()}
+    finetuned = {name for name, selection in selections.items() if selection and selection.metric == "finetuned"}
+    return lambda wildcards: list(files) if wildcards.target in finetuned else []
+
+
+def part_settings():
+    """Return the settings of finetunings in one process that have a length of their own."""
+    return slice_of(cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"}))
 
 
 def solutions_of(wildcards):

@@ -20,6 +20,7 @@ from tangram.config.targets import (
     LAYERS_DROPPED,
     Search,
     Target,
+    halving_sizes,
     uniform_precision,
     uniform_solution,
 )
@@ -175,6 +176,27 @@ class Config(Section):
                 f"finetune.parallel.strategy: fsdp cannot shard pieces with a precision, such as library.{kind}'s "
                 f"'{name}'; set strategy: ddp, or leave the precisions out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _finetuned_candidates(self) -> Config:
+        length = self.corpus.sequence_length
+        for name, target in self.targets.items():
+            if target.selection is None or target.selection.metric != "finetuned":
+                continue
+            where = f"targets.{name}.selection"
+            if self.finetune.parallel.strategy == "fsdp":
+                raise ValueError(f"{where}.metric: finetuned trains in one process; set finetune.parallel.strategy: ddp")
+            if self.corpus.score.sequences(length) < 2:
+                raise ValueError(f"{where}.metric: finetuned halves the score split, one sequence; raise its tokens")
+            step = self.finetune.batch_size * self.corpus.finetune.length(length)
+            sizes = halving_sizes(target.solutions)
+            needed = step * len(sizes) * sizes[0]
+            if target.selection.tokens is not None and target.selection.tokens < needed:
+                raise ValueError(
+                    f"{where}.tokens: {target.selection.tokens} do not suffice for a step of {step} tokens of every "
+                    f"candidate in each round; write at least {needed}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -105,6 +105,17 @@ class Constraint(Section):
         return f"{self.quantity}{where} {sign} {limit:g}{unit}"
 
 
+def halving_sizes(candidates: int) -> list[int]:
+    """Return how many candidates each round of a selection by finetuning trains: the better half at first, at least 2.
+
+    The rounds end after the one that trains 2, the better of which wins.
+    """
+    sizes = [max(2, -(-candidates // 2))]
+    while sizes[-1] > 2:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
 class Selection(Section):
     """Comparison of a target's solutions on the score split, of which only the best is finetuned."""
 
@@ -114,11 +125,15 @@ class Selection(Section):
         "that an installed package registers: `double-thompson`, `rucb`, `versatile-db`, `sparring`, `multisbm`, "
         "`doubler`.",
     )
-    metric: Literal["kl", "lm_loss", "judge"] = Field(
+    metric: Literal["kl", "lm_loss", "judge", "finetuned"] = Field(
         "kl",
         description="Metric on a prompt: `kl` or `lm_loss` (nats/token, lower is better), or `judge`: each child "
         "continues the prompt, and the parent votes for the likelier continuation. `paired-halving` compares values, "
-        "so it cannot use votes.",
+        "so it cannot use votes. Or `finetuned`: the better half by `kl` is finetuned, and the better half of those "
+        "goes on with twice the tokens each until one is left, by `kl` on the other half of the score split.",
+    )
+    tokens: int | None = Field(
+        None, gt=0, description="Maximum tokens of all finetunings together for `finetuned`, which needs them."
     )
     budget: float = Field(0.3, gt=0, le=1, description="Share of all (candidate, prompt) pairs to evaluate.")
     prompt_tokens: int = Field(64, ge=2, description="Length of prompts, which are cut from the score split.")
@@ -135,6 +150,17 @@ class Selection(Section):
                 "metric 'judge' gives votes, policy 'paired-halving' compares values; use another policy, such as "
                 "'sign-halving'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _finetunings_have_tokens(self) -> Selection:
+        finetuned = self.metric == "finetuned"
+        if finetuned and self.policy != "paired-halving":
+            raise ValueError(f"metric 'finetuned' halves by values, policy '{self.policy}' does not; leave policy out")
+        if finetuned and self.tokens is None:
+            raise ValueError("metric 'finetuned' needs 'tokens', such as a fifth of those of finetune.budget")
+        if not finetuned and self.tokens is not None:
+            raise ValueError(f"metric '{self.metric}' trains nothing; leave tokens out, or set metric: finetuned")
         return self
 
 
