@@ -143,9 +143,7 @@ class TextKL:
         return compare_on_text(*self._models, *text, self._batch, "KL on the score split")["kl"].mean(dim=1)
 
 
-def budget_of(
-    settings: Finetune, examples: int, length: int, seed: int, steps: range | None = None
-) -> TrainingPlan:
+def budget_of(settings: Finetune, examples: int, length: int, seed: int, steps: range | None = None) -> TrainingPlan:
     """Return the plan of a finetuning on ``examples`` sequences of ``length`` tokens.
 
     With ``steps``, it takes only these, of a training in several parts that reads its sequences in one order. Each part

@@ -1,5 +1,4 @@
-"""Select one of a target's candidates adaptively by their scores on prompts, or by short finetunings of the better half.
-"""
+"""Select one of a target's candidates adaptively by their scores on prompts, or by short finetunings."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,9 +172,7 @@ def _finetuned(
         architectures=architectures,
         library=library,
         input_ids=input_ids,
-        activations=open_activations(
-            activations, model, input_ids, training.micro_batch_size, runtime.local_copy
-        ),
+        activations=open_activations(activations, model, input_ids, training.micro_batch_size, runtime.local_copy),
         compared=(compared, final),
         settings=training,
         seed=runtime.seed,

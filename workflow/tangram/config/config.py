@@ -186,7 +186,13 @@ class Config(Section):
                 continue
             where = f"targets.{name}.selection"
             if self.finetune.parallel.strategy == "fsdp":
-                raise ValueError(f"{where}.metric: finetuned trains in one process; set finetune.parallel.strategy: ddp")
+                raise ValueError(
+                    f"{where}.metric: finetuned trains in one process; set finetune.parallel.strategy: ddp"
+                )
+            if self.finetune.span_contrast.weight:
+                raise ValueError(
+                    f"{where}.metric: finetuned would begin span_contrast anew in each round; set its weight to 0"
+                )
             if self.corpus.score.sequences(length) < 2:
                 raise ValueError(f"{where}.metric: finetuned halves the score split, one sequence; raise its tokens")
             step = self.finetune.batch_size * self.corpus.finetune.length(length)
@@ -196,6 +202,28 @@ class Config(Section):
                 raise ValueError(
                     f"{where}.tokens: {target.selection.tokens} do not suffice for a step of {step} tokens of every "
                     f"candidate in each round; write at least {needed}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Config:
+        length, parallel, budget = self.corpus.sequence_length, self.finetune.parallel, self.finetune.budget
+        for name, target in self.targets.items():
+            if target.rounds == 1:
+                continue
+            where = f"targets.{name}.rounds: {target.rounds}"
+            if parallel.nodes * parallel.processes_per_node > 1:
+                raise ValueError(f"{where} trains in one process; leave finetune.parallel or rounds out")
+            if self.finetune.span_contrast.weight:
+                raise ValueError(f"{where} would begin span_contrast anew in each round; set its weight to 0")
+            if budget.minutes is not None:
+                raise ValueError(f"{where} divides finetune.budget, but not minutes; give tokens or epochs")
+            sequences = (budget.epochs or 0) * self.corpus.finetune.sequences(length)
+            sequences = sequences or -(-(budget.tokens or 0) // self.corpus.finetune.length(length))
+            if sequences < target.rounds * self.finetune.batch_size:
+                raise ValueError(
+                    f"{where} needs as many batches, and finetune.budget has {sequences} sequences in batches of "
+                    f"{self.finetune.batch_size}; raise the budget or lower rounds"
                 )
         return self
 

@@ -193,6 +193,13 @@ class Target(Section):
     selection: Selection | None = Field(
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
     )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Rounds in which the child is compressed. With N rounds, round r solves for limits r / N of the "
+        "way (geometrically) from the parent to the target, on scores in the child of the round before, and finetunes "
+        "for 1 / N of `finetune.budget`. A subblock, once replaced, stays or becomes cheaper.",
+    )
     compare_layers_dropped: bool = Field(
         True, description="Also build a baseline that drops whole layers for the same speed, finetuned the same way."
     )
@@ -249,6 +256,19 @@ class Target(Section):
     def _something_to_select_from(self) -> Target:
         if self.selection is not None and self.solutions < 2:
             raise ValueError("selection needs 'solutions' of at least 2; raise it, or leave selection out")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_of_one_solution(self) -> Target:
+        if self.rounds == 1:
+            return self
+        if self.engine != TORCH:
+            raise ValueError(f"rounds: {self.rounds} needs engine: torch, not {self.engine}; leave rounds out")
+        if self.selection is not None or self.solutions > 1:
+            raise ValueError(
+                f"rounds: {self.rounds} goes on with one solution of each round; leave solutions and selection out, or "
+                "rounds"
+            )
         return self
 
 

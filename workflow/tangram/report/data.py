@@ -275,6 +275,12 @@ def _selections(folder: Path, architectures: Mapping[tuple[str, str], Architectu
     return selections
 
 
+def _of_rounds(folder: Path, architectures: Mapping[tuple[str, str], Architecture]) -> list[Path]:
+    """Return the files of the rounds' solutions; one that another config made does not count."""
+    paths = sorted(folder.glob("targets/*/rounds/solution.json"))
+    return [path for path in paths if load_solutions(path)[BEST] == architectures.get((path.parents[1].name, BEST))]
+
+
 def _solutions(
     contents: Mapping[Path, dict[str, Any]], architectures: Mapping[tuple[str, str], Architecture]
 ) -> dict[tuple[str, str], dict[str, Any]]:
@@ -369,6 +375,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     patterns += [f"{name}/*.parquet" for name in ("corpus", "costs", "calibration", "speeds")]
     shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
+    solutions |= {path: _json(path) for path in _of_rounds(folder, architectures)}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
     records += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
