@@ -8,7 +8,6 @@ from synthetic_library import CHAT, library, limit
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.config import Search
 from tangram.rounds.options import in_child, replaceable
-from tangram.search.problem import TOLERANCE
 from tangram.search.solve import solve
 
 VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "width-0.25": 0.35, "no-op": 0.0}}
@@ -19,9 +18,9 @@ CHILD = Architecture((LayerChoice("parent", "width-0.25"), LayerChoice("no-op", 
 def test_only_cheaper_pieces_replace_a_replaced_subblock():
     problem = TABLES.problem({"constraints": [limit("parameters", 0.5, None)]})
     assert replaceable(problem, CHILD) == [
+        (0, "ffn", "no-op"),
         (0, "attention", "gqa-1"),
         (0, "attention", "no-op"),
-        (0, "ffn", "no-op"),
         (1, "ffn", "width-0.25"),
         (1, "ffn", "no-op"),
     ]
@@ -36,11 +35,11 @@ def test_a_childs_subblocks_score_zero_and_pairs_are_sums():
     assert first == pytest.approx(
         {
             LayerChoice("parent", "width-0.25"): 0.0,
-            LayerChoice("parent", "no-op"): 0.3,
-            LayerChoice("gqa-1", "width-0.25"): 0.1,
-            LayerChoice("gqa-1", "no-op"): 0.4,
-            LayerChoice("no-op", "width-0.25"): 0.2,
-            LayerChoice("no-op", "no-op"): 0.5,
+            LayerChoice("parent", "no-op"): 0.1,
+            LayerChoice("gqa-1", "width-0.25"): 0.2,
+            LayerChoice("gqa-1", "no-op"): 0.3,
+            LayerChoice("no-op", "width-0.25"): 0.3,
+            LayerChoice("no-op", "no-op"): 0.4,
         }
     )
     assert [option.choice for option in there.options[2]] == ["parent@int8"]
@@ -64,4 +63,4 @@ def test_a_child_can_always_reach_a_feasible_target(limits, seed):
             for batches in problem.batch_grid()
             for group in itertools.product(*there.options)
         )
-        assert reachable, (child, TOLERANCE)
+        assert reachable, child

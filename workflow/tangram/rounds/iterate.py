@@ -132,7 +132,7 @@ class Rounds:
         how = (self._scoring.position_stride, self._scoring.batch_size)
         scorer = ReplaceInChild(child, self._model(child), *parent, *text, *how)
         path, identity = self._state.path / "scores.json", f"{self._state.identity} {number}"
-        pieces = sorted(replaceable(self._problem, child.architecture))
+        pieces = replaceable(self._problem, child.architecture)
         rows = ExactScores(scorer, self._library, shape, path, identity)(pieces)
         objective = objective_of(self._settings.target, self._settings.search)
         return in_child(self._problem, child.architecture, increases(rows, scorer.score_unchanged(), objective))
