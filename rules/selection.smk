@@ -40,7 +40,7 @@ rule select_child:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/score.parquet",
         candidates=candidates_of,  # replaces the library as input: it holds the checksums of the pieces
-        finetune_corpus=for_finetuned("<results>/corpus/finetune.parquet"),
+        finetune_corpus=for_finetuned(f"{RESULTS}/corpus/finetune.parquet"),
         finetune_activations=for_finetuned(*cached_activations("finetune")),
     output:
         solutions="<results>/targets/{target}/selection/solution.json",

@@ -199,8 +199,8 @@ IN_WORDS = {
     "baseline or search come or go, and `measure_speed`",
     "targets.<name>.rounds": "the target's `iterate_child` comes, reruns or goes, then its solution 0; with several "
     "rounds, a change of `corpus.finetune` reruns `iterate_child`, too",
-    "targets.<name>.selection.metric": "`select_child`; with `finetuned`, a change of `corpus.finetune` or of `finetune` "
-    "without its budget reruns `select_child`, too",
+    "targets.<name>.selection.metric": "`select_child`; with `finetuned`, a change of `corpus.finetune`, or of "
+    "`finetune` without its budget, reruns `select_child`, too",
     "text_trials.sources, text_trials.draws": "a new text or draw: its own `try_text`, then `try_texts` and the report",
     "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
     "target, and the report",
@@ -223,8 +223,8 @@ OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_co
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = (
-    "score_screened", "calibrate_costs", "evolve_child", "select_child", "iterate_child", "assemble_child", "write_card",
-    "build_report",
+    "score_screened", "calibrate_costs", "evolve_child", "select_child", "iterate_child", "assemble_child",
+    "write_card", "build_report",
 )  # fmt: skip
 
 COMMANDS = {

@@ -77,6 +77,7 @@ class Results:
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
     perplexities: Samples = field(default_factory=dict)
@@ -390,6 +391,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
             path.parents[1].name: _json(path.with_name("summary.json"))
             for path in _of_best(folder, architectures, "selection")
         },
+        rounds={path.parents[1].name: content["rounds"] for path, content in solutions.items() if "rounds" in content},
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
         trials=_read(folder / "trials.parquet", TRIALS),

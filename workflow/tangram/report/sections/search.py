@@ -84,9 +84,34 @@ def solver_section(results: Results) -> Section:
             "any training; the score of a candidate that was finetuned for the selection is its KL after that."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
+    section.parts.extend(_rounds_table(results))
     section.parts.extend(_searches_table(results))
     section.parts.extend(_score_parts(results, scored_children(results)))
     return section
+
+
+def _rounds_table(results: Results) -> list[Table]:
+    """Return the table of the rounds before the last one; no table if no target has several rounds."""
+    rows = [
+        [
+            target,
+            str(each["round"]),
+            "; ".join(each["limits"]),
+            number(each["kl_before"]),
+            number(each["kl_after"]),
+            f"{each['finetune_tokens']:,}",
+            each["kept"],
+        ]
+        for target, rounds in results.rounds.items()
+        for each in rounds
+    ]
+    heads = ["target", "round", "limits", "KL before training", "KL after", "tokens", "weights kept"]
+    caption = (
+        "The child was compressed in rounds. These are the ones before the last, whose child is solution 0: it goes on "
+        "from their weights, so its KL before finetuning is that of a child with some training. KL is measured on the "
+        "score split, in nats per token."
+    )
+    return [Table(heads, rows, labels=2, title="Rounds", caption=caption)] if rows else []
 
 
 def _score_of_selected(selection: Mapping[str, Any]) -> float:
