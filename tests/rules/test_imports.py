@@ -12,7 +12,7 @@ import tangram
 
 ROOT = Path(tangram.__file__).parent
 STAGES = {
-    "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "child", "finetune",
+    "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "rounds", "child", "finetune",
     "trials", "export", "evaluation", "report",
 }  # fmt: skip
 
