@@ -165,6 +165,7 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.compare": None,
     "search.evolution.shares": [0.5, 1.0],
     "targets.<name>.selection": None,
+    "targets.<name>.rounds": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,

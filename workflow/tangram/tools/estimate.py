@@ -393,8 +393,7 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     work = Work(config, rates, sizes_of(config))
     parts = (
         work.parent, work.corpus, work.trials, work.activations, work.moments, work.library, work.coupled,
-        work.quantized,
-        work.scores, work.costs, work.child, work.finetune, work.evaluation,
+        work.quantized, work.scores, work.costs, work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()
