@@ -323,7 +323,7 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the files of tasks, perplexity, long context and readout, of the parent and the primary target's children."""
+    """Return the files of tasks, perplexity, long context and readout, of parent and primary target's children."""
     # The solver's other solutions would multiply the time and show nothing that the best one does not.
     solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
     children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
@@ -592,7 +592,7 @@ def part_settings():
 
 
 def solutions_of(wildcards):
-    """Return the file of solutions that holds a solution: a baseline's, the rounds', the selection's or the solver's."""
+    """Return the file of solutions that holds a solution: of a baseline, rounds, a selection or the solver."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.solution == LAYERS_DROPPED:
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"

@@ -5,8 +5,8 @@
 - Output: `targets/{target}/candidates.json`; `targets/{target}/selection/`: `solution.json`, `scores.parquet` and
   `summary.json`.
 - Steps: write the checksums of all candidates' pieces; evaluate candidates on prompts, allocated by a policy; a killed
-  job resumes from the scores in `checkpoints/{target}/selection.npz` and the trainings beside them. Only targets with a `selection` have candidates;
-  the selected one is their solution 0.
+  job resumes from the scores in `checkpoints/{target}/selection.npz` and the trainings beside them. Only targets with a
+  `selection` have candidates; the selected one is their solution 0.
 """
 
 

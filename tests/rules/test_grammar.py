@@ -61,12 +61,12 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 OF_ARCHITECTURES = {"select_child", "assemble_child", "write_card"}
 OF_THE_LIBRARY = {"score_screened", "calibrate_costs", "evolve_child", "iterate_child", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, finished children, or the
-# parent's activations.
+# parent's activations or layers.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),
     *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
-    "measure_moments",
+    *("measure_moments", "score_layers"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]
