@@ -16,6 +16,7 @@ FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; fo
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+QUESTION_TOKENS = 64  # of a question with its choices, roughly
 CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
@@ -298,6 +299,11 @@ class Work:
             layers = self.layers_of(piece.kind)
             one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
             yield Stage("score_blocks", self.jobs_of(piece.kind), 1, self.loading + before + layers * one, memory, 0)
+        asked = QUESTION_TOKENS * scores.tasks.questions if scores.tasks else 0
+        for piece in pieces if asked else ():
+            passes = 1 if piece.kind == HEAD else 1 + self.layers_of(piece.kind) / 2  # the parent's, and half for each
+            seconds = self.loading + passes * self.forward(asked, sizes.layers)
+            yield Stage("score_tasks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""
