@@ -67,7 +67,8 @@ def select_child(
     model = load_model(parent, runtime.dtype, runtime.device)
     scores = _scores(section, model, prompts, architectures, pieces, files, metadata["tangram.code"])
     budget = max(len(architectures), round(section.budget * scores.arms * scores.prompts))
-    rng, trained = np.random.default_rng(runtime.seed), None
+    rng = np.random.default_rng(runtime.seed)
+    trained: FinetunedCandidates | None = None
     if finetune and finetune_corpus is not None:
         order = shortlist(scores, budget, rng)
         scores.save()

@@ -135,7 +135,8 @@ class FinetunedCandidates:
             label = f"select_child candidate {candidate}, round {number + 1} of {len(self.rounds)}"
             finetune(child, self._parent, *text, label, checkpointing, steps=steps)
             round_pieces(child)
-            kl = compare_on_text(child, self._parent, *self._compared[::-1], self._settings.micro_batch_size, label)
+            input_ids, final = self._compared
+            kl = compare_on_text(child, self._parent, final, input_ids, self._settings.micro_batch_size, label)
             self.values[name] = kl["kl"].double().mean(dim=1).tolist()
             self._save(number, candidate, child)
         return np.array(self.values[name])
@@ -169,8 +170,11 @@ class FinetunedCandidates:
 
     def _by_round(self) -> dict[tuple[int, int], list[float]]:
         """Return the scores by round and candidate."""
-        named = {tuple(map(int, name.split("-"))): values for name, values in self.values.items()}
-        return {(number, candidate): values for (number, candidate), values in named.items()}
+        by_round = {}
+        for name, values in self.values.items():
+            number, candidate = map(int, name.split("-"))
+            by_round[number, candidate] = values
+        return by_round
 
     def _file(self, number: int, candidate: int) -> Path:
         return self._state.path / f"{_name(number, candidate)}.safetensors"
