@@ -7,11 +7,13 @@ TEXT and VALIDATION are splits of a corpus (`build_corpus`). A trial is a list o
 
 - `tokens`: the budget;
 - `text`: the tokens of TEXT that are trained on, from its start; fewer than the budget are several passes;
-- `train`: `all` weights, those of the `changed` subblocks alone, or an adapter `lora-RANK` of every matrix, which is
-  merged at the end.
+- `train`: `all` weights, those of the `changed` subblocks alone, those of the layers `near` a change (it, and one on
+  either side), norms and `outputs` (`o_proj`, `down_proj`), or an adapter `lora-RANK` of every matrix, which is merged
+  at the end.
 
 Prints a JSON object a trial: settings, KL before and after with their difference's standard error over sequences, the
-learning curve, processor seconds.
+learning curve, processor seconds. With `--forecast N` also the KL at the end that a power law of the curve's points up
+to N tokens predicts, with its interval.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from tangram.corpus.tokens import read_tokens
 from tangram.finetune import Distillation, TextKL, budget_of
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
+from tangram.report.learning_curve import PowerLaw
 from tangram.tables import VALIDATION_KL
 from tangram.training.loop import Validation, train
 from tangram.training.parallel import World
@@ -67,6 +70,14 @@ class Adapter(nn.Module):
         return weight + self.up @ self.down
 
 
+def changed_layers(child: Any, parent: Any) -> set[int]:
+    """Return the layers in which a child has other weights than the parent, or lacks some."""
+    ours, theirs = dict(child.named_parameters()), dict(parent.named_parameters())
+    both = [name for name in ours if name in theirs and ours[name].shape == theirs[name].shape]
+    same = {name for name in both if torch.equal(ours[name], theirs[name])}
+    return {int(name.split(".")[2]) for name in (ours | theirs).keys() - same if name.startswith("model.layers.")}
+
+
 def choose_weights(child: Any, parent: Any, which: str) -> list[nn.Linear]:
     """Let the chosen weights require gradients; return the matrices with adapters."""
     child.requires_grad_(which == "all")
@@ -76,6 +87,13 @@ def choose_weights(child: Any, parent: Any, which: str) -> list[nn.Linear]:
         for name, parameter in child.named_parameters():
             same = name in theirs and theirs[name].shape == parameter.shape and torch.equal(theirs[name], parameter)
             parameter.requires_grad_(not same)
+    if which in ("near", "outputs"):
+        layers = changed_layers(child, parent)
+        for name, parameter in child.named_parameters():
+            inside = name.startswith("model.layers.")
+            near = inside and any(abs(int(name.split(".")[2]) - layer) <= 1 for layer in layers)
+            output = "norm" in name or name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.requires_grad_(near if which == "near" else output)
     if not which.startswith("lora-"):
         return []
     torch.manual_seed(0)
@@ -130,6 +148,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, help="use the first sequences of the text alone")
     parser.add_argument("--compute", default="bfloat16")
     parser.add_argument("--output", type=Path, help="file to which the printed lines are added")
+    parser.add_argument("--forecast", type=int, help="fit the curve up to so many tokens, and predict its end")
     parser.add_argument("--trials", nargs="+", required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -143,7 +162,12 @@ def main() -> None:
     for text in options.trials:
         trial: dict[str, Any] = {"compute": options.compute} | dict(part.split("=") for part in text.split(","))
         child.load_state_dict(initial)
-        line = json.dumps({"trial": text} | perform(child, parent, tokens, states, kl, before, trial))
+        result = {"trial": text} | perform(child, parent, tokens, states, kl, before, trial)
+        if options.forecast and result["curve"][-1][0] > options.forecast:
+            law = PowerLaw.fit(*zip(*(point for point in result["curve"] if point[0] <= options.forecast), strict=True))
+            end = result["curve"][-1][0]
+            result["forecast"] = [round(float(value), 4) for value in (law.at(end), *law.interval(end))]
+        line = json.dumps(result)
         print(line, flush=True)
         if options.output:
             with options.output.open("a") as lines:

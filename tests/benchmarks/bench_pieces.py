@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tangram.activations import StreamedActivations
-from tangram.blocks import get_block
+from tangram.blocks import block_class, get_block
 from tangram.blocks.moments import Moments
 from tangram.blocks.pruning import refit
 from tangram.blocks.width import channel_contribution
@@ -33,29 +33,29 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make a piece: its variant, the name of its initialization, and the settings of pruning."""
+    """A way to make a piece: its kind and variant, the name of its initialization, and the settings of pruning."""
 
+    kind: str
     variant: str
     name: str
     pruning: Pruning
 
-    @property
-    def kind(self) -> str:
-        """Kind of subblock."""
-        return "ffn" if self.variant.startswith("width") else "attention"
 
-
-def methods(names: list[str], ridges: list[float]) -> list[Method]:
-    """Return all ways to make the variants."""
+def methods(names: list[str], ridges: list[float], methods_of: tuple[str, ...]) -> list[Method]:
+    """Return all ways to make the variants, or those whose names begin with a text of ``methods_of``."""
     found = []
     for name in names:
-        if name.startswith("width"):
-            found.append(Method(name, "contribution", Pruning(selection="contribution")))
-            found += [Method(name, f"contribution, refit, ridge {r:g}", Pruning(ridge=r)) for r in ridges]
-        if name.startswith(("width", "heads")):
-            found += [Method(name, f"obs, ridge {r:g}", Pruning(ridge=r)) for r in ridges]
+        kind, _, variant = name.rpartition("/")
+        kind = kind or block_class(variant).kinds[0]
+        if variant.startswith("width"):
+            found.append(Method(kind, variant, "contribution", Pruning(selection="contribution")))
+            found += [Method(kind, variant, f"contribution, refit, ridge {r:g}", Pruning(ridge=r)) for r in ridges]
+        if variant.startswith(("width", "heads")):
+            found += [Method(kind, variant, f"obs, ridge {r:g}", Pruning(ridge=r)) for r in ridges]
         else:
-            found.append(Method(name, "closed form", Pruning()))
+            found.append(Method(kind, variant, "closed form", Pruning()))
+    if methods_of:
+        found = [method for method in found if method.name.startswith(methods_of)]
     return found
 
 
@@ -143,6 +143,9 @@ def main() -> None:
     parser.add_argument("--distill", type=Path, help="corpus table; default: the run's distill split")
     parser.add_argument("--layers", default="2,14,26")
     parser.add_argument("--variants", default="width-0.75,width-0.5,width-0.25,heads-6,heads-3,gqa-1,linear")
+    parser.add_argument(
+        "--methods", default="", help="beginnings of methods' names, such as obs,closed; all by default"
+    )
     parser.add_argument("--ridge", default="0.1")
     parser.add_argument("--normalize", default=BlockDistillation().normalize, choices=["tensor", "token"])
     parser.add_argument("--train", action="store_true", help="also after block distillation with the default settings")
@@ -156,7 +159,8 @@ def main() -> None:
     ]
     states, rows = StreamedActivations(model, tokens, 4), dict[tuple[str, str], list[list[float]]]()
     seconds: dict[str, list[float]] = {}
-    chosen = methods(options.variants.split(","), [float(r) for r in options.ridge.split(",")])
+    named = tuple(filter(None, options.methods.split(",")))
+    chosen = methods(options.variants.split(","), [float(r) for r in options.ridge.split(",")], named)
     for index in map(int, options.layers.split(",")):
         layer = Layer(model, index, states, settings, scorers)
         for method in chosen:
@@ -167,7 +171,7 @@ def main() -> None:
                 row += [*layer.scores(method, weights), took]
             elif options.train:
                 row += row
-            rows.setdefault((method.variant, method.name), []).append(row)
+            rows.setdefault((f"{method.kind} {method.variant}", method.name), []).append(row)
             print(f"layer {index} {method.variant} {method.name}: {row}", flush=True)
         for kind, value in layer.seconds.items():
             seconds.setdefault(kind, []).append(value)

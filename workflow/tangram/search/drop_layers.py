@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.blocks.base import KINDS, NO_OP
+from tangram.blocks.base import KINDS, NO_OP, PAIR
 from tangram.errors import TangramError
+from tangram.search.objective import weighted_scores
 from tangram.search.problem import TOLERANCE, Batches, Problem
 from tangram.search.uniform import uniform_precisions
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 DROPPED = LayerChoice(NO_OP, NO_OP)
 Dropped = tuple[Architecture, Batches, tuple[int, ...]]  # with the batch sizes, and the dropped layers in order
+
+
+def joint_importance(scores: pd.DataFrame, objective: str | Mapping[str, float], num_layers: int) -> tuple[float, ...]:
+    """Return every layer's importance: the score of the parent without its attention and FFN together.
+
+    Args:
+        scores: rows of `tables.SCORES` of kind `block` that `score_layers` wrote.
+        objective: the metric that counts, or weights by metric.
+        num_layers: decoder layers.
+
+    Raises:
+        TangramError: a metric or a layer is missing, or appears twice.
+    """
+    rows = weighted_scores(scores, objective)
+    rows = rows[(rows["kind"] == PAIR) & (rows["variant"] == f"{NO_OP}+{NO_OP}")].sort_values("layer")
+    if rows["layer"].tolist() != list(range(num_layers)):
+        raise TangramError(
+            f"scores of dropped layers are not those of layers 0 to {num_layers - 1}, each once; delete the tables in "
+            "scores/layers and run again"
+        )
+    return tuple(map(float, rows["value"]))
 
 
 def drop_whole_layers(problem: Problem, importance: Sequence[float] | None = None) -> Dropped:
@@ -28,7 +54,7 @@ def drop_whole_layers(problem: Problem, importance: Sequence[float] | None = Non
 
     Args:
         problem: the target's problem.
-        importance: another importance of every layer, such as its block influence.
+        importance: another importance of every layer, such as its `joint_importance` or its block influence.
 
     Returns:
         The architecture, batch sizes (of largest throughput), and the dropped layers in ascending order.
