@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tangram.blocks import grammar
 from tangram.blocks.architecture import variants_in
-from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
+from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS, PAIR
 from tangram.blocks.registry import block_class, modules_of_variants
 from tangram.config import (
     BLOCK_INFLUENCE,
@@ -22,6 +22,7 @@ from tangram.config import (
     SPLITS,
     UNIFORM,
     Packing,
+    Task,
     slice_of,
 )
 from tangram.config import limits, sources
@@ -54,7 +55,8 @@ VARIANTS = {kind: cfg.library.variants(kind) for kind in (*KINDS, HEAD)}
 LIBRARY = ["parent", *(variant for variants in VARIANTS.values() for variant in variants)]
 DISTILLED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.distilled(kind)]
 QUANTIZED = [(kind, variant) for kind in VARIANTS for variant in cfg.library.quantized(kind)]
-PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]]  # scored
+COUPLED = [(PAIR, pair) for pair in cfg.library.pairs()]
+PIECES = [(kind, variant) for kind in VARIANTS for variant in VARIANTS[kind]] + COUPLED  # scored
 
 
 def split_settings(split):
@@ -93,7 +95,9 @@ try:
         SOURCE_FILES[f"text_trials.{text}"] = sources.text_fingerprint(
             f"text_trials.sources.{text}", [source], trial_settings(text), f"{RESULTS}/trials/{text}/0.parquet"
         )
-    SOURCE_FILES["tasks"] = sources.task_fingerprint(cfg.evaluation)
+    SCORED = [Task(name=name) for name in (cfg.scores.tasks.names if cfg.scores.tasks else ())]
+    SOURCE_FILES["tasks"] = sources.task_fingerprint("evaluation.tasks", cfg.evaluation.all_tasks, SCORED)
+    SOURCE_FILES["score_tasks"] = sources.task_fingerprint("scores.tasks.names", SCORED)
     SOURCE_FILES["perplexity"] = sources.text_fingerprint(
         "evaluation.perplexity",
         [text.source for text in cfg.evaluation.perplexity],
@@ -128,6 +132,8 @@ def of_pieces(folder, pieces, *suffixes):
 
 
 SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
+if cfg.scores.tasks:
+    SCORE_FILES += of_pieces("task_scores", PIECES, "parquet")
 
 
 def timed_variants(engine):
@@ -180,8 +186,8 @@ pathvars:
 
 wildcard_constraints:
     engine="|".join(map(re.escape, ENGINES)),
-    kind="attention|ffn|head|model",
-    variant=r"[a-z0-9.-]+(@[a-z0-9_]+)?",
+    kind=f"attention|ffn|head|model|{PAIR}",
+    variant=r"[a-z0-9.-]+(@[a-z0-9_]+|\+[a-z0-9.-]+)?",
     shard=r"\d+-\d+",
     target="|".join(map(re.escape, cfg.targets)),
     rival="|".join(LIGHT_SEARCHES),
@@ -229,15 +235,26 @@ PARENT_FILES = [PARENT_FILE.format(type=name) for name in PARENT_TYPES]
 
 
 def library_files(*suffixes):
-    """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of distilled pieces."""
+    """Return the library's files of the given types: `safetensors`, `parquet`, and `curves.parquet` of trained ones."""
     of_all = [suffix for suffix in suffixes if suffix != "curves.parquet"]
-    return of_pieces("library", DISTILLED, *suffixes) + of_pieces("library", QUANTIZED, *of_all)
+    trained = of_pieces("library", [*DISTILLED, *COUPLED], *suffixes)
+    return trained + of_pieces("library", QUANTIZED, *of_all)
 
 
 def source_of(wildcards):
     """Return the file of the pieces from which a job quantizes pieces; no file if it quantizes the parent's weights."""
     source = grammar.source_of(wildcards.variant)
     return [] if source is None else f"{RESULTS}/library/{wildcards.kind}/{source}/{wildcards.shard}.safetensors"
+
+
+def pieces_of_pair(kind):
+    """Return a function of wildcards that returns the file of pieces from which a pair starts; no file if fitted."""
+
+    def file(wildcards):
+        variant = dict(zip(KINDS, wildcards.variant.split("+")))[kind]
+        return f"{RESULTS}/library/{kind}/{variant}/{wildcards.shard}.safetensors"
+
+    return file if cfg.library.coupled.start == "pieces" else []
 
 
 def of_children(*names):
@@ -304,13 +321,13 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the files of tasks, perplexity and readout, of the parent and the primary target's children."""
+    """Return the files of tasks, perplexity, long context and readout, of the parent and the primary target's children."""
     # The solver's other solutions would multiply the time and show nothing that the best one does not.
     solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
     children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
     files = [f"{RESULTS}/questions.json"] if cfg.evaluation.tasks else []
-    for name, wanted in (("tasks", cfg.evaluation.tasks), ("perplexity", cfg.evaluation.perplexity)):
-        if wanted:
+    for name in ("tasks", "perplexity", "long_context"):
+        if getattr(cfg.evaluation, name):
             files.append(f"{RESULTS}/parent_{name}.parquet")
             files += [f"{folder}/{name}.parquet" for folder in children]
     if cfg.evaluation.readout.task:
@@ -363,12 +380,13 @@ def moments_of_job(wildcards):
 
 def pruning_of_job(wildcards):
     """Return the settings of pruning for a job of a pruned variant; none for others."""
-    return slice_of(cfg.library.pruning if block_class(wildcards.variant).pruned else {})
+    pruned = any(block_class(variant).pruned for variant in variant_of_job(wildcards))
+    return slice_of(cfg.library.pruning if pruned else {})
 
 
 def variant_of_job(wildcards):
-    """Return the variant of a job with one variant, for `code_of`."""
-    return [wildcards.variant]
+    """Return the variant of a job with one variant, or those of a pair, for `code_of`."""
+    return wildcards.variant.split("+")
 
 
 def library_of_engine(wildcards):
@@ -461,6 +479,12 @@ def quantization_settings():
     return slice_of({**cfg.library.bld.model_dump(mode="json", include=used), **shared})
 
 
+def extraction_settings():
+    """Return the settings of the extraction of tasks; with scores by answers, the tasks whose train halves they use."""
+    section = cfg.evaluation.model_dump(mode="json", include={"tasks", "task_archive"})
+    return slice_of({**section, "score_tasks": cfg.scores.tasks.names} if cfg.scores.tasks else section)
+
+
 def exact_settings():
     """Return the settings of exact scores."""
     return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
@@ -471,7 +495,7 @@ def screening_settings():
     others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
     targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
     search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
-    scores = cfg.scores.model_dump(mode="json", exclude={"method"})
+    scores = cfg.scores.model_dump(mode="json", exclude={"method", "tasks"})
     return slice_of(
         {"scores": scores, "library": VARIANTS, "targets": targets, "search": search, "scenarios": cfg.scenarios}
     )

@@ -2,11 +2,11 @@
 
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
-  target's children and rivals `tasks.parquet` and `perplexity.parquet`, for its best child `readout.parquet`; for
+  target's children and rivals `tasks.parquet`, `perplexity.parquet` and `long_context.parquet`, for its best child `readout.parquet`; for
   targets in llama.cpp `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models;
   `questions.json`.
 - Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, tasks of lm-eval,
-  perplexity by the field's conventions, few-label readouts; text and throughput as the target's engine runs the child.
+  perplexity by the field's conventions, questions about long texts, few-label readouts; text and throughput as the target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """
@@ -111,7 +111,7 @@ rule extract_tasks:
         "<benchmarks>/extract_tasks/tasks.tsv"
     params:
         **code_of("extract_tasks", "lm_eval", "datasets"),
-        settings=evaluation_settings("tasks", "task_archive"),
+        settings=extraction_settings(),
         source_files=SOURCE_FILES["tasks"],
     conda:
         "../envs/tangram.yaml"
@@ -229,6 +229,60 @@ rule evaluate_perplexity:
         "evaluate_perplexity: evaluate perplexity on texts, {wildcards}"
     shell:
         command("evaluate_perplexity", without=("parent",))
+
+
+rule evaluate_parent_long_context:
+    """Evaluate the parent on questions about long texts."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+    output:
+        "<results>/parent_long_context.parquet",
+    log:
+        "<logs>/evaluate_parent_long_context/parent.log",
+    benchmark:
+        "<benchmarks>/evaluate_parent_long_context/parent.tsv"
+    params:
+        **code_of("evaluate_long_context", "torch", "transformers", "lm_eval"),
+        **runtime("device", "dtype", "seed"),
+        settings=evaluation_settings("long_context"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_parent_long_context: evaluate the parent on questions about long texts"
+    shell:
+        command("evaluate_long_context", without=("child", "finetuned"))
+
+
+rule evaluate_long_context:
+    """Evaluate a child or rival of the primary target, before and after finetuning, on questions about long texts."""
+    input:
+        child="<results>/targets/{target}/{solution}/child/model.safetensors",
+        finetuned="<results>/targets/{target}/{solution}/finetuned/model.safetensors",
+        corpus="<results>/corpus/heldout.parquet",
+        architecture=architecture_of,
+    output:
+        "<results>/targets/{target}/{solution}/long_context.parquet",
+    log:
+        "<logs>/evaluate_long_context/{target}/{solution}.log",
+    benchmark:
+        "<benchmarks>/evaluate_long_context/{target}/{solution}.tsv"
+    params:
+        **code_of("evaluate_long_context", "torch", "transformers", "lm_eval"),
+        **runtime("device", "dtype", "seed"),
+        settings=evaluation_settings("long_context"),
+    threads: all_cores
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "evaluate_long_context: evaluate on questions about long texts, {wildcards}"
+    shell:
+        command("evaluate_long_context", without=("parent",))
 
 
 rule evaluate_readout:

@@ -1,8 +1,9 @@
 """Scores: the loss of quality of the parent with one replaced subblock.
 
 - Input: the parent, the score split and its activations, the library's weights.
-- Output: `scores/{kind}/{variant}/{shard}.parquet`, collected in `scores.parquet`; `scores/layers/{shard}.parquet` of
-  whole layers left out, for the baseline that drops layers.
+- Output: `scores/{kind}/{variant}/{shard}.parquet`, and with `scores.tasks` `score_questions.json` and
+  `task_scores/{kind}/{variant}/{shard}.parquet`; all are collected in `scores.parquet`;
+  `scores/layers/{shard}.parquet` of whole layers left out, for the baseline that drops layers.
 - Steps: replace one subblock, recompute the layers after it, compare with the parent on the same positions. With
   `scores.method: screened`, one job estimates all scores by second order and does these steps for contenders only;
   exact scores are kept in `checkpoints/scores.json`, so that a changed target or a new variant repeats none.
@@ -60,6 +61,51 @@ rule score_layers:
         "score_layers: score whole layers, left out one at a time, {wildcards}"
     shell:
         command("score_layers")
+
+
+rule extract_score_tasks:
+    """Extract the questions that scores by downstream accuracy use."""
+    output:
+        "<results>/score_questions.json",
+    log:
+        "<logs>/extract_score_tasks/tasks.log",
+    benchmark:
+        "<benchmarks>/extract_score_tasks/tasks.tsv"
+    params:
+        **code_of("extract_score_tasks", "lm_eval"),
+        settings=slice_of({"tasks": cfg.scores.tasks, "archive": cfg.evaluation.task_archive}),
+        source_files=SOURCE_FILES["score_tasks"],
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "extract_score_tasks: extract the questions that scores use"
+    shell:
+        command("extract_score_tasks")
+
+
+rule score_tasks:
+    """Score one variant of one kind for a range of layers by answers to questions."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        questions="<results>/score_questions.json",
+        library="<results>/library/{kind}/{variant}/{shard}.safetensors",
+    output:
+        "<results>/task_scores/{kind}/{variant}/{shard}.parquet",
+    log:
+        "<logs>/score_tasks/{kind}/{variant}/{shard}.log",
+    benchmark:
+        "<benchmarks>/score_tasks/{kind}/{variant}/{shard}.tsv"
+    params:
+        **code_of("score_tasks", "torch", "transformers", variants=variant_of_job),
+        **runtime("device", "dtype"),
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "score_tasks: score one variant in a range of layers by answers to questions, {wildcards}"
+    shell:
+        command("score_tasks")
 
 
 if cfg.scores.method == "exact":

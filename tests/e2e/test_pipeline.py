@@ -22,6 +22,7 @@ TABLES = {
     "library/{pieces}.parquet": tables.LIBRARY,
     "library/{trained}.curves.parquet": tables.CURVES,
     "scores/{pieces}.parquet": tables.SCORES,
+    "task_scores/{pieces}.parquet": tables.SCORES,
     "scores.parquet": tables.SCORES,
     "costs/torch/{variant}.parquet": tables.COSTS,
     "costs/torch/attention/parent.parquet": tables.COSTS,
@@ -36,11 +37,13 @@ TABLES = {
     "targets/small/{solution}/sequences.parquet": tables.SAMPLES,
     "targets/small/{solution}/tasks.parquet": tables.SAMPLES,
     "targets/small/{solution}/perplexity.parquet": tables.SAMPLES,
+    "targets/small/{solution}/long_context.parquet": tables.LONG_CONTEXT,
     "parent_evaluation.parquet": tables.EVALUATION,
     "speeds/torch.parquet": tables.SPEEDS,
     "parent_sequences.parquet": tables.SAMPLES,
     "parent_tasks.parquet": tables.SAMPLES,
     "parent_perplexity.parquet": tables.SAMPLES,
+    "parent_long_context.parquet": tables.LONG_CONTEXT,
 }
 SOLUTIONS = ["0", "layers-dropped"]
 CHILDREN = [f"targets/small/{solution}/{stage}" for solution in SOLUTIONS for stage in ("child", "finetuned")]

@@ -37,8 +37,10 @@ def ran(printed: str) -> set[str]:
 def node(job: Job) -> str:
     """Return a job's name in the table: its rule, and its split, its engine or whose weights its pieces have."""
     rule, wildcards = job
-    if rule in ("quantize_blocks", "score_blocks"):
-        of = "quantized" if rule == "score_blocks" and "@" in wildcards else "trained"
+    if rule == "score_blocks" and "kind=block" in wildcards:
+        return f"{rule} pairs"
+    if rule in ("quantize_blocks", "score_blocks", "score_tasks"):
+        of = "quantized" if rule != "quantize_blocks" and "@" in wildcards else "trained"
         return f"{rule} {'parent' if 'variant=parent@' in wildcards else of}"
     part = re.search(r"\b(?:split|engine)=([\w.]+)", wildcards)
     return f"{rule} {part[1]}" if part else rule
@@ -152,6 +154,7 @@ OTHERS: dict[str, Any] = {
     **dict.fromkeys(f"library.precisions.{kind}" for kind in ("attention", "ffn", "head")),
     "library.layers_per_shard": None,
     "scores.method": None,
+    "scores.tasks": {"names": ["numbers"], "questions": 2},
     "scenarios.<name>.batch_sizes": [2],
     "targets.<name>.constraints": [{"quantity": "parameters", "max": 0.85}],
     "search.objective": "lm_loss_increase",
@@ -176,6 +179,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
     "evaluation.perplexity": [{"name": "text", "source": {"type": "hub", "repo": "some/text"}, "max_length": 16}],
+    "evaluation.long_context": {"lengths": [124], "choices": 2, "questions": 4},
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],
@@ -347,8 +351,8 @@ def test_a_new_variant_reruns_its_jobs_and_readers_of_the_tables(
 ) -> None:
     library = run.config["library"]
     plan = planner(run.config | {"library": library | {"ffn": [*library["ffn"], "width-0.5"]}})
-    own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "measure_costs")}
-    assert len(own) == 3
+    own = {job for job in plan if job[0] in ("distill_blocks", "score_blocks", "score_tasks", "measure_costs")}
+    assert len(own) == 4
     assert all("width-0.5" in wildcards for _, wildcards in own)
     assert ran_rules(plan - own) == onward(all_jobs, "collect_scores", "collect_costs torch")
 
@@ -361,7 +365,7 @@ def test_a_new_target_costs_its_own_jobs_and_the_report(planner: Planner, run: R
     plan = planner(run.config | {"targets": targets | {"more": targets["small"]}})
     assert ("build_report", "") in plan
     assert all("target=more" in wildcards for rule, wildcards in plan if rule not in OF_ALL_CHILDREN)
-    only_primary = {"evaluate_tasks", "evaluate_perplexity", "uniform_precision"}
+    only_primary = {"evaluate_tasks", "evaluate_perplexity", "evaluate_long_context", "uniform_precision"}
     assert ran_rules(plan) == onward(all_jobs, "solve_mip", "drop_layers") - only_primary
 
 

@@ -20,8 +20,11 @@ from tangram.llama_cpp import find
 ROOT = Path(__file__).parents[2]
 MAIN_JOB = ROOT / "config" / "config.yaml"
 FOR_LLAMA_CPP = ROOT / "config" / "smollm2-llama.cpp.yaml"
+FOR_MEMORY = ROOT / "config" / "smollm2-memory.yaml"
 OVERNIGHT = ROOT / "config" / "smollm2-cpu-overnight.yaml"
-CONFIGS = sorted({*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, OVERNIGHT, FOR_LLAMA_CPP})  # those without precisions
+CONFIGS = sorted(
+    {*(ROOT / "config").glob("*.yaml")} - {MAIN_JOB, OVERNIGHT, FOR_LLAMA_CPP, FOR_MEMORY}
+)  # those without precisions
 DEFAULT = yaml.safe_load((ROOT / "config" / "smollm2-structure.yaml").read_text())
 pytestmark = pytest.mark.slow
 
@@ -90,6 +93,35 @@ def test_the_main_job_plans_one_job_per_piece_of_work(plan: Callable[[dict], dic
     assert all(jobs[rule] == 3 + 1 + 2 for rule in of_children)
 
 
+def test_a_memory_limit_plans_every_scenario_and_batch(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    config = yaml.safe_load(FOR_MEMORY.read_text())
+    commands = plan(config)
+    sizes = {name: scenario["batch_sizes"] for name, scenario in config["scenarios"].items()}
+    assert set(sizes) == {"chat", "generation", "summarization"}
+    assert len(commands["measure_costs"]) == 3 + 3 + 1 + 4
+    for command in (*commands["measure_costs"], *commands["solve_mip"], *commands["measure_speed"]):
+        for name, batches in sizes.items():
+            assert f'"{name}":{{"batch_sizes":{batches},'.replace(" ", "") in command
+    assert all('"quantity":"memory"' in command for command in commands["solve_mip"])
+    assert len(commands["evaluate_long_context"]) == len(commands["evaluate_parent_long_context"]) + 1 == 2
+
+
+def test_answers_plan_one_job_per_piece_and_halve_tasks(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    without = plan(DEFAULT)
+    tasks = {"names": ["general_knowledge"], "questions": 32}
+    commands = plan(DEFAULT | {"scores": {"tasks": tasks}, "search": {"objective": {"accuracy": 1.0}}})
+    assert len(commands.pop("score_tasks")) == len(commands["score_blocks"])
+    (extract,) = commands.pop("extract_score_tasks")
+    assert '"names":["general_knowledge"],"questions":32' in extract
+    (of_evaluation,) = commands["extract_tasks"]
+    assert '"score_tasks":["general_knowledge"]' in of_evaluation
+    assert "score_tasks" not in without["extract_tasks"][0]
+    (collect,) = commands["collect_scores"]
+    assert collect.count("/task_scores/") == len(commands["score_blocks"])
+    changed = {rule for rule in without if commands[rule] != without[rule]}
+    assert changed == {"extract_tasks", "collect_scores", "solve_mip", "drop_layers"}
+
+
 @pytest.mark.skipif(find() is None, reason="llama.cpp is not installed")
 def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], dict[str, list[str]]]) -> None:
     commands = plan(yaml.safe_load(FOR_LLAMA_CPP.read_text()))
@@ -105,6 +137,30 @@ def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], di
     files = re.findall(r"\S+/model\.gguf", in_llama_cpp)
     assert files == [*(f"results/smollm2-llama.cpp/engines/parent/{name}/model.gguf" for name in PARENT_TYPES), *mine]
     assert "model.gguf" not in in_torch
+
+
+@pytest.mark.parametrize("start", ["pieces", "closed-form"])
+def test_pairs_add_their_jobs_and_change_no_other(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]], start: str
+) -> None:
+    coupled = {"pairs": ["gqa-1+width-.50", "no-op+linear"], "start": start}
+    commands = plan(DEFAULT | {"library": DEFAULT["library"] | {"coupled": coupled, "layers_per_shard": 32}})
+    trained, folder = commands.pop("distill_pairs"), "results/smollm2-structure/library"
+    assert [re.search(r"--pieces (\S+)", command)[1] for command in trained] == [
+        "block/gqa-1+width-0.5/00-29",
+        "block/no-op+linear/00-29",
+    ]
+    given = f"--attention={folder}/attention/gqa-1/00-29.safetensors --ffn={folder}/ffn/width-0.5/00-29.safetensors "
+    assert (given if start == "pieces" else "--attention= --ffn= ") in trained[0]
+    scored = set(commands.pop("score_blocks")) - set(default_plan["score_blocks"])
+    files = re.findall(r"--library (\S+) --output (\S+)", " ".join(sorted(scored)))
+    assert files == [
+        (f"{folder}/{name}.safetensors", f"results/smollm2-structure/scores/{name}.parquet")
+        for name in ("block/gqa-1+width-0.5/00-29", "block/no-op+linear/00-29")
+    ]
+    (collected,) = commands.pop("collect_scores")
+    assert all(score in collected for _, score in files)
+    assert commands == {rule: c for rule, c in default_plan.items() if rule not in ("score_blocks", "collect_scores")}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -141,8 +197,22 @@ def test_texts_and_files_of_tasks_plan_their_jobs(plan: Callable[[dict], dict[st
     assert len(commands["extract_tasks"]) == len(commands["evaluate_parent_perplexity"]) == 1
     for rule in ("extract_tasks", "evaluate_parent_perplexity"):
         assert re.search(r"--source-files [0-9a-f]{16}", commands[rule][0])
+    assert "evaluate_long_context" not in commands
     assert len(commands["evaluate_perplexity"]) == len(commands["evaluate_tasks"])
     assert all("--parent" not in command for command in commands["evaluate_perplexity"])
+
+
+def test_long_context_plans_its_jobs_beside_the_others(plan: Callable[[dict], dict[str, list[str]]]) -> None:
+    without = plan(DEFAULT)
+    asked = DEFAULT["evaluation"] | {"long_context": {"lengths": [256, 512]}}
+    commands = plan(DEFAULT | {"evaluation": asked})
+    (parent,) = commands.pop("evaluate_parent_long_context")
+    children = commands.pop("evaluate_long_context")
+    assert "--child" not in parent
+    assert "--corpus results/smollm2-cpu/corpus/heldout.parquet" in parent
+    assert len(children) == len(commands["evaluate_tasks"])
+    assert all("--parent" not in command and "--finetuned" in command for command in children)
+    assert commands == without
 
 
 def _with_target(**settings: Any) -> dict:

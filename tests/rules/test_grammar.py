@@ -42,6 +42,7 @@ _ORDER = {"architecture"}
 NOT_GIVEN = {
     **dict.fromkeys(("finetune_child", "evaluate_model", "evaluate_tasks", "evaluate_readout"), _ORDER),
     "evaluate_perplexity": _ORDER,
+    "evaluate_long_context": _ORDER,
     "write_card": {"child"},
     "measure_speed": {"architectures"},
     "pin_architecture": {"library"},

@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(slurm.missing()), reason
 TIMED = (
     *("measure_costs", "calibrate_costs", "measure_speed"),
     *("evaluate_parent_tasks", "evaluate_tasks", "evaluate_parent_perplexity", "evaluate_perplexity"),
+    *("evaluate_parent_long_context", "evaluate_long_context"),
 )
 HALVED = ("finetune_child", "evaluate_parent", "evaluate_model")
 PROFILE = [

@@ -15,6 +15,7 @@ NUMBERS = [
     {"input": f"Which of these is the number {i}?", "target_scores": {str(i): 1, str(i + 1): 0, "none": 0}}
     for i in range(6)
 ]
+LETTERS = [{"question": f"Which letter has the number {i}?", "choices": list("xyz"), "label": i % 3} for i in range(24)]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +75,10 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
             text = {"name": "text", "source": {"type": "local", "paths": [str(folder / "text.txt")]}, "max_length": 16}
             evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
             evaluation["perplexity"] = [text]
-            config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation}
+            evaluation["long_context"] = {"lengths": [120], "choices": 2, "questions": 4}
+            (folder / "letters.jsonl").write_text("".join(json.dumps(letter) + "\n" for letter in LETTERS))
+            scores = {"tasks": {"names": [str(folder / "letters.jsonl")], "questions": 4}}
+            config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation, "scores": scores}
             process = snakemake(folder, config, "--cores", "2")
             assert process.returncode == 0, process.stdout + process.stderr
             run = Run(folder, config, process.stdout + process.stderr)

@@ -8,11 +8,13 @@ from tangram import __version__
 from tangram.cli import run_app
 from tangram.commands.print_summary import print_summary
 from tangram.tools.chat import chat
+from tangram.tools.pairs import pairs
 from tangram.tools.plan import plan
 from tangram.tools.recover import recover
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 app.command()(plan)
+app.command()(pairs)
 app.command()(chat)
 app.command()(recover)
 app.command(name="summary")(print_summary)

@@ -29,8 +29,8 @@ _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
 _LAYER = _field("layer", _INT, "index; 0 for the head")
 _PIECE = [
     _LAYER,
-    _field("kind", _TEXT, "'attention', 'ffn', 'head', or 'block' for attention and FFN together"),
-    _field("variant", _TEXT, "name"),
+    _field("kind", _TEXT, "'attention', 'ffn' or 'head', or 'block' for attention and FFN together"),
+    _field("variant", _TEXT, "name; of a 'block', the pair, such as 'gqa-1+width-0.5'"),
 ]
 
 CORPUS = pa.schema(
@@ -70,7 +70,8 @@ SCORES = pa.schema(
             "metric",
             _TEXT,
             "'kl', its estimate 'screened_kl', 'lm_loss_increase' (nats per token), 'cosine_distance' (of the last "
-            "hidden states) or 'agreement' (fraction)",
+            "hidden states), 'agreement' (fraction), or, with the parent's minus the child's answers to questions, "
+            "'accuracy' (fraction) or 'margin' (log-odds of the right choice, nats)",
         ),
         _field("value", _REAL, "as the metric says"),
         _field("standard_error", _REAL, "as the metric says, over sequences"),
@@ -141,6 +142,22 @@ SAMPLES = pa.schema(
         _field("sample", _INT, "index of the sequence or question, the same for all models"),
         _field("metric", _TEXT, "name"),
         _field("value", _REAL, "as the metric says; of a sequence, the mean over its tokens"),
+    ]
+)
+LONG_CONTEXT = pa.schema(
+    [
+        _field("model", _TEXT, "'parent', 'child' (before finetuning) or 'finetuned'"),
+        _field("task", _TEXT, "'needle' or 'variable-tracking'"),
+        _field("length", _INT, "tokens of the question with its answer, at most"),
+        _field("sample", _INT, "index of the question, the same for all models"),
+        _field("depth", _REAL, "place of the first statement that the answer needs, as a share of the text"),
+        _field(
+            "metric",
+            _TEXT,
+            "'acc' (1 if the likeliest choice is right), 'chance' of it, or 'margin': log-likelihood of the right "
+            "choice minus the likeliest wrong one's, nats",
+        ),
+        _field("value", _REAL, "as the metric says"),
     ]
 )
 TRIALS = pa.schema(

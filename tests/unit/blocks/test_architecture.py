@@ -6,6 +6,7 @@ from tiny_children import CONFIGS, MIXED
 from tangram.blocks.architecture import (
     Architecture,
     LayerChoice,
+    from_json,
     heterogeneous_config,
     load_architecture,
     per_layer_config,
@@ -26,7 +27,12 @@ QUANTIZED = Architecture(
 )
 
 
-@pytest.mark.parametrize("architecture", [MIXED, QUANTIZED])
+COUPLED = Architecture(
+    (LayerChoice("gqa-1", "width-0.5", coupled=True), LayerChoice("gqa-1", "width-0.5")), "parent@bf16"
+)
+
+
+@pytest.mark.parametrize("architecture", [MIXED, QUANTIZED, COUPLED])
 def test_json_round_trip_gives_equal_bytes(tmp_path, architecture):
     save_architecture(architecture, {}, tmp_path / "a.json")
     assert load_architecture(tmp_path / "a.json") == architecture
@@ -49,6 +55,27 @@ def test_pieces_are_all_subblocks_in_order_and_the_head():
     pieces = [(0, "attention", "a"), (0, "ffn", "b"), (1, "attention", "c"), (1, "ffn", "d"), (0, "head", "e")]
     assert list(architecture.pieces()) == pieces
     assert Architecture.of(architecture.choices) == architecture
+
+
+def test_coupled_layers_have_the_pairs_weights_and_score():
+    layers = (*COUPLED.layers, LayerChoice("no-op", "parent"))
+    architecture = Architecture(layers, COUPLED.head)
+    assert list(architecture.stored()) == [
+        (0, "attention", "gqa-1", "gqa-1+width-0.5"),
+        (0, "ffn", "width-0.5", "gqa-1+width-0.5"),
+        (1, "attention", "gqa-1", "gqa-1"),
+        (1, "ffn", "width-0.5", "width-0.5"),
+        (2, "attention", "no-op", "no-op"),
+        (0, "head", "parent@bf16", "parent@bf16"),
+    ]
+    assert list(architecture.scored()) == [
+        (0, "block", "gqa-1+width-0.5"),
+        *((1, "attention", "gqa-1"), (1, "ffn", "width-0.5"), (2, "attention", "no-op"), (0, "head", "parent@bf16")),
+    ]
+    assert LayerChoice.parse(COUPLED.layers[0].pair) == COUPLED.layers[0] != COUPLED.layers[1]
+    assert from_json({"layers": [{"attention": "gqa-1", "ffn": "width-0.5"}], "head": "parent"}).layers == layers[1:2]
+    same = per_layer_config(architecture, Shape.of(CONFIGS["llama"]))
+    assert same[0] == same[1] == {"num_key_value_heads": 1, "intermediate_size": 24}
 
 
 def test_precisions_of_both_subblocks_are_one_list():

@@ -1,7 +1,7 @@
 """Assembly: what a child's tensors, config and folder are, and what is refused."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 from tiny_children import HIDDEN, IN_BF16, MIXED, PARENT_ONLY, QUANTIZED, child_of, pieces
 from transformers import AutoModelForCausalLM
 
-from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice, pieces_of
 from tangram.child.assemble import assemble_state, build_child, build_config, cast_state, dtype_of, save_child
 from tangram.errors import TangramError
-from tangram.library.pieces import read_library
+from tangram.files import write_tensors
+from tangram.library.checksums import piece_checksums
+from tangram.library.pieces import read_library, tensor_name
 from tangram.models.families import read_config
+from tangram.models.forward import layer_contexts
+from tangram.selection.candidates import child_layer
 
 
 def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
@@ -32,6 +36,32 @@ def test_state_keeps_the_parents_tensors_and_takes_the_pieces(llama):
     assert all(
         state[n] is t for n, t in parent_state.items() if not n.startswith(tuple(f"model.layers.{i}" for i in range(4)))
     )
+
+
+def test_coupled_layers_take_both_subblocks_of_the_pair(llama, tmp_path):
+    random = torch.Generator().manual_seed(3)
+    library, stored = pieces(llama), {}
+    for layer in range(2):
+        for kind, variant in (("attention", "gqa-1"), ("ffn", "width-0.5")):
+            for name, tensor in library(kind, variant, layer).items():
+                stored[tensor_name(layer, kind, name)] = torch.randn(tensor.shape, generator=random)
+            alone = {tensor_name(layer, kind, n): t.contiguous() for n, t in library(kind, variant, layer).items()}
+            write_tensors(tmp_path / kind / variant / f"0-{layer}.safetensors", alone, {})
+    write_tensors(tmp_path / "block" / "gqa-1+width-0.5" / "0-1.safetensors", stored, {})
+    coupled = LayerChoice("gqa-1", "width-0.5", coupled=True)
+    architecture = Architecture((coupled, coupled, *PARENT_ONLY.layers[2:]))
+    read = read_library(tmp_path, ("0-1", "2-4"))
+    state = assemble_state(llama.state_dict(), architecture, read)
+    assert len(stored) == 2 * sum(len(library(*piece, 0)) for piece in (("attention", "gqa-1"), ("ffn", "width-0.5")))
+    assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
+    (checksums,) = piece_checksums([architecture], read)
+    assert checksums.keys() == {f"00{i} {kind} gqa-1+width-0.5" for i in range(2) for kind in ("attention", "ffn")}
+    layer, hidden = child_layer(llama, 1, coupled, read), torch.randn(1, 5, HIDDEN, generator=random)
+    child = build_child(build_config(llama.config, architecture), state)
+    context = layer_contexts(llama, hidden)[1]
+    with torch.inference_mode():
+        expected = child.model.layers[1](hidden, **context)
+        torch.testing.assert_close(layer(hidden, **context), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_heads_piece_replaces_the_parents_head(parent):
@@ -56,7 +86,7 @@ def test_a_child_with_a_head_of_its_own_keeps_its_embedding(parent):
 
 @torch.no_grad()
 def test_a_child_in_int8_keeps_its_types_and_nearly_its_logits(parent):
-    plain = [replace(c, **{k: v.removesuffix("@int8") for k, v in asdict(c).items()}) for c in QUANTIZED.layers]
+    plain = [replace(c, **{k: v.removesuffix("@int8") for k, v in pieces_of(c)}) for c in QUANTIZED.layers]
     child, reference = child_of(parent, QUANTIZED), child_of(parent, Architecture(tuple(plain)))
     types = {name: tensor.dtype for name, tensor in child.state_dict().items()}
     assert types["lm_head.weight"] == types["model.layers.0.mlp.up_proj.weight"] == torch.int8

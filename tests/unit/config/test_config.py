@@ -51,6 +51,44 @@ MISTAKES = {
         "config: library.ffn: 'width-0.5@q8_0': engine torch has no precision q8_0, and no target has another engine; "
         "leave it out, or set targets.<name>.engine",
     ),
+    "no pair": ("library/coupled", {"pairs": ["gqa-1"]}, "library.coupled.pairs[0]: 'gqa-1' is not a pair; write ATT"),
+    "text for pairs": (
+        "library/coupled",
+        {"pairs": "gqa-1+linear"},
+        "is not a list of pairs; write a list, such as [gqa",
+    ),
+    "pair of an unknown variant": (
+        "library/coupled",
+        {"pairs": ["gqa-1+widht-0.5"]},
+        "'widht-0.5' is not in library.ffn; did you mean 'width-0.5'?; add it there, or leave the pair out",
+    ),
+    "pair in another order": (
+        "library/coupled",
+        {"pairs": ["width-0.5+gqa-1"]},
+        "'width-0.5' is not in library.attent",
+    ),
+    "pair of a variant that is not listed": (
+        "library/coupled",
+        {"pairs": ["gqa-1+linear", "gqa-1+width-0.7"]},
+        "library.coupled.pairs[1]: 'gqa-1+width-0.7': 'width-0.7' is not in library.ffn",
+    ),
+    "pair with a precision": (
+        "library/coupled",
+        {"pairs": ["gqa-1@int8+linear"]},
+        "library.coupled.pairs[0]: 'gqa-1@int8+linear': a pair has no precision; leave '@int8' out",
+    ),
+    "pair with the parent's": (
+        "library/coupled",
+        {"pairs": ["parent+linear"]},
+        "beside the parent's other subblock any",
+    ),
+    "pair of no weights": ("library/coupled", {"pairs": ["no-op+no-op"]}, "'no-op+no-op' has no weights to train"),
+    "pair twice": (
+        "library/coupled",
+        {"pairs": ["gqa-1+width-.5", "gqa-1+width-0.50"]},
+        "[1]: 'gqa-1+width-0.5' appears",
+    ),
+    "pair with the head": ("library/coupled", {"pairs": ["gqa-1+head"]}, "'head' is not in library.ffn"),
     "unknown type of tensors": ("library/ffn", ["width-0.5@q3_0"], "'q3_0' is not a precision; did you mean"),
     "wrong type": ("seed", "one", "config.seed: Input should be a valid integer"),
     "out of range": ("corpus/sequence_length", 4, "greater than or equal to 8 (got 4)"),
@@ -268,6 +306,67 @@ MISTAKES = {
         },
         "targets.speed-1.2.objective: screened scores estimate the KL alone",
     ),
+    "accuracy of coupled pairs": (
+        None,
+        {
+            "search": {"objective": "accuracy"},
+            "scores": {"tasks": {"names": ["/a.jsonl"]}},
+            "library": {**DEFAULT["library"], "coupled": {"pairs": "all"}},
+        },
+        "search.objective: library.coupled has no scores by accuracy; leave one of both out",
+    ),
+    "accuracy without questions": (
+        "search/objective",
+        {"kl": 1, "accuracy": 0.5},
+        "search.objective: accuracy needs the questions of scores.tasks; name its tasks",
+    ),
+    "a target's margin without questions": (
+        "targets/speed-1.2/objective",
+        "margin",
+        "targets.speed-1.2.objective: margin needs the questions of scores.tasks; name its tasks",
+    ),
+    "evolution on questions": (
+        None,
+        {
+            "scores": {"tasks": {"names": ["./mine.jsonl"]}},
+            "targets": {
+                **DEFAULT["targets"],
+                "speed-1.2": {**DEFAULT["targets"]["speed-1.2"], "objective": "accuracy", "compare": ["evolutionary"]},
+            },
+        },
+        "targets.speed-1.2.compare: evolutionary measures children on text, not on questions; leave it out, or take",
+    ),
+    "questions of an archive without one": (
+        None,
+        {"scores": {"tasks": {"names": ["./mine.jsonl", "numbers"]}}, "evaluation": {}},
+        "scores.tasks.names: 'numbers' needs evaluation.task_archive; set it, or name a file",
+    ),
+    "questions of a folder": (
+        "scores",
+        {"tasks": {"names": ["./tasks/"]}},
+        "scores.tasks.names: [0]: './tasks/' may hold tasks without choices; name a .jsonl file or a task",
+    ),
+    "fewer questions than tasks": (
+        "scores",
+        {"tasks": {"names": ["a", "b", "c"], "questions": 2}},
+        "scores.tasks: questions: 2 is less than one for each of 3 tasks; raise it",
+    ),
+    "questions of screened scores": (
+        "scores",
+        {"method": "screened", "tasks": {"names": ["numbers"]}},
+        "scores: tasks: screened scores estimate the KL alone; leave tasks out, or set method: exact",
+    ),
+    "an unknown task of long context": (
+        "evaluation",
+        {"long_context": {"lengths": [256], "tasks": ["needles"]}},
+        "evaluation.long_context.tasks.0: Input should be 'needle' or 'variable-tracking'",
+    ),
+    "a length of a long text twice": (
+        "evaluation",
+        {"long_context": {"lengths": [256, 256]}},
+        "evaluation.long_context.lengths: 256 appears twice",
+    ),
+    "long texts without a length": ("evaluation", {"long_context": {}}, "evaluation.long_context.lengths"),
     "spans of no length": ("finetune", {"span_contrast": {"shortest": 9, "longest": 8}}, "shortest (9) is more than"),
     "a stride over whole sequences": ("scores", {"position_stride": 257}, "scores.position_stride: 257 is more than"),
     "KV heads that do not divide heads": (
@@ -664,6 +763,18 @@ def test_searches_that_cannot_run_are_refused(change: dict, message: str) -> Non
     targets = DEFAULT["targets"] | {"speed-1.2": DEFAULT["targets"]["speed-1.2"] | change}
     with pytest.raises(TangramError, match=message):
         parse(DEFAULT | {"targets": targets})
+
+
+def test_pairs_are_read_in_one_spelling_or_are_all_of_the_library() -> None:
+    library = {"attention": ["gqa-1", "no-op"], "ffn": ["width-0.5", "no-op", "linear@int8"]}
+    pairs = parse(DEFAULT | {"library": library | {"coupled": {"pairs": ["gqa-01+width-.5"]}}}).library.pairs()
+    assert pairs == ("gqa-1+width-0.5",)
+    pairs = parse(DEFAULT | {"library": library | {"coupled": {"pairs": "all"}}}).library.pairs()
+    assert pairs == ("gqa-1+width-0.5", "gqa-1+no-op", "no-op+width-0.5")
+    with pytest.raises(TangramError, match="all finds no pair; name a variant in library"):
+        parse(DEFAULT | {"library": {"attention": [], "ffn": ["width-0.5"], "coupled": {"pairs": "all"}}})
+    with pytest.raises(TangramError, match=r"library.coupled: pairs are scored exactly; set scores.method: exact"):
+        parse(DEFAULT | {"scores": {"method": "screened"}, "library": library | {"coupled": {"pairs": "all"}}})
 
 
 def test_block_influence_needs_layers_that_can_be_dropped() -> None:

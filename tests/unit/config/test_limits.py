@@ -65,6 +65,10 @@ MISTAKES = {
         {"scenarios": {"long": {"prefill": 100, "generate": 29, "batch_sizes": [1]}}},
         "config.scenarios.long: prefill + generate: 129 tokens exceed the parent's 128 positions",
     ),
+    "a long text": (
+        {"evaluation": {"long_context": {"lengths": [64, 129]}}},
+        "config.evaluation.long_context.lengths[1]: 129 tokens exceed the parent's 128 positions",
+    ),
     "a judged continuation": (
         {"targets": selection(metric="judge", policy="rucb", prompt_tokens=32, continuation_tokens=97)},
         "config.targets.small.selection: prompt_tokens + continuation_tokens: 129",

@@ -121,7 +121,7 @@ def test_files_of_tasks_count_by_content(tmp_path):
     from tangram.config import Evaluation
 
     def found(*tasks: str) -> str:
-        return sources.task_fingerprint(Evaluation(tasks=tasks))
+        return sources.task_fingerprint("evaluation.tasks", Evaluation(tasks=tasks).all_tasks)
 
     folder = tmp_path / "tasks"
     folder.mkdir()

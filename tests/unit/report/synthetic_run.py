@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
+from tangram.blocks.architecture import Architecture, LayerChoice, pieces_of, save_architecture
 from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance
@@ -173,7 +173,7 @@ def architecture_for(speed: float, layers: int, rng: np.random.Generator) -> Arc
             "attention": {"parent": "parent@int8"},
             "ffn": {"parent": "parent@int8", "width-0.5": "width-0.5@int8"},
         }
-        choice = asdict(choices[layer])
+        choice = dict(pieces_of(choices[layer]))
         choices[layer] = LayerChoice(**{kind: quantized[kind].get(name, name) for kind, name in choice.items()})
     return Architecture(tuple(choices), "parent@bf16")
 

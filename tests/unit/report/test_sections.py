@@ -4,6 +4,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from tangram.report.comparison import quality_difference, quality_kept, scored_c
 from tangram.report.data import load_results
 from tangram.report.estimates import Key
 from tangram.report.page import render_page
+from tangram.report.sections.speed import speed_section
 from tangram.report.style import number, percent_of
 from tangram.report.summary import summary_text
 from tangram.tables import (
@@ -263,3 +265,29 @@ def test_trials_have_a_section_only_if_there_are_any(complete, page, tmp_path):
     assert shown[-2][5:] == ["+0.100 (+0.050 to +0.150)", "worse"]
     assert shown[-1][:2] == ["own", "its own"]
     assert shown[-1][-2:] == ["–", "–"]
+
+
+def test_batches_within_a_memory_limit_have_their_own_table(complete, page):
+    assert "Batch sizes within a limit on memory" not in page.text
+    results = load_results(complete, settings_of())
+    entry = dict(results.solutions[PRIMARY, "0"])
+    own = {**entry["scenarios"]["chat"], "batch": 16, "memory": 640e6, "speedup": 3.0}
+    other = {**results.stock[PRIMARY]["scenarios"]["chat"], "batch": 4, "memory": 650e6}
+    limit = {"quantity": "memory", "scenario": "chat", "limit": 700e6, "value": 640e6, "slack": 60e6, "max": 700e6}
+    changed = {**entry, "scenarios": {"chat": own}, "constraints": [*entry["constraints"], limit]}
+    rows = [
+        {"target": target, "solution": solution, "model": model, "task": "chat", "metric": f"throughput_at_{batch}"}
+        | {"value": value, "standard_error": 0.01 * value, "n": 7}
+        for target, solution, model, batch, value in [("", "", "parent", 4, 400.0), (PRIMARY, "0", "child", 16, 1000.0)]
+    ]
+    speeds = pd.concat([results.speeds, pd.DataFrame(rows)], ignore_index=True)
+    results = replace(
+        results,
+        solutions={**results.solutions, (PRIMARY, "0"): changed},
+        stock={**results.stock, PRIMARY: {"scenarios": {"chat": other}}},
+        speeds=speeds,
+    )
+    (table,) = (part for part in speed_section(results).parts if "memory" in (part.title or ""))
+    ((name, scenario, *cells),) = table.rows
+    assert (name, scenario) == (PRIMARY, "chat")
+    assert cells == ["700", "4", "650", "16", "640", "3.000 ×", "2.50 ± 0.04 ×", "+20.0 %"]

@@ -9,10 +9,11 @@ from replaced import replaced
 
 from tangram.activations import StreamedActivations, capture, open_activations
 from tangram.blocks import get_block
-from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice, pieces_of
 from tangram.blocks.calibration import Calibration
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.config import BlockDistillation
+from tangram.library.coupled import closed_form
 from tangram.library.distill import LayerDistillation
 from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.models.families import Shape, decoder_layers
@@ -110,6 +111,31 @@ def test_a_quantized_pieces_score_is_that_of_a_child_with_it(model, tokens, kind
     score = {row["metric"]: row["value"] for row in rows}["kl"]
     assert 1e-6 < score < 0.1
     assert score == pytest.approx(kl, rel=0.05, abs=1e-6)  # float32; an input may be rounded to the next integer
+
+
+def test_a_pairs_score_is_that_of_a_child_with_both(model, tokens):
+    """The child is put together by hand: both subblocks of a layer of the parent are exchanged."""
+    choice = LayerChoice(f"gqa-{model.config.num_key_value_heads // 2}", "width-0.5", coupled=True)
+    states = StreamedActivations(model, tokens, 5)
+    problem = LayerDistillation(model, 1, states.hidden(1), states.hidden(2), BlockDistillation(epochs=0))
+    weights = closed_form(problem, choice)
+    rows = ReplaceOne(model, states, tokens, 3, 2).score_pair(1, choice, weights)
+    child = copy.deepcopy(model)
+    child.model.layers[1] = replaced(model, 1, "attention", choice.attention, weights["attention"])
+    child.model.layers[1].mlp = replaced(model, 1, "ffn", choice.ffn, weights["ffn"]).mlp
+    kl = kl_of(child, model, tokens, scored_positions(13, 3))
+    (row,) = [row for row in rows if row["metric"] == "kl"]
+    assert (row["layer"], row["kind"], row["variant"], row["tokens"]) == (1, "block", choice.pair, kl.numel())
+    assert row["value"] == pytest.approx(kl.mean().item(), rel=1e-3, abs=1e-6)
+    parts = [score_alone(model, states, tokens, kind, name, weights) for kind, name in pieces_of(choice)]
+    assert row["value"] > max(parts)
+
+
+def score_alone(model, states, tokens, kind, variant, weights):
+    """Return the KL of one subblock alone."""
+    scorer = ReplaceOne(model, states, tokens, 3, 2)
+    rows = scorer.score_piece(1, get_block(kind, variant, Shape.of(model.config)), weights[kind])
+    return {row["metric"]: row["value"] for row in rows}["kl"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

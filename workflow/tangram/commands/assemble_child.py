@@ -23,7 +23,6 @@ def assemble_child(
     import torch
 
     from tangram.blocks.architecture import load_architecture, modules_of
-    from tangram.blocks.base import PARENT
     from tangram.child.assemble import (
         WEIGHTS_FILE,
         assemble_state,
@@ -41,11 +40,7 @@ def assemble_child(
     parent_config, parent_state = load_parent(parent)
     config = build_config(parent_config, choices)
     state = assemble_state(parent_state, choices, read_library(library, ranges))
-    used = {
-        shard_file(library, ranges, kind, variant, layer)
-        for layer, kind, variant in choices.pieces()
-        if variant != PARENT
-    }
+    used = {shard_file(library, ranges, kind, name, layer) for layer, kind, _, name in choices.stored()}
     sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
     settings = {"dtype": runtime.dtype, "shards": shards}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))

@@ -1,4 +1,4 @@
-"""Score one variant of one kind for a range of layers: the parent with one subblock or its LM head replaced."""
+"""Score a variant or pair for a range of layers: the parent with one subblock, a whole layer or the head replaced."""
 
 from typing import Annotated
 
@@ -13,17 +13,19 @@ def score_blocks(
     pieces: PiecesOption,
     parent: Annotated[str, reads_model("parent")],
     corpus: Annotated[str, reads("score split")],
-    library: Annotated[str, reads("the pieces' weights (safetensors)")],
+    library: Annotated[str, reads("the weights of the pieces or pairs (safetensors)")],
     output: Annotated[str, writes("SCORES table")],
     activations: Annotated[str | None, reads("cached activations; recomputed if omitted")] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
-    """Write KL(parent ‖ child), LM loss increase, cosine distance and token agreement of every layer's piece."""
+    """Write KL(parent ‖ child), LM loss increase, cosine distance and token agreement of every piece or pair."""
     runtime.start()
     from tqdm import tqdm
 
     from tangram.activations import open_activations
     from tangram.blocks import Variant
+    from tangram.blocks.architecture import LayerChoice, pieces_of
+    from tangram.blocks.base import PAIR
     from tangram.blocks.registry import get_block, modules_of_variants
     from tangram.corpus.tokens import read_tokens
     from tangram.library.pieces import read_piece
@@ -36,17 +38,22 @@ def score_blocks(
     from tangram.tables import SCORES, write_table
 
     section = Scores.model_validate_json(settings)
-    check_capability([Variant.parse(pieces.variant).precision], runtime.device)
+    kind, variant = pieces.kind, pieces.variant
+    members = pieces_of(LayerChoice.parse(variant)) if kind == PAIR else [(kind, variant)]
+    names = [name for _, name in members]
+    check_capability([Variant.parse(name).precision for name in names], runtime.device)
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
     scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
-    kind, variant = pieces.kind, pieces.variant
-    block = get_block(kind, variant, shape_of(parent))
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
-        rows += scorer.score_piece(layer, block, read_piece(library, layer, kind))
-    modules = modules_of_variants([variant])
+        tensors = {of_kind: read_piece(library, layer, of_kind) for of_kind, _ in members}
+        if kind == PAIR:
+            rows += scorer.score_pair(layer, LayerChoice.parse(variant), tensors)
+        else:
+            rows += scorer.score_piece(layer, get_block(kind, variant, shape_of(parent)), tensors[kind])
+    modules = modules_of_variants(names)
     write_table(rows, SCORES, output, provenance("tangram.commands.score_blocks", settings, runtime.device, modules))
 
 

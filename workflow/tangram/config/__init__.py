@@ -20,9 +20,18 @@ from tangram.config.corpus import (
     TextSource,
 )
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Perplexity, Readout, Studies, Task
+from tangram.config.evaluation import Evaluation, LongContext, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
-from tangram.config.library import BlockDistillation, Library, Precisions, Pruning, Scores, SpanContrast
+from tangram.config.library import (
+    BlockDistillation,
+    Coupled,
+    Library,
+    Precisions,
+    Pruning,
+    Scores,
+    ScoreTasks,
+    SpanContrast,
+)
 from tangram.config.parent import GgufParent, HubParent, LocalParent, Parent, Sizes
 from tangram.config.parsing import load, parse, slice_of
 from tangram.config.targets import (
@@ -31,6 +40,7 @@ from tangram.config.targets import (
     HALVING,
     LAYERS_DROPPED,
     LIGHT_SEARCHES,
+    ON_TASKS,
     PACKED,
     SEARCHES,
     STOCK,
@@ -52,6 +62,7 @@ __all__ = [
     "LARGEST",
     "LAYERS_DROPPED",
     "LIGHT_SEARCHES",
+    "ON_TASKS",
     "PACKED",
     "SEARCHES",
     "SPLITS",
@@ -64,6 +75,7 @@ __all__ = [
     "Constraint",
     "Corpus",
     "Costs",
+    "Coupled",
     "Evaluation",
     "Evolution",
     "Filled",
@@ -74,6 +86,7 @@ __all__ = [
     "Library",
     "LocalParent",
     "LocalText",
+    "LongContext",
     "Name",
     "PackageFile",
     "PackageText",
@@ -89,6 +102,7 @@ __all__ = [
     "RepositoryId",
     "Requirement",
     "Scenario",
+    "ScoreTasks",
     "Scores",
     "Search",
     "Section",

@@ -11,13 +11,15 @@ from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT, Variant
 from tangram.config.base import LARGEST, Name, Section
 from tangram.config.corpus import Activations, Corpus
 from tangram.config.costs import Costs, Scenario
-from tangram.config.evaluation import Evaluation, Studies
+from tangram.config.evaluation import Evaluation, Studies, Task
 from tangram.config.finetune import Finetune
 from tangram.config.library import Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import (
     BLOCK_INFLUENCE,
+    EVOLUTIONARY,
     LAYERS_DROPPED,
+    ON_TASKS,
     Search,
     Target,
     uniform_precision,
@@ -78,9 +80,31 @@ class Config(Section):
     def _objectives(self) -> Config:
         objectives = {"search.objective": self.search.objective}
         objectives |= {f"targets.{name}.objective": target.objective or "kl" for name, target in self.targets.items()}
-        for where, objective in objectives.items() if self.scores.method == "screened" else ():
-            if ({objective} if isinstance(objective, str) else set(objective)) != {"kl"}:
+        metrics = {where: {name} if isinstance(name, str) else set(name) for where, name in objectives.items()}
+        for where, names in metrics.items():
+            if names != {"kl"} and self.scores.method == "screened":
                 raise ValueError(f"{where}: screened scores estimate the KL alone; write kl, or scores.method: exact")
+            if (answered := sorted(names.intersection(ON_TASKS))) and self.scores.tasks is None:
+                raise ValueError(f"{where}: {answered[0]} needs the questions of scores.tasks; name its tasks")
+            if answered and self.library.pairs():
+                raise ValueError(f"{where}: library.coupled has no scores by {answered[0]}; leave one of both out")
+        for name, target in self.targets.items():
+            own = metrics[f"targets.{name}.objective" if target.objective else "search.objective"]
+            if EVOLUTIONARY in target.compare and own.intersection(ON_TASKS):
+                raise ValueError(
+                    f"targets.{name}.compare: {EVOLUTIONARY} measures children on text, not on questions; leave it "
+                    "out, or take another objective"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _score_tasks(self) -> Config:
+        names = self.scores.tasks.names if self.scores.tasks else ()
+        archived = [name for name in names if not Task(name=name).is_path]
+        if archived and self.evaluation.task_archive is None:
+            raise ValueError(
+                f"scores.tasks.names: '{archived[0]}' needs evaluation.task_archive; set it, or name a file"
+            )
         return self
 
     @model_validator(mode="after")
@@ -130,6 +154,13 @@ class Config(Section):
                 grammar.check_length(name, where, self.corpus.sequence_length)
             for i, precision in enumerate(getattr(self.library.precisions, kind)):
                 grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
+        self.library.check_pairs()
+        if self.library.pairs() and self.scores.method == "screened":
+            raise ValueError("library.coupled: pairs are scored exactly; set scores.method: exact, or leave them out")
+        if self.library.coupled.pairs == "all" and not self.library.pairs():
+            raise ValueError(
+                "library.coupled.pairs: all finds no pair; name a variant in library.attention and in library.ffn"
+            )
         if not any(self.library.variants(kind) for kind in (*KINDS, HEAD)):
             raise ValueError("library: attention and ffn are empty, and head, too; name at least one variant")
         return self

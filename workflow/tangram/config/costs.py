@@ -15,7 +15,9 @@ class Scenario(Section):
     prefill: int = Field(gt=0, description="Prompt tokens per sequence.")
     generate: int = Field(gt=0, description="Generated tokens per sequence.")
     batch_sizes: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Unique] = Field(
-        min_length=1, description="Batch sizes to measure and to choose from."
+        min_length=1,
+        description="Batch sizes to measure and to choose from: the solver solves for every combination of one size "
+        "per constrained scenario and keeps the best; a limit on memory takes out those that do not fit.",
     )
 
 

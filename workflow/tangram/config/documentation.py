@@ -35,6 +35,7 @@ A config file holds all settings of a run. `config.yaml` is the default; another
 | `config.yaml` | faster children of SmolLM2-135M-Instruct on a 2-core CPU: the main job |
 | `smollm2-cpu-overnight.yaml` | the best child of a night on the same CPU |
 | `smollm2-structure.yaml` | the same parent without precisions: structure alone, in float32 |
+| `smollm2-memory.yaml` | the same parent under a memory limit, within which each child has its own batch size |
 | `smollm2-llama.cpp.yaml` | the same parent for llama.cpp: searched on its costs, written as GGUF |
 | `llama-3.1-8b-h100.yaml` | faster children of Llama-3.1-8B-Instruct on one or two H100 |
 | `llama-3.1-70b-8xh100.yaml` | smaller children of Llama-3.1-70B-Instruct on nodes of 8 H100 |

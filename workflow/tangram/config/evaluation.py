@@ -87,6 +87,27 @@ class Perplexity(Section):
         return self
 
 
+class LongContext(Section):
+    """Questions about long texts that Tangram generates itself, after RULER (arXiv 2404.06654)."""
+
+    lengths: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Unique] = Field(
+        min_length=1,
+        description="Tokens of a question with its answer, by the parent's tokenizer; compare them with the sequence "
+        "length of `corpus.finetune`.",
+    )
+    tasks: Annotated[tuple[Literal["needle", "variable-tracking"], ...], Unique] = Field(
+        ("needle", "variable-tracking"),
+        min_length=1,
+        description="`needle`: several names have a number each somewhere in the text, and one is asked for; "
+        "`variable-tracking`: a chain of assignments is followed from its last variable to its number.",
+    )
+    questions: int = Field(50, ge=2, description="Questions per task and length.")
+    choices: int = Field(
+        4, ge=2, le=16, description="Numbers in each text, of which one is right; the likeliest choice counts."
+    )
+    hops: int = Field(1, ge=1, le=8, description="Assignments of a variable to another one in each chain.")
+
+
 class Evaluation(Section):
     """Measurements of the parent, the child and the finetuned child."""
 
@@ -99,6 +120,9 @@ class Evaluation(Section):
     task_archive: PackageFile | None = Field(None, description="Package with BIG-bench's tasks, by folder name.")
     task_limit: int | None = Field(None, gt=0, description="Questions per task; all by default.")
     perplexity: tuple[Perplexity, ...] = Field((), description="Texts whose perplexity is reported.")
+    long_context: LongContext | None = Field(
+        None, description="Questions about long texts, for parent, child and finetuned child; null disables them."
+    )
     throughput_repeats: int = Field(3, ge=3, description="Rounds of measuring throughput; each times every model once.")
     readout: Readout = Field(Readout(), description="Few-label readout of hidden states.")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import itertools
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from tangram.blocks import grammar
 from tangram.blocks.base import ALL_PRECISIONS, HEAD, KINDS, NO_OP, PARENT, PRECISIONS
-from tangram.config.base import COMPUTE, Section, Unique
+from tangram.config.base import COMPUTE, Filled, Section, Unique
 from tangram.errors import nearest
 
 _CHOICES = {kind: f"`{'`, `'.join(grammar.forms(kind))}`." for kind in (*KINDS, HEAD)}
@@ -90,12 +91,40 @@ class Pruning(Section):
     )
 
 
+def _pairs(value: Any) -> Any:
+    if isinstance(value, str) and value != "all":
+        raise ValueError(f"'{value}' is not a list of pairs; write a list, such as [{value}], or all")
+    return value
+
+
+Pairs = Annotated[tuple[str, ...] | Literal["all"], BeforeValidator(_pairs)]
+
+
 class Precisions(Section):
     """The precisions in which the parent's subblock and every listed variant are options, if their blocks allow it."""
 
     attention: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
     ffn: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
     head: Annotated[tuple[Precision, ...], Unique] = Field((), description=f"`{'`, `'.join(ALL_PRECISIONS)}`.")
+
+
+class Coupled(Section):
+    """Coupled BLD, Puzzle section 3: an attention and an FFN variant of one layer, trained together and scored exactly.
+
+    A pair takes the place of its two pieces in layers that have both variants. `tangram pairs` prints the pairs of the
+    variants that a finished run's solutions use: the paper's second stage.
+    """
+
+    pairs: Pairs = Field(
+        (),
+        description="Pairs, such as `gqa-1+width-0.5`: variants of `library.attention` and `library.ffn` without "
+        "precision; `all`: every pair of them.",
+    )
+    start: Literal["pieces", "closed-form"] = Field(
+        "pieces",
+        description="Initial weights: those of the separately trained pieces (two stages), or the closed-form weights "
+        "from which these are trained, too (full coupled BLD).",
+    )
 
 
 class Library(Section):
@@ -110,6 +139,7 @@ class Library(Section):
     )
     head: tuple[str, ...] = Field((), description=f"LM head: {_CHOICES['head']}")
     precisions: Precisions = Field(Precisions(), description="Precisions of all variants.")
+    coupled: Coupled = Field(Coupled(), description="Pairs of variants that are trained together.")
     shared_smoothing: bool = Field(
         False,
         description="Attention of 8 bits: all query heads that read one KV head get the same smoothing factors, as "
@@ -150,6 +180,43 @@ class Library(Section):
         """Return the variants of a kind that have a precision, made from trained pieces or the parent's weights."""
         return tuple(name for name in self.variants(kind) if grammar.precision_of(name) is not None)
 
+    def plain(self, kind: str) -> tuple[str, ...]:
+        """Return the variants of a kind without precision that are scored and timed, besides the parent's."""
+        return tuple(name for name in self.variants(kind) if grammar.precision_of(name) is None)
+
+    def pairs(self) -> tuple[str, ...]:
+        """Return the pairs that are trained together, in one spelling, such as ``gqa-1+width-0.5``."""
+        if self.coupled.pairs == "all":
+            both = itertools.product(self.plain("attention"), self.plain("ffn"))
+            return tuple(f"{attention}+{ffn}" for attention, ffn in both if {attention, ffn} != {NO_OP})
+        return tuple("+".join(map(grammar.canonical, pair.split("+"))) for pair in self.coupled.pairs)
+
+    def check_pairs(self) -> None:
+        """Raise a ValueError that names the first pair that cannot be trained."""
+        kinds: tuple[str, ...] = KINDS
+        for i, pair in enumerate(pairs := self.pairs()):
+            where = f"library.coupled.pairs[{i}]: '{pair}'"
+            names = pair.split("+")
+            if len(names) != len(kinds):
+                raise ValueError(f"{where} is not a pair; write ATTENTION+FFN, such as 'gqa-1+width-0.5'")
+            for kind, name in zip(kinds, names, strict=True):
+                plain = self.plain(kind)
+                if name == PARENT:
+                    raise ValueError(
+                        f"{where}: each piece is trained beside the parent's other subblock anyway; leave it out"
+                    )
+                if "@" in name:
+                    raise ValueError(f"{where}: a pair has no precision; leave '@{name.partition('@')[2]}' out")
+                if name not in plain:
+                    raise ValueError(
+                        f"{where}: '{name}' is not in library.{kind}{nearest(name, plain)}; add it there, or leave the "
+                        "pair out"
+                    )
+            if set(names) == {NO_OP}:
+                raise ValueError(f"{where} has no weights to train; leave it out")
+            if pair in pairs[:i]:
+                raise ValueError(f"{where} appears twice")
+
     def uniform_precisions(self) -> tuple[str, ...]:
         """Return the precisions in which the parent's attention, its FFN and its head are all options."""
         return tuple(
@@ -157,6 +224,35 @@ class Library(Section):
             for precision in PRECISIONS
             if all(f"{PARENT}@{precision}" in self.variants(kind) for kind in (*KINDS, HEAD))
         )
+
+
+class ScoreTasks(Section):
+    """Questions for scores by downstream accuracy; each piece answers all of them in place of its subblock."""
+
+    names: Annotated[tuple[Filled, ...], Unique] = Field(
+        min_length=1,
+        description="Tasks with choices: names in `evaluation.task_archive`, and paths of `.jsonl` files. Scores use "
+        "the half of a task's questions that the hash of their text says; they are left out of `evaluation.tasks`.",
+    )
+    questions: int = Field(
+        128, ge=2, description="Questions in all, the same number of each task; the time of scoring grows with them."
+    )
+
+    @field_validator("names")
+    @classmethod
+    def _with_choices(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(names):
+            if name.endswith(("/", ".yaml")):
+                raise ValueError(f"[{i}]: '{name}' may hold tasks without choices; name a .jsonl file or a task")
+        return names
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> ScoreTasks:
+        if self.questions < len(self.names):
+            raise ValueError(
+                f"questions: {self.questions} is less than one for each of {len(self.names)} tasks; raise it"
+            )
+        return self
 
 
 class Scores(Section):
@@ -174,3 +270,12 @@ class Scores(Section):
     position_stride: int = Field(
         4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."
     )
+    tasks: ScoreTasks | None = Field(
+        None, description="Also score by answers to questions, for the objectives `accuracy` and `margin`."
+    )
+
+    @model_validator(mode="after")
+    def _exact_answers(self) -> Scores:
+        if self.tasks is not None and self.method == "screened":
+            raise ValueError("tasks: screened scores estimate the KL alone; leave tasks out, or set method: exact")
+        return self

@@ -157,6 +157,9 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
             check_length(f"corpus.{split}.sequence_length", length, sizes)
     for name, scenario in config.scenarios.items():
         check_length(f"scenarios.{name}: prefill + generate", scenario.prefill + scenario.generate, sizes)
+    long_context = config.evaluation.long_context
+    for i, length in enumerate(long_context.lengths if long_context else ()):
+        check_length(f"evaluation.long_context.lengths[{i}]", length, sizes)
     for name, target in config.targets.items():
         if target.engine == VLLM and (reason := vllm.vocabulary_refusal(sizes.get("vocab_size"))):
             raise TangramError(f"config.targets.{name}.engine: {reason}")

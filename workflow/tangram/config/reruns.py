@@ -18,7 +18,7 @@ from tangram.provenance import ROOT, modules_of
 _SPLITS = ("distill", "score", "finetune", "heldout")
 _CALIBRATION = ("fetch_parent", "build_corpus distill", "capture_activations distill")
 _TEXT_OF_SCORES = ("fetch_parent", "build_corpus score", "capture_activations score")
-_PIECES = ("distill_blocks", "quantize_blocks trained", "quantize_blocks parent")
+_PIECES = ("distill_blocks", "distill_pairs", "quantize_blocks trained", "quantize_blocks parent")
 _FITTED = ("measure_moments", *_PIECES)
 _ENGINES = tuple(TIMERS)
 _SPEEDS = tuple(f"measure_speed {engine}" for engine in _ENGINES)
@@ -28,7 +28,8 @@ _TABLES = ("fetch_parent", "collect_scores", "score_screened", *_COST_TABLES)
 
 # The rules whose outputs a rule reads. `build_corpus distill` is the job of one split. `score_blocks trained`,
 # `score_blocks quantized` and `score_blocks parent` are the jobs of trained pieces, of pieces quantized from those
-# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece.
+# (`linear@int8`), and of the parent's quantized weights (`parent@int8`), which depend on no trained piece;
+# `score_blocks pairs` are those of coupled pairs.
 # `measure_costs torch` is the job of one engine; a target reads the tables of its engine alone.
 READS: dict[str, tuple[str, ...]] = {
     "fetch_parent": (),
@@ -38,13 +39,22 @@ READS: dict[str, tuple[str, ...]] = {
     "try_texts": ("try_text",),
     "measure_moments": _CALIBRATION,
     "distill_blocks": (*_CALIBRATION, "measure_moments"),
+    "distill_pairs": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks trained": (*_CALIBRATION, "distill_blocks"),
     "quantize_blocks parent": _CALIBRATION,
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
     "score_layers": _TEXT_OF_SCORES,
-    "collect_scores": ("score_blocks trained", "score_blocks quantized", "score_blocks parent"),
+    "score_blocks pairs": (*_TEXT_OF_SCORES, "distill_pairs"),
+    "extract_score_tasks": (),
+    "score_tasks trained": ("fetch_parent", "extract_score_tasks", "distill_blocks"),
+    "score_tasks quantized": ("fetch_parent", "extract_score_tasks", "quantize_blocks trained"),
+    "score_tasks parent": ("fetch_parent", "extract_score_tasks", "quantize_blocks parent"),
+    "collect_scores": (
+        *(f"score_blocks {of}" for of in ("trained", "quantized", "parent", "pairs")),
+        *(f"score_tasks {of}" for of in ("trained", "quantized", "parent")),
+    ),
     **{f"measure_costs {engine}": ("fetch_parent",) for engine in _ENGINES},
     **{f"collect_costs {engine}": (f"measure_costs {engine}",) for engine in _ENGINES},
     **{f"calibrate_costs {engine}": ("fetch_parent", f"collect_costs {engine}") for engine in _ENGINES},
@@ -72,6 +82,8 @@ READS: dict[str, tuple[str, ...]] = {
     "evaluate_tasks": ("finetune_child", "extract_tasks"),
     "evaluate_parent_perplexity": ("fetch_parent",),
     "evaluate_perplexity": ("finetune_child",),
+    "evaluate_parent_long_context": ("fetch_parent", "build_corpus heldout"),
+    "evaluate_long_context": ("finetune_child", "build_corpus heldout"),
     **{f"export_{name}": ("finetune_child",) for name in FORMATS},
     "evaluate_readout": ("finetune_child",),
     "export_parent": ("fetch_parent",),
@@ -84,6 +96,7 @@ READS: dict[str, tuple[str, ...]] = {
         *("select_child", "evaluate_model", "evaluate_tasks", "evaluate_perplexity"),
         *("evaluate_readout", "evaluate_engine", "evaluate_parent", "evaluate_parent_tasks"),
         *("evaluate_parent_perplexity", "evaluate_parent_engine"),
+        *("evaluate_long_context", "evaluate_parent_long_context"),
         *_SPEEDS,
         "try_texts",
     ),
@@ -95,18 +108,23 @@ _TASKS = ("evaluate_parent_tasks", "evaluate_tasks")
 _IN_ENGINES = ("evaluate_parent_engine", "evaluate_engine")
 _ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
 _PERPLEXITY = ("evaluate_parent_perplexity", "evaluate_perplexity")
-_SEEDED = (*_SPEEDS, *_TASKS, "evaluate_readout")
+_LONG_CONTEXT = ("evaluate_parent_long_context", "evaluate_long_context")
+_SEEDED = (*_SPEEDS, *_TASKS, *_LONG_CONTEXT, "evaluate_readout")
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
-_SCORE = ("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_layers", "score_screened")
-_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_MEASURE, *_CALIBRATE, "finetune_child")
+_SCORE = (
+    *("score_blocks trained", "score_blocks quantized", "score_blocks parent", "score_blocks pairs"),
+    *("score_layers", "score_screened"),
+)
+_ANSWERED = ("score_tasks trained", "score_tasks quantized", "score_tasks parent")
+_ON_DEVICE = (*_CAPTURE, *_FITTED, *_SCORE, *_ANSWERED, *_MEASURE, *_CALIBRATE, "finetune_child")
 EVERYTHING = ("fetch_parent",)
 
 # The longest matching prefix of a key counts.
 KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
-        *(*_CORPUS, "try_text", "distill_blocks", "score_screened", *_MEASURE, *_CALIBRATE),
+        *(*_CORPUS, "try_text", "distill_blocks", "distill_pairs", "score_screened", *_MEASURE, *_CALIBRATE),
         *("search_rival", "evolve_child"),
         *("select_child", "finetune_child"),
         *_SEEDED,
@@ -123,15 +141,17 @@ KEYS: dict[str, tuple[str, ...]] = {
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _FITTED,
-    "library.shared_smoothing": _PIECES[1:],
-    "library.bld": ("distill_blocks",),
+    "library.shared_smoothing": _PIECES[2:],
+    "library.coupled.start": ("distill_pairs",),
+    "library.bld": ("distill_blocks", "distill_pairs"),
     "library.bld.ridge": _PIECES,
-    "library.pruning": ("distill_blocks",),  # of variants that remove channels or heads
+    "library.pruning": ("distill_blocks", "distill_pairs"),  # of variants that remove channels or heads
     **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child"),
     "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
     "scores.label_samples": ("score_screened",),
+    "scores.tasks": ("extract_score_tasks", "extract_tasks"),
     "scenarios": (
         *(*_MEASURE, *_CALIBRATE, "score_screened", "solve_mip", *_BASELINES),
         *_SPEEDS,
@@ -154,9 +174,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "evaluation.batch_size": _ON_TEXT,
     "evaluation.throughput_repeats": _SPEEDS,
     "evaluation.tasks": ("extract_tasks",),
-    "evaluation.task_archive": ("extract_tasks", "evaluate_readout"),
+    "evaluation.task_archive": ("extract_tasks", "extract_score_tasks", "evaluate_readout"),
     "evaluation.task_limit": _TASKS,
     "evaluation.perplexity": _PERPLEXITY,
+    "evaluation.long_context": _LONG_CONTEXT,
     "evaluation.readout": ("evaluate_readout",),
     "studies": (),
 }
@@ -168,6 +189,8 @@ IN_WORDS = {
     "run": "everything, in another folder",
     "library.attention, library.ffn": "a new variant: its own `distill_blocks`, `score_blocks` and `measure_costs`, "
     "then the tables and what reads them",
+    "library.coupled.pairs": "a new pair: its own `distill_pairs` and `score_blocks`, then the tables and what reads "
+    "them",
     "targets.<name>.engine": "the target's `solve_mip` and its baselines; the costs in an engine that no other "
     "target names, and the evaluation there, come or go",
     "library.head, library.precisions": "a new variant with a precision: its own `quantize_blocks`, `score_blocks` and "
@@ -189,13 +212,17 @@ SOURCES = {
     "a local text of `text_trials`": "`try_text` (that text)",
     "a file of `evaluation.tasks`; of a YAML file or a folder, all `.yaml`, `.jsonl`, `.json` and `.py` files in the "
     "folder": "`extract_tasks`; these files must stay",
+    "a file of `scores.tasks.names`": "`extract_score_tasks`, `extract_tasks`",
     "a local text of `evaluation.perplexity`": "`evaluate_parent_perplexity`, `evaluate_perplexity`",
     "the file of `studies.image_file`": "the studies of images",
 }
 
 # Rules that compute with blocks, whose modules are imported by name: those of the job's variant, or those of the whole
 # library.
-OF_A_VARIANT = ("distill_blocks", "quantize_blocks", "score_blocks", "measure_costs")
+OF_A_VARIANT = (
+    *("distill_blocks", "distill_pairs", "quantize_blocks", "score_blocks", "score_tasks"),
+    "measure_costs",
+)
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = (
@@ -206,6 +233,7 @@ COMMANDS = {
     "evaluate_parent": "evaluate_model",
     "evaluate_parent_tasks": "evaluate_tasks",
     "evaluate_parent_perplexity": "evaluate_perplexity",
+    "evaluate_parent_long_context": "evaluate_long_context",
     "collect_scores": "collect_tables",
     "collect_costs": "collect_tables",
     **{f"export_{name}": "export_child" for name in (*FORMATS, PARENT)},

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tangram.config import Config, Evaluation, LocalParent, LocalText, Parent
+from tangram.config import Config, LocalParent, LocalText, Parent, Task
 from tangram.errors import TangramError
 from tangram.files import sha256_of
 
@@ -131,18 +131,23 @@ def text_fingerprint(key: str, texts: Iterable[object], settings: str, table: st
     return fingerprint(files) if files else NONE
 
 
-def task_fingerprint(section: Evaluation) -> str:
-    """Return the fingerprint of the files that `evaluation.tasks` names; `NONE` without any.
+def task_fingerprint(key: str, tasks: Iterable[Task], others: Iterable[Task] = ()) -> str:
+    """Return the fingerprint of the files that tasks name; `NONE` without any.
 
     A YAML file of lm-eval may include others or read data: all files of tasks in its folder count.
+
+    Args:
+        key: key of the config, for errors.
+        tasks: its tasks.
+        others: further tasks, whose files another key checks.
 
     Raises:
         TangramError: a path does not exist.
     """
     files: dict[str, Path] = {}
-    for path in (Path(task.name).expanduser() for task in section.all_tasks if task.is_path):
+    for path in (Path(task.name).expanduser() for task in (*tasks, *others) if task.is_path):
         if not path.exists():
-            raise TangramError(f"config.evaluation.tasks: {path} does not exist; correct the path")
+            raise TangramError(f"config.{key}: {path} does not exist; correct the path")
         folder = path if path.is_dir() else path.parent
         alone = path.suffix == ".jsonl" and path.is_file()
         members = [path] if alone else [file for file in folder.iterdir() if file.suffix in _TASK_FILES]

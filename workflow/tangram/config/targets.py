@@ -138,7 +138,10 @@ class Selection(Section):
         return self
 
 
-Metric = Literal["kl", "lm_loss_increase", "cosine_distance"]  # of `tables.SCORES`; lower is better
+ON_TASKS = ("accuracy", "margin")  # metrics of `scores.tasks`
+Metric = Literal[
+    "kl", "lm_loss_increase", "cosine_distance", "accuracy", "margin"
+]  # of `tables.SCORES`; lower is better
 Weights = Annotated[dict[Metric, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Objective = Metric | Weights
 
@@ -260,7 +263,9 @@ class Search(Section):
         "kl",
         description="Scores whose sum the solver minimizes: `kl` or `lm_loss_increase` (nats per token), "
         "`cosine_distance` (1 - cosine of the last hidden states, which the head does not change), or weights of "
-        "several, such as `{kl: 1, lm_loss_increase: 0.5}`. All are in every score table: a change re-scores nothing.",
+        "several, such as `{kl: 1, lm_loss_increase: 0.5}`. All are in every score table: a change re-scores nothing. "
+        "With `scores.tasks` also `accuracy` (its decrease) and `margin` (decrease of the right choice's log-odds in "
+        "nats, which small changes move, too).",
     )
     diverse_gap: float = Field(
         1e-3, ge=0, lt=1, description="Allowed relative gap of solutions after the first; the first is optimal."

@@ -9,23 +9,18 @@ from collections.abc import Iterable
 import torch
 
 from tangram.blocks.architecture import Architecture
-from tangram.blocks.base import PARENT
 from tangram.library.pieces import Library, State
 
 
 def piece_checksums(architectures: Iterable[Architecture], library: Library) -> list[dict[str, str]]:
-    """Return one mapping per architecture: the SHA-256 of each of its pieces, by layer, kind and variant."""
+    """Return one mapping per architecture: the SHA-256 of each piece, by layer, kind and variant or coupled pair."""
 
     @functools.cache  # architectures share pieces
     def checksum(kind: str, variant: str, layer: int) -> str:
         return checksum_of(library(kind, variant, layer))
 
     return [
-        {
-            f"{layer:03} {kind} {variant}": checksum(kind, variant, layer)
-            for layer, kind, variant in architecture.pieces()
-            if variant != PARENT
-        }
+        {f"{layer:03} {kind} {name}": checksum(kind, name, layer) for layer, kind, _, name in architecture.stored()}
         for architecture in architectures
     ]
 

@@ -1,14 +1,15 @@
 """Block-wise local distillation (BLD): train each piece to reproduce its subblock's output on the parent's activations.
 
 Decoupled as in Puzzle (arXiv 2411.19146, section 3): an attention variant is trained with the parent's frozen FFN, an
-FFN variant with the parent's frozen attention, and the loss compares the outputs of the whole decoder layer.
+FFN variant with the parent's frozen attention, and the loss compares the outputs of the whole decoder layer. The module
+`coupled` trains both together.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from tangram.blocks.moments import Moments, Part, accumulate
 from tangram.config import BlockDistillation, Pruning
 from tangram.errors import TangramError
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, decoder_layers, place_of, subblock
+from tangram.models.families import SUBBLOCK_NAMES, Shape, decoder_layers, place_of, subblock
 from tangram.models.forward import layer_contexts
 from tangram.models.layouts import contribution_of, residual_multiplier, subblock_input
 from tangram.models.replace import replace_subblocks
@@ -293,12 +294,37 @@ class LayerDistillation:
         checkpointing: Checkpointing | None = None,
     ) -> Piece:
         """Train and evaluate a piece from its initial weights; see `distill`."""
-        begin = time.monotonic()
         config = self.model.config
         block = get_block(kind, variant, Shape.of(config))
         layer = replace_subblocks(materialize(self.layer), config, self.index, block.overrides(), {kind: initial})
+        piece = self.train_layer(layer, {kind: initial}, block.trainable, seed, checkpointing)
+        prefix = f"{SUBBLOCK_NAMES[kind]}."
+        return replace(piece, weights={name.removeprefix(prefix): t for name, t in piece.weights.items()})
+
+    def train_layer(
+        self,
+        layer: nn.Module,
+        initial: Mapping[str, Mapping[str, torch.Tensor]],
+        trainable: bool,
+        seed: int,
+        checkpointing: Checkpointing | None = None,
+    ) -> Piece:
+        """Train and evaluate the replaced subblocks of a layer together.
+
+        Args:
+            layer: the layer with the replaced subblocks; its weights change.
+            initial: their initial weights, by kind and name in the subblock.
+            trainable: False to only measure the loss of the initial weights.
+            seed: seed of the order of the sequences.
+            checkpointing: where the training saves its state.
+
+        Returns:
+            A piece whose tensors have their names in the layer, such as ``mlp.up_proj.weight``.
+        """
+        begin = time.monotonic()
+        kind = next(iter(initial)) if len(initial) == 1 else "attention"  # the first subblock that differs
         before = self.held_out_loss(layer, kind)
-        after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), initial
+        after, chosen, curve, weights = None, "initial", list[dict[str, Any]](), dict(initial)
         plan = TrainingPlan(
             examples=self.training,
             steps=steps_of(self.settings.epochs * self.training, self.training, self.settings.batch_size),
@@ -308,22 +334,27 @@ class LayerDistillation:
             warmup_fraction=self.settings.warmup_fraction,
             seed=seed,
         )
-        if block.trainable and plan.steps:
-            child, term = subblock(layer, kind).requires_grad_(True), None
+        if trainable and plan.steps:
+            children = {name: module for name in initial if (module := subblock(layer, name)) is not None}
+            term: nn.Module | None = None
             if self.settings.span_contrast.weight:
                 if self.tokens is None:
                     raise ValueError("the span-contrast loss needs the tokens")
                 term = span_loss(self.settings.span_contrast, self.outputs[: self.training], self.tokens, seed)
-            module = child if term is None else nn.ModuleList([child, term])
+            modules = [child.requires_grad_(True) for child in children.values()] + ([] if term is None else [term])
+            module = modules[0] if len(modules) == 1 else nn.ModuleList(modules)
             with World().distribute(LocalLoss(self, layer, kind, term), [layer]) as loss:
-                child.load_state_dict(initial)  # again, unrounded: `distribute` made the weights float32
+                for name, child in children.items():
+                    child.load_state_dict(initial[name])  # again, unrounded: `distribute` made the weights float32
                 curve = train(module, loss, plan, checkpointing=checkpointing)
             after = self.held_out_loss(layer, kind)
             if after < before:
-                chosen, weights = "trained", child.state_dict()
+                chosen, weights = "trained", {name: child.state_dict() for name, child in children.items()}
         return Piece(
             weights={
-                name: tensor.detach().to(self.model.dtype).clone().contiguous() for name, tensor in weights.items()
+                f"{SUBBLOCK_NAMES[kind]}.{name}": tensor.detach().to(self.model.dtype).clone().contiguous()
+                for kind, tensors in weights.items()
+                for name, tensor in tensors.items()
             },
             loss_before=before,
             loss_after=after,

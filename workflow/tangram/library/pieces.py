@@ -8,13 +8,14 @@ from typing import TypeAlias
 
 import torch
 
-from tangram.blocks.base import HEAD, HEAD_SHARD
+from tangram.blocks.base import HEAD, HEAD_SHARD, PAIR
 from tangram.errors import TangramError
 from tangram.files import check_tensors
 from tangram.models.families import SUBBLOCK_NAMES
 
 State: TypeAlias = Mapping[str, torch.Tensor]
-Library: TypeAlias = Callable[[str, str, int], State]  # maps kind, variant and layer to tensors by name in the subblock
+# Maps kind, variant (or pair) and layer to tensors by name in the subblock.
+Library: TypeAlias = Callable[[str, str, int], State]
 
 
 def tensor_name(layer: int, kind: str, name: str) -> str:
@@ -46,6 +47,8 @@ def read_piece(path: str | Path, layer: int, kind: str) -> dict[str, torch.Tenso
 def read_library(folder: str | Path, shards: tuple[str, ...]) -> Library:
     """Return the library under ``folder``, read piece by piece from ``{kind}/{variant}/{shard}.safetensors``.
 
+    The subblocks of a pair such as ``gqa-1+width-0.5`` are in ``block/{pair}/{shard}.safetensors``.
+
     Args:
         folder: the library.
         shards: ranges of layers, such as ``("00-14", "15-29")``; the head has one shard of its own.
@@ -58,7 +61,7 @@ def read_library(folder: str | Path, shards: tuple[str, ...]) -> Library:
 
 
 def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: str, layer: int) -> Path:
-    """Return the library file that holds a piece.
+    """Return the library file that holds a piece, or a subblock of a pair.
 
     Raises:
         TangramError: no shard contains the layer.
@@ -68,5 +71,5 @@ def shard_file(folder: str | Path, shards: tuple[str, ...], kind: str, variant: 
     for shard in shards:
         first, last = (int(part) for part in shard.split("-"))
         if first <= layer <= last:
-            return Path(folder) / kind / variant / f"{shard}.safetensors"
+            return Path(folder) / (PAIR if "+" in variant else kind) / variant / f"{shard}.safetensors"
     raise TangramError(f"library: no shard of {', '.join(shards)} covers layer {layer}; name all shards")

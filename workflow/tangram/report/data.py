@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from tangram import tables
 from tangram.blocks import PARENT, Variant, block_class
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
 from tangram.blocks.base import PRECISIONS
@@ -30,7 +31,6 @@ from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMP
 
 HELDOUT = "heldout"
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
-PERPLEXITY_FILES = ("perplexity.parquet",)
 BEST = "0"  # name of the solver's proven best solution, or of the selected candidate
 UNIFORM = {uniform_solution(precision): precision for precision in PRECISIONS}  # precisions of the uniform rivals
 SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the stock parent's, and over the packed one's
@@ -54,9 +54,9 @@ class Results:
 
     ``evaluations``, ``tasks``, ``readouts`` and ``engines`` are EVALUATION, and ``finetuning`` is CURVES, with leading
     columns ``target`` and ``solution``; ``samples`` holds the values of each question and held-out sequence, from which
-    ``tasks`` is computed, and ``perplexities`` those of each window or page of texts; ``benchmarks`` has one row per
-    job; ``solutions`` holds the entries of files of solutions by target and solution, and ``stock`` the predictions of
-    the stock parent by target.
+    ``tasks`` is computed, ``perplexities`` those of each part of texts, and ``long_context`` of each question about a
+    long text; ``benchmarks`` has one row per job; ``solutions`` holds the entries of files of solutions by target and
+    solution, and ``stock`` the predictions of the stock parent by target.
     """
 
     folder: Path
@@ -80,6 +80,7 @@ class Results:
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
     perplexities: Samples = field(default_factory=dict)
+    long_context: Samples = field(default_factory=dict)
     engines: pd.DataFrame = field(default_factory=pd.DataFrame)
     trials: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -172,7 +173,7 @@ class Results:
         """Return the sum of replace-1-block scores of an architecture, or None if a piece has no score."""
         frame = self.scores[self.scores["metric"] == metric]
         values = {(row.layer, row.kind, row.variant): row.value for row in rows_of(frame) if not math.isnan(row.value)}
-        changed = [piece for piece in architecture.pieces() if piece[2] != PARENT]
+        changed = list(architecture.scored())
         if any(piece not in values for piece in changed):
             return None
         return math.fsum(values[piece] for piece in changed)
@@ -233,13 +234,13 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
 
 
 def _samples(
-    folder: Path, folders: Iterable[tuple[str, str, Path]], names: Sequence[str]
+    folder: Path, folders: Iterable[tuple[str, str, Path]], names: Sequence[str], schema: pa.Schema = SAMPLES
 ) -> dict[tuple[Key, str, str], np.ndarray]:
-    """Return the values in SAMPLES tables of these names, of the parent and all children."""
+    """Return the values in tables of samples of these names, of the parent and all children."""
     paths = [("", "", folder / f"parent_{name}") for name in names]
     paths += [(target, solution, path / name) for target, solution, path in folders for name in names]
-    frames = [_labeled(_read(path, SAMPLES), target, solution) for target, solution, path in paths]
-    return by_model(_concat(frames, SAMPLES, ("target", "solution")))
+    frames = [_labeled(_read(path, schema), target, solution) for target, solution, path in paths]
+    return by_model(_concat(frames, schema, ("target", "solution")))
 
 
 def _tasks(samples: Samples) -> pd.DataFrame:
@@ -363,7 +364,6 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     samples = _samples(folder, folders, SAMPLE_FILES)
     parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
     speeds_of_files = [_read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)]
-    evaluation = _concat([parents, *of_children("evaluation")], EVALUATION, labels)
     speeds = _read(folder / "speeds" / "torch.parquet", SPEEDS)
     patterns = ["*.parquet", "targets/**/*.parquet"]
     patterns += [f"{name}/*.parquet" for name in ("corpus", "costs", "calibration", "speeds")]
@@ -381,7 +381,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
         distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
-        evaluations=evaluation,
+        evaluations=_concat([parents, *of_children("evaluation")], EVALUATION, labels),
         speeds=speeds,
         tasks=_tasks(samples),
         readouts=_one_parent(_concat(of_children("readout"), EVALUATION, labels)),
@@ -394,6 +394,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
         trials=_read(folder / "trials.parquet", TRIALS),
-        perplexities=_samples(folder, folders, PERPLEXITY_FILES),
+        perplexities=_samples(folder, folders, ["perplexity.parquet"]),
+        long_context=_samples(folder, folders, ["long_context.parquet"], tables.LONG_CONTEXT),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -90,6 +90,8 @@ def bld_curves(results: Results, colors: Mapping[str, str]) -> str | None:
     named = frame["series"].str.extract(r"^(\w+) (\S+) layer (\d+)$")
     frame = frame.assign(kind=named[0], variant=named[1])
     kinds = [kind for kind in KINDS if (frame["kind"] == kind).any()]
+    if not kinds:  # only pairs were trained
+        return None
 
     def draw() -> Figure:
         figure, axes = new_figure(len(kinds), 1, 11.0 if len(kinds) > 1 else 6.0, 3.3, sharey=True)

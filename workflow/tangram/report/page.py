@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from tangram.blocks.base import HEAD, KINDS, NO_OP, PARENT
+from tangram.blocks.architecture import pieces_of
+from tangram.blocks.base import HEAD, KINDS, NO_OP, PAIR, PARENT
 from tangram.report import tiles
 from tangram.report.comparison import Meeting, Rivalry, beside_uniform, compare, quality_kept
 from tangram.report.data import BEST, PACKED_SPEEDUP, SPEEDUP, Results, rows_of, strength
@@ -19,6 +20,7 @@ from tangram.report.names import parent_name, solution_name
 from tangram.report.prediction import predicted_speedup
 from tangram.report.sections.engine import engine_section
 from tangram.report.sections.frontier import frontier_section
+from tangram.report.sections.long_texts import long_context_section
 from tangram.report.sections.origin import origin_section, time_section
 from tangram.report.sections.perplexities import perplexity_section
 from tangram.report.sections.pieces import costs_section, scores_section, training_section
@@ -53,6 +55,7 @@ def _sections(results: Results, colors: dict[str, str]) -> list[Section]:
         architectures_section(results, colors),
         tasks_section(results),
         perplexity_section(results),
+        long_context_section(results),
         readout_section(results),
         speed_section(results),
         engine_section(results),
@@ -233,4 +236,10 @@ def _skyline(results: Results, colors: dict[str, str]) -> str:
         (row.layer, row.kind, row.variant): f" · KL alone {number(row.value)}"
         for row in rows_of(results.scores[results.scores["metric"] == "kl"])
     }
+    for layer, choice in enumerate(architecture.layers):
+        if choice.coupled:
+            tip = (
+                f" · trained together{tips.get((layer, PAIR, choice.pair), '').replace('KL alone', 'KL of the layer')}"
+            )
+            tips |= {(layer, kind, variant): tip for kind, variant in pieces_of(choice)}
     return tiles.skyline(architecture, colors, _relative_costs(results), tips)

@@ -18,7 +18,12 @@ Samples = Mapping[tuple[Key, str, str], np.ndarray]  # values by (model, task, m
 
 
 def by_model(frame: pd.DataFrame) -> dict[tuple[Key, str, str], np.ndarray]:
-    """Return the values of a SAMPLES frame with columns ``target`` and ``solution``."""
+    """Return the values of a SAMPLES or LONG_CONTEXT frame with columns ``target`` and ``solution``.
+
+    The task of a long text is followed by its length, such as ``needle 256``.
+    """
+    if "length" in frame:
+        frame = frame.assign(task=frame["task"] + " " + frame["length"].astype(str))
     names = ["target", "solution", "model", "task", "metric"]
     groups = frame.sort_values("sample", kind="stable").groupby(names, sort=False)["value"]
     samples = {}

@@ -6,12 +6,15 @@ evaluated at a subset of the positions, the same for every piece, in chunks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from tangram.activations import Activations
-from tangram.blocks.base import CONFIG_NAME, HEAD, KINDS, NO_OP, PAIR, Block
+from tangram.blocks.architecture import LayerChoice
+from tangram.blocks.base import HEAD, NO_OP, PAIR, Block
+from tangram.library.pairs import layer_of_pair
 from tangram.library.pieces import State
 from tangram.metrics import compare_states, standard_error_by_sequence
 from tangram.models.by_layer import materialize
@@ -92,13 +95,20 @@ class ReplaceOne:
             rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, block.entries(), pieces))
         return [{"layer": layer, "kind": block.kind, "variant": str(block.variant), **row} for row in rows]
 
+    def score_pair(self, layer: int, choice: LayerChoice, tensors: Mapping[str, State]) -> list[Row]:
+        """Return the rows of `tables.SCORES` of a layer's two variants, replaced together.
+
+        Args:
+            layer: the layer's index.
+            choice: the variants.
+            tensors: their weights, by kind and name in the subblock.
+        """
+        rows = self.score(layer, layer_of_pair(self._model, layer, choice, tensors))
+        return [{"layer": layer, "kind": PAIR, "variant": choice.pair, **row} for row in rows]
+
     def score_dropped(self, layer: int) -> list[Row]:
         """Return the rows of `tables.SCORES` of the parent without attention and FFN of one layer."""
-        parent = materialize(decoder_layers(self._model)[layer])
-        overrides = {"skip": [CONFIG_NAME[kind] for kind in KINDS]}
-        weights: dict[str, State] = {kind: {} for kind in KINDS}
-        rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, overrides, weights))
-        return [{"layer": layer, "kind": PAIR, "variant": "+".join([NO_OP] * len(KINDS)), **row} for row in rows]
+        return self.score_pair(layer, LayerChoice(NO_OP, NO_OP), {"attention": {}, "ffn": {}})
 
     @torch.inference_mode()
     def score_head(self, head: nn.Module) -> list[Row]:

@@ -1,9 +1,10 @@
 """The search problem of one target: groups of options, their costs, and the limits (Puzzle, appendix B).
 
 One option of every group is chosen. Every layer is a group with one option per *pair* of an attention and an FFN
-variant. A pair's score is the sum of its two replace-1-block scores; a score of the pair itself (kind ``'block'`` in
-the table) replaces the sum. The last group is the LM head with one option per variant. The parent's subblock scores 0
-and is always an option.
+variant. A pair's score is the sum of its two replace-1-block scores. Of a coupled pair, which was trained together and
+has a score of its own (kind ``'block'`` in the table), the option has that score and the weights of the pair. The costs
+are those of the two variants in either case. The last group is the LM head with one option per variant. The parent's
+subblock scores 0 and is always an option.
 
 All constraints are linear in the options once the batch size of each scenario is fixed; throughput >= T is
 batch * (prefill + generate) / T >= seconds.
@@ -117,16 +118,15 @@ def options_of(
         by_variant[row.variant] = float(row.value)
     groups = []
     for layer in layers:
-        pairs: dict[LayerChoice, Option] = {}
+        pairs: dict[str, Option] = {}
         for (attention, a), (ffn, f) in itertools.product(
             known[layer, "attention"].items(), known[layer, "ffn"].items()
         ):
             choice = LayerChoice(attention, ffn)
-            pairs[choice] = Option(choice, a + f, (a, f))
-        for variant, score in known[layer, PAIR].items():
-            choice = LayerChoice.parse(variant)
-            if choice != LayerChoice():
-                pairs[choice] = Option(choice, score, None)
+            pairs[choice.pair] = Option(choice, a + f, (a, f))
+        for pair, score in known[layer, PAIR].items():
+            if pair != LayerChoice().pair:
+                pairs[pair] = Option(LayerChoice.parse(pair), score, None)
         groups.append(tuple(pairs.values()))
     return (*groups, tuple(Option(variant, score, (score,)) for variant, score in known[0, HEAD].items()))
 

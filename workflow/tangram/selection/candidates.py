@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
-from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config, pieces_of
-from tangram.blocks.base import HEAD, NO_OP, PARENT, Variant
+from tangram.blocks.architecture import Architecture, LayerChoice, per_layer_config
+from tangram.blocks.base import HEAD, NO_OP, Variant
 from tangram.errors import TangramError
 from tangram.files import atomic_path
 from tangram.library.pieces import Library
@@ -59,7 +59,8 @@ def child_layer(model: PreTrainedModel, index: int, choice: LayerChoice, library
     if choice == LayerChoice():
         return parent_layer
     overrides = per_layer_config(Architecture((choice,)), Shape.of(model.config)).get(0, {})
-    pieces = {kind: library(kind, variant, index) for kind, variant in pieces_of(choice) if variant != PARENT}
+    stored = Architecture((choice,)).stored()
+    pieces = {kind: library(kind, name, index) for _, kind, _, name in stored}
     return replace_subblocks(parent_layer, model.config, index, overrides, pieces)
 
 

@@ -242,6 +242,23 @@ class Work:
             seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
             yield Stage("distill_blocks", self.shards, 1, seconds, memory, self.bytes_of(piece) * sizes.layers)
 
+    def coupled(self) -> Iterator[Stage]:
+        """Yield the training of pairs: every weight of both variants."""
+        bld, tokens, sizes, element = self.config.library.bld, self.tokens["distill"], self.sizes, self.element
+        trained = (1 - bld.holdout_fraction) * tokens * bld.epochs
+        before = self.forward(tokens, sizes.layers / 2) if self.stream else 0  # mean over shards
+        states, pass_bytes = 3 * element * tokens * sizes.hidden, bld.batch_size * self.length("distill")
+        named = {(p.kind, str(p.variant)): p for p in self.blocks(self.config.library.plain)}
+        for pair in self.config.library.pairs():
+            pieces = [named[piece] for piece in zip(KINDS, pair.split("+"), strict=True)]
+            weights = sum(map(self.weights_of, pieces))
+            local = trained * TRAINING * weights + tokens * FORWARD * 2 * (sizes.layer + weights)
+            training = pass_bytes * sizes.activations * element + element * sizes.layer + 4 * weights
+            memory = self.loaded_bytes + states + training + trained_bytes(weights, element)
+            seconds = self.loading + before + self.layers_per_shard * local / self.rates.flops
+            disk = sum(map(self.bytes_of, pieces)) * sizes.layers
+            yield Stage("distill_pairs", self.shards, 1, seconds, memory, disk)
+
     def quantized(self) -> Iterator[Stage]:
         """Yield quantization: a forward pass for the inputs of the matrices, and one with the quantized piece."""
         sizes, element, tokens = self.sizes, self.element, self.tokens["distill"]
@@ -274,6 +291,9 @@ class Work:
             memory += 4 * (1 + scores.label_samples) * count * sizes.hidden
             yield Stage("score_screened", 1, 1, self.loading + seconds, memory, 0)
             return
+        for _ in self.config.library.pairs():
+            seconds = self.loading + before + self.layers_per_shard * exact
+            yield Stage("score_blocks", self.shards, 1, seconds, memory, 0)
         for piece in pieces:
             layers = self.layers_of(piece.kind)
             one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
@@ -372,8 +392,8 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
     """
     work = Work(config, rates, sizes_of(config))
     parts = (
-        work.parent, work.corpus, work.trials, work.activations, work.moments, work.library, work.quantized,
-        work.scores, work.costs, work.child, work.finetune, work.evaluation,
+        work.parent, work.corpus, work.trials, work.activations, work.moments, work.library, work.coupled,
+        work.quantized, work.scores, work.costs, work.child, work.finetune, work.evaluation,
     )  # fmt: skip
     for part in parts:
         yield from part()

@@ -7,9 +7,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tangram.blocks.base import HEAD, KINDS, PARENT, Variant
+import pandas as pd
+
+from tangram.blocks.architecture import LayerChoice, pieces_of
+from tangram.blocks.base import HEAD, KINDS, PAIR, PARENT, Variant
 from tangram.report import figures, tiles
-from tangram.report.data import BEST, Results
+from tangram.report.data import BEST, Results, rows_of
 from tangram.report.document import Cell, Figure, Note, Part, Section, Table
 from tangram.report.learning_curve import forecast
 from tangram.report.names import KIND_NAMES
@@ -173,7 +176,8 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
     section = Section(
         "training",
         "Training",
-        "Block distillation (BLD) trains each piece separately; global distillation (GKD) finetunes the whole child.",
+        "Block distillation (BLD) trains each piece separately, and coupled pairs together; global distillation (GKD) "
+        "finetunes the whole child.",
     )
     drawn = [
         (
@@ -200,8 +204,49 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
         ),
     ]
     section.parts.extend(Figure(svg, caption, title) for svg, title, caption in drawn if svg)
+    section.parts.extend(_coupled_table(results))
     section.parts.extend(_quantized_table(results, colors))
     return section
+
+
+def _coupled_table(results: Results) -> list[Part]:
+    """Return the held-out losses and the scores of all coupled pairs, beside those of their pieces; empty without one.
+
+    A child has the pair in layers of which the number is in the last column.
+    """
+    frame = results.library[results.library["kind"] == PAIR]
+    scores = results.scores[results.scores["metric"] == "kl"]
+    kl = {(row.layer, row.kind, row.variant): row.value for row in rows_of(scores)}
+    chosen = results.architectures.get((results.settings.primary_target, BEST))
+    layers = [choice.pair for choice in chosen.layers if choice.coupled] if chosen else []
+    rows: list[list[Cell | str]] = []
+    for pair, part in frame.groupby("variant"):
+        choice = LayerChoice.parse(str(pair))
+        ratios = [
+            kl[layer, PAIR, pair] / total
+            for layer in part["layer"]
+            if (layer, PAIR, pair) in kl
+            and (total := sum(kl.get((layer, *piece), math.nan) for piece in pieces_of(choice))) > 0
+        ]
+        after = part["bld_loss_after"].fillna(part["bld_loss_before"])
+        rows.append(
+            [
+                str(pair),
+                number(float(part["bld_loss_before"].median())),
+                number(float(after.where(part["kept"] == "trained", part["bld_loss_before"]).median())),
+                number(float(pd.Series(ratios, dtype=float).median())),
+                str(layers.count(str(pair))),
+            ]
+        )
+    if not rows:
+        return []
+    caption = (
+        "Held-out normalized MSE of the layer’s output before the variants are trained together and after it, and the "
+        "KL of the pair as a share of the sum of its pieces’ KLs, as medians over layers; layers of solution 0 of the "
+        "primary target that have the pair."
+    )
+    heads = ["pair", "before", "together", "KL / sum of KLs", "layers"]
+    return [Table(heads, rows, labels=1, title="Blocks: coupled pairs", caption=caption)]
 
 
 def _forecast_sentence(results: Results) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tangram.report.data import PACKED_SPEEDUP, SPEEDUP, Results, rows_of
 from tangram.report.document import Cell, Section, Table
-from tangram.report.estimates import PACKED_KEY, Estimate, Key
+from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key, ratio
 from tangram.report.names import solution_name
 from tangram.report.prediction import predicted, predicted_packed_parent, predicted_speedup, summary_of
 from tangram.report.style import estimate, number, percent
@@ -24,6 +24,7 @@ def speed_section(results: Results) -> Section:
         "The cost model adds up measured pieces; these tables compare its predictions with whole models.",
     )
     section.parts.extend(_children_tables(results))
+    section.parts.extend(_memory_table(results))
     calibration = _calibration_table(results)
     section.parts.extend([calibration] if calibration else [])
     return section
@@ -58,6 +59,45 @@ def _children_tables(results: Results) -> list[Table]:
         caption="Drift of the machine’s load cancels in speed-ups, but not in tokens per second.",
     )
     return [speedups, throughput]
+
+
+def _memory_table(results: Results) -> list[Table]:
+    """Return the batch sizes of parent and children within limits on memory; empty without such limits."""
+    rows: list[list[Cell | str]] = []
+    for target, solution in results.children:
+        entry, parent = summary_of(results, target, solution), results.stock.get(target, {}).get("scenarios", {})
+        for constraint in entry.get("constraints", []):
+            scenario = constraint["scenario"]
+            if constraint["quantity"] != "memory" or scenario not in parent:
+                continue
+            own, other = entry["scenarios"][scenario], parent[scenario]
+            speed = _throughput_at(results, Key(target, solution, "child"), scenario, own["batch"])
+            slow = _throughput_at(results, PARENT_KEY, scenario, other["batch"])
+            measured = ratio(speed, slow) if speed and slow else None
+            shown = [f"{value * 1e-6:,.0f}" for value in (constraint["limit"], other["memory"], own["memory"])]
+            sizes = [shown[0], str(other["batch"]), shown[1], str(own["batch"]), shown[2]]
+            rows.append(
+                [solution_name(results, target, solution), scenario, *sizes, *compared(own["speedup"], measured)]
+            )
+    if not rows:
+        return []
+    heads = ["limit, MB", "parent’s batch", "MB", "child’s batch", "MB", "speed-up, predicted", "measured", "error"]
+    caption = (
+        "Each model has the fastest of the batch sizes at which weights and full KV cache fit. Speed-ups are over the "
+        "stock parent at its own batch size; all other tables have every model’s fastest batch size, whatever its "
+        "memory."
+    )
+    return [
+        Table(
+            ["model", "scenario", *heads], rows, labels=2, title="Batch sizes within a limit on memory", caption=caption
+        )
+    ]
+
+
+def _throughput_at(results: Results, key: Key, scenario: str, batch: int) -> Estimate | None:
+    """Return a measured throughput at a batch size; with a single size, the scenario's."""
+    at_batch = results.estimate(key, scenario, f"throughput_at_{batch}")
+    return at_batch or results.estimate(key, scenario, "throughput")
 
 
 def compared(value: float | None, measured: Estimate | None) -> list[str]:
