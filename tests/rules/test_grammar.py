@@ -65,7 +65,7 @@ OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),
     *("export_gguf", "export_decilm", "export_hf", "export_parent", "measure_speed"),
-    "measure_moments",
+    *("measure_moments", "score_layers"),
 }
 _CONFIG = load(ROOT / "config" / "config.yaml")
 LIBRARY = ["parent", *(name for kind in ("attention", "ffn", "head") for name in _CONFIG.library.variants(kind))]

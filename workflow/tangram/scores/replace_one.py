@@ -13,7 +13,7 @@ import torch
 
 from tangram.activations import Activations
 from tangram.blocks.architecture import LayerChoice
-from tangram.blocks.base import HEAD, NO_OP, PAIR, Block
+from tangram.blocks.base import CONFIG_NAME, HEAD, KINDS, NO_OP, PAIR, Block
 from tangram.library.pairs import layer_of_pair
 from tangram.library.pieces import State
 from tangram.metrics import compare_states, standard_error_by_sequence
@@ -108,7 +108,10 @@ class ReplaceOne:
 
     def score_dropped(self, layer: int) -> list[Row]:
         """Return the rows of `tables.SCORES` of the parent without attention and FFN of one layer."""
-        return self.score_pair(layer, LayerChoice(NO_OP, NO_OP), {"attention": {}, "ffn": {}})
+        parent = materialize(decoder_layers(self._model)[layer])
+        overrides, weights = {"skip": [CONFIG_NAME[kind] for kind in KINDS]}, dict[str, State](attention={}, ffn={})
+        rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, overrides, weights))
+        return [{"layer": layer, "kind": PAIR, "variant": LayerChoice(NO_OP, NO_OP).pair, **row} for row in rows]
 
     @torch.inference_mode()
     def score_head(self, head: nn.Module) -> list[Row]:
