@@ -317,6 +317,8 @@ def card_settings(wildcards, threads):
     The other targets stay: their engines may be those of variants in the library.
     """
     settings = cfg.model_dump(mode="json", exclude_defaults=True, exclude={"studies", "evaluation"})
+    if cfg.scores.tasks:  # which name tasks of the archive
+        settings["evaluation"] = cfg.evaluation.model_dump(mode="json", include={"task_archive"})
     return slice_of({**settings, "primary_target": wildcards.target})
 
 

@@ -26,6 +26,7 @@ from tangram.commands.calibrate_costs import calibrate_costs
 from tangram.commands.capture_activations import capture_activations
 from tangram.commands.collect_tables import collect_tables
 from tangram.commands.distill_blocks import distill_blocks
+from tangram.commands.evaluate_long_context import evaluate_long_context
 from tangram.commands.evaluate_model import evaluate_model
 from tangram.commands.evaluate_readout import evaluate_readout
 from tangram.commands.evaluate_tasks import evaluate_tasks
@@ -34,11 +35,13 @@ from tangram.commands.finetune_child import finetune_child
 from tangram.commands.measure_costs import measure_costs
 from tangram.commands.measure_speed import measure_speed
 from tangram.commands.score_blocks import score_blocks
+from tangram.commands.score_tasks import score_tasks
 from tangram.commands.select_child import select_child
 from tangram.costs import torch_engine
 from tangram.library.pieces import read_library
 from tangram.models.by_layer import meta_model
 from tangram.models.loading import load_model
+from tangram.scores.questions import Asked, save_questions
 from tangram.search.solutions import load_solutions
 from tangram.selection.assembled import AssembledScores
 from tangram.selection.candidates import layer_importance
@@ -63,7 +66,7 @@ build_corpus, calibrate_costs, capture_activations = map(by_field, (build_corpus
 distill_blocks, evaluate_model, evaluate_readout = map(by_field, (distill_blocks, evaluate_model, evaluate_readout))
 evaluate_tasks, finetune_child = by_field(evaluate_tasks), by_field(finetune_child)
 measure_costs, score_blocks, select_child = map(by_field, (measure_costs, score_blocks, select_child))
-measure_speed = by_field(measure_speed)
+measure_speed, score_tasks, evaluate_long_context = map(by_field, (measure_speed, score_tasks, evaluate_long_context))
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
@@ -330,6 +333,18 @@ def test_a_piece_is_scored(kind, variant, parent, tokens, cache, pieces, tmp_pat
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
 
 
+@pytest.mark.parametrize(("kind", "variant"), [("attention", "gqa-1"), ("ffn", "linear"), ("ffn", "no-op")])
+def test_a_piece_is_scored_by_answers(kind, variant, parent, pieces, tmp_path):
+    library = str(pieces(kind, variant) / "00-02.safetensors")
+    asked = [Asked("mine", f"Is it {i}?", (" yes", " no, not at all"), i % 2) for i in range(5)]
+    save_questions(asked, tmp_path / "questions.json")
+    scored = (Pieces(kind, variant, range(3)), str(tmp_path / "questions.json"), parent, library)
+    by_layer = int(variant == "linear")
+    on_both(lambda device: score_tasks(*scored, str(tmp_path / device), device=device, by_layer=by_layer))
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+    assert set(pd.read_parquet(tmp_path / "cpu").metric) == {"accuracy", "margin"}
+
+
 def test_costs_are_measured_and_calibrated(parent, tmp_path):
     settings = {"costs": {"repeats": 3, "stack_megabytes": 1}, "scenarios": SCENARIOS}
     tables = []
@@ -430,6 +445,15 @@ def test_tasks_are_answered(child, parent, archive, tmp_path):
     assert_alike(tmp_path / "cpu", tmp_path / "cuda")
     rows = pd.read_parquet(tmp_path / "cpu").set_index(["task", "sample", "metric"])
     assert rows[rows.model == "child"].value.equals(rows[rows.model == "finetuned"].value)
+
+
+def test_long_texts_are_asked_about(child, parent, tokens, tmp_path):
+    settings = json.dumps({"long_context": {"lengths": [120], "tasks": ["needle"], "choices": 2, "questions": 3}})
+    models = {"parent": parent, "child": str(child), "finetuned": str(child)}
+    on_both(lambda device: evaluate_long_context(settings, tokens, str(tmp_path / device), **models, device=device))
+    assert_alike(tmp_path / "cpu", tmp_path / "cuda")
+    rows = pd.read_parquet(tmp_path / "cpu")
+    assert len(rows) == 3 * 3 * 3  # models, questions, metrics
 
 
 def test_classes_are_read_out(child, parent, archive, tmp_path):

@@ -179,7 +179,7 @@ OTHERS: dict[str, Any] = {
     "evaluation.task_archive": {"package": "bigbench==1.0.1", "format": "sdist", "archive_sha256": "0" * 64},
     "evaluation.task_limit": 3,
     "evaluation.perplexity": [{"name": "text", "source": {"type": "hub", "repo": "some/text"}, "max_length": 16}],
-    "evaluation.long_context": {"lengths": [124], "choices": 2, "questions": 4},
+    "evaluation.long_context": {"lengths": [124], "tasks": ["needle"], "choices": 2, "questions": 4},
     "evaluation.readout.labels": [1, 5],
     "finetune.span_contrast.depths": [0.5, 1.0],
     "library.bld.span_contrast.depths": [0.5, 1.0],

@@ -209,7 +209,7 @@ def test_long_context_plans_its_jobs_beside_the_others(plan: Callable[[dict], di
     (parent,) = commands.pop("evaluate_parent_long_context")
     children = commands.pop("evaluate_long_context")
     assert "--child" not in parent
-    assert "--corpus results/smollm2-cpu/corpus/heldout.parquet" in parent
+    assert "--corpus results/smollm2-structure/corpus/heldout.parquet" in parent
     assert len(children) == len(commands["evaluate_tasks"])
     assert all("--parent" not in command and "--finetuned" in command for command in children)
     assert commands == without

@@ -75,7 +75,7 @@ def run(shared: Path, request: pytest.FixtureRequest) -> Run:
             text = {"name": "text", "source": {"type": "local", "paths": [str(folder / "text.txt")]}, "max_length": 16}
             evaluation = {"tasks": ["numbers"], "task_archive": task_archive(folder, "numbers", NUMBERS)}
             evaluation["perplexity"] = [text]
-            evaluation["long_context"] = {"lengths": [120], "choices": 2, "questions": 4}
+            evaluation["long_context"] = {"lengths": [120], "tasks": ["needle"], "choices": 2, "questions": 4}
             (folder / "letters.jsonl").write_text("".join(json.dumps(letter) + "\n" for letter in LETTERS))
             scores = {"tasks": {"names": [str(folder / "letters.jsonl")], "questions": 4}}
             config = request.getfixturevalue("tiny_config") | {"evaluation": evaluation, "scores": scores}

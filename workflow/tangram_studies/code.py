@@ -2,7 +2,7 @@
 
 from tangram.blocks.registry import modules_of_variants
 
-WITH_BLOCKS = frozenset({"butterfly", "selection"})
+WITH_BLOCKS = frozenset({"butterfly", "puzzle", "selection"})
 
 
 def modules_of_study(name: str) -> list[str]:

@@ -765,7 +765,7 @@ def test_searches_that_cannot_run_are_refused(change: dict, message: str) -> Non
         parse(DEFAULT | {"targets": targets})
 
 
-def test_pairs_are_read_in_one_spelling_or_are_all_of_the_library() -> None:
+def test_pairs_have_one_spelling_and_may_be_all() -> None:
     library = {"attention": ["gqa-1", "no-op"], "ffn": ["width-0.5", "no-op", "linear@int8"]}
     pairs = parse(DEFAULT | {"library": library | {"coupled": {"pairs": ["gqa-01+width-.5"]}}}).library.pairs()
     assert pairs == ("gqa-1+width-0.5",)

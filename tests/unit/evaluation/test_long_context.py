@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tangram.config import LongContext
+from tangram.config import evaluation as limits
 from tangram.errors import TangramError
 from tangram.evaluation.long_context import (
+    NAMES,
     NEEDLE,
     NOISE,
     TRACKING,
@@ -37,23 +39,21 @@ def drawn(tokenizer, task, length, sentences=SENTENCES, seed=0, **settings):
 def solved(question: LongQuestion) -> str:
     """Return the answer that a reader of the prompt gives, by rules of his own."""
     text, asked = question.prompt.rsplit("\n\n", 1)
-    if name := re.fullmatch(r"The special number of the (\w+) is", asked):
-        (number,) = re.findall(rf"The special number of the {name[1]} is (\d+)\.", text)
-        return f" {number}"
-    variable = re.fullmatch(r"VAR ([A-Z]+) =", asked)[1]
-    values = re.findall(r"VAR ([A-Z]+) = (?:VAR )?(\w+)\.", text)
-    assert len(values) == len(dict(values)), "no variable is assigned twice"
+    name = re.fullmatch(r"The number of the (\w+) is", asked)[1]
+    known = re.findall(r"The number of the (\w+) is (?:the number of the )?(\w+)\.", text)
+    assert len(known) == len(dict(known)), "no name has two numbers"
     answer = ""
-    while not variable.isdigit():
-        source = dict(values)[variable]
-        assert source.isdigit() or text.index(f"VAR {source} = ") < text.index(f"VAR {variable} = ")
-        answer += f" {source}" if source.isdigit() else f" VAR {source} ="
-        variable = source
-    return answer
+    while True:
+        source = dict(known)[name]
+        if source.isdigit():
+            return f"{answer} {source}"
+        assert text.index(f"The number of the {source} is") < text.index(f"The number of the {name} is")
+        answer += f" the number of the {source}. The number of the {source} is"
+        name = source
 
 
 @pytest.mark.parametrize(("task", "settings"), [(NEEDLE, {}), (TRACKING, {}), (TRACKING, {"hops": 3, "choices": 2})])
-@pytest.mark.parametrize("length", [400, 900])
+@pytest.mark.parametrize("length", [500, 900])
 def test_a_reader_of_the_prompt_finds_the_one_answer(tokenizer, task, settings, length):
     questions = drawn(tokenizer, task, length, **settings)
     for question in questions:
@@ -61,8 +61,8 @@ def test_a_reader_of_the_prompt_finds_the_one_answer(tokenizer, task, settings, 
         assert len(set(question.choices)) == settings.get("choices", 4)
         numbers = [re.search(r"\d+$", choice)[0] for choice in question.choices]
         assert all(question.prompt.count(number) == 1 for number in numbers), "each number is in the text"
-        names = {name for choice in question.choices for name in re.findall(r"VAR [A-Z]+", choice)}
-        assert all(f"{name} = " in question.prompt for name in names)
+        names = {name for choice in question.choices for name in re.findall(r"number of the (\w+)", choice)}
+        assert all(f"The number of the {name} is" in question.prompt for name in names)
     assert len({question.label for question in questions}) > 1
     assert len({question.prompt for question in questions}) == 12
 
@@ -70,16 +70,27 @@ def test_a_reader_of_the_prompt_finds_the_one_answer(tokenizer, task, settings, 
 def test_a_wrong_chain_leaves_the_right_one_at_any_hop(tokenizer):
     first_hops = set()
     for question in drawn(tokenizer, TRACKING, 900, hops=2):
-        right = question.choices[question.label].split(" = ")
+        text, asked = question.prompt.rsplit("\n\n", 1)
+        right = f"{asked}{question.choices[question.label]}.".split(". ")
         assert len(right) == 3
-        assigned = dict(re.findall(r"(VAR [A-Z]+) = ([\w ]+)\.", question.prompt))
         for choice in set(question.choices) - {question.choices[question.label]}:
-            steps = choice.split(" = ")
+            steps = f"{asked}{choice}.".split(". ")
             hop = next(i for i, (own, step) in enumerate(zip(right, steps, strict=True)) if own != step)
             first_hops.add(hop)
-            rest = [step.strip() for step in steps[hop:]]
-            assert [assigned[name] for name in rest[:-1]] == rest[1:], "from there on, it is another chain"
+            steps[-1] = steps[-1].removesuffix(".")
+            assert f"{steps[hop]}." not in text, "it leaves by a statement that is not in the text"
+            assert all(f"{step}." in text for step in steps[hop + 1 :]), "and goes on by true ones"
     assert first_hops == {0, 1, 2}
+
+
+def test_there_are_names_for_all_that_the_config_allows():
+    assert len(set(NAMES)) == len(NAMES) == limits.NAMES
+    LongContext(lengths=(256,), choices=16, hops=2)
+    with pytest.raises(
+        ValueError, match="16 choices with 3 hops need 64 names, and there are 48; lower choices or hop"
+    ):
+        LongContext(lengths=(256,), choices=16, hops=3)
+    LongContext(lengths=(256,), choices=16, hops=3, tasks=("needle",))
 
 
 @pytest.mark.parametrize("task", [NEEDLE, TRACKING])
@@ -109,7 +120,7 @@ def test_the_seed_alone_decides_the_questions(tokenizer):
 
 def test_a_short_split_is_replaced_by_simple_sentences(tokenizer):
     for question in drawn(tokenizer, NEEDLE, 400, sentences=SENTENCES[:3]):
-        text = re.sub(r"The special number of the \w+ is \d+\.", "", question.prompt.rsplit("\n\n", 1)[0])
+        text = re.sub(r"The number of the \w+ is \d+\.", "", question.prompt.rsplit("\n\n", 1)[0])
         assert "Sentence" not in text
         assert set(re.findall(r"\S[^.]*\.", text)) <= set(NOISE)
 

@@ -106,6 +106,21 @@ def test_dropped_layers_are_scored_once_for_all_targets():
     assert "score_layers" not in {stage.rule for stage in stages(parse(raw | {"targets": targets}), RATES["cuda"])}
 
 
+def test_answers_are_a_job_for_every_piece_by_questions():
+    def planned(questions):
+        scores = {"tasks": {"names": ["./mine.jsonl"], "questions": questions}}
+        config = parse(H100.model_dump(mode="json") | {"scores": scores})
+        return [s for s in stages(config, RATES["cpu"]) if s.rule == "score_tasks"], config
+
+    (few, config), (many, _) = planned(100), planned(200)
+    assert sum(stage.jobs for stage in few) == sum(
+        s.jobs for s in stages(config, RATES["cpu"]) if s.rule == "score_blocks"
+    )
+    start = 2 * few[0].seconds - many[0].seconds  # the seconds without questions
+    assert many[0].seconds - start == pytest.approx(2 * (few[0].seconds - start))
+    assert 0 < start < few[0].seconds
+
+
 def test_screening_is_one_job_that_grows_slowly():
     free, seconds = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0), []
     for count in (10, 20):

@@ -38,7 +38,8 @@ class LayerChoice:
     @classmethod
     def parse(cls, pair: str) -> LayerChoice:
         """Return the coupled variants of a pair, such as ``gqa-1+width-0.5``."""
-        return cls(*pair.split("+", 1), coupled=True)
+        attention, ffn = pair.split("+")
+        return cls(attention, ffn, coupled=True)
 
     @property
     def pair(self) -> str:

@@ -1,6 +1,6 @@
 """Evaluate a parent or a child on questions about long texts, which Tangram generates itself."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ def evaluate_long_context(
     from pathlib import Path
 
     from tangram.errors import TangramError
-    from tangram.evaluation.long_context import Generator, margins, question_rows, read_sentences
+    from tangram.evaluation.long_context import Generator, LongQuestion, margins, question_rows, read_sentences
     from tangram.files import check_writable, digest_of_tensors
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
@@ -39,12 +39,13 @@ def evaluate_long_context(
         raise TangramError("config.evaluation.long_context is empty; name the lengths to evaluate")
     models = {"parent": parent, "child": child, "finetuned": finetuned}
     found: dict[str, dict[tuple[str, int], list[float]]] = {}
-    rows, questions = [], {}
+    rows: list[dict[str, Any]] = []
+    questions: dict[tuple[str, int], list[LongQuestion]] = {}
     for name, folder in ((name, folder) for name, folder in models.items() if folder is not None):
         weights, tokenizer = digest_of_tensors(Path(folder) / "model.safetensors"), load_tokenizer(folder)
         if not questions:
             generator = Generator(section, tokenizer, read_sentences(corpus, tokenizer), runtime.seed)
-            cases = [(task, length) for task in section.tasks for length in section.lengths]
+            cases: list[tuple[str, int]] = [(task, length) for task in section.tasks for length in section.lengths]
             questions = {case: generator.questions(*case) for case in cases}
         if weights not in found:
             model = pack(load_model(folder, runtime.dtype, runtime.device))

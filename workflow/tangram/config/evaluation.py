@@ -11,6 +11,7 @@ from tangram.config.base import Filled, Name, PackageFile, Section, Unique
 from tangram.config.corpus import HubText, LocalText
 
 _PATH_STARTS = ("/", "./", "../", "~/")
+NAMES = 48  # of `evaluation.long_context`
 _PATH_ENDS = ("/", ".jsonl", ".yaml")
 
 
@@ -99,13 +100,22 @@ class LongContext(Section):
         ("needle", "variable-tracking"),
         min_length=1,
         description="`needle`: several names have a number each somewhere in the text, and one is asked for; "
-        "`variable-tracking`: a chain of assignments is followed from its last variable to its number.",
+        "`variable-tracking`: the number of the last name in a chain, each with the number of the one before.",
     )
     questions: int = Field(50, ge=2, description="Questions per task and length.")
     choices: int = Field(
         4, ge=2, le=16, description="Numbers in each text, of which one is right; the likeliest choice counts."
     )
-    hops: int = Field(1, ge=1, le=8, description="Assignments of a variable to another one in each chain.")
+    hops: int = Field(1, ge=1, le=8, description="Names in each chain that have another name's number.")
+
+    @model_validator(mode="after")
+    def _names(self) -> LongContext:
+        if "variable-tracking" in self.tasks and self.choices * (self.hops + 1) > NAMES:
+            raise ValueError(
+                f"{self.choices} choices with {self.hops} hops need {self.choices * (self.hops + 1)} names, and there "
+                f"are {NAMES}; lower choices or hops"
+            )
+        return self
 
 
 class Evaluation(Section):

@@ -99,7 +99,7 @@ def randomize(module: nn.Module) -> None:
 
 def only(kind: str, variant: str) -> LayerChoice:
     """Return the choice of a layer with one subblock and a no-op for the other."""
-    return LayerChoice(**{"attention": NO_OP, "ffn": NO_OP, kind: variant})
+    return LayerChoice(variant if kind == "attention" else NO_OP, variant if kind == "ffn" else NO_OP)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ Every question hides short statements among sentences of held-out text and asks 
 
 - `needle`: statements give numbers to names; the question asks for the number of one name, as in RULER's retrieval
   with several keys.
-- `variable-tracking`: chains of assignments, `VAR QKD = 40317.` and `VAR XPA = VAR QKD.`; the question asks to follow
-  one chain back, ` VAR XPA = VAR QKD = 40317`. A wrong choice leaves it at some hop for another chain.
+- `variable-tracking`: chains of statements such as "The number of the river is the number of the anchor."; the question
+  asks to follow one of them back to its number. A wrong choice leaves it at some hop for another chain.
 
-All choices stand in the prompt, so that recency and frequency do not tell the right one. The answer is the likeliest
-choice: a small model that knows it may write something else first, and exact match would call it wrong; the chance is
-known, 1 / choices. A small model follows no chain without writing its hops down, so a choice spells them. All models
-get the same questions.
+All names and numbers of the choices stand in the prompt, so that recency and frequency do not tell the right one. The
+answer is the likeliest choice: a small model that knows it may write something else first, and exact match would call
+it wrong; the chance is known, 1 / choices. A small model follows no chain without writing its hops down, so a choice
+spells them. All models get the same questions.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 
 NEEDLE, TRACKING = "needle", "variable-tracking"
 NAMES = (
-    "anchor", "basket", "candle", "desert", "engine", "feather", "garden", "hammer", "island", "jacket", "kitchen",
-    "magnet", "needle", "orchard", "pencil", "quarry", "ribbon", "saddle", "tunnel", "umbrella", "valley", "yacht",
+    "anchor", "basket", "bottle", "bridge", "button", "candle", "carpet", "castle", "desert", "dragon", "engine",
+    "farmer", "feather", "forest", "garden", "hammer", "harbor", "helmet", "island", "jacket", "kitchen", "ladder",
+    "lemon", "lion", "magnet", "mirror", "mountain", "needle", "orange", "palace", "pencil", "pilot", "planet",
+    "potato", "rabbit", "ribbon", "river", "rocket", "shadow", "spider", "temple", "tiger", "tunnel", "umbrella",
+    "valley", "violin", "wagon", "window",
 )  # fmt: skip
 # RULER's filler, for a held-out split that is shorter than a question.
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
-LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels: no words
 LONGEST_SENTENCE = 240  # characters; a longer piece of text is cut into several
 
 
@@ -71,7 +73,7 @@ def read_sentences(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list
     for row in read_arrow(path, CORPUS).to_pylist():
         starts = [*row["document_starts"], len(row["input_ids"])]
         for start, end in itertools.pairwise(starts):
-            text = tokenizer.decode(row["input_ids"][start:end], skip_special_tokens=True)
+            text = str(tokenizer.decode(row["input_ids"][start:end], skip_special_tokens=True))
             for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split())):
                 sentences += [
                     sentence[i : i + LONGEST_SENTENCE].strip() for i in range(0, len(sentence), LONGEST_SENTENCE)
@@ -97,29 +99,24 @@ def _numbers(count: int, draw: random.Random, absent: str) -> list[str]:
     return numbers
 
 
-def _needles(numbers: Sequence[str], label: int, draw: random.Random) -> _Statements:
-    """Return statements that give every number to a name, and the question about one."""
-    names = draw.sample(NAMES, len(numbers))
-    chains = [[f"The special number of the {name} is {number}."] for name, number in zip(names, numbers, strict=True)]
-    return _Statements(chains, f"The special number of the {names[label]} is", tuple(f" {n}" for n in numbers))
+def _chains(numbers: Sequence[str], label: int, draw: random.Random, hops: int) -> _Statements:
+    """Return a chain of statements for every number, and the question about the end of one.
 
-
-def _assignments(numbers: Sequence[str], label: int, draw: random.Random, hops: int) -> _Statements:
-    """Return a chain of assignments from every number, and the question about the end of one."""
-    names: list[str] = []
-    while len(names) < len(numbers) * (hops + 1):
-        name = "VAR " + "".join(draw.sample(LETTERS, 3))
-        names += [name] if name not in names else []
-    # From the number on: each is assigned to the next one.
-    values = [[number, *names[i :: len(numbers)]] for i, number in enumerate(numbers)]
-    chains = [[f"{name} = {value}." for value, name in itertools.pairwise(chain)] for chain in values]
-    *_, asked = values[label]
-    traces = [chain[-2::-1] for chain in values]
+    Without hops a chain is a needle: one name has the number.
+    """
+    names = draw.sample(NAMES, len(numbers) * (hops + 1))
+    chains, traces = [], []
+    for i, number in enumerate(numbers):
+        own = names[i :: len(numbers)]  # the first has the number, each other one that of the one before
+        steps = [f"{number}.", *(f"the number of the {name}." for name in own[:-1])]
+        chains.append([f"The number of the {name} is {step}" for name, step in zip(own, steps, strict=True)])
+        traces.append([steps[-1], *reversed(chains[-1][:-1])])
     choices = []
     for chain, trace in enumerate(traces):  # a wrong one leaves the right chain at some hop for another
         hop = 0 if chain == label else draw.randrange(len(trace))
-        choices.append(" " + " = ".join([*traces[label][:hop], *trace[hop:]]))
-    return _Statements(chains, f"{asked} =", tuple(choices))
+        choices.append(" " + " ".join([*traces[label][:hop], *trace[hop:]]).removesuffix("."))
+    asked = names[hops * len(numbers) + label]
+    return _Statements(chains, f"The number of the {asked} is", tuple(choices))
 
 
 def _haystack(words: Sequence[tuple[int, str]], chains: Sequence[Sequence[str]], shares: Sequence[list[float]]) -> str:
@@ -177,11 +174,7 @@ class Generator:
     def _question(self, task: str, length: int, draw: random.Random) -> LongQuestion:
         numbers = _numbers(self._settings.choices, draw, self._text)
         label, start = draw.randrange(len(numbers)), draw.randrange(len(self._sentences))
-        hidden = (
-            _needles(numbers, label, draw)
-            if task == NEEDLE
-            else _assignments(numbers, label, draw, self._settings.hops)
-        )
+        hidden = _chains(numbers, label, draw, self._settings.hops if task == TRACKING else 0)
         shares = [sorted(draw.random() for _ in chain) for chain in hidden.chains]
         words: list[tuple[int, str]] = []
         number = start

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture
 from tangram.blocks.base import KINDS, PARENT, Variant
 from tangram.blocks.registry import get_block
 from tangram.engines import DECILM, GGUF, HF, LLAMA_CPP, PARENT_TYPES
@@ -166,7 +166,8 @@ def architecture_table(architecture: Architecture) -> str:
     for choice, group in groupby(enumerate(architecture.layers), key=lambda item: item[1]):
         layers = [layer for layer, _ in group]
         numbers = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
-        rows.append([numbers, choice.attention, choice.ffn] if isinstance(choice, LayerChoice) else [])
+        together = " (trained together)" if choice.coupled else ""
+        rows.append([numbers, choice.attention, f"{choice.ffn}{together}"])
     table = _table(["layers", "attention", "FFN"], rows)
     head = "the parent's" if architecture.head == PARENT else f"`{architecture.head}`"
     return f"{table}\n\nThe LM head is {head}."

@@ -86,6 +86,9 @@ class AnswerScores:
         tokenizer: its tokenizer.
         questions: the questions.
         longest: see `tree_of`.
+
+    Attributes:
+        answers: the parent's `accuracy` and `margin` on every question, the longest first, ``(questions,)``.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class AnswerScores:
                 rows = max(1, BATCH_TOKENS // len(trees[order[0]].tokens))
                 self._batches.append(_Batch(model, [trees[i] for i in order[:rows]]))
                 order = order[rows:]
-            self._parent = self._answers(self._run(0, []), None)
+            self.answers = self._answers(self._run(0, []), None)
 
     def _run(self, first: int, replaced: Sequence[nn.Module]) -> list[torch.Tensor]:
         """Return the last hidden states of every batch, from the parent's states before layer ``first``."""
@@ -172,7 +175,7 @@ class AnswerScores:
             )
         rows: list[Row] = []
         for metric, values in answers.items():
-            mean, error = standard_error_by_sequence((self._parent[metric] - values)[:, None])
+            mean, error = standard_error_by_sequence((self.answers[metric] - values)[:, None])
             row: Row = {"layer": layer, "kind": block.kind, "variant": str(block.variant), "metric": metric}
             rows.append({**row, "value": mean, "standard_error": error, "tokens": self.tokens})
         return rows

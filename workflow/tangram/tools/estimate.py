@@ -16,6 +16,7 @@ FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; fo
 # Of one stored number, by precision; values of llama.cpp's types are stored as float32.
 BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
+QUESTION_TOKENS = 64  # of a question with its choices, roughly
 CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
 MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
@@ -180,20 +181,16 @@ class Work:
     def trials(self) -> Iterator[Stage]:
         """Yield the trials of texts: a child trained on every draw of each source, from streamed activations."""
         trials, sizes, heldout = self.config.text_trials, self.sizes, self.tokens["heldout"]
-        remaining = (1 - trials.removed) * sizes.layers
+        remaining, compared = (1 - trials.removed) * sizes.layers, trials.heldout_tokens + heldout
         step = TRAINING * (remaining * sizes.layer + sizes.head) + FORWARD * (sizes.body + sizes.head)
-        compared = trials.heldout_tokens + heldout
-        states = self.forward(trials.heldout_tokens + heldout * self.stream, sizes.layers)
         # The trained child on both texts in every draw, the untrained one in the first; the parent's head beside it.
-        measured = (1 + 1 / trials.draws) * (
-            self.forward(compared, remaining, head=True) + self.forward(compared, 0, head=True)
-        )
+        measured = self.forward(compared, remaining, head=True) + self.forward(compared, 0, head=True)
+        common = self.forward(trials.heldout_tokens + heldout * self.stream, sizes.layers) + 2 * self.loading
+        common += (1 + 1 / trials.draws) * measured + trials.tokens * step / self.rates.flops
         for source in trials.sources.values():
-            drawn = Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,))
-            seconds = 2 * self.loading + self._sampling(drawn) + states + measured
-            seconds += trials.tokens * step / self.rates.flops
+            sampling = self._sampling(Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,)))
             memory = self.model_bytes + self._finetune_bytes(1)
-            yield Stage("try_text", trials.draws, 1, seconds, memory, 0)
+            yield Stage("try_text", trials.draws, 1, common + sampling, memory, 0)
         if trials.sources:
             yield Stage("try_texts", 1, 1, self.rates.startup, 1e9, 0)
 
@@ -298,6 +295,11 @@ class Work:
             layers = self.layers_of(piece.kind)
             one = self.forward(positions, 0, head=True) if piece.kind == HEAD else exact
             yield Stage("score_blocks", self.jobs_of(piece.kind), 1, self.loading + before + layers * one, memory, 0)
+        asked = QUESTION_TOKENS * scores.tasks.questions if scores.tasks else 0
+        for piece in pieces if asked else ():
+            passes = 1 if piece.kind == HEAD else 1 + self.layers_of(piece.kind) / 2  # the parent's, and half for each
+            seconds = self.loading + passes * self.forward(asked, sizes.layers)
+            yield Stage("score_tasks", self.jobs_of(piece.kind), 1, seconds, memory, 0)
 
     def costs(self) -> Iterator[Stage]:
         """Yield the timing of pieces and of whole models, and the search."""

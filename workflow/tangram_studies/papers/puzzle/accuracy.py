@@ -1,0 +1,179 @@
+"""Downstream accuracy: table 11 (scores by the accuracy on half of the questions) and table 1 (accuracy that is kept).
+
+The questions are multiple choice. Each draw of score questions has a different part of the train half; children answer
+the test half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tangram.blocks.registry import get_block
+from tangram.config import Finetune
+from tangram.evaluation.tasks import read_tasks
+from tangram.finetune import finetune
+from tangram.library.pieces import read_piece
+from tangram.models.families import Shape
+from tangram.models.loading import load_tokenizer
+from tangram.report.document import Table
+from tangram.scores.answers import AnswerScores
+from tangram.scores.questions import Asked, in_train_half
+from tangram_studies.papers.puzzle.common import BASE, FINETUNE, Bench
+from tangram_studies.papers.puzzle.distillation import common_speed, layers_of
+from tangram_studies.papers.puzzle.laboratory import (
+    Lab,
+    activations_of,
+    parent_of,
+    piece_file,
+    start,
+    tokens_of,
+)
+from tangram_studies.papers.puzzle.searches import MIP
+from tangram_studies.papers.puzzle.space import Space, plain
+from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
+from tangram_studies.study import Claim, Study, interval
+
+BY_KL, BY_ACCURACY, BY_MARGIN = "scores by KL", "scores by accuracy", "scores by margin"
+METRICS = {BY_KL: "kl", BY_ACCURACY: "accuracy", BY_MARGIN: "margin"}
+Questions = list[dict[str, Any]]
+
+
+def read_questions(archive: str, names: Sequence[str]) -> tuple[Questions, Questions]:
+    """Return the train and the test halves of BIG-bench tasks, each task's questions in turn, as JSON."""
+    halves: tuple[list[Questions], list[Questions]] = ([], [])
+    for name, questions in read_tasks(archive, names).items():
+        asked = [
+            (
+                in_train_half(each),
+                Asked(name, f"Q: {each.input}\nA:", tuple(f" {c}" for c in each.choices), each.label),
+            )
+            for each in questions
+        ]
+        for half, train in zip(halves, (True, False), strict=True):
+            half.append([dataclasses.asdict(question) for is_train, question in asked if is_train == train])
+    in_turn = [
+        [question for group in itertools.zip_longest(*half) for question in group if question is not None]
+        for half in halves
+    ]
+    return in_turn[0], in_turn[1]
+
+
+def asked_of(questions: Questions) -> list[Asked]:
+    """Return questions from JSON."""
+    return [Asked(**{**each, "choices": tuple(each["choices"])}) for each in questions]
+
+
+def score_pieces(lab: Lab, pieces: Sequence[Sequence[Any]], questions: Questions) -> list[dict[str, Any]]:
+    """Return the rows of `tables.SCORES` of pieces (layer, kind, variant), in the order of their layers."""
+    scorer = AnswerScores(parent_of(lab), load_tokenizer(lab.parent), asked_of(questions))
+    shape, rows = Shape.of(parent_of(lab).config), []
+    for layer, kind, variant in sorted(map(tuple, pieces)):
+        tensors = read_piece(piece_file(lab, BASE, kind, variant, layer), layer, kind)
+        rows += scorer.score_piece(layer, get_block(kind, variant, shape), tensors)
+    return rows
+
+
+def answer(
+    lab: Lab, architecture: Mapping[str, Any], training: Mapping[str, Any] | None, seed: int, questions: Questions
+) -> dict[str, list[float]]:
+    """Return a model's accuracy and margin on every question, after global distillation if ``training`` is given."""
+    model = start(lab, architecture, BASE, "pieces", seed)
+    if training is not None:
+        section = Finetune.model_validate(dict(training))
+        finetune(model, parent_of(lab), activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE), section, seed)
+    asked = asked_of(questions)
+    answers = AnswerScores(model.eval().requires_grad_(False), load_tokenizer(lab.parent), asked).answers
+    return {name: values.tolist() for name, values in answers.items()}
+
+
+def scored_space(bench: Bench, train: Questions) -> Space:
+    """Return the space of some layers whose tables hold KL, accuracy and margin, one for each draw."""
+    scale, layers = bench.scale, layers_of(bench)
+    parts = [train[seed * scale.asked : (seed + 1) * scale.asked] for seed in range(scale.seeds)]
+    pieces = [[layer, kind, name] for kind, names in scale.variants.items() for layer in layers for name in names]
+    halves = [pieces[::2], pieces[1::2]]  # two tasks per draw
+    tasks = [{"lab": bench.lab, "pieces": half, "questions": part} for part in parts for half in halves]
+    results = bench.work.run(score_pieces, tasks, "scores by accuracy")
+    tables = []
+    for seed, table in enumerate(bench.space.scores):
+        rows = [*results[2 * seed], *results[2 * seed + 1]]
+        tables.append(pd.concat([table[table["layer"].isin(layers)], pd.DataFrame(rows)], ignore_index=True))
+    return dataclasses.replace(bench.space, scores=tuple(tables))
+
+
+def accuracy_experiment(bench: Bench, study: Study, found: Children, archive: str) -> None:
+    """Search with scores by accuracy, and let children answer questions that no search has seen."""
+    scale = bench.scale
+    train, test = read_questions(archive, scale.tasks)
+    test = test[: scale.answered]
+    space = scored_space(bench, train)
+    speed = common_speed(bench, space)
+    runs: list[tuple[str, int, dict[str, Any]]] = []
+    for arm, seed in itertools.product(METRICS, range(scale.seeds)):
+        architecture = space.solve(speed, seed, METRICS[arm])
+        runs.append((arm, seed, {"architecture": plain(architecture), "training": None, "seed": 0}))
+    runs.append(("parent", 0, {"architecture": plain(bench.space.problem(1.0).parent), "training": None, "seed": 0}))
+    for target, seed in itertools.product(scale.speeds, range(scale.seeds)):
+        child = plain(found[target, 0][MIP])
+        runs.append((f"child of {target:g}", seed, {"architecture": child, "training": weights(ADOPTED), "seed": seed}))
+    tasks = [{"lab": bench.lab, **task, "questions": test} for *_, task in runs]
+    answers = bench.work.run(answer, tasks, "questions")
+    for (arm, seed, _), values in zip(runs, answers, strict=True):
+        for metric in ("accuracy", "margin"):
+            study.record("questions", arm, seed, metric, float(np.mean(values[metric])))
+    _claims(bench, study, speed, len(test), 1 / np.mean([len(question["choices"]) for question in test]))
+
+
+def _values(study: Study, arm: str, metric: str) -> np.ndarray:
+    rows = study.frame("questions")
+    rows = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]
+    return rows.sort_values("seed")["value"].to_numpy()
+
+
+def _claims(bench: Bench, study: Study, speed: float, questions: int, chance: float) -> None:
+    scale = bench.scale
+    for claim, arm, metric in (("task-scores", BY_ACCURACY, "accuracy"), ("task-margin", BY_MARGIN, "margin")):
+        study.claims.append(
+            Claim.from_interval(
+                interval(_values(study, arm, metric) - _values(study, BY_KL, metric)),
+                claim=claim,
+                statement=f"{arm} of a task give a child that is better at the task than scores by KL",
+                where="table 11",
+                paper_value="66.24 and 64.94 (half of MMLU)",
+                seeds=scale.seeds,
+                unit="fraction of answers" if metric == "accuracy" else "nats of margin",
+                note=f"every {scale.every}th layer, {speed:.2f} times the speed; {scale.asked} questions per draw of "
+                f"scores, {questions} other questions asked",
+            )
+        )
+    strongest = f"child of {scale.speeds[0]:g}"
+    parent = _values(study, "parent", "accuracy")[0]
+    kept = (_values(study, strongest, "accuracy") - chance) / max(
+        parent - chance, 1e-6
+    )  # of a parent that knows nothing
+    study.claims.append(
+        Claim.from_interval(
+            interval(kept),
+            above=0.95,
+            claim="accuracy-kept",
+            statement="the child keeps more than 95 % of the parent's accuracy",
+            where="table 1",
+            paper_value="98.4 %",
+            seeds=scale.seeds,
+            unit="of the parent's accuracy above chance",
+            note=f"at {scale.speeds[0]:g} times the packed parent's speed, in float32; after {scale.finetune} tokens "
+            f"of GKD; {questions} questions; the parent answers {100 * parent:.1f} %",
+        )
+    )
+    rows = []
+    for arm in study.frame("questions")["arm"].unique():
+        accuracy, margin = (_values(study, arm, metric) for metric in ("accuracy", "margin"))
+        rows.append([arm, f"{100 * accuracy.mean():.1f}", f"{margin.mean():+.3f}", str(len(accuracy))])
+    caption = f"{questions} multiple-choice questions; chance is {100 * chance:.0f} %; means over seeds."
+    study.figures.append(Table(["model", "accuracy, %", "margin, nats", "seeds"], rows, title="Tasks", caption=caption))

@@ -1,0 +1,132 @@
+"""Long context (tables 3, 7, 19): needles and variable tracking at 1, 2 and 4 times the length of GKD's sequences."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tangram.config import Finetune, LongContext
+from tangram.evaluation.long_context import Generator, margins, read_sentences
+from tangram.finetune import finetune
+from tangram.models.loading import load_tokenizer
+from tangram.report.document import Table
+from tangram_studies.papers.puzzle.common import BASE, FINETUNE, Bench
+from tangram_studies.papers.puzzle.laboratory import Lab, activations_of, parent_of, start, tokens_of
+from tangram_studies.papers.puzzle.searches import MIP
+from tangram_studies.papers.puzzle.space import plain
+from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
+from tangram_studies.study import Claim, Study, interval
+
+BEFORE = "child"
+AFTER = "child after GKD"
+
+
+def answers(
+    lab: Lab,
+    architecture: Mapping[str, Any],
+    library: str,
+    settings: Mapping[str, Any],
+    training: Mapping[str, Any] | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return a model's margins, in nats, on all questions.
+
+    Args:
+        lab: the laboratory.
+        architecture: the model's architecture.
+        library: the library of its pieces.
+        settings: config section `evaluation.long_context`.
+        training: config section `finetune`; None measures the model before it.
+        seed: seed of the order of the sequences.
+    """
+    model = start(lab, architecture, library, "pieces", seed)
+    if training is not None:
+        section = Finetune.model_validate(dict(training))
+        finetune(model, parent_of(lab), activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE), section, seed)
+    tokenizer, section_of = load_tokenizer(lab.parent), LongContext.model_validate(dict(settings))
+    generator = Generator(section_of, tokenizer, read_sentences(lab.heldout, tokenizer), lab.seed)
+    rows = []
+    for task, length in itertools.product(section_of.tasks, section_of.lengths):
+        values = margins(model.eval(), tokenizer, generator.questions(task, length), "study_puzzle: long context")
+        rows += [{"task": task, "length": length, "sample": i, "margin": value} for i, value in enumerate(values)]
+    return rows
+
+
+def context_experiment(bench: Bench, study: Study, found: Children) -> None:
+    """Ask the parent and the child, before and after global distillation."""
+    scale = bench.scale
+    settings = LongContext(lengths=scale.lengths, questions=scale.questions).model_dump(mode="json")
+    shared = {"lab": bench.lab, "library": BASE, "settings": settings}
+    child = {**shared, "architecture": plain(found[scale.speed, 0][MIP])}
+    parent = {**shared, "architecture": plain(bench.space.problem(1.0).parent)}
+    tasks = [
+        ("parent", 0, {**parent, "training": None, "seed": 0}),
+        (BEFORE, 0, {**child, "training": None, "seed": 0}),
+        *((AFTER, seed, {**child, "training": weights(ADOPTED), "seed": seed}) for seed in range(scale.seeds)),
+    ]
+    results = bench.work.run(answers, [task for *_, task in tasks], "long context")
+    for (arm, seed, _), rows in zip(tasks, results, strict=True):
+        for length in scale.lengths:
+            part = [row["margin"] for row in rows if row["length"] == length]
+            study.record("long context", arm, seed, "accuracy", float(np.mean(np.array(part) > 0)), float(length))
+            study.record("long context", arm, seed, "margin", float(np.mean(part)), float(length))
+    _claims(bench, study)
+
+
+def _values(study: Study, arm: str, metric: str, length: float) -> np.ndarray:
+    rows = study.frame("long context")
+    rows = rows[(rows["arm"] == arm) & (rows["metric"] == metric) & (rows["x"] == length)]
+    return rows.sort_values("seed")["value"].to_numpy()
+
+
+def _claims(bench: Bench, study: Study) -> None:
+    scale = bench.scale
+    trained, twice, *_, longest = (float(length) for length in scale.lengths)
+    losses = {
+        length: _values(study, "parent", "margin", length)[0] - _values(study, AFTER, "margin", length)
+        for length in map(float, scale.lengths)
+    }
+    for claim, statement, quantity, paper in (
+        (
+            "context-long",
+            "beyond the length of its training, the child loses more than at that length",
+            losses[longest] - losses[trained],
+            "8K 97.8 %, 16K 96.2 %, 32K 87.9 % kept",
+        ),
+        (
+            "context-twice",
+            "the child holds up to twice that length: it loses no more there than at that length",
+            losses[trained] - losses[twice],
+            "96.2 % kept at 16K, 97.8 % at 8K",
+        ),
+    ):
+        study.claims.append(
+            Claim.from_interval(
+                interval(quantity),
+                claim=claim,
+                statement=statement,
+                where="tables 3, 7 and 19",
+                paper_value=paper,
+                seeds=scale.seeds,
+                unit="nats of margin",
+                note=f"GKD on sequences of {scale.length} tokens; {2 * scale.questions} questions per length; the "
+                "margin is the log-likelihood of the right answer less that of the best wrong one",
+            )
+        )
+    rows = []
+    for arm in ("parent", BEFORE, AFTER):
+        row = [arm]
+        for length in map(float, scale.lengths):
+            accuracy, margin = (_values(study, arm, metric, length).mean() for metric in ("accuracy", "margin"))
+            row += [f"{100 * accuracy:.0f}", f"{margin:+.2f}"]
+        rows.append(row)
+    columns = ["model"]
+    for length in scale.lengths:
+        columns += [f"accuracy at {length}, %", "margin, nats"]
+    caption = (
+        f"Needles and variable tracking; chance is {100 / LongContext(lengths=bench.scale.lengths).choices:.0f} %."
+    )
+    study.figures.append(Table(columns, rows, title="Long context", caption=caption))
