@@ -189,8 +189,7 @@ class Work:
         common += (1 + 1 / trials.draws) * measured + trials.tokens * step / self.rates.flops
         for source in trials.sources.values():
             sampling = self._sampling(Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,)))
-            memory = self.model_bytes + self._finetune_bytes(1)
-            yield Stage("try_text", trials.draws, 1, common + sampling, memory, 0)
+            yield Stage("try_text", trials.draws, 1, common + sampling, self.model_bytes + self._finetune_bytes(1), 0)
         if trials.sources:
             yield Stage("try_texts", 1, 1, self.rates.startup, 1e9, 0)
 
