@@ -1,6 +1,7 @@
 """The child: the solution's pieces and the parent's other weights, assembled into one checkpoint.
 
-- Input: the parent, `targets/{target}/{solution}/architecture.json`, the library.
+- Input: the parent, `targets/{target}/{solution}/architecture.json`, the library; after several rounds
+  `targets/{target}/rounds/child/`, whose weights stay where its variants do.
 - Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
 - Steps: copy the parent's tensors, insert the pieces, write the config and the modeling file.
 """
@@ -11,6 +12,7 @@ rule assemble_child:
     input:
         parent="<results>/parent/model.safetensors",
         architecture=architecture_of,  # replaces the library as input: it holds the checksums of the pieces
+        base=base_of_child,
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:

@@ -154,6 +154,12 @@ COST_TABLES = {
 CHILDREN = [f"{RESULTS}/targets/{name}/{solution}" for name in cfg.targets for solution in cfg.solutions(name)]
 
 
+def checkpoint_of(folder):
+    """Return the files of a checkpoint, so that a deleted one is rebuilt."""
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json"]
+    return [f"{folder}/{name}" for name in names]
+
+
 def _search_files(name, target):
     """Return the files of the search and the selection of one target, without the architectures."""
     files = ["solutions.parquet", "solutions/mip.json"]
@@ -164,6 +170,8 @@ def _search_files(name, target):
     files += [f"solutions/{rival}.json" for rival in target.compare]
     if target.selection is not None:
         files += ["candidates.json", "selection/solution.json", "selection/scores.parquet", "selection/summary.json"]
+    if target.rounds > 1:
+        files += ["rounds/solution.json", "rounds/curves.parquet", *checkpoint_of("rounds/child")]
     return [f"{RESULTS}/targets/{name}/{file}" for file in files]
 
 
@@ -201,12 +209,6 @@ wildcard_constraints:
 def library_folder(wildcards, input):
     """Return the library's folder, as a function for `params`."""
     return os.path.commonpath([f"{RESULTS}/library", *input.library])
-
-
-def checkpoint_of(folder):
-    """Return the files of a checkpoint, so that a deleted one is rebuilt."""
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "provenance.json"]
-    return [f"{folder}/{name}" for name in names]
 
 
 def _folder_of(files):
@@ -323,7 +325,7 @@ def card_settings(wildcards, threads):
 
 
 def of_the_primary_target():
-    """Return the files of tasks, perplexity, long context and readout, of the parent and the primary target's children."""
+    """Return the files of tasks, perplexity, long context and readout, of parent and primary target's children."""
     # The solver's other solutions would multiply the time and show nothing that the best one does not.
     solutions = [name for name in cfg.solutions(cfg.primary_target) if name == "0" or not name.isdigit()]
     children = [f"{RESULTS}/targets/{cfg.primary_target}/{solution}" for solution in solutions]
@@ -494,7 +496,7 @@ def exact_settings():
 
 def screening_settings():
     """Return the settings of screened scores: those of exact ones, of the estimates, and of the search."""
-    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective"}
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "objective", "rounds"}
     targets = [target.model_dump(mode="json", exclude=others) for target in cfg.targets.values()]
     search = cfg.search.model_dump(mode="json", include={"diverse_gap", "time_limit"})
     scores = cfg.scores.model_dump(mode="json", exclude={"method", "tasks"})
@@ -513,9 +515,15 @@ def table_of_target(folder):
     return lambda wildcards: f"{RESULTS}/{folder}/{cfg.targets[wildcards.target].engine}.parquet"
 
 
+def scores_of_layers(wildcards):
+    """Return the scores of whole layers by which a target drops layers; no file for an objective on questions."""
+    layers = [f"{RESULTS}/scores/layers/{shard}.parquet" for shard in SHARDS]
+    return layers if cfg.scores_layers(wildcards.target) else []
+
+
 def search_settings(wildcards):
     """Return the settings of the solver, without those of baselines and selection."""
-    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection"}
+    others = {"compare_layers_dropped", "compare_uniform", "compare", "selection", "rounds"}
     target = cfg.targets[wildcards.target].model_dump(mode="json", exclude=others)
     search = cfg.search.model_dump(mode="json", exclude={"evolution"})
     return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
@@ -538,13 +546,55 @@ def rival_settings(*names):
     return settings
 
 
+def rounds_settings(wildcards):
+    """Return the settings of a target's rounds: those of its limits and of the solver."""
+    kept = {"constraints", "engine", "export", "objective", "rounds"}
+    target = cfg.targets[wildcards.target].model_dump(mode="json", include=kept)
+    search = cfg.search.model_dump(mode="json", include={"objective", "time_limit"})
+    return slice_of({"target": target, "search": search, "scenarios": cfg.scenarios})
+
+
+def finetune_settings():
+    """Return the settings of finetuning, with its budget."""
+    return slice_of(cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"}))
+
+
+def in_rounds(wildcards):
+    """Return whether a child is the last one of several rounds."""
+    return wildcards.solution == "0" and cfg.targets[wildcards.target].rounds > 1
+
+
+def part_of_child(wildcards):
+    """Return which of how many parts of the finetuning a child has left: the last one after several rounds."""
+    rounds = cfg.targets[wildcards.target].rounds
+    return f"{rounds}/{rounds}" if in_rounds(wildcards) else "1/1"
+
+
+def base_of_child(wildcards):
+    """Return the weights of the child that a child is made from; no file if it is made from the parent."""
+    return f"{RESULTS}/targets/{wildcards.target}/rounds/child/model.safetensors" if in_rounds(wildcards) else []
+
+
 def selection_settings(wildcards):
     """Return the settings of a target's selection."""
-    return slice_of(cfg.targets[wildcards.target].selection)
+    selection = cfg.targets[wildcards.target].selection
+    return slice_of(selection.model_dump(mode="json", exclude={"tokens"} if selection.tokens is None else set()))
+
+
+def for_finetuned(*files):
+    """Return a function of wildcards that returns files if a target's selection finetunes candidates; else none."""
+    selections = {name: target.selection for name, target in cfg.targets.items()}
+    finetuned = {name for name, selection in selections.items() if selection and selection.metric == "finetuned"}
+    return lambda wildcards: list(files) if wildcards.target in finetuned else []
+
+
+def part_settings():
+    """Return the settings of finetunings in one process that have a length of their own."""
+    return slice_of(cfg.finetune.model_dump(mode="json", exclude={"budget", "parallel", "checkpoint_seconds"}))
 
 
 def solutions_of(wildcards):
-    """Return the file of solutions that holds a solution: a baseline's, the selection's or the solver's."""
+    """Return the file of solutions that holds a solution: of a baseline, rounds, a selection or the solver."""
     folder = f"{RESULTS}/targets/{wildcards.target}"
     if wildcards.solution == LAYERS_DROPPED:
         return f"{folder}/solutions/{LAYERS_DROPPED}.json"
@@ -552,6 +602,8 @@ def solutions_of(wildcards):
         return f"{folder}/solutions/{UNIFORM}.json"
     if wildcards.solution in SEARCHES:
         return f"{folder}/solutions/{wildcards.solution}.json"
+    if in_rounds(wildcards):
+        return f"{folder}/rounds/solution.json"
     selected = wildcards.solution == "0" and cfg.targets[wildcards.target].selection is not None
     return f"{folder}/selection/solution.json" if selected else f"{folder}/solutions/mip.json"
 

@@ -3,7 +3,7 @@
 - Input: the parent, the child, the finetune split and its activations.
 - Output: `targets/{target}/{solution}/finetuned/` and `curves.parquet`.
 - Steps: distill hidden states and logits; a killed job resumes from `checkpoints/{target}/{solution}`, which is no
-  output because Snakemake deletes outputs before a job starts.
+  output because Snakemake deletes outputs before a job starts. After several rounds, the last part of the budget.
 """
 
 
@@ -29,7 +29,8 @@ rule finetune_child:
         **runtime("device", "dtype", "seed"),
         folder=output_folder("finetuned"),
         checkpoints=f"{RESULTS}/checkpoints/{{target}}/{{solution}}",
-        settings=slice_of(cfg.finetune.model_dump(mode="json", exclude={"parallel", "checkpoint_seconds"})),
+        settings=finetune_settings(),
+        part=part_of_child,
         parallel=slice_of(cfg.finetune.parallel),
         checkpoint_seconds=unrecorded(cfg.finetune.checkpoint_seconds),
     threads: half_the_cores

@@ -2,8 +2,8 @@
 
 - Input: the parent, the score split and its activations, the library's weights.
 - Output: `scores/{kind}/{variant}/{shard}.parquet`, and with `scores.tasks` `score_questions.json` and
-  `task_scores/{kind}/{variant}/{shard}.parquet`; all are collected in `scores.parquet`;
-  `scores/layers/{shard}.parquet` of whole layers left out, for the baseline that drops layers.
+  `task_scores/{kind}/{variant}/{shard}.parquet`; all are collected in `scores.parquet`; `scores/layers/{shard}.parquet`
+  of whole layers left out, for the baseline that drops layers.
 - Steps: replace one subblock, recompute the layers after it, compare with the parent on the same positions. With
   `scores.method: screened`, one job estimates all scores by second order and does these steps for contenders only;
   exact scores are kept in `checkpoints/scores.json`, so that a changed target or a new variant repeats none.
@@ -35,32 +35,6 @@ rule score_blocks:
         "score_blocks: score one variant in a range of layers, {wildcards}"
     shell:
         command("score_blocks")
-
-
-rule score_layers:
-    """Score whole layers of a range, left out one at a time."""
-    input:
-        parent="<results>/parent/model.safetensors",
-        corpus="<results>/corpus/score.parquet",
-        activations=cached_activations("score"),
-    output:
-        "<results>/scores/layers/{shard}.parquet",
-    log:
-        "<logs>/score_layers/{shard}.log",
-    benchmark:
-        "<benchmarks>/score_layers/{shard}.tsv"
-    params:
-        **code_of("score_layers", "torch", "transformers"),
-        **runtime("device", "dtype"),
-        settings=exact_settings(),
-    resources:
-        gpu=GPU,
-    conda:
-        "../envs/tangram.yaml"
-    message:
-        "score_layers: score whole layers, left out one at a time, {wildcards}"
-    shell:
-        command("score_layers")
 
 
 rule extract_score_tasks:
@@ -106,6 +80,32 @@ rule score_tasks:
         "score_tasks: score one variant in a range of layers by answers to questions, {wildcards}"
     shell:
         command("score_tasks")
+
+
+rule score_layers:
+    """Score whole layers of a range, left out one at a time."""
+    input:
+        parent="<results>/parent/model.safetensors",
+        corpus="<results>/corpus/score.parquet",
+        activations=cached_activations("score"),
+    output:
+        "<results>/scores/layers/{shard}.parquet",
+    log:
+        "<logs>/score_layers/{shard}.log",
+    benchmark:
+        "<benchmarks>/score_layers/{shard}.tsv"
+    params:
+        **code_of("score_layers", "torch", "transformers"),
+        **runtime("device", "dtype"),
+        settings=exact_settings(),
+    resources:
+        gpu=GPU,
+    conda:
+        "../envs/tangram.yaml"
+    message:
+        "score_layers: score whole layers, left out one at a time, {wildcards}"
+    shell:
+        command("score_layers")
 
 
 if cfg.scores.method == "exact":

@@ -41,7 +41,7 @@ rule drop_layers:
         scores="<results>/scores.parquet",
         costs=table_of_target("costs"),
         calibration=table_of_target("calibration"),
-        layers=[f"{RESULTS}/scores/layers/{shard}.parquet" for shard in SHARDS],
+        layers=scores_of_layers,
     output:
         solutions=f"<results>/targets/{{target}}/solutions/{LAYERS_DROPPED}.json",
     log:

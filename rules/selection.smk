@@ -1,11 +1,12 @@
 """The selection: the best of a target's diverse solutions on prompts, before finetuning.
 
-- Input: the parent, the score split, the library, `targets/{target}/solutions/mip.json`.
+- Input: the parent, the score split, the library, `targets/{target}/solutions/mip.json`; for metric `finetuned` the
+  finetune split and its activations.
 - Output: `targets/{target}/candidates.json`; `targets/{target}/selection/`: `solution.json`, `scores.parquet` and
   `summary.json`.
 - Steps: write the checksums of all candidates' pieces; evaluate candidates on prompts, allocated by a policy; a killed
-  job resumes from the scores in `checkpoints/{target}/selection.npz`. Only targets with a `selection` have candidates;
-  the selected one is their solution 0.
+  job resumes from the scores in `checkpoints/{target}/selection.npz` and the trainings beside them. Only targets with a
+  `selection` have candidates; the selected one is their solution 0.
 """
 
 
@@ -39,6 +40,8 @@ rule select_child:
         parent="<results>/parent/model.safetensors",
         corpus="<results>/corpus/score.parquet",
         candidates=candidates_of,  # replaces the library as input: it holds the checksums of the pieces
+        finetune_corpus=for_finetuned(f"{RESULTS}/corpus/finetune.parquet"),
+        finetune_activations=for_finetuned(*cached_activations("finetune")),
     output:
         solutions="<results>/targets/{target}/selection/solution.json",
         table="<results>/targets/{target}/selection/scores.parquet",
@@ -53,6 +56,7 @@ rule select_child:
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),
         settings=selection_settings,
+        finetune=lambda wildcards: part_settings() if for_finetuned("finetune")(wildcards) else "",
         cache=f"{RESULTS}/checkpoints/{{target}}/selection.npz",
     threads: half_the_cores
     resources:

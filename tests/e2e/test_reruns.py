@@ -49,7 +49,8 @@ def node(job: Job) -> str:
 def expected(jobs: set[Job], first: tuple[str, ...]) -> set[Job]:
     """Return the jobs that rerun, by the table, after the rules ``first``."""
     first = tuple(rule for rule in first if any(node(job) == rule for job in jobs))  # rules of this run
-    searches = {"solve_mip": "=0", "drop_layers": "=layers-dropped", "uniform_precision": "=uniform-"}
+    searches = {"solve_mip": "=0", "uniform_precision": "=uniform-"}
+    searches |= dict.fromkeys(("score_layers", "drop_layers"), "=layers-dropped")
     anyway = reruns.onward(rule for rule in first if rule not in searches)
     searched = reruns.onward(rule for rule in first if rule in searches)
     # A search reaches only its own solutions: the solver's children do not depend on the baselines'.
@@ -165,6 +166,7 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.compare": None,
     "search.evolution.shares": [0.5, 1.0],
     "targets.<name>.selection": None,
+    "targets.<name>.rounds": None,
     "evaluation.readout.task": None,
     "studies.image_file": "images.npz",
     "primary_target": None,

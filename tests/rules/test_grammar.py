@@ -48,6 +48,7 @@ NOT_GIVEN = {
     "pin_architecture": {"library"},
     "pin_candidates": {"library"},
     "evolve_child": {"library"},
+    "iterate_child": {"library"},
     "score_screened": {"library", "costs"},
     "build_report": {
         *("parent", "corpus", "library", "scores", "costs", "calibration", "search"),
@@ -58,9 +59,9 @@ WATCHED = {"code", "environment", "template"}  # params that rerun a rule and ar
 
 # Rules that compute with blocks; the modules of blocks are imported by name and added to the code hash.
 OF_ARCHITECTURES = {"select_child", "assemble_child", "write_card"}
-OF_THE_LIBRARY = {"score_screened", "calibrate_costs", "evolve_child", "build_report"}
+OF_THE_LIBRARY = {"score_screened", "calibrate_costs", "evolve_child", "iterate_child", "build_report"}
 # Rules that import the registry but do not compute with blocks: they read names of variants, finished children, or the
-# parent's activations.
+# parent's activations or layers.
 OF_NAMES = {
     *("solve_mip", "drop_layers", "uniform_precision", "search_rival", "drop_by_influence"),
     *("pin_architecture", "pin_candidates", "finetune_child"),

@@ -12,8 +12,8 @@ import tangram
 
 ROOT = Path(tangram.__file__).parent
 STAGES = {
-    "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "child", "finetune",
-    "trials", "export", "evaluation", "report",
+    "parent", "corpus", "activations", "library", "scores", "costs", "search", "selection", "rounds", "child",
+    "finetune", "trials", "export", "evaluation", "report",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The plan with selection: candidates are pinned and compared, and one child is assembled and finetuned."""
+"""The plan with selection or rounds: one child is assembled and finetuned, whatever is compared or trained before."""
 
 import copy
 from collections import Counter
@@ -35,3 +35,22 @@ def test_one_child_of_many_candidates_is_finetuned(tmp_path: Path) -> None:
 
 def test_without_a_selection_nothing_is_selected(tmp_path: Path) -> None:
     assert plan(DEFAULT, tmp_path)["select_child"] == 0
+
+
+def test_finetuned_candidates_need_the_finetune_split(tmp_path: Path) -> None:
+    config = copy.deepcopy(DEFAULT)
+    selection = {"metric": "finetuned", "tokens": 10_000}
+    config["targets"] = {"speed-1.2": config["targets"]["speed-1.2"] | {"solutions": 6, "selection": selection}}
+    jobs = plan(config, tmp_path)
+    assert jobs["select_child"] == 1
+    assert jobs["finetune_child"] == 2
+
+
+def test_rounds_are_one_job_more(tmp_path: Path) -> None:
+    config = copy.deepcopy(DEFAULT)
+    config["targets"] = {"speed-1.2": config["targets"]["speed-1.2"] | {"rounds": 3}}
+    jobs = plan(config, tmp_path)
+    assert jobs["iterate_child"] == 1
+    assert jobs["solve_mip"] == 1
+    assert jobs["pin_architecture"] == 2
+    assert jobs["assemble_child"] == jobs["finetune_child"] == jobs["evaluate_model"] == 2

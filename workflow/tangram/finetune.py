@@ -143,8 +143,12 @@ class TextKL:
         return compare_on_text(*self._models, *text, self._batch, "KL on the score split")["kl"].mean(dim=1)
 
 
-def budget_of(settings: Finetune, examples: int, length: int, seed: int) -> TrainingPlan:
-    """Return the plan of a finetuning on ``examples`` sequences of ``length`` tokens."""
+def budget_of(settings: Finetune, examples: int, length: int, seed: int, steps: range | None = None) -> TrainingPlan:
+    """Return the plan of a finetuning on ``examples`` sequences of ``length`` tokens.
+
+    With ``steps``, it takes only these, of a training in several parts that reads its sequences in one order. Each part
+    has a learning rate schedule of its own.
+    """
     budget, sequences = settings.budget, examples
     if budget.epochs is not None:
         sequences = budget.epochs * examples
@@ -152,7 +156,7 @@ def budget_of(settings: Finetune, examples: int, length: int, seed: int) -> Trai
         sequences = -(-budget.tokens // length)
     return TrainingPlan(
         examples=examples,
-        steps=steps_of(sequences, examples, settings.batch_size),
+        steps=steps_of(sequences, examples, settings.batch_size) if steps is None else len(steps),
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
         learning_rate=settings.learning_rate,
@@ -161,8 +165,15 @@ def budget_of(settings: Finetune, examples: int, length: int, seed: int) -> Trai
         clip_norm=settings.clip_norm,
         seed=seed,
         schedule=settings.schedule,
-        seconds=None if budget.minutes is None else 60 * budget.minutes,
+        seconds=None if budget.minutes is None or steps is not None else 60 * budget.minutes,
+        first=0 if steps is None else steps.start,
     )
+
+
+def part_of(settings: Finetune, examples: int, length: int, number: int, parts: int) -> range:
+    """Return the steps of one of several equal parts of a finetuning, numbered from 1; together they are its steps."""
+    steps = budget_of(settings, examples, length, seed=0).steps
+    return range(steps * (number - 1) // parts, steps * number // parts)
 
 
 def finetune(
@@ -177,16 +188,17 @@ def finetune(
     world: World = World(),  # noqa: B008 (frozen)
     weights: str | None = None,
     validation: TextKL | None = None,
+    steps: range | None = None,
 ) -> list[dict[str, Any]]:
     """Train the weights of ``child`` in place, except matrices of 8 bits and their scales.
 
     See `Distillation` and `training.loop.train` for arguments and errors. The returned rows have a column more, tokens:
-    those that were trained on after the step, and of ``validation``, before it.
+    those that were trained on after the step, and of ``validation``, before it. For ``steps`` see `budget_of`.
 
     If the world is sharded, ``child`` is a `models.by_layer.meta_model`, ``weights`` is its checkpoint folder, and
     `World.gather` rounds the trained weights to the child's dtype.
     """
-    plan = budget_of(settings, len(input_ids), input_ids.shape[1], seed)
+    plan = budget_of(settings, len(input_ids), input_ids.shape[1], seed, steps)
     child.requires_grad_(True)
     for module in child.modules():
         if isinstance(module, ScaledLinear):  # AdamW's steps are absolute; they exceed the precision of a scale

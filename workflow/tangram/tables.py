@@ -183,8 +183,8 @@ TRIALS = pa.schema(
 SELECTION = pa.schema(
     [
         _field("candidate", _INT, "number of the solution"),
-        _field("prompt", _INT, "index, in the order of the score split"),
-        _field("metric", _TEXT, "'kl', 'lm_loss' or 'judge', nats per token"),
+        _field("prompt", _INT, "index, in the order of the score split; of whole sequences for 'finetuned'"),
+        _field("metric", _TEXT, "'kl', 'lm_loss', 'judge', or 'finetuned': KL after training; nats per token"),
         _field("value", _REAL, "as the metric says, mean over the prompt's tokens, or the continuation's"),
         _field("tokens", _INT, "of the prompt; for a judge also of the continuation, written and read"),
     ]

@@ -66,7 +66,7 @@ def test_folder_equals_the_assembly_in_memory(arguments, llama):
     loaded = load_model(arguments / "child")
     assert torch.equal(loaded(tokens).logits, child_of(llama, MIXED)(tokens).logits)
     made = json.loads((arguments / "child" / "provenance.json").read_text())
-    assert made["architecture"]["layers"][1] == {"attention": "gqa-1", "ffn": "width-0.5"}
+    assert made["architecture"]["layers"][1] == {"attention": "gqa-1", "ffn": "width-0.5", "coupled": False}
     assert made["model_safetensors_sha256"] == sha256_of(arguments / "child" / "model.safetensors")
     used = "library/attention/gqa-1/0-2.safetensors"
     assert made["sources"][used] == sha256_of(arguments / used)

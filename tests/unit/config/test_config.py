@@ -14,6 +14,7 @@ from tangram.errors import TangramError
 CONFIGS = Path(__file__).parents[3] / "config"
 DEFAULT = yaml.safe_load((CONFIGS / "smollm2-structure.yaml").read_text())
 TEXT = [{"type": "python-docs"}]
+TARGET = {"constraints": [{"quantity": "parameters", "max": 0.9}]}
 
 
 def changed(path: str, value: Any) -> dict:
@@ -458,6 +459,61 @@ MISTAKES = {
         None,
         {"finetune": {"parallel": {"strategy": "fsdp"}}, "library": {"precisions": {"ffn": ["int8"]}}},
         "finetune.parallel.strategy: fsdp cannot shard pieces with a precision, such as library.ffn's 'parent@int8'",
+    ),
+    "rounds in another engine": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 2, "engine": "vllm"}}},
+        "rounds: 2 needs engine: torch, not vllm; leave rounds out",
+    ),
+    "rounds of several solutions": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 2, "solutions": 3}}},
+        "rounds: 2 goes on with one solution of each round; leave solutions and selection out, or rounds",
+    ),
+    "rounds of minutes": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 2}}, "finetune": {"budget": {"minutes": 3}}},
+        "targets.speed-1.2.rounds: 2 divides finetune.budget, but not minutes; give tokens or epochs",
+    ),
+    "more rounds than batches": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 4}}, "finetune": {"budget": {"tokens": 1000}}},
+        "targets.speed-1.2.rounds: 4 needs as many batches, and finetune.budget has 4 sequences in batches of 2; raise",
+    ),
+    "rounds in several processes": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 2}}, "finetune": {"parallel": {"processes_per_node": 2}}},
+        "targets.speed-1.2.rounds: 2 trains in one process; leave finetune.parallel or rounds out",
+    ),
+    "rounds of coupled pairs": (
+        None,
+        {
+            "targets": {"speed-1.2": {**TARGET, "rounds": 2}},
+            "library": {**DEFAULT["library"], "coupled": {"pairs": ["gqa-1+width-0.5"]}},
+        },
+        "targets.speed-1.2.rounds: 2 scores single pieces, not library.coupled; leave one of both out",
+    ),
+    "rounds by answers to questions": (
+        None,
+        {
+            "targets": {"speed-1.2": {**TARGET, "rounds": 2, "objective": {"kl": 1, "margin": 1}}},
+            "scores": {"tasks": {"names": ["q.jsonl"]}},
+        },
+        "targets.speed-1.2.rounds: 2 scores children on text, which has no margin; take another objective, or leave",
+    ),
+    "too few tokens for finetuned candidates": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "solutions": 8, "selection": {"metric": "finetuned", "tokens": 4000}}}},
+        "targets.speed-1.2.selection.tokens: 4000 do not suffice for a step of 512 tokens of every candidate in each "
+        "round; write at least 4096",
+    ),
+    "finetuned candidates of a sharded training": (
+        None,
+        {
+            "targets": {"speed-1.2": {**TARGET, "solutions": 8, "selection": {"metric": "finetuned", "tokens": 9000}}},
+            "finetune": {"parallel": {"strategy": "fsdp"}},
+        },
+        "targets.speed-1.2.selection.metric: finetuned trains in one process; set finetune.parallel.strategy: ddp",
     ),
     "nothing to choose from": ("library", {"attention": [], "ffn": []}, "attention and ffn are empty"),
     "two spellings of a width": (

@@ -80,11 +80,11 @@ def test_the_parent_s_own_layer_and_head_change_nothing(tiny_parent):
     model, tokenizer = load_model(folder).requires_grad_(False), load_tokenizer(folder)
     scorer = AnswerScores(model, tokenizer, QUESTIONS)
     states = scorer._run(0, [copy.deepcopy(decoder_layers(model)[0])])
-    assert torch.equal(scorer._answers(states, None)["margin"], scorer._parent["margin"])
+    assert torch.equal(scorer._answers(states, None)["margin"], scorer.answers["margin"])
     head = replace_head(model.lm_head, "bf16", model.lm_head.to(torch.bfloat16).state_dict())
     margins = scorer._answers(scorer._run(0, []), head)["margin"]
-    assert torch.allclose(margins, scorer._parent["margin"], atol=0.2)
-    assert not torch.equal(margins, scorer._parent["margin"])
+    assert torch.allclose(margins, scorer.answers["margin"], atol=0.2)
+    assert not torch.equal(margins, scorer.answers["margin"])
 
 
 def test_the_parent_s_answers_are_those_of_lm_eval(tiny_parent, tmp_path):
@@ -101,7 +101,7 @@ def test_the_parent_s_answers_are_those_of_lm_eval(tiny_parent, tmp_path):
     tasks = {"mine": Benchmark(questions, "Question: {{input}}\nAnswer:")}
     write_tasks(tasks, tmp_path)
     expected = answer_tasks(model, tokenizer, tmp_path, tasks, None, "test")["mine"]["acc"]
-    ours = AnswerScores(model, tokenizer, QUESTIONS)._parent["accuracy"].mean().item()
+    ours = AnswerScores(model, tokenizer, QUESTIONS).answers["accuracy"].mean().item()
     assert ours == pytest.approx(float(expected.mean()))
     assert 0 < ours < 1
 

@@ -12,10 +12,11 @@ from warm_snakemake import warm_snakemake
 
 from tangram.config import load, parse
 from tangram.errors import TangramError
-from tangram.tools.estimate import MASTER_BYTES, stages, trained_bytes
+from tangram.tools.estimate import stages
 from tangram.tools.plan import merged, table, with_measured
 from tangram.tools.rates import RATES, Rates
 from tangram.tools.sizes import sizes_of
+from tangram.tools.work import MASTER_BYTES, trained_bytes
 
 ROOT = Path(__file__).parents[3]
 H100 = load(ROOT / "config" / "llama-3.1-8b-h100.yaml")
@@ -93,7 +94,7 @@ def test_trials_of_texts_are_counted():
     assert own.seconds > docs.seconds > 0  # the parent writes its text
     sizes = sizes_of(H100)
     by_hand = 1e6 * (6 * (0.9 * sizes.layers * sizes.layer + sizes.head) + 2 * (sizes.body + sizes.head)) / 1e12
-    assert docs.seconds > by_hand  # the held-out text is measured, too
+    assert docs.seconds == pytest.approx(by_hand, rel=0.05)  # and the held-out text
     (_, longer), _ = planned(tokens=2 * 10**6)
     assert longer.seconds - docs.seconds == pytest.approx(by_hand)
 
@@ -102,6 +103,8 @@ def test_dropped_layers_are_scored_once_for_all_targets():
     raw = H100.model_dump(mode="json")
     scored = [stage.jobs for stage in stages(H100, RATES["cuda"]) if stage.rule == "score_layers"]
     assert scored == [next(stage.jobs for stage in stages(H100, RATES["cuda"]) if stage.rule == "measure_moments")]
+    answered = {"scores": {"tasks": {"names": ["q.jsonl"]}}, "search": {"objective": "accuracy"}}
+    assert "score_layers" not in {stage.rule for stage in stages(parse(raw | answered), RATES["cuda"])}
     targets = {name: target | {"compare_layers_dropped": False} for name, target in raw["targets"].items()}
     assert "score_layers" not in {stage.rule for stage in stages(parse(raw | {"targets": targets}), RATES["cuda"])}
 
@@ -119,6 +122,23 @@ def test_answers_are_a_job_for_every_piece_by_questions():
     start = 2 * few[0].seconds - many[0].seconds  # the seconds without questions
     assert many[0].seconds - start == pytest.approx(2 * (few[0].seconds - start))
     assert 0 < start < few[0].seconds
+
+
+def test_rounds_divide_the_training_and_score_again():
+    free = Rates(flops=1e12, decode_bytes=1e12, disk_bytes=1e30, startup=0)
+    raw = H100.model_dump(mode="json")
+    raw["finetune"].pop("parallel")  # rounds train in one process
+    name = raw["primary_target"]
+    raw["targets"] = {name: raw["targets"][name] | {"compare_layers_dropped": False, "compare": []}}
+    once = {stage.rule: stage for stage in stages(parse(raw), free)}
+    iterated = raw["targets"][name] | {"rounds": 4, "solutions": 1, "selection": None}
+    found = {stage.rule: stage for stage in stages(parse(raw | {"targets": {name: iterated}}), free)}
+    assert "iterate_child" not in once
+    assert once["finetune_child"].jobs == found["finetune_child"].jobs == found["iterate_child"].jobs == 1
+    assert found["finetune_child"].seconds == pytest.approx(once["finetune_child"].seconds / 4)
+    scored = sum(s.jobs * s.seconds for s in stages(parse(raw), free) if s.rule == "score_blocks")
+    trained = found["iterate_child"].seconds - 3 / 4 * once["finetune_child"].seconds
+    assert 0.5 * scored < trained / 3 < 1.5 * scored  # a job of score_blocks may compute activations, too
 
 
 def test_screening_is_one_job_that_grows_slowly():

@@ -34,7 +34,7 @@ from tangram.models import (
 )
 from tangram.models.families import CHILD_PREFIX, Shape, read_config
 from tangram.models.layouts import Place, layout_among
-from tangram.models.loading import check_parent, is_finite, model_class
+from tangram.models.loading import attention_of, check_parent, is_finite, model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -72,10 +72,18 @@ def load_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         TangramError: the file cannot be read.
     """
+    return read_tensors(Path(folder) / WEIGHTS_FILE)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's file.
+
+    Raises:
+        TangramError: the file cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(folder) / WEIGHTS_FILE
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -195,6 +203,7 @@ def build_child(config: PreTrainedConfig, state: State) -> Any:
         config=copy.deepcopy(config),
         state_dict={name: tensor.clone() for name, tensor in state.items()},
         dtype=dtype_of(state),
+        attn_implementation=attention_of(config),
     )
 
 

@@ -13,6 +13,7 @@ def assemble_child(
     library: Annotated[str, typer.Option(help="library folder, {kind}/{variant}/{shard}.safetensors")],
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     folder: Annotated[str, typer.Option(help="folder of the child")],
+    base: Annotated[str | None, reads("weights of a trained child, which equal subblocks keep")] = None,
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
@@ -31,6 +32,7 @@ def assemble_child(
         load_parent,
         save_child,
     )
+    from tangram.child.reassemble import load_child, reassemble_state
     from tangram.files import sha256_of
     from tangram.library.pieces import read_library, shard_file
     from tangram.provenance import provenance
@@ -39,9 +41,19 @@ def assemble_child(
     ranges = tuple(shards.split(","))
     parent_config, parent_state = load_parent(parent)
     config = build_config(parent_config, choices)
-    state = assemble_state(parent_state, choices, read_library(library, ranges))
-    used = {shard_file(library, ranges, kind, name, layer) for layer, kind, _, name in choices.stored()}
-    sources = {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
+    pieces, kept, sources = read_library(library, ranges), set[tuple[int, str, str]](), dict[str, str]()
+    if base is None:
+        state = assemble_state(parent_state, choices, pieces)
+    else:
+        trained = load_child(Path(base).parent)
+        state, kept = reassemble_state(parent_state, trained, choices, pieces), set(trained.architecture.pieces())
+        sources["base"] = sha256_of(base)
+    used = {
+        shard_file(library, ranges, kind, name, layer)
+        for layer, kind, variant, name in choices.stored()
+        if (layer, kind, variant) not in kept
+    }
+    sources |= {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
     settings = {"dtype": runtime.dtype, "shards": shards}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(

@@ -14,9 +14,12 @@ def drop_layers(
     calibration: Annotated[str, reads("CALIBRATION table")],
     parent: Annotated[str, reads_model("parent, of which config.json is read")],
     solutions: Annotated[str, writes("layers, dropped layers and importances, predicted speeds (JSON)")],
-    layers: Annotated[list[str] | None, reads_each("SCORES tables of dropped layers, of all shards")] = None,
+    layers: Annotated[
+        list[str] | None,
+        reads_each("SCORES tables of dropped layers, of all shards; sums of no-ops' scores if omitted"),
+    ] = None,
 ) -> None:
-    """Write the architecture that drops the layers without which, one at a time, the parent's scores are smallest."""
+    """Write the architecture that drops the layers without which, one at a time, the parent loses least."""
     import sys
     from pathlib import Path
 
@@ -33,10 +36,13 @@ def drop_layers(
 
     section = Settings.model_validate_json(settings)
     problem = load_problem(section, *map(Path, (scores, costs, calibration, parent)))
-    table = pd.concat([read_table(path, SCORES) for path in layers or ()], ignore_index=True)
-    importance = joint_importance(table, objective_of(section.target, section.search), problem.num_layers)
+    importance = None
+    if layers:
+        table = pd.concat([read_table(path, SCORES) for path in layers], ignore_index=True)
+        importance = joint_importance(table, objective_of(section.target, section.search), problem.num_layers)
     architecture, batches, dropped = drop_whole_layers(problem, importance)
-    entry = {"solution": LAYERS_DROPPED, "layers_dropped": list(dropped), "importance": importance}
+    entry = {"solution": LAYERS_DROPPED, "layers_dropped": list(dropped)}
+    entry |= {} if importance is None else {"importance": importance}
     entry |= architecture_summary(problem, architecture, batches)
     print(f"drop_layers: {len(dropped)} layers dropped, predicted speed-up {speeds(entry)}", file=sys.stderr)
     save_solutions(beside_parent(problem, [entry]), solutions, provenance("tangram.commands.drop_layers", settings))

@@ -21,6 +21,7 @@ def finetune_child(
     score_activations: Annotated[str | None, reads("its cached activations; recomputed if omitted")] = None,
     parallel: Annotated[str, typer.Option(help="config section `finetune.parallel` as JSON")] = "{}",
     checkpoint_seconds: Annotated[float, typer.Option(help="seconds between two saves of the training state")] = 120,
+    part: Annotated[str, typer.Option(help="which of how many equal parts of the budget, such as 3/3")] = "1/1",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the finetuned checkpoint and the training curves, in as many processes as `parallel` sets.
@@ -44,7 +45,7 @@ def finetune_child(
     from tangram.activations import open_activations
     from tangram.child.assemble import load_weights, save_child
     from tangram.corpus.tokens import read_tokens
-    from tangram.finetune import VALIDATED, TextKL, finetune
+    from tangram.finetune import VALIDATED, TextKL, finetune, part_of
     from tangram.gguf_types import round_pieces
     from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
@@ -61,7 +62,7 @@ def finetune_child(
         states = open_activations(activations, teacher, input_ids, section.micro_batch_size, runtime.local_copy)
         metadata = provenance("tangram.commands.finetune_child", settings, runtime.device)
         weights_files = [Path(model) / WEIGHTS for model in (parent, child)]
-        identity = fingerprint([*metadata.values(), str(runtime.seed)], [*weights_files, corpus])
+        identity = fingerprint([*metadata.values(), str(runtime.seed), part], [*weights_files, corpus])
         checkpointing = Checkpointing(Path(checkpoints), checkpoint_seconds, identity)
         label = f"finetune_child {Path(child).parent.parent.name} {Path(child).parent.name}"
         source = child if world.sharded else None
@@ -69,13 +70,15 @@ def finetune_child(
         if score is not None and not world.sharded and world.rank == 0:
             kl = TextKL(student, teacher, score, score_activations, section.micro_batch_size)
         before = kl.by_sequence() if kl else None
-        training = (section, runtime.seed, label, checkpointing, world, source, kl)
+        number, parts = map(int, part.split("/"))
+        steps = part_of(section, *input_ids.shape, number, parts) if parts > 1 else None
+        training = (section, runtime.seed, label, checkpointing, world, source, kl, steps)
         rows = finetune(student, teacher, states, input_ids, *training)
         if not world.sharded:  # pieces with a precision are never sharded
             round_pieces(student)
         weights = world.gather(student, getattr(torch, runtime.dtype))
-        steps, tokens = rows[-1]["step"] + 1, rows[-1]["tokens"]
-        record: dict[str, object] = {"kept": "trained", "finetune_steps": steps, "finetune_tokens": tokens}
+        taken, tokens = rows[-1]["step"] + 1, rows[-1]["tokens"]
+        record: dict[str, object] = {"kept": "trained", "finetune_steps": taken, "finetune_tokens": tokens}
         if kl is not None and before is not None:
             after = kl.by_sequence()
             record |= {"kl_before": before.mean().item(), "kl_after": after.mean().item()}
@@ -83,7 +86,7 @@ def finetune_child(
                 record["kept"], weights = "initial", load_weights(child)
             change = f"KL {before.mean():.4f} -> {after.mean():.4f} on the score split"
             print(f"{label}: {change}, {record['kept']} kept", file=sys.stderr)
-            for step, seen, values in ((0, 0, before), (steps, tokens, after)):
+            for step, seen, values in ((0, 0, before), (taken, tokens, after)):
                 first = values[:VALIDATED].mean().item()
                 rows.append({"step": step, "tokens": seen, "metric": VALIDATION_KL, "value": first})
         if world.rank == 0:

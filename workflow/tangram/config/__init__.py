@@ -50,6 +50,7 @@ from tangram.config.targets import (
     Search,
     Selection,
     Target,
+    halving_sizes,
     uniform_precision,
     uniform_solution,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "TextSource",
     "TextTrials",
     "Unique",
+    "halving_sizes",
     "load",
     "parse",
     "slice_of",

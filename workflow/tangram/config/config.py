@@ -22,6 +22,7 @@ from tangram.config.targets import (
     ON_TASKS,
     Search,
     Target,
+    halving_sizes,
     uniform_precision,
     uniform_solution,
 )
@@ -89,8 +90,7 @@ class Config(Section):
             if answered and self.library.pairs():
                 raise ValueError(f"{where}: library.coupled has no scores by {answered[0]}; leave one of both out")
         for name, target in self.targets.items():
-            own = metrics[f"targets.{name}.objective" if target.objective else "search.objective"]
-            if EVOLUTIONARY in target.compare and own.intersection(ON_TASKS):
+            if EVOLUTIONARY in target.compare and self._metrics_of(name).intersection(ON_TASKS):
                 raise ValueError(
                     f"targets.{name}.compare: {EVOLUTIONARY} measures children on text, not on questions; leave it "
                     "out, or take another objective"
@@ -209,6 +209,62 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _finetuned_candidates(self) -> Config:
+        length = self.corpus.sequence_length
+        for name, target in self.targets.items():
+            if target.selection is None or target.selection.metric != "finetuned":
+                continue
+            where = f"targets.{name}.selection"
+            if self.finetune.parallel.strategy == "fsdp":
+                raise ValueError(
+                    f"{where}.metric: finetuned trains in one process; set finetune.parallel.strategy: ddp"
+                )
+            if self.finetune.span_contrast.weight:
+                raise ValueError(
+                    f"{where}.metric: finetuned would begin span_contrast anew in each round; set its weight to 0"
+                )
+            if self.corpus.score.sequences(length) < 2:
+                raise ValueError(f"{where}.metric: finetuned halves the score split, one sequence; raise its tokens")
+            step = self.finetune.batch_size * self.corpus.finetune.length(length)
+            sizes = halving_sizes(target.solutions)
+            needed = step * len(sizes) * sizes[0]
+            if target.selection.tokens is not None and target.selection.tokens < needed:
+                raise ValueError(
+                    f"{where}.tokens: {target.selection.tokens} do not suffice for a step of {step} tokens of every "
+                    f"candidate in each round; write at least {needed}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Config:
+        length, parallel, budget = self.corpus.sequence_length, self.finetune.parallel, self.finetune.budget
+        for name, target in self.targets.items():
+            if target.rounds == 1:
+                continue
+            where = f"targets.{name}.rounds: {target.rounds}"
+            if self.library.pairs():
+                raise ValueError(f"{where} scores single pieces, not library.coupled; leave one of both out")
+            if answered := sorted(self._metrics_of(name).intersection(ON_TASKS)):
+                raise ValueError(
+                    f"{where} scores children on text, which has no {answered[0]}; take another objective, or leave "
+                    "rounds out"
+                )
+            if parallel.nodes * parallel.processes_per_node > 1:
+                raise ValueError(f"{where} trains in one process; leave finetune.parallel or rounds out")
+            if self.finetune.span_contrast.weight:
+                raise ValueError(f"{where} would begin span_contrast anew in each round; set its weight to 0")
+            if budget.minutes is not None:
+                raise ValueError(f"{where} divides finetune.budget, but not minutes; give tokens or epochs")
+            sequences = (budget.epochs or 0) * self.corpus.finetune.sequences(length)
+            sequences = sequences or -(-(budget.tokens or 0) // self.corpus.finetune.length(length))
+            if sequences < target.rounds * self.finetune.batch_size:
+                raise ValueError(
+                    f"{where} needs as many batches, and finetune.budget has {sequences} sequences in batches of "
+                    f"{self.finetune.batch_size}; raise the budget or lower rounds"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _layers_to_drop(self) -> Config:
         kinds_without_no_op = [kind for kind in KINDS if NO_OP not in self.library.listed(kind)]
         for name, target in self.targets.items():
@@ -240,6 +296,15 @@ class Config(Section):
                     raise ValueError(f"{where}: {reason}; choose another precision")
                 if variant not in self.library.variants(kind):
                     raise ValueError(f"{where} needs '{variant}' in library.{kind}; add it")
+
+    def scores_layers(self, target: str) -> bool:
+        """Return whether a target drops layers by scores of whole layers; on text these lack metrics of questions."""
+        return self.targets[target].compare_layers_dropped and not self._metrics_of(target).intersection(ON_TASKS)
+
+    def _metrics_of(self, target: str) -> set[str]:
+        """Return the metrics of a target's objective."""
+        objective = self.targets[target].objective or self.search.objective
+        return {objective} if isinstance(objective, str) else set(objective)
 
     def uniform_solutions(self, target: str) -> dict[str, str]:
         """Return the precisions of a target's rivals of uniform precision, by the rivals' names."""

@@ -45,8 +45,8 @@ READS: dict[str, tuple[str, ...]] = {
     "score_blocks trained": (*_TEXT_OF_SCORES, "distill_blocks"),
     "score_blocks quantized": (*_TEXT_OF_SCORES, "quantize_blocks trained"),
     "score_blocks parent": (*_TEXT_OF_SCORES, "quantize_blocks parent"),
-    "score_layers": _TEXT_OF_SCORES,
     "score_blocks pairs": (*_TEXT_OF_SCORES, "distill_pairs"),
+    "score_layers": _TEXT_OF_SCORES,
     "extract_score_tasks": (),
     "score_tasks trained": ("fetch_parent", "extract_score_tasks", "distill_blocks"),
     "score_tasks quantized": ("fetch_parent", "extract_score_tasks", "quantize_blocks trained"),
@@ -67,8 +67,13 @@ READS: dict[str, tuple[str, ...]] = {
     "evolve_child": (*_TABLES, "build_corpus score", "capture_activations score", *_PIECES),
     "pin_candidates": ("solve_mip", *_PIECES),
     "select_child": ("fetch_parent", "build_corpus score", "pin_candidates"),
-    "pin_architecture": ("solve_mip", "drop_layers", "uniform_precision", *_SEARCHES, "select_child", *_PIECES),
-    "assemble_child": ("fetch_parent", "pin_architecture"),
+    # And the finetune split, which `IN_WORDS` tells of: most runs have no rounds.
+    "iterate_child": (*_TABLES, *_PIECES, "build_corpus score", "capture_activations score"),
+    "pin_architecture": (
+        *("solve_mip", "drop_layers", "uniform_precision", *_SEARCHES, "select_child", "iterate_child"),
+        *_PIECES,
+    ),
+    "assemble_child": ("fetch_parent", "pin_architecture", "iterate_child"),
     "finetune_child": (
         "assemble_child",
         *("build_corpus finetune", "capture_activations finetune"),
@@ -110,6 +115,7 @@ _ON_TEXT = ("evaluate_parent", "evaluate_model", *_IN_ENGINES)
 _PERPLEXITY = ("evaluate_parent_perplexity", "evaluate_perplexity")
 _LONG_CONTEXT = ("evaluate_parent_long_context", "evaluate_long_context")
 _SEEDED = (*_SPEEDS, *_TASKS, *_LONG_CONTEXT, "evaluate_readout")
+_ROUNDS = ("iterate_child",)  # of targets with several rounds
 _BASELINES = ("drop_layers", "uniform_precision", *_SEARCHES)
 _MEASURE = tuple(f"measure_costs {engine}" for engine in _ENGINES)
 _CALIBRATE = tuple(f"calibrate_costs {engine}" for engine in _ENGINES)
@@ -126,10 +132,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "seed": (
         *(*_CORPUS, "try_text", "distill_blocks", "distill_pairs", "score_screened", *_MEASURE, *_CALIBRATE),
         *("search_rival", "evolve_child"),
-        *("select_child", "finetune_child"),
+        *("select_child", "iterate_child", "finetune_child"),
         *_SEEDED,
     ),
-    "device": (*_CORPUS, "try_text", *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ON_TEXT, *_PERPLEXITY, *_SEEDED),
+    "device": (
+        *(*_CORPUS, "try_text", *_ON_DEVICE, *_SEARCHES[1:], "select_child", *_ROUNDS),
+        *(*_ON_TEXT, *_PERPLEXITY, *_SEEDED),
+    ),
     "dtype": EVERYTHING,
     "parent": EVERYTHING,
     "parent.by_layer": (),
@@ -137,7 +146,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "corpus": (*_CORPUS, "try_text"),
     **{f"corpus.{split}": (f"build_corpus {split}",) for split in _SPLITS},
     "text_trials": ("try_text",),
-    "activations.mode": ("try_text", *_FITTED, *_SCORE, *_SEARCHES[1:], "finetune_child", *_ON_TEXT),
+    "activations.mode": ("try_text", *_FITTED, *_SCORE, *_SEARCHES[1:], *_ROUNDS, "finetune_child", *_ON_TEXT),
     "activations.batch_size": _CAPTURE,
     "activations.local_copy": (),
     "library.layers_per_shard": _FITTED,
@@ -148,27 +157,27 @@ KEYS: dict[str, tuple[str, ...]] = {
     "library.pruning": ("distill_blocks", "distill_pairs"),  # of variants that remove channels or heads
     **{f"library.bld.{key}": _FITTED for key in ("batch_size", "holdout_fraction", "normalize")},
     "library.bld.checkpoint_seconds": (),
-    "scores": (*_SCORE, "evolve_child"),
-    "scores.batch_size": (*_SCORE, *_SEARCHES[1:]),
+    "scores": (*_SCORE, "evolve_child", *_ROUNDS),
+    "scores.batch_size": (*_SCORE, *_SEARCHES[1:], *_ROUNDS),
     "scores.label_samples": ("score_screened",),
     "scores.tasks": ("extract_score_tasks", "extract_tasks"),
     "scenarios": (
-        *(*_MEASURE, *_CALIBRATE, "score_screened", "solve_mip", *_BASELINES),
+        *(*_MEASURE, *_CALIBRATE, "score_screened", "solve_mip", *_BASELINES, *_ROUNDS),
         *_SPEEDS,
     ),
     "costs": (*_MEASURE, *_CALIBRATE),
     "search": ("score_screened", "solve_mip"),
-    "search.objective": ("solve_mip", *_BASELINES),
+    "search.objective": ("solve_mip", *_BASELINES, *_ROUNDS),
     "search.sensitivity": ("solve_mip",),
-    "search.time_limit": ("score_screened", "solve_mip", "search_rival", "evolve_child"),
+    "search.time_limit": ("score_screened", "solve_mip", "search_rival", "evolve_child", *_ROUNDS),
     "search.evolution": ("evolve_child",),
     "targets.<name>": ("score_screened", "solve_mip"),
-    "targets.<name>.constraints": ("score_screened", "solve_mip", *_BASELINES),
-    "targets.<name>.export": ("score_screened", "solve_mip", *_BASELINES),
-    "targets.<name>.objective": ("solve_mip", *_BASELINES),
+    "targets.<name>.constraints": ("score_screened", "solve_mip", *_BASELINES, *_ROUNDS),
+    "targets.<name>.export": ("score_screened", "solve_mip", *_BASELINES, *_ROUNDS),
+    "targets.<name>.objective": ("solve_mip", *_BASELINES, *_ROUNDS),
     "targets.<name>.selection": ("select_child",),
-    "finetune": ("try_text", "finetune_child"),
-    "finetune.budget": ("finetune_child",),
+    "finetune": ("try_text", *_ROUNDS, "finetune_child"),
+    "finetune.budget": (*_ROUNDS, "finetune_child"),
     "finetune.parallel": ("finetune_child",),
     "finetune.checkpoint_seconds": (),
     "evaluation.batch_size": _ON_TEXT,
@@ -200,6 +209,10 @@ IN_WORDS = {
     "which times all children together, and the report",
     "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform, targets.<name>.compare": "the jobs of the "
     "baseline or search come or go, and `measure_speed`",
+    "targets.<name>.rounds": "the target's `iterate_child` comes, reruns or goes, then its solution 0; with several "
+    "rounds, a change of `corpus.finetune` reruns `iterate_child`, too",
+    "targets.<name>.selection.metric": "`select_child`; with `finetuned`, a change of `corpus.finetune`, or of "
+    "`finetune` without its budget, reruns `select_child`, too",
     "text_trials.sources, text_trials.draws": "a new text or draw: its own `try_text`, then `try_texts` and the report",
     "primary_target": "`evaluate_tasks`, `evaluate_readout` and the baselines of uniform precision of the new primary "
     "target, and the report",
@@ -226,7 +239,8 @@ OF_A_VARIANT = (
 # Rules that import an engine's module by name, too: the one that times pieces, or trained models.
 IN_AN_ENGINE = {"measure_costs": TIMERS, "calibrate_costs": TIMERS, "measure_speed": SPEED_TIMERS}
 OF_THE_LIBRARY = (
-    "score_screened", "calibrate_costs", "evolve_child", "select_child", "assemble_child", "write_card", "build_report",
+    "score_screened", "calibrate_costs", "evolve_child", "select_child", "iterate_child", "assemble_child",
+    "write_card", "build_report",
 )  # fmt: skip
 
 COMMANDS = {

@@ -105,6 +105,17 @@ class Constraint(Section):
         return f"{self.quantity}{where} {sign} {limit:g}{unit}"
 
 
+def halving_sizes(candidates: int) -> list[int]:
+    """Return how many candidates each round of a selection by finetuning trains: the better half at first, at least 2.
+
+    The rounds end after the one that trains 2, the better of which wins.
+    """
+    sizes = [max(2, -(-candidates // 2))]
+    while sizes[-1] > 2:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
 class Selection(Section):
     """Comparison of a target's solutions on the score split, of which only the best is finetuned."""
 
@@ -114,11 +125,15 @@ class Selection(Section):
         "that an installed package registers: `double-thompson`, `rucb`, `versatile-db`, `sparring`, `multisbm`, "
         "`doubler`.",
     )
-    metric: Literal["kl", "lm_loss", "judge"] = Field(
+    metric: Literal["kl", "lm_loss", "judge", "finetuned"] = Field(
         "kl",
         description="Metric on a prompt: `kl` or `lm_loss` (nats/token, lower is better), or `judge`: each child "
         "continues the prompt, and the parent votes for the likelier continuation. `paired-halving` compares values, "
-        "so it cannot use votes.",
+        "so it cannot use votes. Or `finetuned`: the better half by `kl` is finetuned, and the better half of those "
+        "goes on with twice the tokens each until one is left, by `kl` on the other half of the score split.",
+    )
+    tokens: int | None = Field(
+        None, gt=0, description="Maximum tokens of all finetunings together for `finetuned`, which needs them."
     )
     budget: float = Field(0.3, gt=0, le=1, description="Share of all (candidate, prompt) pairs to evaluate.")
     prompt_tokens: int = Field(64, ge=2, description="Length of prompts, which are cut from the score split.")
@@ -135,6 +150,17 @@ class Selection(Section):
                 "metric 'judge' gives votes, policy 'paired-halving' compares values; use another policy, such as "
                 "'sign-halving'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _finetunings_have_tokens(self) -> Selection:
+        finetuned = self.metric == "finetuned"
+        if finetuned and self.policy != "paired-halving":
+            raise ValueError(f"metric 'finetuned' halves by values, policy '{self.policy}' does not; leave policy out")
+        if finetuned and self.tokens is None:
+            raise ValueError("metric 'finetuned' needs 'tokens', such as a fifth of those of finetune.budget")
+        if not finetuned and self.tokens is not None:
+            raise ValueError(f"metric '{self.metric}' trains nothing; leave tokens out, or set metric: finetuned")
         return self
 
 
@@ -170,10 +196,19 @@ class Target(Section):
     selection: Selection | None = Field(
         None, description="Compare the solutions and finetune only the best; null finetunes all of them."
     )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Rounds in which the child is compressed. With N rounds, round r solves for limits r / N of the "
+        "way (geometrically) from the parent to the target, on scores in the child of the round before, and finetunes "
+        "for 1 / N of `finetune.budget`. A subblock, once replaced, stays or becomes cheaper. Not with "
+        "`library.coupled`, nor with an objective on `scores.tasks`.",
+    )
     compare_layers_dropped: bool = Field(
         True,
         description="Also build a baseline that drops whole layers for the same speed, finetuned the same way: those "
-        "without which, one at a time, the parent loses least (ordered by the score of the whole layer).",
+        "without which, one at a time, the parent loses least (ordered by the score of the whole layer; with "
+        "an objective on `scores.tasks` by the sum of both no-ops' scores).",
     )
     compare_uniform: bool = Field(
         True,
@@ -228,6 +263,19 @@ class Target(Section):
     def _something_to_select_from(self) -> Target:
         if self.selection is not None and self.solutions < 2:
             raise ValueError("selection needs 'solutions' of at least 2; raise it, or leave selection out")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_of_one_solution(self) -> Target:
+        if self.rounds == 1:
+            return self
+        if self.engine != TORCH:
+            raise ValueError(f"rounds: {self.rounds} needs engine: torch, not {self.engine}; leave rounds out")
+        if self.selection is not None or self.solutions > 1:
+            raise ValueError(
+                f"rounds: {self.rounds} goes on with one solution of each round; leave solutions and selection out, or "
+                "rounds"
+            )
         return self
 
 

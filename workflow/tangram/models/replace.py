@@ -42,9 +42,7 @@ def replace_subblocks(
         overrides: the layer's entries in `per_layer_config`.
         tensors: the weights of the replaced subblocks, by kind (``'attention'``, ``'ffn'``) and name in the subblock.
     """
-    example = next(layer.parameters())
-    with torch.device(example.device):
-        replaced = heterogeneous(type(layer))(layer_config(config, overrides), index).to(example.dtype)
+    replaced = _empty_layer(layer, config, index, overrides)
     expected = replaced.state_dict()
     state = {name: tensor for name, tensor in layer.state_dict().items() if name in expected}
     for kind, weights in tensors.items():
@@ -53,6 +51,34 @@ def replace_subblocks(
         state |= {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     replaced.load_state_dict(state)
     return replaced.eval().requires_grad_(False)
+
+
+def layer_of(
+    layer: nn.Module,
+    config: PreTrainedConfig,
+    index: int,
+    overrides: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> nn.Module:
+    """Return a child's layer, in evaluation mode and without gradients.
+
+    Args:
+        layer: the parent's layer, of which only class, device and dtype count.
+        config: the parent's config.
+        index: the layer's index in the model.
+        overrides: the layer's entries in `per_layer_config`.
+        tensors: all weights of the child's layer, by their names in the layer.
+    """
+    child_layer = _empty_layer(layer, config, index, overrides)
+    child_layer.load_state_dict(dict(tensors))
+    return child_layer.eval().requires_grad_(False)
+
+
+def _empty_layer(layer: nn.Module, config: PreTrainedConfig, index: int, overrides: Mapping[str, Any]) -> nn.Module:
+    """Return a child's layer with initial weights, on the device and in the dtype of the parent's layer."""
+    example = next(layer.parameters())
+    with torch.device(example.device):
+        return heterogeneous(type(layer))(layer_config(config, overrides), index).to(example.dtype)
 
 
 def replace_head(head: Any, precision: str, tensors: Mapping[str, torch.Tensor]) -> nn.Module:

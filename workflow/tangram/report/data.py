@@ -77,6 +77,7 @@ class Results:
     provenance: list[dict[str, str]]
     benchmarks: pd.DataFrame
     selections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stock: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: Samples = field(default_factory=dict)
     perplexities: Samples = field(default_factory=dict)
@@ -265,15 +266,10 @@ def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
     return [(path.parent.name, path.name, path) for path in sorted(folders)]
 
 
-def _selections(folder: Path, architectures: Mapping[tuple[str, str], Architecture]) -> dict[str, dict[str, Any]]:
-    """Return the summary of each target's selection; one that another config selected does not count."""
-    selections = {}
-    for path in sorted(folder.glob("targets/*/selection/summary.json")):
-        target = path.parents[1].name
-        chosen = architectures.get((target, BEST))
-        if chosen is not None and load_solutions(path.with_name("solution.json"))[BEST] == chosen:
-            selections[target] = _json(path)
-    return selections
+def _of_best(folder: Path, architectures: Mapping[tuple[str, str], Architecture], stage: str) -> list[Path]:
+    """Return the targets' files of a stage's solution; one that another config made does not count."""
+    paths = sorted(folder.glob(f"targets/*/{stage}/solution.json"))
+    return [path for path in paths if load_solutions(path)[BEST] == architectures.get((path.parents[1].name, BEST))]
 
 
 def _solutions(
@@ -369,6 +365,7 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     patterns += [f"{name}/*.parquet" for name in ("corpus", "costs", "calibration", "speeds")]
     shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
     solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
+    solutions |= {path: _json(path) for path in _of_best(folder, architectures, "rounds")}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
     records += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
@@ -390,7 +387,11 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         parent=parent,
         provenance=_provenance(sorted(shown), records),
         benchmarks=_benchmarks(folder),
-        selections=_selections(folder, architectures),
+        selections={
+            path.parents[1].name: _json(path.with_name("summary.json"))
+            for path in _of_best(folder, architectures, "selection")
+        },
+        rounds={path.parents[1].name: content["rounds"] for path, content in solutions.items() if "rounds" in content},
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
         trials=_read(folder / "trials.parquet", TRIALS),

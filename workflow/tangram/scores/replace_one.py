@@ -43,6 +43,7 @@ class ReplaceOne:
         input_ids: the score split, ``(sequences, length)``.
         position_stride: see `scored_positions`.
         batch_size: sequences per forward pass.
+        reference: the model to which all are compared, with its hidden states of ``input_ids``; the parent by default.
     """
 
     def __init__(
@@ -52,18 +53,21 @@ class ReplaceOne:
         input_ids: torch.Tensor,
         position_stride: int,
         batch_size: int,
+        reference: tuple[PreTrainedModel, Activations] | None = None,
     ):
         self._model, self._activations, self._batch_size = model, activations, batch_size
         self._positions = scored_positions(input_ids.shape[1], position_stride)
         self._labels = input_ids[:, self._positions + 1].to(model.device)
+        parent, states_of_parent = reference or (model, activations)
         with torch.inference_mode():
-            final = activations.hidden(len(decoder_layers(model)))
-            self._parent_states = [self._states(batch) for batch in final.split(batch_size)]
-            self._parent_logits = [logits_of(model, states) for states in self._parent_states]
+            final = states_of_parent.hidden(len(decoder_layers(parent)))
+            self._parent_states = [self._states(batch, parent) for batch in final.split(batch_size)]
+            self._parent_logits = [logits_of(parent, states) for states in self._parent_states]
 
-    def _states(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _states(self, hidden: torch.Tensor, model: PreTrainedModel | None = None) -> torch.Tensor:
         """Return the normed last hidden states at the scored positions, ``(tokens, hidden)``."""
-        return self._model.model.norm(hidden[:, self._positions.to(hidden.device)]).flatten(0, 1)
+        norm = (model or self._model).model.norm
+        return norm(hidden[:, self._positions.to(hidden.device)]).flatten(0, 1)
 
     @torch.inference_mode()
     def score(self, index: int, layer: nn.Module) -> list[Row]:
@@ -109,7 +113,8 @@ class ReplaceOne:
     def score_dropped(self, layer: int) -> list[Row]:
         """Return the rows of `tables.SCORES` of the parent without attention and FFN of one layer."""
         parent = materialize(decoder_layers(self._model)[layer])
-        overrides, weights = {"skip": [CONFIG_NAME[kind] for kind in KINDS]}, dict[str, State](attention={}, ffn={})
+        overrides = {"skip": [CONFIG_NAME[kind] for kind in KINDS]}
+        weights: dict[str, State] = {kind: {} for kind in KINDS}
         rows = self.score(layer, replace_subblocks(parent, self._model.config, layer, overrides, weights))
         return [{"layer": layer, "kind": PAIR, "variant": LayerChoice(NO_OP, NO_OP).pair, **row} for row in rows]
 

@@ -93,6 +93,19 @@ def choose(name: str, scores: Scores, budget: int, rng: np.random.Generator) -> 
     return Choice(int(dueling.recommend()[0]), int(distinct))
 
 
+def shortlist(scores: Scores, budget: int, rng: np.random.Generator) -> list[int]:
+    """Return all candidates, the best mean first, after each has seen the same prompts.
+
+    Args:
+        scores: the table.
+        budget: cells, at least one per candidate.
+        rng: random generator of the choice of prompts.
+    """
+    prompts = rng.permutation(scores.prompts)[: budget // scores.arms]
+    means = scores.look(np.arange(scores.arms), prompts).mean(1)
+    return [int(candidate) for candidate in means.argsort(kind="stable")]
+
+
 def _halve(policy: PairedHalving, scores: Scores, order: np.ndarray, rng: np.random.Generator) -> Choice:
     duels = 0
     while not policy.done:

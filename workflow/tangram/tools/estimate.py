@@ -2,148 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from tangram.blocks import KINDS, Block, get_block
-from tangram.blocks.base import FITTED_TOKENS, GGUF_PRECISIONS, HEAD
-from tangram.config import SPLITS, Config, Split
+from tangram.blocks import KINDS
+from tangram.blocks.base import FITTED_TOKENS, HEAD
+from tangram.config import Config, Split
 from tangram.engines import LLAMA_CPP, PARENT_TYPES, TORCH, VLLM, timed
 from tangram.tools.rates import RATES, Rates, Stage
-from tangram.tools.sizes import Sizes, shape_of_parent, sizes_of
+from tangram.tools.sizes import sizes_of
+from tangram.tools.work import FORWARD, MASTER_BYTES, TRAINING, Work, trained_bytes
 
-FORWARD, TRAINING = 2, 6  # operations per parameter and token: forward pass; forward and backward pass
-# Of one stored number, by precision; values of llama.cpp's types are stored as float32.
-BYTES = {"bf16": 2, "int8": 1, "fp8": 1, **dict.fromkeys(GGUF_PRECISIONS, 4)}
 LOADS = {TORCH: 1, LLAMA_CPP: 3, VLLM: 1}  # copies of each stack in timing
 QUESTION_TOKENS = 64  # of a question with its choices, roughly
 CONTENDERS = 3  # pieces that a target's rounds score exactly, per layer; more targets share some
 STARTUP = {VLLM: 20}  # seconds in which the engine starts, anew for every model in every measurement
-MASTER_BYTES = 4 * 4  # per trained parameter: weight, gradient and two moments, in float32 for every dtype
 
 
-def trained_bytes(parameters: float, element: int) -> float:
-    """Return the bytes of unsharded parameters in training, for a dtype of ``element`` bytes.
-
-    A pass computes with weights rounded to the run's dtype, and holds them until their gradients are computed.
-    """
-    return parameters * (MASTER_BYTES + (element if element < 4 else 0))
-
-
-@dataclass(frozen=True)
-class Work:
-    """The work of a run; each method that returns stages covers one part of the data flow.
-
-    Attributes:
-        config: the run's config.
-        rates: rates of one device.
-        sizes: sizes of the parent.
-    """
-
-    config: Config
-    rates: Rates
-    sizes: Sizes
-
-    @property
-    def element(self) -> int:
-        """Bytes of one number in the run's dtype."""
-        return 2 if self.config.dtype == "bfloat16" else 4
-
-    @property
-    def model_bytes(self) -> int:
-        """Bytes of a whole model."""
-        return self.element * self.sizes.total
-
-    @property
-    def loaded_bytes(self) -> int:
-        """Bytes of the loaded parent in a job of the library: all of it, or two layers, embedding and head."""
-        sizes = self.sizes
-        return (
-            self.element * (2 * sizes.layer + 2 * sizes.embedding) if self.config.parent.by_layer else self.model_bytes
-        )
-
-    @property
-    def loading(self) -> float:
-        """Seconds to start a job and load a whole model."""
-        return self.rates.startup + self.model_bytes / self.rates.disk_bytes
-
-    @property
-    def stream(self) -> bool:
-        """Whether jobs recompute activations instead of reading a cache."""
-        return self.config.activations.mode == "stream"
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        """The corpus by split."""
-        return {name: getattr(self.config.corpus, name) for name in SPLITS}
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """Tokens by split."""
-        return {name: split.tokens for name, split in self.splits.items()}
-
-    def length(self, split: str) -> int:
-        """Return the tokens per sequence of a split."""
-        return self.splits[split].length(self.config.corpus.sequence_length)
-
-    @property
-    def shards(self) -> int:
-        """Number of jobs per variant."""
-        return -(-self.sizes.layers // self.config.library.layers_per_shard)
-
-    @property
-    def layers_per_shard(self) -> float:
-        """Mean number of layers per shard."""
-        return self.sizes.layers / self.shards
-
-    def blocks(self, names: Callable[[str], Iterable[str]]) -> list[Block]:
-        """Return the blocks of the variants that a method of the library returns for each kind, the head's included."""
-        shape = shape_of_parent(self.config)
-        return [get_block(kind, name, shape) for kind in (*KINDS, HEAD) for name in names(kind)]
-
-    def jobs_of(self, kind: str) -> int:
-        """Return the number of jobs that distill, quantize or score a variant of a kind."""
-        return 1 if kind == HEAD else self.shards
-
-    def layers_of(self, kind: str) -> float:
-        """Return the mean number of pieces of such a job, one per layer; the head is one piece."""
-        return 1 if kind == HEAD else self.layers_per_shard
-
-    def bytes_of(self, piece: Block) -> float:
-        """Return the stored bytes of one piece, in its precision."""
-        element = BYTES[piece.variant.precision] if piece.variant.precision else self.element
-        return element * self.weights_of(piece)
-
-    def weights_of(self, piece: Block) -> float:
-        """Return the weights of one piece."""
-        weights: int = getattr(self.sizes, piece.kind)
-        return weights * piece.relative_size()
-
-    @property
-    def children(self) -> int:
-        """Number of children of all targets, baselines included."""
-        return sum(len(self.config.solutions(name)) for name in self.config.targets)
-
-    def forward(self, tokens: float, layers: float, head: bool = False) -> float:
-        """Return the seconds of a forward pass through some layers, optionally with the LM head."""
-        sizes = self.sizes
-        return FORWARD * tokens * (layers * sizes.layer + (sizes.head if head else 0)) / self.rates.flops
-
-    def timing(self, parameters: float, repeats: float, steps: bool = False) -> float:
-        """Return the seconds of timing ``parameters``: prefills, and one decode step or (``steps``) all of them."""
-        rates = self.rates
-        workloads = [(s, batch) for s in self.config.scenarios.values() for batch in s.batch_sizes]
-        prefill = sum(FORWARD * batch * s.prefill * parameters / rates.flops for s, batch in workloads)
-        read = self.element * parameters / rates.decode_bytes
-        decode = sum(read * (s.generate if steps else 1) for s, _ in workloads)
-        return (repeats + 1) * (prefill + decode)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the largest KV cache in timing."""
-        scenarios = self.config.scenarios.values()
-        longest = max(batch * (s.prefill + s.generate) for s in scenarios for batch in s.batch_sizes)
-        return longest * self.sizes.kv_per_token * self.element
+class Stages(Work):
+    """The stages of a run; each method that returns stages covers one part of the data flow."""
 
     def parent(self) -> Iterator[Stage]:
         """Yield the download and conversion of the parent.
@@ -275,8 +151,8 @@ class Work:
         before = self.forward(count, sizes.layers) if self.stream else 0
         memory = self.loaded_bytes + 4 * 2 * count * sizes.hidden + 4 * positions * sizes.head / sizes.hidden
         pieces = self.blocks(self.config.library.variants)
-        exact = self.forward(count, sizes.layers / 2) + self.forward(positions, 0, head=True)  # of one piece
-        if any(target.compare_layers_dropped for target in self.config.targets.values()):
+        exact = self.exact_score
+        if any(map(self.config.scores_layers, self.config.targets)):
             seconds = self.loading + before + self.layers_per_shard * exact
             yield Stage("score_layers", self.shards, 1, seconds, memory, 0)
         if scores.method == "screened":
@@ -330,14 +206,24 @@ class Work:
         parts = devices if finetune.parallel.strategy == "fsdp" else 1
         step = TRAINING * (sizes.body + sizes.head) + FORWARD * (sizes.head + (sizes.body if self.stream else 0))
         step += FORWARD * sizes.body if parts > 1 else 0  # recomputation of layers
-        budget, seconds = finetune.budget, self.loading + 2 * self.model_bytes / self.rates.disk_bytes
-        if budget.minutes is not None:
-            seconds += 60 * budget.minutes
-        else:
-            count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
-            seconds += count * step / self.rates.flops / devices
-        memory, disk = self._finetune_bytes(parts), self.children * self.model_bytes
-        yield Stage("finetune_child", self.children, devices, seconds, memory, disk)
+        budget, start = finetune.budget, self.loading + 2 * self.model_bytes / self.rates.disk_bytes
+        count = budget.tokens or (budget.epochs or 1) * self.tokens["finetune"]
+        training = 60 * budget.minutes if budget.minutes else count * step / self.rates.flops / devices
+        memory, size = self._finetune_bytes(parts), self.model_bytes
+        rounds = [target.rounds for target in self.config.targets.values() if target.rounds > 1]
+        for number in rounds:  # all but the last one are one job
+            before = (number - 1) * (training / number + self._scores_in_child())
+            yield Stage("iterate_child", 1, 1, start + before, memory, size)
+            yield Stage("finetune_child", 1, devices, start + training / number, memory, size)
+        others = self.children - len(rounds)
+        if others:
+            yield Stage("finetune_child", others, devices, start + training, memory, others * size)
+
+    def _scores_in_child(self) -> float:
+        """Return the seconds in which a round scores pieces in a child: at most all pieces of all layers."""
+        pieces = self.blocks(self.config.library.variants)
+        number = sum(1 if piece.kind == HEAD else self.sizes.layers for piece in pieces)
+        return number * self.exact_score + self.forward(self.tokens["score"], self.sizes.layers)
 
     def _finetune_bytes(self, parts: int) -> float:
         """Return the memory of one process if weights, gradients and moments are sharded into ``parts``."""
@@ -391,7 +277,7 @@ def stages(config: Config, rates: Rates) -> Iterator[Stage]:
         config: the run's config.
         rates: rates of one device.
     """
-    work = Work(config, rates, sizes_of(config))
+    work = Stages(config, rates, sizes_of(config))
     parts = (
         work.parent, work.corpus, work.trials, work.activations, work.moments, work.library, work.coupled,
         work.quantized, work.scores, work.costs, work.child, work.finetune, work.evaluation,

@@ -24,8 +24,8 @@ from tangram.tools.rates import RATES, Stage
 # Rules whose memory is a device's; that of the others is the node's.
 ON_DEVICE = {
     "build_corpus", "try_text", "capture_activations", "measure_moments", "distill_blocks", "distill_pairs",
-    "quantize_blocks", "score_blocks", "score_layers", "score_tasks", "score_screened", "measure_costs",
-    "calibrate_costs", "finetune_child", "evaluate_model", "measure_speed",
+    "quantize_blocks", "score_blocks", "score_tasks", "score_layers", "score_screened", "measure_costs",
+    "calibrate_costs", "iterate_child", "finetune_child", "evaluate_model", "measure_speed",
 }  # fmt: skip
 
 

@@ -48,6 +48,7 @@ class TrainingPlan:
         clip_norm: largest norm of the gradient.
         seed: seed of the order of the sequences.
         seconds: if given, `train` replaces ``steps`` by the number of steps that take these seconds.
+        first: steps of an earlier training, after whose sequences this one goes on in the same order.
     """
 
     examples: int
@@ -61,6 +62,7 @@ class TrainingPlan:
     seed: int = 0
     schedule: Schedule = "cosine"
     seconds: float | None = None
+    first: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,6 +71,9 @@ class TrainingPlan:
 
     def sequences(self, steps: int) -> int:
         """Return the number of sequences that the first steps read."""
+        return self._read(self.first + steps) - self._read(self.first)
+
+    def _read(self, steps: int) -> int:
         passes, rest = divmod(steps, self.steps_per_epoch)
         return passes * self.examples + min(rest * self.batch_size, self.examples)
 
@@ -86,7 +91,7 @@ class TrainingPlan:
 
     def batch(self, step: int) -> torch.Tensor:
         """Return the indices of a step's sequences; they depend on seed and step alone, so a resumed run agrees."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        epoch, position = divmod(self.first + step, self.steps_per_epoch)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)  # torch's range of seeds
         order = torch.randperm(self.examples, generator=generator)
         return order[position * self.batch_size : (position + 1) * self.batch_size]

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF001 - the typographic signs are meant
 
+import json
 import shutil
 
 import pytest
@@ -42,3 +43,24 @@ def test_searches_stand_beside_the_solvers_child(complete, with_greedy):
 
 def test_a_run_without_searches_has_no_table_of_them(page):
     assert "Beside other searches" not in page.text
+
+
+ROUND = {"round": 1, "limits": ["throughput >= 1"], "kl_before": 0.5, "kl_after": 0.25}
+ROUND |= {"finetune_tokens": 1536, "kept": "trained"}
+
+
+@pytest.mark.parametrize("solution", ["0", "layers-dropped"])
+def test_rounds_of_the_child_are_listed(complete, tmp_path, solution):
+    folder = shutil.copytree(complete, tmp_path / "run")
+    solutions = folder / "targets" / TARGET / "solutions"
+    name = "mip" if solution == "0" else solution
+    content = json.loads((solutions / f"{name}.json").read_text())
+    entry = next(entry for entry in content["solutions"] if entry["solution"] == solution)
+    content |= {"solutions": [{**entry, "solution": "0", "objective": 7.0}], "rounds": [ROUND]}
+    (folder / "targets" / TARGET / "rounds").mkdir()
+    (folder / "targets" / TARGET / "rounds" / "solution.json").write_text(json.dumps(content))
+    results = load_results(folder, settings_of())
+    page = Page(render_page(results))
+    listed = [TARGET, "1", "throughput >= 1", "0.5", "0.25", "1,536", "trained"]
+    assert (listed in page.rows["solver"]) == (solution == "0"), "rounds that led to another child do not count"
+    assert (results.solutions[TARGET, "0"].get("objective") == 7.0) == (solution == "0")

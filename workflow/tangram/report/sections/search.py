@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tangram.report import figures, tiles
 from tangram.report.comparison import Scored, rank_correlation, scored_children
 from tangram.report.data import BEST, Results
@@ -66,7 +69,7 @@ def solver_section(results: Results) -> Section:
             selection["policy"],
             str(selection["candidates"]),
             str(selection["selected"]),
-            number(selection["mean"][selection["selected"]]),
+            number(_score_of_selected(selection)),
             f"{selection['evaluated']:,} of {selection['candidates'] * selection['prompts']:,}",
             f"{selection['tokens']:,}",
             f"{selection['duels']:,}",
@@ -77,12 +80,45 @@ def solver_section(results: Results) -> Section:
         columns = ["target", "policy", "candidates", "selected", "its score", "evaluations", "tokens", "duels"]
         caption = (
             "One of the solver’s solutions was selected on prompts of the score split before finetuning. A duel "
-            "compares two candidates on a prompt; with the parent as judge, it is a vote."
+            "compares two candidates on a prompt; with the parent as judge, it is a vote. Evaluations are those before "
+            "any training; the score of a candidate that was finetuned for the selection is its KL after that."
         )
         section.parts.append(Table(columns, selected, labels=2, title="Selected candidates", caption=caption))
+    section.parts.extend(_rounds_table(results))
     section.parts.extend(_searches_table(results))
     section.parts.extend(_score_parts(results, scored_children(results)))
     return section
+
+
+def _rounds_table(results: Results) -> list[Table]:
+    """Return the table of the rounds before the last one; no table if no target has several rounds."""
+    rows = [
+        [
+            target,
+            str(each["round"]),
+            "; ".join(each["limits"]),
+            number(each["kl_before"]),
+            number(each["kl_after"]),
+            f"{each['finetune_tokens']:,}",
+            each["kept"],
+        ]
+        for target, rounds in results.rounds.items()
+        for each in rounds
+    ]
+    heads = ["target", "round", "limits", "KL before training", "KL after", "tokens", "weights kept"]
+    caption = (
+        "The child was compressed in rounds. These are the ones before the last, whose child is solution 0: it goes on "
+        "from their weights, so its KL before finetuning is that of a child with some training. KL is measured on the "
+        "score split, in nats per token."
+    )
+    return [Table(heads, rows, labels=2, title="Rounds", caption=caption)] if rows else []
+
+
+def _score_of_selected(selection: Mapping[str, Any]) -> float:
+    """Return the selected candidate's mean score: of finetuned ones the KL after their last training."""
+    selected = selection["selected"]
+    trainings = selection.get("finetuned")
+    return float(trainings[-1]["kl"][str(selected)] if trainings else selection["mean"][selected])
 
 
 def _searches_table(results: Results) -> list[Table]:
