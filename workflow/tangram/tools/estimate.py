@@ -57,15 +57,20 @@ class Stages(Work):
     def trials(self) -> Iterator[Stage]:
         """Yield the trials of texts: a child trained on every draw of each source, from streamed activations."""
         trials, sizes, heldout = self.config.text_trials, self.sizes, self.tokens["heldout"]
-        remaining, compared = (1 - trials.removed) * sizes.layers, trials.heldout_tokens + heldout
+        remaining = (1 - trials.removed) * sizes.layers
         step = TRAINING * (remaining * sizes.layer + sizes.head) + FORWARD * (sizes.body + sizes.head)
+        compared = trials.heldout_tokens + heldout
+        states = self.forward(trials.heldout_tokens + heldout * self.stream, sizes.layers)
         # The trained child on both texts in every draw, the untrained one in the first; the parent's head beside it.
-        measured = self.forward(compared, remaining, head=True) + self.forward(compared, 0, head=True)
-        common = self.forward(trials.heldout_tokens + heldout * self.stream, sizes.layers) + 2 * self.loading
-        common += (1 + 1 / trials.draws) * measured + trials.tokens * step / self.rates.flops
+        measured = (1 + 1 / trials.draws) * (
+            self.forward(compared, remaining, head=True) + self.forward(compared, 0, head=True)
+        )
         for source in trials.sources.values():
-            sampling = self._sampling(Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,)))
-            yield Stage("try_text", trials.draws, 1, common + sampling, self.model_bytes + self._finetune_bytes(1), 0)
+            drawn = Split(tokens=trials.tokens + trials.heldout_tokens, sources=(source,))
+            seconds = 2 * self.loading + self._sampling(drawn) + states + measured
+            seconds += trials.tokens * step / self.rates.flops
+            memory = self.model_bytes + self._finetune_bytes(1)
+            yield Stage("try_text", trials.draws, 1, seconds, memory, 0)
         if trials.sources:
             yield Stage("try_texts", 1, 1, self.rates.startup, 1e9, 0)
 
