@@ -30,30 +30,24 @@ def removal_order(
         count: number of groups that leave; all by default.
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment.double()))
-    transposed, groups = weight.double().t(), len(moment) // size
+    transposed = weight.double().t().clone()
+    groups = len(moment) // size
     count, per_round = groups if count is None else count, -(-groups // (rounds or groups))
-    remaining = torch.arange(groups, device=moment.device)
-    removed = [remaining[:0]]
-    while len(remaining) > groups - count:
-        number = len(remaining)
-        blocks = inverse.view(number, size, number, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        rows = transposed.reshape(number, size, -1)
-        order = (rows * torch.linalg.solve(blocks, rows)).sum((1, 2)).argsort(stable=True)
-        leaving, staying = order[:per_round], order[per_round:].sort().values
-        removed.append(remaining[leaving])
-        remaining = remaining[staying]
-        if len(remaining) > groups - count:
-            gone, rest = _inputs(leaving, size), _inputs(staying, size)
-            crossed = inverse[rest[:, None], gone]
-            compensation = torch.linalg.solve(inverse[gone[:, None], gone], crossed.t())  # (gone, rest)
-            transposed = transposed[rest] - compensation.t() @ transposed[gone]
-            inverse = inverse[rest[:, None], rest].addmm_(crossed, compensation, alpha=-1)
+    blocks = inverse.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # a view
+    remaining = torch.ones(groups, dtype=torch.bool, device=moment.device)
+    removed = [remaining.new_zeros(0, dtype=torch.long)]
+    while sum(map(len, removed)) < count:
+        candidates = remaining.nonzero().flatten()
+        rows = transposed.view(groups, size, -1)[candidates]
+        scores = (rows * torch.linalg.solve(blocks[candidates], rows)).sum((1, 2))
+        leaving = candidates[scores.argsort(stable=True)[:per_round]]
+        remaining[leaving] = False
+        removed.append(leaving)
+        gone = (leaving[:, None] * size + torch.arange(size, device=moment.device)).flatten()
+        compensation = torch.linalg.solve(inverse[gone][:, gone], inverse[gone])  # (gone, inputs)
+        transposed -= compensation.t() @ transposed[gone]
+        inverse.addmm_(inverse[:, gone], compensation, alpha=-1)  # in place, as this is the largest matrix
     return torch.cat(removed)[:count]
-
-
-def _inputs(groups: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the inputs of some groups, in the order of the groups."""
-    return (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
 
 
 def remaining_groups(
