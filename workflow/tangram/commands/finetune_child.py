@@ -71,7 +71,7 @@ def finetune_child(
             kl = TextKL(student, teacher, score, score_activations, section.micro_batch_size)
         before = kl.by_sequence() if kl else None
         number, parts = map(int, part.split("/"))
-        steps = part_of(section, *input_ids.shape, number, parts) if parts > 1 else None
+        steps = part_of(section, len(input_ids), input_ids.shape[1], number, parts) if parts > 1 else None
         training = (section, runtime.seed, label, checkpointing, world, source, kl, steps)
         rows = finetune(student, teacher, states, input_ids, *training)
         if not world.sharded:  # pieces with a precision are never sharded

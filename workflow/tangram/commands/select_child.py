@@ -165,7 +165,7 @@ def _finetuned(
     final = StreamedActivations(model, compared, training.micro_batch_size).hidden(len(architectures[0].layers))
     assert section.tokens is not None  # checked by the config
     steps = section.tokens // (training.batch_size * input_ids.shape[1])
-    inputs = [Path(parent, WEIGHTS_FILE), corpus, score, candidates]
+    inputs: list[str | Path] = [Path(parent, WEIGHTS_FILE), corpus, score, candidates]
     identity = fingerprint([*metadata.values(), str(runtime.seed), runtime.dtype], inputs)
     return FinetunedCandidates(
         parent=model,

@@ -155,7 +155,8 @@ class Rounds:
         before = kl.by_sequence().mean().item()
         identity = f"{self._state.identity} {number}"
         checkpointing = Checkpointing(self._state.path / "training", self._state.seconds, identity)
-        steps = part_of(self._training, *self._text.input_ids.shape, number, self._count)
+        examples, length = self._text.input_ids.shape
+        steps = part_of(self._training, examples, length, number, self._count)
         text = (self._text.activations, self._text.input_ids, self._training, self._seed)
         label = f"iterate_child round {number} of {self._count}"
         rows = finetune(model, self._parent, *text, label, checkpointing, validation=kl, steps=steps)

@@ -77,7 +77,7 @@ def run_study(job: Job) -> Study:
         passages=scale.passages,
         passage_tokens=scale.passage_tokens,
     )
-    files = [Path(parent, WEIGHTS_FILE), job.inputs["heldout"]]
+    files: list[str | Path] = [Path(parent, WEIGHTS_FILE), job.inputs["heldout"]]
     identity = fingerprint([code_hash(*modules_of_study("puzzle")), repr(scale), str(runtime)], files)
     processes = 1 if runtime.device == "cuda" else runtime.threads
     work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)

@@ -127,7 +127,12 @@ def accuracy_experiment(bench: Bench, study: Study, found: Children, archive: st
     for (arm, seed, _), values in zip(runs, answers, strict=True):
         for metric in ("accuracy", "margin"):
             study.record("questions", arm, seed, metric, float(np.mean(values[metric])))
-    _claims(bench, study, speed, len(test), 1 / np.mean([len(question["choices"]) for question in test]))
+    _claims(bench, study, speed, len(test), chance_of(test))
+
+
+def chance_of(questions: Questions) -> float:
+    """Return the accuracy of guessing."""
+    return float(np.mean([1 / len(question["choices"]) for question in questions]))
 
 
 def _values(study: Study, arm: str, metric: str) -> np.ndarray:

@@ -158,13 +158,13 @@ def _show(bench: Bench, study: Study, found: Mapping[tuple[float, int], Mapping[
         "text; speed: predicted, over the packed parent's."
     )
     study.figures.append(Table(columns, cells, title="Searches at equal speed", caption=caption))
-    kl = rows[rows["metric"] == "kl"]
+    curves = rows[rows["metric"] == "kl"]
     study.figures.append(
         lines_figure(
             "searches",
             "KL over speed",
             "Assembled children before finetuning; bands: 95 % over draws of score text.",
-            {"": kl},
+            {"": curves},
             "predicted speed over the packed parent's",
             "KL, nats per token",
             order,

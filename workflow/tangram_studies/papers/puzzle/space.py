@@ -75,7 +75,7 @@ class Space:
     def averaged(self) -> Space:
         """Return the space whose scores are means over all draws of text."""
         keys = ["layer", "kind", "variant", "metric"]
-        together = pd.concat(self.scores).groupby(keys, as_index=False)["value"].mean()
+        together: Any = pd.concat(self.scores).groupby(keys, as_index=False)["value"].mean()
         return replace(self, scores=(together,))
 
     def fastest(self) -> float:

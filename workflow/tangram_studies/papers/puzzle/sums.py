@@ -64,7 +64,8 @@ def changed(parent: Architecture, variants: Mapping[Place, str]) -> Architecture
     """Return the parent with some subblocks replaced."""
     layers = list(parent.layers)
     for (layer, kind), variant in variants.items():
-        layers[layer] = replace(layers[layer], **{kind: variant})
+        values: dict[str, Any] = {kind: variant}
+        layers[layer] = replace(layers[layer], **values)
     return replace(parent, layers=tuple(layers))
 
 
@@ -83,7 +84,8 @@ def interactions(bench: Bench, problem: Problem, seed: int) -> dict[tuple[Place,
 def score_of(problem: Problem, place: Place, variant: str) -> float:
     """Return the score of one piece."""
     layer, kind = place
-    return problem.option(layer, LayerChoice(**{kind: variant})).score
+    values: dict[str, Any] = {kind: variant}
+    return problem.option(layer, LayerChoice(**values)).score
 
 
 def with_discount(problem: Problem, factor: float) -> Problem:

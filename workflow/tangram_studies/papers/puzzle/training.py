@@ -94,12 +94,13 @@ def _losses(bench: Bench, study: Study) -> None:
     scale = bench.scale
     adopted = _kl(study, "losses", name_of(ADOPTED))
     note = f"{scale.finetune} tokens, at {scale.speed:g} times the speed; seeds are orders of the sequences"
-    for mix, claim, statement in (
+    compared: tuple[tuple[tuple[str, ...], str, str], ...] = (
         (("lm",), "lm-alone", "the LM loss alone gives a worse child than cosine and KL"),
         (("kl",), "kl-alone", "cosine and KL give a better child than KL alone"),
         (("cosine",), "cosine-alone", "cosine and KL give a better child than cosine alone"),
         (LOSSES, "lm-added", "a child without the LM loss is better than with it"),
-    ):
+    )
+    for mix, claim, statement in compared:
         study.claims.append(
             Claim.from_interval(
                 _less(_kl(study, "losses", name_of(mix)), adopted),
