@@ -37,7 +37,7 @@ NAMES = (
     "farmer", "feather", "forest", "garden", "hammer", "harbor", "helmet", "island", "jacket", "kitchen", "ladder",
     "lemon", "lion", "magnet", "mirror", "mountain", "needle", "orange", "palace", "pencil", "pilot", "planet",
     "potato", "rabbit", "ribbon", "river", "rocket", "shadow", "spider", "temple", "tiger", "tunnel", "umbrella",
-    "valley", "violin", "wagon", "window",
+    "valley", "violin", "wagon", "winter",
 )  # fmt: skip
 # RULER's filler, for a held-out split that is shorter than a question.
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
