@@ -37,7 +37,7 @@ NAMES = (
     "farmer", "feather", "forest", "garden", "hammer", "harbor", "helmet", "island", "jacket", "kitchen", "ladder",
     "lemon", "lion", "magnet", "mirror", "mountain", "needle", "orange", "palace", "pencil", "pilot", "planet",
     "potato", "rabbit", "ribbon", "river", "rocket", "shadow", "spider", "temple", "tiger", "tunnel", "umbrella",
-    "valley", "violin", "wagon", "window",
+    "valley", "violin", "wagon", "winter",
 )  # fmt: skip
 # RULER's filler, for a held-out split that is shorter than a question.
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
@@ -108,13 +108,16 @@ def _chains(numbers: Sequence[str], label: int, draw: random.Random, hops: int) 
     chains, traces = [], []
     for i, number in enumerate(numbers):
         own = names[i :: len(numbers)]  # the first has the number, each other one that of the one before
-        steps = [f"{number}.", *(f"the number of the {name}." for name in own[:-1])]
-        chains.append([f"The number of the {name} is {step}" for name, step in zip(own, steps, strict=True)])
-        traces.append([steps[-1], *reversed(chains[-1][:-1])])
+        facts = [number, *(f"the number of the {name}" for name in own[:-1])]
+        chains.append([f"The number of the {name} is {fact}." for name, fact in zip(own, facts, strict=True)])
+        traces.append([*own[-2::-1], number])
     choices = []
     for chain, trace in enumerate(traces):  # a wrong one leaves the right chain at some hop for another
         hop = 0 if chain == label else draw.randrange(len(trace))
-        choices.append(" " + " ".join([*traces[label][:hop], *trace[hop:]]).removesuffix("."))
+        *passed, number = [*traces[label][:hop], *trace[hop:]]
+        choices.append(
+            f" {''.join(f'the number of the {name}. The number of the {name} is ' for name in passed)}{number}"
+        )
     asked = names[hops * len(numbers) + label]
     return _Statements(chains, f"The number of the {asked} is", tuple(choices))
 

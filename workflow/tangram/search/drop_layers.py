@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import KINDS, NO_OP, PAIR
 from tangram.errors import TangramError
-from tangram.search.objective import weighted_scores, weights_of
+from tangram.search.objective import weighted_scores
 from tangram.search.problem import TOLERANCE, Batches, Problem
 from tangram.search.uniform import uniform_precisions
 
@@ -24,14 +24,12 @@ def joint_importance(scores: pd.DataFrame, objective: str | Mapping[str, float],
 
     Args:
         scores: rows of `tables.SCORES` of kind `block` that `score_layers` wrote.
-        objective: the metric that counts, or weights by metric; KL counts if layers are not scored by one of them.
+        objective: the metric that counts, or weights by metric.
         num_layers: decoder layers.
 
     Raises:
-        TangramError: a layer is missing or appears twice.
+        TangramError: a metric or a layer is missing, or appears twice.
     """
-    if not {*weights_of(objective)} <= {*scores["metric"]}:  # accuracy, by which whole layers are not scored
-        objective = "kl"
     rows = weighted_scores(scores, objective)
     rows = rows[(rows["kind"] == PAIR) & (rows["variant"] == f"{NO_OP}+{NO_OP}")].sort_values("layer")
     if rows["layer"].tolist() != list(range(num_layers)):
