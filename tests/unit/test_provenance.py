@@ -17,8 +17,9 @@ VARIANTS = [Variant(family) for family in registry()]
 COMMANDS = sorted(path.stem for path in (provenance.ROOT / "commands").glob("[!_]*.py"))
 STUDIES_ROOT = provenance.ROOT.parent / "tangram_studies"
 # Training and quantization of a piece share its inputs and its loss; moments are those of the inputs.
-DISTILLS = {f"{rule}{v}" for rule in ("distill_blocks", "quantize_blocks") for v in ("", *(f" {v}" for v in VARIANTS))}
-DISTILLS |= {"measure_moments"}
+TRAINED = ("distill_blocks", "distill_pairs", "quantize_blocks")
+DISTILLS = {f"{rule}{v}" for rule in TRAINED for v in ("", *(f" {v}" for v in VARIANTS))} | {"measure_moments"}
+FINETUNES = {"finetune_child", "iterate_child", "select_child", "try_text"}
 STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
@@ -88,10 +89,11 @@ def test_comments_docstrings_and_layout_change_nothing(changed_by: Callable) -> 
 
 def test_a_real_change_reaches_its_dependants_only(changed_by: Callable) -> None:
     assert changed_by("commands/solve_mip.py", _real) == {"solve_mip"}
-    scored = {"score_blocks", "score_screened", "evolve_child", *(f"score_blocks {v}" for v in VARIANTS)}
+    scored = {f"{rule}{v}" for rule in ("score_blocks", "score_tasks") for v in ("", *(f" {v}" for v in VARIANTS))}
+    scored |= {"score_layers", "score_screened", "evolve_child", "iterate_child"}
     assert changed_by("scores/replace_one.py", _real) == scored
     assert changed_by("library/distill.py", _real) == DISTILLS
-    assert changed_by("finetune.py", _real) == {"finetune_child", "try_text"}
+    assert changed_by("finetune.py", _real) == FINETUNES
     assert changed_by("search/program.py", _real) >= {"solve_mip"}
     assert changed_by("report/page.py", _real) == {"build_report"}
 
@@ -104,7 +106,7 @@ def test_a_change_in_a_study_reaches_it_alone(changed_by: Callable) -> None:
 
 def test_what_packages_register_is_code_of_its_users(changed_by: Callable) -> None:
     users = {"bandits/dueling.py": {"select_child"}, "metric_learning/readouts.py": {"evaluate_readout"}}
-    users |= {"metric_learning/spans.py": {*DISTILLS, "finetune_child", "try_text"}}
+    users |= {"metric_learning/spans.py": {*DISTILLS, *FINETUNES}}
     for module, commands in users.items():
         changed = changed_by(module, _real, "tangram_studies")
         assert {name for name in changed if not name.startswith("study_")} == commands
@@ -120,7 +122,7 @@ def test_imports_inside_functions_and_of_imports_count(changed_by: Callable) -> 
 def test_every_cost_is_measured_with_a_parent_and_no_ops(family: str, changed_by: Callable) -> None:
     costs = {"calibrate_costs", "measure_costs", *(f"measure_costs {variant}" for variant in VARIANTS)}
     changed = changed_by(f"blocks/{family.replace('-', '_')}.py", _real)
-    assert changed == {f"{rule} {family}" for rule in ("distill_blocks", "quantize_blocks", "score_blocks")} | costs
+    assert changed == {f"{rule} {family}" for rule in (*TRAINED, "score_blocks", "score_tasks")} | costs
 
 
 @pytest.mark.parametrize("family", ["width", "gqa", "linear"])

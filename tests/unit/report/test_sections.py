@@ -290,4 +290,4 @@ def test_batches_within_a_memory_limit_have_their_own_table(complete, page):
     (table,) = (part for part in speed_section(results).parts if "memory" in (part.title or ""))
     ((name, scenario, *cells),) = table.rows
     assert (name, scenario) == (PRIMARY, "chat")
-    assert cells == ["700", "4", "650", "16", "640", "3.000 ×", "2.50 ± 0.04 ×", "+20.0 %"]
+    assert cells == ["700", "4", "650", "16", "640", "3.000 ×", "2.500 ± 0.035 ×", "+20.0 %"]

@@ -21,8 +21,8 @@ def test_only_cheaper_pieces_replace_a_replaced_subblock():
         (0, "ffn", "no-op"),
         (0, "attention", "gqa-1"),
         (0, "attention", "no-op"),
-        (1, "ffn", "width-0.25"),
         (1, "ffn", "no-op"),
+        (1, "ffn", "width-0.25"),
     ]
 
 
