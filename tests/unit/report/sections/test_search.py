@@ -61,6 +61,6 @@ def test_rounds_of_the_child_are_listed(complete, tmp_path, solution):
     (folder / "targets" / TARGET / "rounds" / "solution.json").write_text(json.dumps(content))
     results = load_results(folder, settings_of())
     page = Page(render_page(results))
-    listed = [TARGET, "1", "throughput >= 1", "0.5", "0.25", "1,536", "trained"]
+    listed = [TARGET, "1", "throughput >= 1", "0.500", "0.250", "1,536", "trained"]
     assert (listed in page.rows["solver"]) == (solution == "0"), "rounds that led to another child do not count"
     assert (results.solutions[TARGET, "0"].get("objective") == 7.0) == (solution == "0")
