@@ -477,7 +477,7 @@ CANDIDATES = [
 def selecting(parent, tokens, made, pieces, tmp_path):
     """Return a function of metric and device that selects a candidate, in a folder with the device's name."""
     for layer in (layer for candidate in CANDIDATES for layer in candidate):
-        for kind, variant in vars(layer).items():
+        for kind, variant in pieces_of(layer):
             if variant != "parent":
                 pieces(kind, variant)
     candidates = [{"layers": [vars(layer) for layer in candidate], "head": "parent"} for candidate in CANDIDATES]
@@ -531,7 +531,7 @@ def test_layers_are_left_out_one_by_one(parent):
 
 def test_assembled_children_are_scored(parent, made, pieces):
     for layer in (layer for candidate in CANDIDATES for layer in candidate):
-        for kind, variant in vars(layer).items():
+        for kind, variant in pieces_of(layer):
             if variant != "parent":
                 pieces(kind, variant)
     text = torch.randint(3, 300, (5, 8), generator=torch.Generator().manual_seed(1))

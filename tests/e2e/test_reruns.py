@@ -153,6 +153,7 @@ OTHERS: dict[str, Any] = {
     "library.ffn": None,
     "library.head": None,
     **dict.fromkeys(f"library.precisions.{kind}" for kind in ("attention", "ffn", "head")),
+    "library.coupled.pairs": None,
     "library.layers_per_shard": None,
     "scores.method": None,
     "scores.tasks": {"names": ["numbers"], "questions": 2},
