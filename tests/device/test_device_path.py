@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tangram import timing
 from tangram.activations import StreamedActivations
-from tangram.blocks.architecture import Architecture, LayerChoice, save_architecture
+from tangram.blocks.architecture import Architecture, LayerChoice, pieces_of, save_architecture
 from tangram.cli import Pieces, Runtime
 from tangram.commands.assemble_child import assemble_child
 from tangram.commands.build_corpus import build_corpus
