@@ -46,6 +46,7 @@ TINY = Scale(
     finetuned=3,
     asked=4,
     answered=6,
+    rounds=3,
     costs=Costs(repeats=3, max_repeats=3, calibration_repeats=3),
     scenario=Scenario(prefill=8, generate=4, batch_sizes=(2,)),
 )

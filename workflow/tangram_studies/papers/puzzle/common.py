@@ -63,7 +63,8 @@ class Scale:
         answered: other questions, which children answer.
         ranks: of uniform low rank (table 18).
         precisions: of the uniformly quantized parents.
-        costs: how often speeds are measured.
+        costs: how often pieces are timed.
+        rounds: how often whole models are timed.
         scenario: the workload.
     """
 
@@ -93,6 +94,7 @@ class Scale:
     answered: int = 128
     precisions: tuple[str, ...] = ("bf16", "int8")
     costs: Costs = field(default_factory=Costs)
+    rounds: int = 11
     scenario: Scenario = field(default_factory=lambda: Scenario(prefill=128, generate=32, batch_sizes=(4,)))
 
     @property

@@ -58,9 +58,9 @@ def measured_speeds(bench: Bench, alone: Work, architectures: Mapping[str, Archi
     names = list(architectures)
     for start in range(0, len(names), AT_ONCE):
         group = {name: plain(architectures[name]) for name in names[start : start + AT_ONCE]}
-        (part,) = alone.run(
-            speeds_of, [{"lab": bench.lab, "timing": bench.scale.timing, "architectures": group}], "speeds"
-        )
+        costs = {**bench.scale.timing["costs"], "calibration_repeats": bench.scale.rounds}
+        task = {"lab": bench.lab, "timing": {**bench.scale.timing, "costs": costs}, "architectures": group}
+        (part,) = alone.run(speeds_of, [task], "speeds")
         speeds |= part
     return speeds
 
