@@ -133,7 +133,7 @@ def of_pieces(folder, pieces, *suffixes):
 
 SCORE_FILES = of_pieces("scores", PIECES, "parquet") if cfg.scores.method == "exact" else []
 if cfg.scores.tasks:
-    SCORE_FILES += of_pieces("task_scores", PIECES, "parquet")
+    SCORE_FILES += of_pieces("task_scores", [piece for piece in PIECES if piece[0] != PAIR], "parquet")
 
 
 def timed_variants(engine):
