@@ -25,7 +25,8 @@ def coupled(run: Run, copy_of_run: Callable[[], Path]) -> Run:
     folder = copy_of_run()
     target = {"constraints": [{"quantity": "parameters", "max": 0.62}], "compare_layers_dropped": False}
     library = run.config["library"] | {"ffn": ["linear", "parent@int8"], "coupled": {"pairs": PAIRS}}
-    config = run.config | {"evaluation": {}, "library": library, "targets": {"small": target}}
+    evaluation = {"task_archive": run.config["evaluation"]["task_archive"]}  # the questions of scores are from it
+    config = run.config | {"evaluation": evaluation, "library": library, "targets": {"small": target}}
     done = snakemake(folder, config, "--cores", "2", f"results/tiny/{CHILD}", "results/tiny/report.html", "-n")
     assert done.returncode == 0, done.stdout + done.stderr
     done = snakemake(folder, config, "--cores", "2", f"results/tiny/{CHILD}")
