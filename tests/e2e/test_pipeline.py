@@ -23,6 +23,7 @@ TABLES = {
     "library/{trained}.curves.parquet": tables.CURVES,
     "scores/{pieces}.parquet": tables.SCORES,
     "task_scores/{pieces}.parquet": tables.SCORES,
+    "scores/layers/00-02.parquet": tables.SCORES,
     "scores.parquet": tables.SCORES,
     "costs/torch/{variant}.parquet": tables.COSTS,
     "costs/torch/attention/parent.parquet": tables.COSTS,
@@ -152,7 +153,7 @@ def test_the_summary_is_printed_and_jobs_are_logged_and_timed(run: Run) -> None:
     assert "report.html" in run.printed
     rules = {path.name for path in (run.results / "logs").iterdir()}
     assert rules == {path.name for path in (run.results / "benchmarks").iterdir()}
-    assert len(rules) == 25
+    assert len(rules) == 30
 
 
 def test_the_second_run_does_nothing_and_says_so(run: Run) -> None:
