@@ -2,11 +2,12 @@
 
 - Input: the models, the held-out split and its activations; the archive of tasks; the exported children.
 - Output: `evaluation.parquet` and `sequences.parquet` of every child in `targets/{target}/{solution}/`; for the primary
-  target's children and rivals `tasks.parquet`, `perplexity.parquet` and `long_context.parquet`, for its best child `readout.parquet`; for
-  targets in llama.cpp `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models;
+  target's children and rivals `tasks.parquet`, `perplexity.parquet` and `long_context.parquet`, for its best child
+  `readout.parquet`; for targets in llama.cpp `engine.parquet`; the parent's `parent_*.parquet`; `speeds/{engine}.parquet` of all models;
   `questions.json`.
 - Steps: perplexity, KL and agreement on held-out text, throughput of all models in one job, tasks of lm-eval,
-  perplexity by the field's conventions, questions about long texts, few-label readouts; text and throughput as the target's engine runs the child.
+  perplexity by the field's conventions, questions about long texts, few-label readouts; text and throughput as the
+  target's engine runs the child.
 
 Jobs that measure throughput take every core, so that no other job runs meanwhile.
 """

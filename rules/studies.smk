@@ -30,13 +30,13 @@ STUDIES = {
     "dueling": ({}, ["seed"], (*NUMPY_PINS, "numba"), all_cores),
     "metric_embedding": ({"images": cfg.studies.image_file or MNIST}, ["device"], TORCH_PINS, all_cores),
     "ntk": ({"images": FASHION_MNIST}, ["seed"], ("torch", "scikit-learn", "scipy"), 1),
+    "online_ranking": ({}, ["seed"], NUMPY_PINS, half_the_cores),
     "puzzle": (
         {"parent": WEIGHTS, "heldout": "<results>/corpus/heldout.parquet"},
         ["device", "dtype", "seed"],
         ("torch", "transformers", *NUMPY_PINS),
         all_cores,
     ),
-    "online_ranking": ({}, ["seed"], NUMPY_PINS, half_the_cores),
     "selection": (
         {
             "parent": WEIGHTS,

@@ -1,6 +1,6 @@
 """How scores, solutions and their true KL change with the tokens of the score split.
 
-``python tests/benchmarks/bench_score_tokens.py results/smollm2-cpu /tmp/score-tokens`` reads the parent and the distill
+``python tests/benchmarks/bench_score_tokens.py results/smollm2-cpu score-tokens`` reads the parent and the distill
 split of a finished run. It trains pieces of a small structural library (or takes those that the folder holds), scores
 each piece on 48 sequences of the parent's own text in 16 disjoint groups of 768 tokens, and solves for the smallest sum
 of scores within a budget of weights: on single groups, on means of 4 groups (3,072 tokens) and on all (12,288 tokens).

@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from tangram.errors import TangramError
 from tangram.files import (
     atomic_path,
+    by_weights,
     check_tensors,
     check_writable,
     digest_of_tensors,
+    read_progress,
     sha256_of,
     write_tensors,
     write_text,
@@ -156,3 +158,29 @@ def test_digests_of_equal_tensors_ignore_metadata(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "0") != sha256_of(tmp_path / "1")
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_models_of_equal_weights_are_measured_once(tmp_path):
+    for name, value in (("parent", 0.0), ("child", 1.0), ("finetuned", 1.0)):
+        write_tensors(tmp_path / name / "model.safetensors", {"x": torch.full((2,), value)}, {"name": name})
+    models = {name: str(tmp_path / name) for name in ("parent", "child", "finetuned")} | {"missing": None}
+    measured: list[str] = []
+
+    def measure(name: str, folder: str) -> str:
+        measured.append(name)
+        return Path(folder).name
+
+    found = dict(by_weights(models, measure))
+    assert found == {"parent": "parent", "child": "child", "finetuned": "child"}
+    assert measured == ["parent", "child"]
+
+
+def test_progress_is_read_by_the_job_that_wrote_it_alone(tmp_path):
+    path = tmp_path / "progress.json"
+    assert read_progress(path, "one") == {}
+    path.write_text('{"identity": "one", "value": 3}')
+    assert read_progress(path, "one")["value"] == 3
+    assert read_progress(path, "another") == {}
+    path.write_text('{"identity": ')
+    with pytest.raises(TangramError, match=r"is damaged .*; delete it to start again"):
+        read_progress(path, "one")

@@ -8,15 +8,17 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from tangram.errors import TangramError
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
 
 
 def _cannot_write(path: Path, error: OSError) -> TangramError:
@@ -126,6 +128,37 @@ def digest_of_tensors(path: str | Path) -> str:
     with open(path, "rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         return _digest({name: entry for name, entry in header.items() if name != "__metadata__"}, stream)
+
+
+def by_weights(models: Mapping[str, str | None], measure: Callable[[str, str], Result]) -> Iterator[tuple[str, Result]]:
+    """Yield every given model's name and result; of models with equal weights, the first one is measured for all.
+
+    Args:
+        models: checkpoint folders by name; None for a model that is not given.
+        measure: returns the result of a model's name and folder.
+    """
+    results: dict[str, Result] = {}
+    for name, folder in models.items():
+        if folder is not None:
+            weights = digest_of_tensors(Path(folder) / "model.safetensors")
+            if weights not in results:
+                results[weights] = measure(name, folder)
+            yield name, results[weights]
+
+
+def read_progress(path: Path, identity: str) -> dict[str, Any]:
+    """Return what an earlier job of the same identity wrote of its progress as JSON; empty if there is no such job.
+
+    Raises:
+        TangramError: the file is damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content if content["identity"] == identity else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TangramError(f"{path} is damaged ({error}); delete it to start again") from error
 
 
 def check_tensors(path: str | Path, ours: bool = True) -> None:

@@ -62,13 +62,12 @@ class Settings:
     seed: int
 
 
-def diverse(problem: Problem, settings: Settings) -> list[Architecture]:
+def diverse(problem: Problem, search: Search, count: int) -> list[Architecture]:
     """Return the solver's diverse solutions, fewer if no more exist, the proven best first."""
-    count = settings.per_source
     while True:
         target = problem.target.model_copy(update={"solutions": count})
         try:
-            solutions = solve(Problem(problem.options, problem.costs, target), settings.search)
+            solutions = solve(Problem(problem.options, problem.costs, target), search)
         except TangramError:
             if count == 1:
                 raise
@@ -79,7 +78,7 @@ def diverse(problem: Problem, settings: Settings) -> list[Architecture]:
 
 def children_of(problem: Problem, batches: Batches, settings: Settings) -> dict[str, list[Architecture]]:
     """Return distinct children within the limit, by source."""
-    found = diverse(problem, settings)
+    found = diverse(problem, settings.search, settings.per_source)
     rng = np.random.default_rng(settings.seed)
     mutations = Mutations(problem, batches, rng)
     walks = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -134,7 +135,7 @@ class Study:
         not_reproduced: results of the paper that are not reproduced here.
         notes: scale, deviations from the paper and surprises.
         about: scale and seeds, for the top of the page.
-        unfinished: files from which a killed run resumes; `write_study` removes them.
+        unfinished: files and folders from which a killed run resumes; `write_study` removes them.
     """
 
     name: str
@@ -236,4 +237,4 @@ def write_study(study: Study, folder: str | Path, provenance: dict[str, str]) ->
     write_table([asdict(claim) for claim in study.claims], CLAIMS, folder / "claims.parquet", provenance)
     write_text(folder / "report.html", render_study(study))
     for path in study.unfinished:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

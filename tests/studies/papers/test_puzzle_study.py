@@ -118,7 +118,7 @@ def test_a_second_study_computes_nothing_again(bench, study, archive, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a kept result is computed again")
 
-    for name in ("train_piece", "score_piece", "measure_child", "finetune_child", "write_text"):
+    for name in ("train_piece", "score_piece", "measure_child", "write_text"):
         function = getattr(laboratory, name)
         refusing = type(function)(refuse.__code__, refuse.__globals__, function.__name__)
         refusing.__module__, refusing.__qualname__ = function.__module__, function.__qualname__
@@ -227,7 +227,7 @@ def test_wanda_keeps_the_two_most_important_of_four():
 
 
 def test_training_keeps_the_zeros_of_a_mask(lab, bench, study):
-    child = laboratory.start(lab, plain(bench.space.problem(1.0).parent), BASE, "wanda", 0)
+    child = laboratory.model_of(lab, plain(bench.space.problem(1.0).parent), BASE, weights="wanda")
     matrices = [module.weight for module in child.model.layers.modules() if isinstance(module, nn.Linear)]
     for matrix in matrices:
         assert (matrix == 0).double().mean().item() == pytest.approx(0.5)

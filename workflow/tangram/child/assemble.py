@@ -37,7 +37,7 @@ from tangram.models.layouts import Place, layout_among
 from tangram.models.loading import attention_of, check_parent, is_finite, model_class
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 CODE = {  # copied into a child that stock code cannot run, under the names with which the files import each other
     "modeling_tangram.py": modeling_tangram,
@@ -228,6 +228,14 @@ def code_of(config: PreTrainedConfig) -> dict[str, str]:
         files["operators.py"] += f'OPERATORS["{family}"] = {factory.__name__}\n'
         files["configuration_tangram.py"] += f"# Operators of {factory.__module__}: {family}\n"
     return files
+
+
+def trained_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return a model's tensors in memory of the CPU, as a checkpoint holds them: without a tied head."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
 
 
 def save_child(

@@ -71,24 +71,8 @@ def distill_blocks(
             piece = problem.distill(kind, variant, runtime.seed, store.training(layer), of_layer(layer))
             store.save(layer, piece)
         tensors |= {tensor_name(layer, kind, name): tensor for name, tensor in piece.weights.items()}
-        rows.append(
-            {
-                "layer": layer,
-                "kind": kind,
-                "variant": variant,
-                "parameters": sum(tensor.numel() for tensor in piece.weights.values()),
-                "bld_loss_before": piece.loss_before,
-                "bld_loss_after": piece.loss_after,
-                "kept": piece.kept,
-                "tokens": piece.tokens,
-                "seconds": piece.seconds,
-            }
-        )
-        per_step = section.batch_size * input_ids.shape[1]
-        curve_rows += [
-            {"series": f"{kind} {variant} layer {layer}", "tokens": (row["step"] + 1) * per_step, **row}
-            for row in piece.curve
-        ]
+        rows.append(piece.row(layer, kind, variant))
+        curve_rows += piece.curves(layer, kind, variant, section.batch_size * input_ids.shape[1])
     write_tensors(library, tensors, metadata)
     write_table(curve_rows, CURVES, curves, metadata)
     write_table(rows, LIBRARY, table, metadata)

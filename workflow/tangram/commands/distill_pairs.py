@@ -76,21 +76,8 @@ def distill_pairs(
             pair = distill_pair(problem, choice, runtime.seed, initial or None, store.training(layer))
             store.save(layer, pair)
         tensors |= {f"model.layers.{layer}.{name}": tensor for name, tensor in pair.weights.items()}
-        rows.append(
-            {
-                "layer": layer,
-                "kind": pieces.kind,
-                "variant": choice.pair,
-                "parameters": sum(tensor.numel() for tensor in pair.weights.values()),
-                "bld_loss_before": pair.loss_before,
-                "bld_loss_after": pair.loss_after,
-                "kept": pair.kept,
-                "tokens": pair.tokens,
-                "seconds": pair.seconds,
-            }
-        )
-        series, per_step = f"{pieces.kind} {choice.pair} layer {layer}", section.batch_size * input_ids.shape[1]
-        curve_rows += [{"series": series, "tokens": (row["step"] + 1) * per_step, **row} for row in pair.curve]
+        rows.append(pair.row(layer, pieces.kind, choice.pair))
+        curve_rows += pair.curves(layer, pieces.kind, choice.pair, section.batch_size * input_ids.shape[1])
     write_tensors(library, tensors, metadata)
     write_table(curve_rows, CURVES, curves, metadata)
     write_table(rows, LIBRARY, table, metadata)

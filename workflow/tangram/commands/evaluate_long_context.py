@@ -23,11 +23,10 @@ def evaluate_long_context(
     """
     runtime.start()
     import sys
-    from pathlib import Path
 
     from tangram.errors import TangramError
-    from tangram.evaluation.long_context import Generator, LongQuestion, margins, question_rows, read_sentences
-    from tangram.files import check_writable, digest_of_tensors
+    from tangram.evaluation.long_context import Generator, margins, question_rows, read_sentences
+    from tangram.files import by_weights, check_writable
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
@@ -38,22 +37,21 @@ def evaluate_long_context(
     if section is None:
         raise TangramError("config.evaluation.long_context is empty; name the lengths to evaluate")
     models = {"parent": parent, "child": child, "finetuned": finetuned}
-    found: dict[str, dict[tuple[str, int], list[float]]] = {}
+    tokenizer = load_tokenizer(next(folder for folder in models.values() if folder is not None))  # all have one
+    generator = Generator(section, tokenizer, read_sentences(corpus, tokenizer), runtime.seed)
+    cases: list[tuple[str, int]] = [(task, length) for task in section.tasks for length in section.lengths]
+    questions = {case: generator.questions(*case) for case in cases}
+
+    def answers_of(name: str, folder: str) -> dict[tuple[str, int], list[float]]:
+        model = pack(load_model(folder, runtime.dtype, runtime.device))
+        return {
+            case: margins(model, tokenizer, asked, f"evaluate_long_context {name} {case[0]} {case[1]}")
+            for case, asked in questions.items()
+        }
+
     rows: list[dict[str, Any]] = []
-    questions: dict[tuple[str, int], list[LongQuestion]] = {}
-    for name, folder in ((name, folder) for name, folder in models.items() if folder is not None):
-        weights, tokenizer = digest_of_tensors(Path(folder) / "model.safetensors"), load_tokenizer(folder)
-        if not questions:
-            generator = Generator(section, tokenizer, read_sentences(corpus, tokenizer), runtime.seed)
-            cases: list[tuple[str, int]] = [(task, length) for task in section.tasks for length in section.lengths]
-            questions = {case: generator.questions(*case) for case in cases}
-        if weights not in found:
-            model = pack(load_model(folder, runtime.dtype, runtime.device))
-            found[weights] = {
-                case: margins(model, tokenizer, asked, f"evaluate_long_context {name} {case[0]} {case[1]}")
-                for case, asked in questions.items()
-            }
-        for (task, length), values in found[weights].items():
+    for name, answers in by_weights(models, answers_of):
+        for (task, length), values in answers.items():
             right = sum(value > 0 for value in values)
             print(f"{name}: {task}, {length} tokens: {right} of {len(values)} right", file=sys.stderr)
             rows += question_rows(name, task, length, questions[task, length], values)

@@ -23,11 +23,10 @@ def evaluate_perplexity(
     """
     runtime.start()
     import sys
-    from pathlib import Path
 
     from tangram.config.sources import METADATA
-    from tangram.evaluation.perplexity import UNITS, loss_rows, losses_of, perplexity_of, read_text
-    from tangram.files import check_writable, digest_of_tensors
+    from tangram.evaluation.perplexity import UNITS, Losses, loss_rows, losses_of, perplexity_of, read_text
+    from tangram.files import by_weights, check_writable
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
@@ -37,16 +36,17 @@ def evaluate_perplexity(
     sections = Evaluation.model_validate_json(settings).perplexity
     texts = {section.name: read_text(section.name, section.source) for section in sections}
     models = {"parent": parent, "child": child, "finetuned": finetuned}
-    losses, rows = {}, []
-    for name, folder in ((name, folder) for name, folder in models.items() if folder is not None):
-        weights = digest_of_tensors(Path(folder) / "model.safetensors")
-        if weights not in losses:
-            model, tokenizer = pack(load_model(folder, runtime.dtype, runtime.device)), load_tokenizer(folder)
-            losses[weights] = [
-                losses_of(model, tokenizer, section, texts[section.name], f"evaluate_perplexity {name} {section.name}")
-                for section in sections
-            ]
-        for section, found in zip(sections, losses[weights], strict=True):
+
+    def measure(name: str, folder: str) -> list[Losses]:
+        model, tokenizer = pack(load_model(folder, runtime.dtype, runtime.device)), load_tokenizer(folder)
+        return [
+            losses_of(model, tokenizer, section, texts[section.name], f"evaluate_perplexity {name} {section.name}")
+            for section in sections
+        ]
+
+    rows = []
+    for name, losses in by_weights(models, measure):
+        for section, found in zip(sections, losses, strict=True):
             unit = UNITS[section.level].removesuffix("s")
             print(f"{name}: {section.name}: perplexity {perplexity_of(found):.4f} per {unit}", file=sys.stderr)
             rows += loss_rows(name, section, found)

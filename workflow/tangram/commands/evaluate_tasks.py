@@ -26,11 +26,10 @@ def evaluate_tasks(
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     runtime.start()
-    from pathlib import Path
 
-    from tangram.evaluation.harness import answer_rows, answer_tasks
+    from tangram.evaluation.harness import Outcomes, answer_rows, answer_tasks
     from tangram.evaluation.tasks import load_tasks, write_tasks
-    from tangram.files import digest_of_tensors
+    from tangram.files import by_weights
     from tangram.models.loading import load_model, load_tokenizer
     from tangram.models.packed import pack
     from tangram.provenance import provenance
@@ -38,16 +37,13 @@ def evaluate_tasks(
 
     limit, tasks = Evaluation.model_validate_json(settings).task_limit, load_tasks(questions)
     models = {"parent": parent, "child": child, "finetuned": finetuned}
-    folders = {name: folder for name, folder in models.items() if folder is not None}
     write_tasks(tasks, work)
-    answers, rows = {}, []
-    for name, folder in folders.items():
-        weights = digest_of_tensors(Path(folder) / "model.safetensors")
-        if weights not in answers:
-            model = pack(load_model(folder, runtime.dtype, runtime.device))
-            label = f"evaluate_tasks {name}"
-            answers[weights] = answer_tasks(model, load_tokenizer(folder), work, tasks, limit, label)
-        rows += answer_rows(name, answers[weights])
+
+    def answers_of(name: str, folder: str) -> dict[str, Outcomes]:
+        model = pack(load_model(folder, runtime.dtype, runtime.device))
+        return answer_tasks(model, load_tokenizer(folder), work, tasks, limit, f"evaluate_tasks {name}")
+
+    rows = [row for name, answers in by_weights(models, answers_of) for row in answer_rows(name, answers)]
     write_table(rows, SAMPLES, output, provenance("tangram.commands.evaluate_tasks", settings, runtime.device))
 
 

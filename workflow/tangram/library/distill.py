@@ -61,6 +61,25 @@ class Piece:
     tokens: int
     seconds: float
 
+    def row(self, layer: int, kind: str, variant: str) -> dict[str, Any]:
+        """Return the row of `tables.LIBRARY`."""
+        return {
+            "layer": layer,
+            "kind": kind,
+            "variant": variant,
+            "parameters": sum(tensor.numel() for tensor in self.weights.values()),
+            "bld_loss_before": self.loss_before,
+            "bld_loss_after": self.loss_after,
+            "kept": self.kept,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+
+    def curves(self, layer: int, kind: str, variant: str, tokens_per_step: int) -> list[dict[str, Any]]:
+        """Return the rows of `tables.CURVES`."""
+        series = f"{kind} {variant} layer {layer}"
+        return [{"series": series, "tokens": (row["step"] + 1) * tokens_per_step, **row} for row in self.curve]
+
 
 @torch.inference_mode()
 def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, Any], batch: int) -> torch.Tensor:

@@ -17,11 +17,17 @@ import torch
 
 from tangram.activations import Activations
 from tangram.blocks.architecture import from_json
-from tangram.child.assemble import assemble_state, build_child, build_config, cast_state, read_tensors
+from tangram.child.assemble import (
+    assemble_state,
+    build_child,
+    build_config,
+    cast_state,
+    read_tensors,
+    trained_state,
+)
 from tangram.child.reassemble import Child, reassemble_state
 from tangram.config import Finetune, Scores
-from tangram.errors import TangramError
-from tangram.files import write_tensors, write_text
+from tangram.files import read_progress, write_tensors, write_text
 from tangram.finetune import TextKL, finetune, part_of
 from tangram.gguf_types import round_pieces
 from tangram.library.pieces import Library
@@ -163,9 +169,7 @@ class Rounds:
         round_pieces(model)
         after = kl.by_sequence().mean().item()
         if after < before:
-            state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-            if model.config.tie_word_embeddings:
-                state.pop("lm_head.weight", None)
+            state = trained_state(model)
         progress.child = Child(architecture, state)
         progress.rows += [{"series": f"round {number}", **row} for row in rows]
         progress.rounds.append(
@@ -197,14 +201,8 @@ class Rounds:
 
     def _restore(self) -> Progress:
         """Return the rounds that an earlier job of the same identity finished."""
-        path = self._state.path / "rounds.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return Progress()
-        except (OSError, ValueError) as error:
-            raise TangramError(f"{path} is damaged ({error}); delete it to start from the first round") from error
-        if content["identity"] != self._state.identity:
+        content = read_progress(self._state.path / "rounds.json", self._state.identity)
+        if not content:
             return Progress()
         rounds: Sequence[dict[str, Any]] = content["rounds"]
         child = Child(from_json(rounds[-1]), read_tensors(self._file(len(rounds))))

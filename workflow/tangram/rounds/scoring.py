@@ -57,17 +57,24 @@ class ReplaceInChild(ReplaceOne):
         if block.kind == HEAD:
             rows = self.score_head(replace_head(self._parent.lm_head, str(block.variant.precision), tensors))
         else:
-            layers = list(self._child.architecture.layers)
-            layers[layer] = LayerChoice(**{**vars(layers[layer]), block.kind: variant})
-            architecture = Architecture(tuple(layers), self._child.architecture.head)
-            state = reassemble_state(self._parent_state, self._child, architecture, lambda *_: tensors)
-            rows = self.score(layer, self._layer(layer, architecture, state))
+            rows = self.score(layer, self._layer(layer, block.kind, variant, tensors))
         return [{"layer": layer, "kind": block.kind, "variant": variant, **row} for row in rows]
 
-    def _layer(self, index: int, architecture: Architecture, state: State) -> torch.nn.Module:
-        prefix = f"model.layers.{index}."
-        tensors = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        overrides = per_layer_config(architecture, Shape.of(self._parent.config)).get(index, {})
+    def _layer(self, index: int, kind: str, variant: str, piece: State) -> torch.nn.Module:
+        """Return the child's layer with a piece: the child of this layer alone, reassembled."""
+        prefix, choice = f"model.layers.{index}.", self._child.architecture.layers[index]
+        replaced = LayerChoice(**{**vars(choice), kind: variant})
+
+        def alone(choice: LayerChoice) -> Architecture:
+            return Architecture((*(LayerChoice(),) * index, choice))
+
+        def of_layer(state: State) -> dict[str, torch.Tensor]:
+            return {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+        child = Child(alone(choice), of_layer(self._child.state))
+        state = reassemble_state(of_layer(self._parent_state), child, alone(replaced), lambda *_: piece)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        overrides = per_layer_config(alone(replaced), Shape.of(self._parent.config)).get(index, {})
         return layer_of(decoder_layers(self._parent)[index], self._parent.config, index, overrides, tensors)
 
     @torch.inference_mode()

@@ -19,11 +19,11 @@ import torch
 
 from tangram.activations import Activations
 from tangram.blocks.architecture import Architecture
-from tangram.child.assemble import assemble_state, build_child, build_config, cast_state, read_tensors
+from tangram.child.assemble import assemble_state, build_child, build_config, cast_state, read_tensors, trained_state
 from tangram.config import Finetune, halving_sizes
 from tangram.errors import TangramError
 from tangram.evaluation.text import compare_on_text
-from tangram.files import write_tensors, write_text
+from tangram.files import read_progress, write_tensors, write_text
 from tangram.finetune import finetune
 from tangram.gguf_types import round_pieces
 from tangram.library.pieces import Library
@@ -31,6 +31,9 @@ from tangram.training.loop import Checkpointing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+VALUES = "values.json"  # file of the scores by `_name`
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class FinetunedCandidates:
         self._architectures, self._input_ids, self._activations = architectures, input_ids, activations
         self._compared, self._settings, self._seed, self._state = compared, settings, seed, state
         self.rounds = list(rounds)
-        self.values: dict[str, list[float]] = _read_values(state)  # by `_name`
+        self.values: dict[str, list[float]] = read_progress(state.path / VALUES, state.identity).get("values", {})
 
     def train(self, number: int, candidate: int) -> np.ndarray:
         """Train a candidate in a round; return its KL on every compared sequence, in nats per token."""
@@ -193,27 +196,12 @@ class FinetunedCandidates:
     def _save(self, number: int, candidate: int, child: Any) -> None:
         """Write a candidate's weights, then its scores; after a kill in between, the training runs again."""
         if number + 1 < len(self.rounds):
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in child.state_dict().items()}
-            if child.config.tie_word_embeddings:
-                tensors.pop("lm_head.weight", None)
-            write_tensors(self._file(number, candidate), tensors, {})
+            write_tensors(self._file(number, candidate), trained_state(child), {})
         content = {"identity": self._state.identity, "values": self.values}
-        write_text(self._state.path / "values.json", json.dumps(content))
+        write_text(self._state.path / VALUES, json.dumps(content))
         if number:
             self._file(number - 1, candidate).unlink(missing_ok=True)
 
 
 def _name(number: int, candidate: int) -> str:
     return f"{number}-{candidate}"
-
-
-def _read_values(state: Checkpointing) -> dict[str, list[float]]:
-    """Return the scores that an earlier job of the same identity stored; none if there is no such job."""
-    path = state.path / "values.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise TangramError(f"{path} is damaged ({error}); delete it to start the selection again") from error
-    return dict(content["values"]) if content["identity"] == state.identity else {}

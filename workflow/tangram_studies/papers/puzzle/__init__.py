@@ -87,7 +87,7 @@ def run_study(job: Job) -> Study:
     finally:
         work.close()
     study.about = f"scale {job.studies.scale}"
-    study.unfinished = [folder / RESULTS, folder / "timed.jsonl"]
+    study.unfinished = [folder]
     return study
 
 

@@ -15,29 +15,20 @@ import numpy as np
 import pandas as pd
 
 from tangram.blocks.registry import get_block
-from tangram.config import Finetune
 from tangram.evaluation.tasks import read_tasks
-from tangram.finetune import finetune
 from tangram.library.pieces import read_piece
 from tangram.models.families import Shape
 from tangram.models.loading import load_tokenizer
 from tangram.report.document import Table
 from tangram.scores.answers import AnswerScores
 from tangram.scores.questions import Asked, in_train_half
-from tangram_studies.papers.puzzle.common import BASE, FINETUNE, Bench
+from tangram_studies.papers.puzzle.common import BASE, Bench, add_claim
 from tangram_studies.papers.puzzle.distillation import common_speed, layers_of
-from tangram_studies.papers.puzzle.laboratory import (
-    Lab,
-    activations_of,
-    parent_of,
-    piece_file,
-    start,
-    tokens_of,
-)
+from tangram_studies.papers.puzzle.laboratory import Lab, model_of, parent_of, piece_file
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import Space, plain
 from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
-from tangram_studies.study import Claim, Study, interval
+from tangram_studies.study import Study, interval
 
 BY_KL, BY_ACCURACY, BY_MARGIN = "scores by KL", "scores by accuracy", "scores by margin"
 METRICS = {BY_KL: "kl", BY_ACCURACY: "accuracy", BY_MARGIN: "margin"}
@@ -83,12 +74,9 @@ def answer(
     lab: Lab, architecture: Mapping[str, Any], training: Mapping[str, Any] | None, seed: int, questions: Questions
 ) -> dict[str, list[float]]:
     """Return a model's accuracy and margin on every question, after global distillation if ``training`` is given."""
-    model = start(lab, architecture, BASE, "pieces", seed)
-    if training is not None:
-        section = Finetune.model_validate(dict(training))
-        finetune(model, parent_of(lab), activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE), section, seed)
+    model = model_of(lab, architecture, BASE, training, seed)
     asked = asked_of(questions)
-    answers = AnswerScores(model.eval().requires_grad_(False), load_tokenizer(lab.parent), asked).answers
+    answers = AnswerScores(model, load_tokenizer(lab.parent), asked).answers
     return {name: values.tolist() for name, values in answers.items()}
 
 
@@ -144,37 +132,35 @@ def _values(study: Study, arm: str, metric: str) -> np.ndarray:
 def _claims(bench: Bench, study: Study, speed: float, questions: int, chance: float) -> None:
     scale = bench.scale
     for claim, arm, metric in (("task-scores", BY_ACCURACY, "accuracy"), ("task-margin", BY_MARGIN, "margin")):
-        study.claims.append(
-            Claim.from_interval(
-                interval(_values(study, arm, metric) - _values(study, BY_KL, metric)),
-                claim=claim,
-                statement=f"{arm} of a task give a child that is better at the task than scores by KL",
-                where="table 11",
-                paper_value="66.24 and 64.94 (half of MMLU)",
-                seeds=scale.seeds,
-                unit="fraction of answers" if metric == "accuracy" else "nats of margin",
-                note=f"every {scale.every}th layer, {speed:.2f} times the speed; {scale.asked} questions per draw of "
-                f"scores, {questions} other questions asked",
-            )
+        add_claim(
+            study,
+            interval(_values(study, arm, metric) - _values(study, BY_KL, metric)),
+            claim=claim,
+            statement=f"{arm} of a task give a child that is better at the task than scores by KL",
+            where="table 11",
+            paper_value="66.24 and 64.94 (half of MMLU)",
+            seeds=scale.seeds,
+            unit="fraction of answers" if metric == "accuracy" else "nats of margin",
+            note=f"every {scale.every}th layer, {speed:.2f} times the speed; {scale.asked} questions per draw of "
+            f"scores, {questions} other questions asked",
         )
     strongest = f"child of {scale.speeds[0]:g}"
     parent = _values(study, "parent", "accuracy")[0]
     kept = (_values(study, strongest, "accuracy") - chance) / max(
         parent - chance, 1e-6
     )  # of a parent that knows nothing
-    study.claims.append(
-        Claim.from_interval(
-            interval(kept),
-            above=0.95,
-            claim="accuracy-kept",
-            statement="the child keeps more than 95 % of the parent's accuracy",
-            where="table 1",
-            paper_value="98.4 %",
-            seeds=scale.seeds,
-            unit="of the parent's accuracy above chance",
-            note=f"at {scale.speeds[0]:g} times the packed parent's speed, in float32; after {scale.finetune} tokens "
-            f"of GKD; {questions} questions; the parent answers {100 * parent:.1f} %",
-        )
+    add_claim(
+        study,
+        interval(kept),
+        above=0.95,
+        claim="accuracy-kept",
+        statement="the child keeps more than 95 % of the parent's accuracy",
+        where="table 1",
+        paper_value="98.4 %",
+        seeds=scale.seeds,
+        unit="of the parent's accuracy above chance",
+        note=f"at {scale.speeds[0]:g} times the packed parent's speed, in float32; after {scale.finetune} tokens "
+        f"of GKD; {questions} questions; the parent answers {100 * parent:.1f} %",
     )
     rows = []
     for arm in study.frame("questions")["arm"].unique():

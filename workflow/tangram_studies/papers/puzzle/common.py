@@ -17,13 +17,13 @@ from tangram.costs import torch_engine
 from tangram.costs.calibration import calibrate
 from tangram.costs.measurement import MODEL
 from tangram_studies.papers.puzzle import laboratory
-from tangram_studies.papers.puzzle.laboratory import OWN, Lab, Metrics
+from tangram_studies.papers.puzzle.laboratory import FINETUNE, OWN, Lab, Metrics
 from tangram_studies.papers.puzzle.space import SCENARIO, Space, plain
 from tangram_studies.papers.puzzle.work import Work
-from tangram_studies.study import Study, print_progress
+from tangram_studies.study import Claim, Interval, Study, print_progress
 
 BASE = "base"  # name of the library of all layers
-DISTILL, FINETUNE = "distill", "finetune"  # names of texts
+DISTILL = "distill"  # name of the text of block distillation
 
 Timing = dict[str, Any]  # config section `costs` and one scenario
 
@@ -129,15 +129,21 @@ class Bench:
         return self.work.run(laboratory.measure_child, tasks, "children")
 
     def finetuned(self, tasks: Sequence[Mapping[str, Any]], label: str) -> list[Metrics]:
-        """Return the metrics of children after global distillation; see `laboratory.finetune_child`."""
-        whole = [{"lab": self.lab, "library": BASE, "text": FINETUNE, "settings": {}, **task} for task in tasks]
-        return self.work.run(laboratory.finetune_child, whole, label)
+        """Return the metrics of children after global distillation; see `laboratory.measure_child`."""
+        whole = [{"lab": self.lab, "library": BASE, **task} for task in tasks]
+        return self.work.run(laboratory.measure_child, whole, label)
 
 
 def record_child(study: Study, experiment: str, arm: str, seed: int, metrics: Metrics, x: float | None = None) -> None:
     """Add a child's measurements: means over its passages, in nats per token, and the agreement as a fraction."""
     for name, values in metrics.items():
         study.record(experiment, arm, seed, name, sum(values) / len(values), x)
+
+
+def add_claim(study: Study, quantity: Interval, claim: str, statement: str, **others: Any) -> None:
+    """Add a claim that an interval decides, by default in nats of KL per token; see `Claim.from_interval`."""
+    fields = {"unit": "nats of KL per token", "paper_value": "-", **others}
+    study.claims.append(Claim.from_interval(quantity, claim=claim, statement=statement, **fields))
 
 
 def make_texts(lab: Lab, work: Work, scale: Scale) -> None:

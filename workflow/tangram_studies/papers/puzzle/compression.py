@@ -23,6 +23,7 @@ from tangram_studies.papers.puzzle.common import (
     DISTILL,
     Bench,
     Timing,
+    add_claim,
     record_child,
     settings_of,
     train_library,
@@ -122,7 +123,7 @@ def compression_experiment(bench: Bench, alone: Work, study: Study, found: Child
         WANDA: (bench.space.problem(1.0).parent, "wanda"),
     }
     tasks: list[tuple[str, int, dict[str, Any]]] = [
-        (arm, seed, {"architecture": plain(a), "weights": w, "settings": weights(ADOPTED), "seed": seed})
+        (arm, seed, {"architecture": plain(a), "weights": w, "training": weights(ADOPTED), "seed": seed})
         for arm, (a, w) in arms.items()
         for seed in range(scale.seeds)
     ]
@@ -155,17 +156,15 @@ def _claims(
             "the advantage of a slower model",
         ),
     ):
-        study.claims.append(
-            Claim.from_interval(
-                interval((kl[arm] - kl[ours]).to_numpy()),
-                claim=claim,
-                statement=f"the searched child is better than {arm}, both after global distillation",
-                where="table 18",
-                paper_value=paper,
-                seeds=bench.scale.seeds,
-                unit="nats of KL per token",
-                note=note,
-            )
+        add_claim(
+            study,
+            interval((kl[arm] - kl[ours]).to_numpy()),
+            claim=claim,
+            statement=f"the searched child is better than {arm}, both after global distillation",
+            where="table 18",
+            paper_value=paper,
+            seeds=bench.scale.seeds,
+            note=note,
         )
     points = study.frame("frontier").query("metric == 'kl'")
     below = _below(points)

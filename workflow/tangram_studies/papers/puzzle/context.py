@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from tangram.config import Finetune, LongContext
+from tangram.config import LongContext
 from tangram.evaluation.long_context import Generator, margins, read_sentences
-from tangram.finetune import finetune
 from tangram.models.loading import load_tokenizer
 from tangram.report.document import Table
-from tangram_studies.papers.puzzle.common import BASE, FINETUNE, Bench
-from tangram_studies.papers.puzzle.laboratory import Lab, activations_of, parent_of, start, tokens_of
+from tangram_studies.papers.puzzle.common import BASE, Bench, add_claim
+from tangram_studies.papers.puzzle.laboratory import Lab, model_of
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import plain
 from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
-from tangram_studies.study import Claim, Study, interval
+from tangram_studies.study import Study, interval
 
 BEFORE = "child"
 AFTER = "child after GKD"
@@ -42,15 +41,12 @@ def answers(
         training: config section `finetune`; None measures the model before it.
         seed: seed of the order of the sequences.
     """
-    model = start(lab, architecture, library, "pieces", seed)
-    if training is not None:
-        section = Finetune.model_validate(dict(training))
-        finetune(model, parent_of(lab), activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE), section, seed)
+    model = model_of(lab, architecture, library, training, seed)
     tokenizer, section_of = load_tokenizer(lab.parent), LongContext.model_validate(dict(settings))
     generator = Generator(section_of, tokenizer, read_sentences(lab.heldout, tokenizer), lab.seed)
     rows = []
     for task, length in itertools.product(section_of.tasks, section_of.lengths):
-        values = margins(model.eval(), tokenizer, generator.questions(task, length), "study_puzzle: long context")
+        values = margins(model, tokenizer, generator.questions(task, length), "study_puzzle: long context")
         rows += [{"task": task, "length": length, "sample": i, "margin": value} for i, value in enumerate(values)]
     return rows
 
@@ -103,18 +99,17 @@ def _claims(bench: Bench, study: Study) -> None:
             "96.2 % kept at 16K, 97.8 % at 8K",
         ),
     ):
-        study.claims.append(
-            Claim.from_interval(
-                interval(quantity),
-                claim=claim,
-                statement=statement,
-                where="tables 3, 7 and 19",
-                paper_value=paper,
-                seeds=scale.seeds,
-                unit="nats of margin",
-                note=f"GKD on sequences of {scale.length} tokens; {2 * scale.questions} questions per length; the "
-                "margin is the log-likelihood of the right answer less that of the best wrong one",
-            )
+        add_claim(
+            study,
+            interval(quantity),
+            claim=claim,
+            statement=statement,
+            where="tables 3, 7 and 19",
+            paper_value=paper,
+            seeds=scale.seeds,
+            unit="nats of margin",
+            note=f"GKD on sequences of {scale.length} tokens; {2 * scale.questions} questions per length; the "
+            "margin is the log-likelihood of the right answer less that of the best wrong one",
         )
     rows = []
     for arm in ("parent", BEFORE, AFTER):

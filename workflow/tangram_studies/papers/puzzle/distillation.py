@@ -16,6 +16,7 @@ from tangram.report.document import Table
 from tangram_studies.papers.puzzle import laboratory
 from tangram_studies.papers.puzzle.common import (
     Bench,
+    add_claim,
     record_child,
     score_library,
     train_library,
@@ -24,7 +25,7 @@ from tangram_studies.papers.puzzle.coupling import coupling_experiment
 from tangram_studies.papers.puzzle.laboratory import NARROW
 from tangram_studies.papers.puzzle.space import Space
 from tangram_studies.plots import lines_figure
-from tangram_studies.study import Claim, Study
+from tangram_studies.study import Study, interval
 
 SHARE = 0.5  # of the largest saving that these layers can give, asked of every library
 UNTRAINED, NARROW_TEXT = "untrained", "narrow text"
@@ -33,11 +34,6 @@ UNTRAINED, NARROW_TEXT = "untrained", "narrow text"
 def layers_of(bench: Bench) -> list[int]:
     """Return the layers that have pieces."""
     return list(range(1, bench.lab.layers, bench.scale.every))
-
-
-def limited_space(bench: Bench, tables: tuple[pd.DataFrame, ...]) -> Space:
-    """Return the search space of other score tables with the base's costs."""
-    return dataclasses.replace(bench.space, scores=tables)
 
 
 def common_speed(bench: Bench, space: Space) -> float:
@@ -80,7 +76,7 @@ def distillation_experiment(bench: Bench, study: Study) -> None:
             pieces = {**variants, "attention": [*variants["attention"], NO_OP], "ffn": [*variants["ffn"], NO_OP]}
             train_library(bench.lab, bench.work, library, text, pieces, layers, epochs, seed, sequences)
             found[arm].append(score_library(bench.lab, bench.work, library, f"score-{seed}", pieces, layers))
-    spaces = {arm: limited_space(bench, tuple(tables)) for arm, tables in found.items()}
+    spaces = {arm: dataclasses.replace(bench.space, scores=tuple(tables)) for arm, tables in found.items()}
     speed = common_speed(bench, spaces[UNTRAINED])
     for arm, space in spaces.items():
         for seed in range(scale.seeds):
@@ -105,19 +101,15 @@ def _claims(bench: Bench, study: Study, speed: float) -> None:
     )
 
     def claim(name: str, better: str, worse: str, statement: str, where: str, paper: str) -> None:
-        from tangram_studies.study import interval
-
-        study.claims.append(
-            Claim.from_interval(
-                interval((kl[worse] - kl[better]).to_numpy()),
-                claim=name,
-                statement=statement,
-                where=where,
-                paper_value=paper,
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=note,
-            )
+        add_claim(
+            study,
+            interval((kl[worse] - kl[better]).to_numpy()),
+            claim=name,
+            statement=statement,
+            where=where,
+            paper_value=paper,
+            seeds=scale.seeds,
+            note=note,
         )
 
     claim("bld", full, UNTRAINED, "trained pieces give a better child than initial ones", "section 3", "-")

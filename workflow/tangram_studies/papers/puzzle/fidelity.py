@@ -10,10 +10,10 @@ import numpy as np
 from tangram.blocks.architecture import Architecture
 from tangram.report.document import Table
 from tangram.selection.agreement import Fidelity, fidelity
-from tangram_studies.papers.puzzle.common import Bench, record_child
+from tangram_studies.papers.puzzle.common import Bench, add_claim, record_child
 from tangram_studies.papers.puzzle.space import plain
 from tangram_studies.papers.puzzle.training import ADOPTED, weights
-from tangram_studies.study import Claim, Interval, Study
+from tangram_studies.study import Interval, Study
 
 OBJECTIVES = {"kl": "kl", "lm_loss_increase": "loss"}  # metric of the scores: metric of a child
 
@@ -38,7 +38,7 @@ def fidelity_experiment(bench: Bench, study: Study) -> None:
         step = max(1, len(children) // scale.finetuned)
         chosen = list(range(0, len(children), step))
         settings = {**weights(ADOPTED), "budget": {"tokens": scale.budgets[0]}}
-        tasks = [{"architecture": plain(children[i]), "settings": settings, "seed": 0} for i in chosen]
+        tasks = [{"architecture": plain(children[i]), "training": settings, "seed": 0} for i in chosen]
         after = bench.finetuned(tasks, "short global distillation")
         sums = {
             metric: np.array([bench.space.problem(speed, 0, metric).objective(child) for child in children])
@@ -81,15 +81,14 @@ def _claim(study: Study, speed: float, found: dict[str, Fidelity]) -> None:
         ("gkd-order", "true KL, KL after GKD", "a short GKD keeps the order of children (tau above 0.5)"),
     ):
         result = found[name]
-        study.claims.append(
-            Claim.from_interval(
-                Interval(result.tau, result.tau_low, result.tau_high),
-                above=0.5,
-                claim=f"{claim}-{speed:g}",
-                statement=statement,
-                where="section 4; not shown in the paper",
-                seeds=result.children,
-                unit="Kendall's tau",
-                note=f"at {speed:g} times the speed; seeds are children; the interval is a bootstrap over them",
-            )
+        add_claim(
+            study,
+            Interval(result.tau, result.tau_low, result.tau_high),
+            above=0.5,
+            claim=f"{claim}-{speed:g}",
+            statement=statement,
+            where="section 4; not shown in the paper",
+            seeds=result.children,
+            unit="Kendall's tau",
+            note=f"at {speed:g} times the speed; seeds are children; the interval is a bootstrap over them",
         )

@@ -32,7 +32,7 @@ from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
 from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.metrics import compare_in_chunks
-from tangram.models.families import Shape, decoder_layers, shape_of, subblock
+from tangram.models.families import Shape, decoder_layers, shape_of
 from tangram.models.forward import logits_of
 from tangram.models.loading import load_model
 from tangram.scores.influence import block_influence
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BATCH = 4  # sequences per forward pass
 STRIDE = 4  # of the positions whose predictions are compared
 OWN, NARROW = "parent-samples", "python-docs"  # types of text: the parent's own, and documentation of one language
-HELD_OUT = "heldout"  # name of the evaluation's text
+HELD_OUT, FINETUNE = "heldout", "finetune"  # names of the texts of evaluation and of global distillation
 Metrics = dict[str, list[float]]  # by metric, one value per passage
 
 
@@ -234,11 +234,6 @@ def influence(lab: Lab, text: str) -> list[float]:
     return block_influence(activations_of(lab, text), lab.layers)
 
 
-def parent_weights(lab: Lab, kind: str, layer: int) -> dict[str, torch.Tensor]:
-    """Return the weights of a subblock of the parent."""
-    return dict(subblock(decoder_layers(parent_of(lab))[layer], kind).state_dict())
-
-
 # Scores
 
 
@@ -285,59 +280,50 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT) -> Metric
     return {name: metrics[name] for name in ("kl", "loss", "agreement")}
 
 
-def measure_child(
-    lab: Lab, architecture: Mapping[str, Any], library: str, weights: str = "pieces", seed: int = 0
-) -> Metrics:
-    """Return the metrics of a child before finetuning; see `start`."""
-    return metrics_of(lab, start(lab, architecture, library, weights, seed))
-
-
-def start(lab: Lab, architecture: Mapping[str, Any], library: str, weights: str, seed: int) -> PreTrainedModel:
-    """Return an assembled child.
+def model_of(
+    lab: Lab,
+    architecture: Mapping[str, Any],
+    library: str,
+    training: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    weights: str = "pieces",
+) -> PreTrainedModel:
+    """Return an assembled child, after global distillation (GKD) if ``training`` is given.
 
     Args:
         lab: the laboratory.
         architecture: the child's architecture.
         library: the library of its pieces.
+        training: config section `finetune`; the text is `FINETUNE`. Removed weights of a mask stay zero.
+        seed: seed of the order of the sequences, and of random weights.
         weights: ``'pieces'``; ``'random'`` for new weights in all layers (table 15); ``'wanda'`` for a mask on all
             matrices of the layers (table 18).
-        seed: seed of random weights.
     """
     child = child_of(lab, architecture, library)
     if weights == "random":
         randomize(child, seed)
     if weights == "wanda":
         wanda.prune(child, wanda.read_norms(norms_file(lab)))
-    return child
+    if training is not None:
+        hooks = wanda.keep_zeros(child) if weights == "wanda" else []
+        section = Finetune.model_validate(dict(training))
+        text = activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE)
+        finetune(child, parent_of(lab), *text, section, seed)
+        for hook in hooks:
+            hook.remove()
+    return child.eval().requires_grad_(False)
 
 
-def finetune_child(
+def measure_child(
     lab: Lab,
     architecture: Mapping[str, Any],
     library: str,
-    text: str,
-    settings: Mapping[str, Any],
-    seed: int,
+    training: Mapping[str, Any] | None = None,
+    seed: int = 0,
     weights: str = "pieces",
 ) -> Metrics:
-    """Return the metrics of a child after global distillation (GKD); removed weights of a mask stay zero.
-
-    Args:
-        lab: the laboratory.
-        architecture: the child's architecture.
-        library: the library of its pieces.
-        text: the text to train on.
-        settings: config section `finetune`.
-        seed: seed of the order of the sequences, and of random weights.
-        weights: see `start`.
-    """
-    child = start(lab, architecture, library, weights, seed)
-    hooks = wanda.keep_zeros(child) if weights == "wanda" else []
-    section = Finetune.model_validate(dict(settings))
-    finetune(child, parent_of(lab), activations_of(lab, text), tokens_of(lab, text), section, seed)
-    for hook in hooks:
-        hook.remove()
-    return metrics_of(lab, child.eval())
+    """Return the metrics of a child on the held-out passages; see `model_of`."""
+    return metrics_of(lab, model_of(lab, architecture, library, training, seed, weights))
 
 
 @torch.no_grad()

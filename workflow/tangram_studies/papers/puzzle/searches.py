@@ -12,7 +12,7 @@ from tangram.blocks.base import NO_OP
 from tangram.errors import TangramError
 from tangram.report.document import Figure, Table
 from tangram.report.drawing import new_figure, render
-from tangram_studies.papers.puzzle.common import Bench, record_child
+from tangram_studies.papers.puzzle.common import Bench, add_claim, record_child
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Study, interval
 
@@ -109,32 +109,28 @@ def _claims(bench: Bench, study: Study) -> None:
             study.notes.append(f"The search '{arm}' finds no child of one of the targets for every draw of scores.")
             continue
         by_target = ", ".join(f"{value:+.3f}" for value in difference.mean())
-        study.claims.append(
-            Claim.from_interval(
-                interval(difference.mean(axis=1).to_numpy()),
-                claim=claim,
-                statement=statement,
-                where=where,
-                paper_value=paper,
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=f"before finetuning, mean over the targets {targets} (times the packed parent's predicted speed), "
-                f"where it is {by_target}; seeds are draws of score text",
-            )
+        add_claim(
+            study,
+            interval(difference.mean(axis=1).to_numpy()),
+            claim=claim,
+            statement=statement,
+            where=where,
+            paper_value=paper,
+            seeds=scale.seeds,
+            note=f"before finetuning, mean over the targets {targets} (times the packed parent's predicted speed), "
+            f"where it is {by_target}; seeds are draws of score text",
         )
     gap = _paired(bench, study, "MIP on LM loss")
     if gap is not None:
-        study.claims.append(
-            Claim.from_interval(
-                interval((gap[scale.speeds[-1]] - gap[scale.speeds[0]]).to_numpy()),
-                claim="lm-loss-gap",
-                statement="the advantage of scores by KL over LM loss grows with the compression",
-                where="figure 7",
-                paper_value="0.01, 1.10 and 0.52 points",
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=f"at {scale.speeds[-1]:g} less at {scale.speeds[0]:g} times the speed",
-            )
+        add_claim(
+            study,
+            interval((gap[scale.speeds[-1]] - gap[scale.speeds[0]]).to_numpy()),
+            claim="lm-loss-gap",
+            statement="the advantage of scores by KL over LM loss grows with the compression",
+            where="figure 7",
+            paper_value="0.01, 1.10 and 0.52 points",
+            seeds=scale.seeds,
+            note=f"at {scale.speeds[-1]:g} less at {scale.speeds[0]:g} times the speed",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,11 +9,11 @@ import pandas as pd
 
 from tangram.blocks.architecture import Architecture, Choice, pieces_of
 from tangram.config import Scenario, Search, Target
-from tangram.errors import TangramError
 from tangram.search import rivals
 from tangram.search.cost_model import CostModel
 from tangram.search.problem import Problem, options_of
 from tangram.search.solve import solve
+from tangram_studies.search_fidelity import diverse
 
 SCENARIO = "chat"
 SEARCH = Search(time_limit=600)
@@ -38,10 +37,10 @@ class Space:
     scenario: Scenario
     layers: int
 
-    def problem(self, speed: float, seed: int = 0, objective: Any = "kl", solutions: int = 1) -> Problem:
+    def problem(self, speed: float, seed: int = 0, objective: Any = "kl") -> Problem:
         """Return the problem of a minimal throughput, as a multiple of the packed parent's."""
         limit = {"quantity": "throughput", "min": speed, "scenario": SCENARIO, "reference": "packed"}
-        target = Target.model_validate({"constraints": [limit], "solutions": solutions})
+        target = Target.model_validate({"constraints": [limit]})
         model = CostModel(self.costs, self.calibration, {SCENARIO: self.scenario})
         return Problem(options_of(self.scores[seed], objective, self.layers), model, target)
 
@@ -51,15 +50,7 @@ class Space:
 
     def diverse(self, speed: float, solutions: int, seed: int = 0) -> list[Architecture]:
         """Return the solver's best architectures, of which two differ in a fifth of the layers; fewer if need be."""
-        while True:
-            try:
-                found = solve(self.problem(speed, seed, solutions=solutions), SEARCH)
-            except TangramError:
-                if solutions == 1:
-                    raise
-                solutions = max(1, solutions // 2)
-                continue
-            return [each.architecture for each in found]
+        return diverse(self.problem(speed, seed), SEARCH, solutions)
 
     def rival(self, name: str, speed: float, seed: int = 0, draw: int | None = None) -> Architecture:
         """Return another search's architecture; see `search.rivals`.
@@ -108,14 +99,3 @@ class Space:
 def plain(architecture: Architecture) -> dict[str, Any]:
     """Return an architecture as JSON."""
     return asdict(architecture)
-
-
-def changed(architecture: Architecture, other: Architecture) -> int:
-    """Return the number of subblocks in which two architectures differ."""
-    pairs = zip(architecture.layers, other.layers, strict=True)
-    return sum((a.attention != b.attention) + (a.ffn != b.ffn) for a, b in pairs)
-
-
-def mean(values: Sequence[float]) -> float:
-    """Return the mean of some values."""
-    return sum(values) / len(values)

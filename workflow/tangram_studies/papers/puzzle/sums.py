@@ -22,11 +22,11 @@ from tangram.report.document import Table
 from tangram.search.problem import Option, Problem
 from tangram.search.solve import solve
 from tangram_studies.papers.puzzle import laboratory
-from tangram_studies.papers.puzzle.common import BASE, Bench, record_child
+from tangram_studies.papers.puzzle.common import BASE, Bench, add_claim, record_child
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import SEARCH, plain
-from tangram_studies.study import Claim, Study, interval
+from tangram_studies.study import Study, interval
 
 NEIGHBORS, DISCOUNT, CALIBRATED, SHORTLIST, MORE_TEXT = (
     "terms of neighboring subblocks",
@@ -223,16 +223,15 @@ def _claims(bench: Bench, study: Study) -> None:
         value = frame[(frame["arm"] == arm) & (frame["metric"] == "kl")].set_index(keys)["value"]
         gain = (base - value) / base
         by_seed = gain.groupby("seed").mean()
-        study.claims.append(
-            Claim.from_interval(
-                interval(by_seed.to_numpy()),
-                claim=("sum-neighbors", "sum-discount", "sum-calibrated", "sum-shortlist", "sum-text")[number],
-                statement=f"a better child than that of the plain sum: {arm}",
-                where="a question of ours",
-                seeds=bench.scale.seeds,
-                unit="of the plain sum's KL, less",
-                note="mean over the targets, at equal predicted speed, before finetuning; seeds are draws of text",
-            )
+        add_claim(
+            study,
+            interval(by_seed.to_numpy()),
+            claim=("sum-neighbors", "sum-discount", "sum-calibrated", "sum-shortlist", "sum-text")[number],
+            statement=f"a better child than that of the plain sum: {arm}",
+            where="a question of ours",
+            seeds=bench.scale.seeds,
+            unit="of the plain sum's KL, less",
+            note="mean over the targets, at equal predicted speed, before finetuning; seeds are draws of text",
         )
         row = [arm]
         for speed in bench.scale.speeds:

@@ -8,10 +8,11 @@ from typing import Any
 
 from tangram.blocks.architecture import Architecture
 from tangram.report.document import Table
-from tangram_studies.papers.puzzle.common import FINETUNE, Bench, record_child
+from tangram_studies.papers.puzzle.common import Bench, add_claim, record_child
+from tangram_studies.papers.puzzle.laboratory import FINETUNE
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import plain
-from tangram_studies.study import Claim, Interval, Study, interval
+from tangram_studies.study import Interval, Study, interval
 
 LOSSES = ("lm", "cosine", "kl")
 PAPER_17 = {  # MMLU, MT-Bench, validation KLD after 5 billion tokens, by the losses
@@ -45,16 +46,16 @@ def training_experiment(bench: Bench, study: Study, found: Children) -> None:
     mixes = [mix for size in range(1, 4) for mix in itertools.combinations(LOSSES, size)]
     tasks: list[tuple[str, str, int, float | None, dict[str, Any]]] = []  # experiment, arm, seed, x, task
     for mix, seed in itertools.product(mixes, seeds):
-        task = {"architecture": child, "settings": weights(mix), "seed": seed}
+        task = {"architecture": child, "training": weights(mix), "seed": seed}
         tasks.append(("losses", name_of(mix), seed, None, task))
     for tokens, seed in itertools.product((*scale.budgets, scale.finetune), seeds):
         # The schedule ends with the budget, and the weights of the losses are the default's.
         settings = {**weights(ADOPTED), **({"budget": {"tokens": tokens}} if tokens != scale.finetune else {})}
         tasks.append(
-            ("budget", "child", seed, float(tokens), {"architecture": child, "settings": settings, "seed": seed})
+            ("budget", "child", seed, float(tokens), {"architecture": child, "training": settings, "seed": seed})
         )
     for speed, seed in itertools.product(scale.speeds, seeds):
-        task = {"architecture": plain(found[speed, 0][MIP]), "settings": weights(ADOPTED), "seed": seed}
+        task = {"architecture": plain(found[speed, 0][MIP]), "training": weights(ADOPTED), "seed": seed}
         tasks.append(("gkd", "after", seed, speed, task))
     for arm, seed in itertools.product(("random from the library", "random weights", "parent, random weights"), seeds):
         drawn = found[scale.speed, seed].get("random")
@@ -64,7 +65,7 @@ def training_experiment(bench: Bench, study: Study, found: Children) -> None:
             continue
         else:
             start = plain(drawn)
-        task = {"architecture": start, "settings": weights(ADOPTED), "seed": seed}
+        task = {"architecture": start, "training": weights(ADOPTED), "seed": seed}
         task |= {"weights": "pieces" if arm == "random from the library" else "random"}
         tasks.append(("beginnings", arm, seed, None, task))
     results = bench.finetuned([task for *_, task in tasks], f"global distillation on {FINETUNE}")
@@ -101,17 +102,15 @@ def _losses(bench: Bench, study: Study) -> None:
         (LOSSES, "lm-added", "a child without the LM loss is better than with it"),
     )
     for mix, claim, statement in compared:
-        study.claims.append(
-            Claim.from_interval(
-                _less(_kl(study, "losses", name_of(mix)), adopted),
-                claim=claim,
-                statement=statement,
-                where="table 17",
-                paper_value=f"KLD {PAPER_17[mix].split(', ')[2]} and {PAPER_17[ADOPTED].split(', ')[2]}",
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=note,
-            )
+        add_claim(
+            study,
+            _less(_kl(study, "losses", name_of(mix)), adopted),
+            claim=claim,
+            statement=statement,
+            where="table 17",
+            paper_value=f"KLD {PAPER_17[mix].split(', ')[2]} and {PAPER_17[ADOPTED].split(', ')[2]}",
+            seeds=scale.seeds,
+            note=note,
         )
     rows = []
     for mix, paper in PAPER_17.items():
@@ -129,30 +128,26 @@ def _losses(bench: Bench, study: Study) -> None:
 def _gains(bench: Bench, study: Study) -> None:
     scale = bench.scale
     for speed in scale.speeds:
-        study.claims.append(
-            Claim.from_interval(
-                _less(_before(study, speed), _kl(study, "gkd", "after", speed)),
-                claim=f"gkd-{speed:g}",
-                statement="global distillation lowers the child's loss",
-                where="table 16",
-                paper_value="82.55 and 85.10",
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=f"{scale.finetune} tokens, at {speed:g} times the speed, KL {_before(study, speed):.3f} before",
-            )
+        add_claim(
+            study,
+            _less(_before(study, speed), _kl(study, "gkd", "after", speed)),
+            claim=f"gkd-{speed:g}",
+            statement="global distillation lowers the child's loss",
+            where="table 16",
+            paper_value="82.55 and 85.10",
+            seeds=scale.seeds,
+            note=f"{scale.finetune} tokens, at {speed:g} times the speed, KL {_before(study, speed):.3f} before",
         )
     most = scale.budgets[-1]
-    study.claims.append(
-        Claim.from_interval(
-            _less(_kl(study, "budget", "child", float(most)), _kl(study, "budget", "child", float(scale.finetune))),
-            claim="gkd-tokens",
-            statement="more tokens of global distillation give a better child",
-            where="table 6",
-            paper_value="97.79, 98.47 and 99.63 % with 0.72, 2.9 and 8.68 billion",
-            seeds=scale.seeds,
-            unit="nats of KL per token",
-            note=f"{most} and {scale.finetune} tokens",
-        )
+    add_claim(
+        study,
+        _less(*(_kl(study, "budget", "child", float(tokens)) for tokens in (most, scale.finetune))),
+        claim="gkd-tokens",
+        statement="more tokens of global distillation give a better child",
+        where="table 6",
+        paper_value="97.79, 98.47 and 99.63 % with 0.72, 2.9 and 8.68 billion",
+        seeds=scale.seeds,
+        note=f"{most} and {scale.finetune} tokens",
     )
     rows = [["0", f"{_before(study, scale.speed):.4f}"]]
     for tokens in (*scale.budgets, scale.finetune):
@@ -174,15 +169,13 @@ def _beginnings(bench: Bench, study: Study) -> None:
         values = _kl(study, "beginnings", arm)
         if len(values) != len(ours):
             continue
-        study.claims.append(
-            Claim.from_interval(
-                _less(values, ours),
-                claim=("random-gkd", "random-weights", "random-parent")[number],
-                statement=f"after global distillation, the searched child is better than: {arm}",
-                where="table 15",
-                paper_value=value,
-                seeds=scale.seeds,
-                unit="nats of KL per token",
-                note=f"{scale.finetune} tokens of distillation; the paper used 10 billion",
-            )
+        add_claim(
+            study,
+            _less(values, ours),
+            claim=("random-gkd", "random-weights", "random-parent")[number],
+            statement=f"after global distillation, the searched child is better than: {arm}",
+            where="table 15",
+            paper_value=value,
+            seeds=scale.seeds,
+            note=f"{scale.finetune} tokens of distillation; the paper used 10 billion",
         )
