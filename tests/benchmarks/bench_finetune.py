@@ -6,7 +6,8 @@
 TEXT and VALIDATION are splits of a corpus (`build_corpus`). A trial is a list of settings of `finetune`, and of
 
 - `tokens`: the budget;
-- `text`: the tokens of TEXT that are trained on, from its start; fewer than the budget are several passes;
+- `text`: the tokens of TEXT that are trained on; fewer than the budget are several passes;
+- `seed`: 0 takes the first tokens of TEXT, 1 the next as many, and so on, each in another order;
 - `train`: `all` weights, those of the `changed` subblocks alone, those of the layers `near` a change (it, and one on
   either side), norms and `outputs` (`o_proj`, `down_proj`), or an adapter `lora-RANK` of every matrix, which is merged
   at the end.
@@ -28,7 +29,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tangram.activations import StreamedActivations
+from tangram.activations import Activations, StreamedActivations, open_activations
 from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.finetune import Distillation, TextKL, budget_of
@@ -55,6 +56,21 @@ class HeldActivations:
     def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
         """Return the inputs of some layers for some sequences."""
         return [self._states[layer][sequences].float() for layer in layers]
+
+
+class SlicedActivations:
+    """The hidden states of a text's sequences from ``start`` on."""
+
+    def __init__(self, states: Activations, start: int):
+        self._states, self._start = states, start
+
+    def hidden(self, layer: int) -> torch.Tensor:
+        """Return the input of a layer."""
+        return self._states.hidden(layer)[self._start :]
+
+    def of_sequences(self, sequences: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return the inputs of some layers for some sequences."""
+        return self._states.of_sequences(sequences + self._start, layers)
 
 
 class Adapter(nn.Module):
@@ -106,18 +122,19 @@ def perform(
     child: Any,
     parent: Any,
     text: torch.Tensor,
-    states: HeldActivations,
+    states: Activations,
     kl: TextKL,
     before: torch.Tensor,
     trial: dict[str, Any],
 ) -> dict[str, Any]:
     """Run one trial on a child, which it trains, and whose KL it was ``before``."""
-    trained, budget = trial.pop("train", "all"), int(trial.pop("tokens"))
-    tokens = text[: -(-int(trial.pop("text", budget)) // text.shape[1])]
+    trained, budget, seed = trial.pop("train", "all"), int(trial.pop("tokens")), int(trial.pop("seed", 0))
+    count = -(-int(trial.pop("text", budget)) // text.shape[1])
+    tokens, states = text[seed * count : (seed + 1) * count], SlicedActivations(states, seed * count)
     settings = Finetune(budget={"tokens": budget}, **trial)
     adapters = choose_weights(child, parent, trained)
     loss = Distillation(child, parent, states, tokens, settings)
-    plan = budget_of(settings, len(tokens), tokens.shape[1], seed=0)
+    plan = budget_of(settings, len(tokens), tokens.shape[1], seed=seed)
     validation = Validation(lambda: kl.by_sequence(8).mean().item(), VALIDATION_KL, 8)
     begin = time.process_time()
     with World().distribute(loss, decoder_layers(child)) as shared:
@@ -146,6 +163,7 @@ def main() -> None:
     for name in ("parent", "child", "text", "validation"):
         parser.add_argument(name)
     parser.add_argument("--sequences", type=int, help="use the first sequences of the text alone")
+    parser.add_argument("--activations", help="cached activations of all of TEXT, in place of copies in memory")
     parser.add_argument("--compute", default="bfloat16")
     parser.add_argument("--output", type=Path, help="file to which the printed lines are added")
     parser.add_argument("--forecast", type=int, help="fit the curve up to so many tokens, and predict its end")
@@ -154,7 +172,10 @@ def main() -> None:
     torch.set_num_threads(1)
     parent = load_model(options.parent).requires_grad_(False)
     tokens = read_tokens(options.text)[: options.sequences]
-    states = HeldActivations(parent, tokens)
+    if options.activations:
+        states: Activations = open_activations(options.activations, parent, tokens, 4)
+    else:
+        states = HeldActivations(parent, tokens)
     child = load_model(options.child)
     initial = copy.deepcopy(child.state_dict())
     kl = TextKL(child, parent, options.validation, None, 4)

@@ -50,7 +50,12 @@ class Finetune(Section):
     """End-to-end distillation (GKD), Puzzle section 4.3: hidden-state cosine + KL, LM loss off by default."""
 
     budget: Budget = Field(Budget(epochs=1), description="Length of the training.")
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        le=10,
+        description="Peak learning rate of AdamW; children of `@bf16` and `@int8` pieces need a third.",
+    )
     batch_size: int = Field(2, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; must divide batch_size.")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the steps with linear warmup.")
