@@ -18,6 +18,7 @@ from tangram.config import (
     EVOLUTIONARY,
     LAYERS_DROPPED,
     LIGHT_SEARCHES,
+    RANDOM_WEIGHTS,
     SEARCHES,
     SPLITS,
     UNIFORM,

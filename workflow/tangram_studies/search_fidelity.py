@@ -20,7 +20,7 @@ import typer
 
 from tangram.blocks.architecture import Architecture
 from tangram.cli import ONE_THREAD, Runtime, RuntimeOption, run
-from tangram.config import LIGHT_SEARCHES, Evolution, Scores, Search, Target
+from tangram.config import LIGHT_SEARCHES, RANDOM_WEIGHTS, Evolution, Scores, Search, Target
 from tangram.errors import TangramError
 from tangram.search import rivals
 from tangram.search.evolutionary import Mutations, evolve
@@ -116,6 +116,8 @@ def searched(
 
     timed("mip", lambda: (solve(problem, settings.search)[0].architecture, []))
     for name in LIGHT_SEARCHES:
+        if name == RANDOM_WEIGHTS:  # its architecture is the solver's
+            continue
         timed(name, lambda name=name: (rivals.run(name, problem, settings.search, settings.seed)[0], []))  # type: ignore[misc]
     timed("evolutionary from mip", lambda: evolved(best))
     if "random" in results:

@@ -115,6 +115,26 @@ def test_a_child_in_int8_loads_as_it_was_assembled(arguments, llama):
     assert torch.equal(loaded(tokens).logits, child(tokens).logits)
 
 
+def test_random_weights_are_the_same_entries_elsewhere(arguments, monkeypatch):
+    stored = {}
+    for seed in ("", "3", "4"):
+        monkeypatch.setattr(sys, "argv", [*sys.argv, "--random-weights", seed])
+        assert exit_status() == 0
+        stored[seed] = load_file(arguments / "child" / "model.safetensors")
+    matrices = 0
+    for name, own in stored[""].items():
+        shuffled, other = stored["3"][name], stored["4"][name]
+        if name.startswith("model.layers.") and own.ndim == 2:
+            matrices += 1
+            assert torch.equal(shuffled.flatten().sort().values, own.flatten().sort().values), name
+            assert not torch.equal(shuffled, own), name
+            assert not torch.equal(shuffled, other), name
+        else:
+            assert torch.equal(shuffled, own), name
+    assert matrices
+    load_model(arguments / "child")
+
+
 @torch.no_grad()
 def test_uniform_layers_are_a_stock_checkpoint_that_says_so(arguments, llama):
     save_architecture(UNIFORM, {}, arguments / "architecture.json")

@@ -151,6 +151,21 @@ def _dropped_norms(state: State, layer: int, kind: str, variant: str) -> list[st
     return [f"{prefix}{norm}." for norm in place.norms if not block.normed or (linear and norm == place.after)]
 
 
+def shuffle_matrices(state: State, seed: int) -> dict[str, torch.Tensor]:
+    """Return a child's tensors with the entries of every matrix of its layers in a random order.
+
+    So all matrices are random, and have the distribution of the old ones in every precision (Puzzle, table 15). Norms,
+    embedding and head stay.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = dict(state)
+    for name in sorted(state):
+        if name.startswith("model.layers.") and state[name].ndim > 1:
+            order = torch.randperm(state[name].numel(), generator=generator)
+            shuffled[name] = state[name].flatten()[order].view_as(state[name])
+    return shuffled
+
+
 def cast_state(state: State, architecture: Architecture, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return a child's tensors in a dtype, except those of pieces with a precision, whose types are their precision."""
     pieces = architecture.pieces()

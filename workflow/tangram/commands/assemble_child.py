@@ -14,6 +14,7 @@ def assemble_child(
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     folder: Annotated[str, typer.Option(help="folder of the child")],
     base: Annotated[str | None, reads("weights of a trained child, which equal subblocks keep")] = None,
+    random_weights: Annotated[str, typer.Option(help="seed of a random order of all matrices' entries; '': none")] = "",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
@@ -31,6 +32,7 @@ def assemble_child(
         cast_state,
         load_parent,
         save_child,
+        shuffle_matrices,
     )
     from tangram.child.reassemble import load_child, reassemble_state
     from tangram.files import sha256_of
@@ -54,7 +56,9 @@ def assemble_child(
         if (layer, kind, variant) not in kept
     }
     sources |= {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
-    settings = {"dtype": runtime.dtype, "shards": shards}
+    if random_weights:
+        state = shuffle_matrices(state, int(random_weights))
+    settings = {"dtype": runtime.dtype, "shards": shards, "random_weights": random_weights}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(
         cast_state(state, choices, getattr(torch, runtime.dtype)),

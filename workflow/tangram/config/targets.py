@@ -17,7 +17,8 @@ LAYERS_DROPPED = "layers-dropped"
 STOCK, PACKED = "stock", "packed"  # parents to which limits can refer
 UNIFORM = "uniform"  # the beginning of the names of `uniform_solution`
 # Other searches on the solver's problem; their names are those of their solutions.
-LIGHT_SEARCHES = ("greedy", "max-parameters", "no-op-only", "random", "same-pair", "dynamic-program")
+RANDOM_WEIGHTS = "random-weights"
+LIGHT_SEARCHES = ("greedy", "max-parameters", "no-op-only", "random", "same-pair", "dynamic-program", RANDOM_WEIGHTS)
 BLOCK_INFLUENCE, EVOLUTIONARY = "block-influence", "evolutionary"
 SEARCHES = (*LIGHT_SEARCHES, BLOCK_INFLUENCE, EVOLUTIONARY)
 HALVING = ("paired-halving", "sign-halving", "uniform")  # the policies of `selection`; packages register others
@@ -223,8 +224,9 @@ class Target(Section):
         description="Also build the children of other searches within the same limits, finetuned the same way: "
         "`greedy` (Puzzle, appendix F.2.2), `max-parameters`, `no-op-only` (the parent's subblocks and no-ops), "
         "`random`, `same-pair` (one pair of variants in all layers), `dynamic-program` (exact but for the rounding of "
-        "costs; one constraint), `block-influence` (drops the layers that change hidden states least), `evolutionary` "
-        "(on the true score of assembled children, see `search.evolution`).",
+        "costs; one constraint), `random-weights` (the solver's child with the entries of its layers' matrices in a "
+        "random order; table 15), `block-influence` (drops the layers that change hidden states least), "
+        "`evolutionary` (on the true score of assembled children, see `search.evolution`).",
     )
 
     @property

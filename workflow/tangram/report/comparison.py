@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from tangram.config import LAYERS_DROPPED
+from tangram.config import LAYERS_DROPPED, RANDOM_WEIGHTS
 from tangram.report.data import BEST, HELDOUT, UNIFORM, Results
 from tangram.report.estimates import CONFIDENCE, Estimate, Key
 from tangram.report.interpolation import Point, loss_at, loss_difference, speed_at, speed_difference
@@ -226,6 +226,6 @@ def scored_children(results: Results) -> list[Scored]:
     children = []
     for (target, solution), architecture in results.architectures.items():
         score, kl = results.sum_of_scores(architecture), results.heldout(Key(target, solution, "child"), "kl")
-        if score is not None and kl is not None:
+        if score is not None and kl is not None and solution != RANDOM_WEIGHTS:  # scores are those of pieces
             children.append(Scored(target, solution, score, kl))
     return children

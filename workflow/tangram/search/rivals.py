@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tangram.blocks.architecture import Architecture
-from tangram.config import Search
+from tangram.config import RANDOM_WEIGHTS, Search
 from tangram.errors import TangramError
 from tangram.search import baselines
 from tangram.search.dynamic_program import dynamic_program
 from tangram.search.problem import Batches, Problem
+from tangram.search.solve import solve
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "random": lambda inputs, batches: baselines.random_choice(inputs.problem, batches, inputs.seed),
     "same-pair": lambda inputs, batches: baselines.uniform(inputs.problem, batches),
     "dynamic-program": lambda inputs, batches: dynamic_program(inputs.problem, batches),
+    RANDOM_WEIGHTS: lambda inputs, batches: solve(inputs.problem, inputs.search)[0].architecture,  # see assemble_child
 }
 
 

@@ -9,6 +9,8 @@ import pytest
 from page_parser import Page
 from synthetic_run import settings_of
 
+from tangram.config import RANDOM_WEIGHTS
+from tangram.report.comparison import scored_children
 from tangram.report.data import load_results
 from tangram.report.page import render_page
 
@@ -16,22 +18,25 @@ TARGET = "speed-1.4"
 
 
 @pytest.fixture(scope="module")
-def with_greedy(complete, tmp_path_factory):
-    """Return a run whose target has a greedy child: the layers-dropped one under another name."""
+def with_rivals(complete, tmp_path_factory):
+    """Return a run whose target has children of two other searches: the layers-dropped one under other names."""
     folder = shutil.copytree(complete, tmp_path_factory.mktemp("searches") / "run")
-    shutil.copytree(folder / "targets" / TARGET / "layers-dropped", folder / "targets" / TARGET / "greedy")
     solutions = folder / "targets" / TARGET / "solutions"
     text = (solutions / "layers-dropped.json").read_text()
-    (solutions / "greedy.json").write_text(text.replace('"layers-dropped"', '"greedy"'))
+    for name in ("greedy", RANDOM_WEIGHTS):
+        shutil.copytree(folder / "targets" / TARGET / "layers-dropped", folder / "targets" / TARGET / name)
+        (solutions / f"{name}.json").write_text(text.replace('"layers-dropped"', f'"{name}"'))
     return folder
 
 
-def test_searches_stand_beside_the_solvers_child(complete, with_greedy):
-    page = Page(render_page(load_results(with_greedy, settings_of())))
+def test_searches_stand_beside_the_solvers_child(complete, with_rivals):
+    page = Page(render_page(load_results(with_rivals, settings_of())))
     rows = [row for row in page.rows["solver"] if row[0] == TARGET and len(row) == 6]
-    assert [row[1] for row in rows] == ["Tangram", "greedy"]
+    assert [row[1] for row in rows] == ["Tangram", "greedy", "random weights"]
+    assert rows[2][3] == "–"  # scores are not those of random weights
+    assert all(child.solution != RANDOM_WEIGHTS for child in scored_children(load_results(with_rivals, settings_of())))
     results = load_results(complete, settings_of())
-    for row, solution in zip(rows, ("0", "layers-dropped"), strict=True):
+    for row, solution in zip(rows[:2], ("0", "layers-dropped"), strict=True):
         score = results.sum_of_scores(results.architectures[TARGET, solution])
         assert float(row[3]) == pytest.approx(score, rel=5e-3)
         entry = results.solutions[TARGET, solution]["scenarios"]["chat"]

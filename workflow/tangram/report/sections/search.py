@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tangram.config import RANDOM_WEIGHTS
 from tangram.report import figures, tiles
 from tangram.report.comparison import Scored, rank_correlation, scored_children
 from tangram.report.data import BEST, Results
@@ -135,7 +136,7 @@ def _searches_table(results: Results) -> list[Table]:
                 target,
                 SEARCH_NAMES.get(solution, "Tangram"),
                 f"{speed:.3f} ×" if speed else "–",
-                number(results.sum_of_scores(architecture)),
+                number(None if solution == RANDOM_WEIGHTS else results.sum_of_scores(architecture)),
                 *(estimate(results.heldout(Key(target, solution, model), "kl")) for model in ("child", "finetuned")),
             ]
         )

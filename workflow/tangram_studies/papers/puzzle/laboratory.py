@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from tangram.activations import CachedActivations, capture
 from tangram.blocks.architecture import from_json
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.projections import projection_moments
 from tangram.blocks.registry import get_block
-from tangram.child.assemble import assemble_state, build_child, build_config, load_parent
+from tangram.child.assemble import assemble_state, build_child, build_config, load_parent, shuffle_matrices
 from tangram.config import BlockDistillation, Finetune, Packing, Pruning, Split
 from tangram.corpus.build import build_split
 from tangram.corpus.tokens import read_tokens
@@ -32,7 +31,7 @@ from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
 from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.metrics import compare_in_chunks
-from tangram.models.families import Shape, decoder_layers, shape_of
+from tangram.models.families import Shape, shape_of
 from tangram.models.forward import logits_of
 from tangram.models.loading import load_model
 from tangram.scores.influence import block_influence
@@ -301,7 +300,7 @@ def model_of(
     """
     child = child_of(lab, architecture, library)
     if weights == "random":
-        randomize(child, seed)
+        child.load_state_dict(shuffle_matrices(child.state_dict(), seed))
     if weights == "wanda":
         wanda.prune(child, wanda.read_norms(norms_file(lab)))
     if training is not None:
@@ -324,14 +323,3 @@ def measure_child(
 ) -> Metrics:
     """Return the metrics of a child on the held-out passages; see `model_of`."""
     return metrics_of(lab, model_of(lab, architecture, library, training, seed, weights))
-
-
-@torch.no_grad()
-def randomize(child: PreTrainedModel, seed: int) -> None:
-    """Draw the matrices of all layers anew, with the standard deviation that each has; norms and head stay."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in decoder_layers(child):
-        for module in layer.modules():
-            if isinstance(module, nn.Linear):
-                deviation = module.weight.std()
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * deviation)
