@@ -8,12 +8,13 @@ TEXT and VALIDATION are splits of a corpus (`build_corpus`). A trial is a list o
 - `tokens`: the budget;
 - `text`: the tokens of TEXT that are trained on; fewer than the budget are several passes;
 - `seed`: 0 takes the first tokens of TEXT, 1 the next as many, and so on, each in another order;
+- `eight_bits`: `trained` (matrices of 8 bits are trained as floats, then rounded again) or `frozen`;
 - `train`: `all` weights, those of the `changed` subblocks alone, those of the layers `near` a change (it, and one on
   either side), norms and `outputs` (`o_proj`, `down_proj`), or an adapter `lora-RANK` of every matrix, which is merged
   at the end.
 
-Prints a JSON object a trial: settings, KL before and after with their difference's standard error over sequences, the
-learning curve, processor seconds. With `--forecast N` also the KL at the end that a power law of the curve's points up
+Prints a JSON object a trial: settings, KL before and after with their difference's standard error over sequences, KL
+and the learning curve before matrices of 8 bits are rounded again, processor seconds. With `--forecast N` also the KL at the end that a power law of the curve's points up
 to N tokens predicts, with its interval.
 """
 
@@ -33,8 +34,10 @@ from tangram.activations import Activations, StreamedActivations, open_activatio
 from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.finetune import Distillation, TextKL, budget_of
+from tangram.library.requantize import round_again, to_float
 from tangram.models.families import decoder_layers
 from tangram.models.loading import load_model
+from tangram.models.quantized import ScaledLinear
 from tangram.report.learning_curve import PowerLaw
 from tangram.tables import VALIDATION_KL
 from tangram.training.loop import Validation, train
@@ -129,10 +132,16 @@ def perform(
 ) -> dict[str, Any]:
     """Run one trial on a child, which it trains, and whose KL it was ``before``."""
     trained, budget, seed = trial.pop("train", "all"), int(trial.pop("tokens")), int(trial.pop("seed", 0))
+    frozen = trial.pop("eight_bits", "trained") == "frozen"
     count = -(-int(trial.pop("text", budget)) // text.shape[1])
     tokens, states = text[seed * count : (seed + 1) * count], SlicedActivations(states, seed * count)
     settings = Finetune(budget={"tokens": budget}, **trial)
+    scaled = {} if frozen else to_float(child)
+    first = kl.by_sequence(8).mean().item()
     adapters = choose_weights(child, parent, trained)
+    for module in child.modules():
+        if isinstance(module, ScaledLinear):
+            module.scale.requires_grad_(False)
     loss = Distillation(child, parent, states, tokens, settings)
     plan = budget_of(settings, len(tokens), tokens.shape[1], seed=seed)
     validation = Validation(lambda: kl.by_sequence(8).mean().item(), VALIDATION_KL, 8)
@@ -142,12 +151,15 @@ def perform(
     seconds = time.process_time() - begin
     for linear in adapters:
         parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+    unrounded = kl.by_sequence()
+    round_again(child, scaled, tokens)
     after, length = kl.by_sequence(), tokens.shape[1]
     curve = [(plan.sequences(r["step"]) * length, r["value"]) for r in rows if r["metric"] == VALIDATION_KL]
-    curve = [(0, before[:8].mean().item()), *curve, (plan.sequences(plan.steps) * length, after[:8].mean().item())]
+    curve = [(0, first), *curve, (plan.sequences(plan.steps) * length, unrounded[:8].mean().item())]
     change = (after - before).double()
     return {
         "before": before.mean().item(),
+        "unrounded": unrounded.mean().item(),
         "after": after.mean().item(),
         "error": (change.std() / len(change) ** 0.5).item(),
         "by_sequence": [round(value, 5) for value in after.tolist()],

@@ -17,9 +17,9 @@ from tangram.activations import Activations, open_activations
 from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
 from tangram.evaluation.text import compare_on_text
+from tangram.library.requantize import round_again, to_float
 from tangram.models.families import decoder_layers
 from tangram.models.forward import embed, layer_contexts, logits_of
-from tangram.models.quantized import ScaledLinear
 from tangram.tables import VALIDATION_KL
 from tangram.training.loop import Checkpointing, TrainingPlan, Validation, steps_of, train
 from tangram.training.losses import cosine_distance, kl_divergence, span_loss
@@ -190,19 +190,18 @@ def finetune(
     validation: TextKL | None = None,
     steps: range | None = None,
 ) -> list[dict[str, Any]]:
-    """Train the weights of ``child`` in place, except matrices of 8 bits and their scales.
+    """Train the weights of ``child`` in place. Matrices of 8 bits are trained in its dtype, then rounded again.
 
     See `Distillation` and `training.loop.train` for arguments and errors. The returned rows have a column more, tokens:
-    those that were trained on after the step, and of ``validation``, before it. For ``steps`` see `budget_of`.
+    those that were trained on after the step, and of ``validation``, before it. ``validation`` is also measured before
+    and after the training; all these values are of matrices before their rounding. For ``steps`` see `budget_of`.
 
     If the world is sharded, ``child`` is a `models.by_layer.meta_model`, ``weights`` is its checkpoint folder, and
     `World.gather` rounds the trained weights to the child's dtype.
     """
     plan = budget_of(settings, len(input_ids), input_ids.shape[1], seed, steps)
+    scaled = to_float(child)
     child.requires_grad_(True)
-    for module in child.modules():
-        if isinstance(module, ScaledLinear):  # AdamW's steps are absolute; they exceed the precision of a scale
-            module.scale.requires_grad_(False)
     parent.requires_grad_(False)
     spans = span_terms(len(decoder_layers(child)), activations, input_ids, settings, seed)
     # A sharded model needs the memory; also, FSDP frees the gathered and rounded weights before the backward pass.
@@ -220,7 +219,12 @@ def finetune(
                 return validation.by_sequence(VALIDATED).mean().item()
 
         points = Validation(measure, VALIDATION_KL, len(validation.input_ids[:VALIDATED])) if validation else None
+        before = measure() if points else None
         rows = train(module, shared, plan, label, checkpointing, world, points)
+        if points:
+            ends = {0: before, rows[-1]["step"] + 1: measure()}
+            rows[:0] = [{"step": step, "metric": VALIDATION_KL, "value": value} for step, value in ends.items()]
+    round_again(child, scaled, input_ids)
     for row in rows:
         row["tokens"] = plan.sequences(row["step"] + (row["metric"] != VALIDATION_KL)) * input_ids.shape[1]
     return rows

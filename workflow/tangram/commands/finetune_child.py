@@ -45,12 +45,12 @@ def finetune_child(
     from tangram.activations import open_activations
     from tangram.child.assemble import load_weights, save_child
     from tangram.corpus.tokens import read_tokens
-    from tangram.finetune import VALIDATED, TextKL, finetune, part_of
+    from tangram.finetune import TextKL, finetune, part_of
     from tangram.gguf_types import round_pieces
     from tangram.models.by_layer import meta_model
     from tangram.models.loading import WEIGHTS, load_model
     from tangram.provenance import fingerprint, provenance
-    from tangram.tables import CURVES, VALIDATION_KL, write_table
+    from tangram.tables import CURVES, write_table
     from tangram.training.loop import Checkpointing
     from tangram.training.parallel import process_group
 
@@ -86,9 +86,6 @@ def finetune_child(
                 record["kept"], weights = "initial", load_weights(child)
             change = f"KL {before.mean():.4f} -> {after.mean():.4f} on the score split"
             print(f"{label}: {change}, {record['kept']} kept", file=sys.stderr)
-            for step, seen, values in ((0, 0, before), (taken, tokens, after)):
-                first = values[:VALIDATED].mean().item()
-                rows.append({"step": step, "tokens": seen, "metric": VALIDATION_KL, "value": first})
         if world.rank == 0:
             write_table([{"series": "finetune", **row} for row in rows], CURVES, curves, metadata)
             save_child(weights, student.config, parent, folder, metadata, record)

@@ -1,0 +1,107 @@
+"""Matrices of 8 bits in a finetuning: floating point while they are trained, rounded again afterwards.
+
+The distance between two values of 8 bits exceeds the steps of AdamW, and a training of the other weights alone gains
+little. The rounding compensates its error on the trained child's own inputs (GPTQ, Frantar et al. 2023, arXiv
+2210.17323); the factors of the smoothing stay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tangram.library.quantize import Statistics, round_compensated
+from tangram.models.families import decoder_layers
+from tangram.models.forward import embed, layer_contexts
+from tangram.models.quantized import ScaledLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CALIBRATION_TOKENS = 8192
+BATCH = 4  # sequences per forward pass
+
+Scaled = Mapping[str, ScaledLinear]  # by the layer's name in the model
+
+
+def to_float(model: PreTrainedModel) -> dict[str, ScaledLinear]:
+    """Replace every layer of 8 bits by a linear layer of the model's dtype with the same matrix.
+
+    Returns:
+        The replaced layers by their names, for `round_again`.
+    """
+    replaced = {name: module for name, module in model.named_modules() if isinstance(module, ScaledLinear)}
+    for name, scaled in replaced.items():
+        linear = nn.Linear(scaled.in_features, scaled.out_features, bias=scaled.bias is not None, device="meta")
+        linear.weight = nn.Parameter(scaled.matrix().detach().to(model.dtype))
+        if scaled.bias is not None:
+            linear.bias = scaled.bias
+        model.set_submodule(name, linear.train(scaled.training))
+    return replaced
+
+
+@torch.no_grad()
+def round_again(model: PreTrainedModel, replaced: Scaled, input_ids: torch.Tensor) -> None:
+    """Undo `to_float` in place: round the present matrices to 8 bits, layer by layer.
+
+    Args:
+        model: the trained model.
+        replaced: the layers that `to_float` returned; they get the rounded matrices.
+        input_ids: a text for the inputs of the matrices, ``(sequences, length)``, of which the first
+            `CALIBRATION_TOKENS` are read.
+    """
+    if not replaced:
+        return
+    count = max(1, CALIBRATION_TOKENS // input_ids.shape[1])
+    batches = [embed(model, part.to(model.device)) for part in input_ids[:count].split(BATCH)]
+    contexts = layer_contexts(model, batches[0][:1])
+    for index, layer in enumerate(decoder_layers(model)):
+        prefix = f"model.layers.{index}."
+        inside = {name: scaled for name, scaled in replaced.items() if name.startswith(prefix)}
+
+        run = functools.partial(_outputs, layer, batches, contexts[index])
+        _round(model, inside, run)
+        batches = run()
+
+    def run_head() -> None:
+        for hidden in batches:
+            model.lm_head(model.model.norm(hidden))
+
+    _round(model, {name: scaled for name, scaled in replaced.items() if name == "lm_head"}, run_head)
+
+
+def _outputs(layer: nn.Module, batches: list[torch.Tensor], context: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [layer(hidden, **context) for hidden in batches]
+
+
+def _round(model: PreTrainedModel, replaced: Scaled, run: Callable[[], Any]) -> None:
+    """Round the matrices of some layers, with the inputs that they get when ``run`` is called."""
+    statistics: dict[str, Statistics] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            inputs = args[0].flatten(0, -2).float() * replaced[name].smooth
+            if name in statistics:
+                statistics[name].add(inputs)
+            else:
+                statistics[name] = Statistics.of(inputs)
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in replaced]
+    if hooks:
+        run()
+    for hook in hooks:
+        hook.remove()
+    for name, scaled in replaced.items():
+        linear: Any = model.get_submodule(name)
+        weight = linear.weight.detach().float() / scaled.smooth
+        scaled.weight, scale = round_compensated(weight, statistics[name].moment, type(scaled))
+        scaled.scale.data = scale
+        if scaled.bias is not None:
+            scaled.bias.data = linear.bias.detach().to(scaled.bias.dtype)
+        model.set_submodule(name, scaled)
