@@ -7,8 +7,8 @@ little. The rounding compensates its error on the trained child's own inputs (GP
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +46,9 @@ def to_float(model: PreTrainedModel) -> dict[str, ScaledLinear]:
 
 @torch.no_grad()
 def round_again(model: PreTrainedModel, replaced: Scaled, input_ids: torch.Tensor) -> None:
-    """Undo `to_float` in place: round the present matrices to 8 bits, layer by layer.
+    """Undo `to_float` in place: round the present matrices to 8 bits.
+
+    The inputs are those of the trained floats, and one layer's statistics are in memory at a time.
 
     Args:
         model: the trained model.
@@ -62,24 +64,19 @@ def round_again(model: PreTrainedModel, replaced: Scaled, input_ids: torch.Tenso
     for index, layer in enumerate(decoder_layers(model)):
         prefix = f"model.layers.{index}."
         inside = {name: scaled for name, scaled in replaced.items() if name.startswith(prefix)}
-
-        run = functools.partial(_outputs, layer, batches, contexts[index])
-        _round(model, inside, run)
-        batches = run()
-
-    def run_head() -> None:
-        for hidden in batches:
+        with _recorded(model, inside) as statistics:
+            batches = [layer(hidden, **contexts[index]) for hidden in batches]
+        _round(model, inside, statistics)
+    head = {name: scaled for name, scaled in replaced.items() if name == "lm_head"}
+    with _recorded(model, head) as statistics:
+        for hidden in batches if head else ():
             model.lm_head(model.model.norm(hidden))
-
-    _round(model, {name: scaled for name, scaled in replaced.items() if name == "lm_head"}, run_head)
-
-
-def _outputs(layer: nn.Module, batches: list[torch.Tensor], context: Mapping[str, Any]) -> list[torch.Tensor]:
-    return [layer(hidden, **context) for hidden in batches]
+    _round(model, head, statistics)
 
 
-def _round(model: PreTrainedModel, replaced: Scaled, run: Callable[[], Any]) -> None:
-    """Round the matrices of some layers, with the inputs that they get when ``run`` is called."""
+@contextlib.contextmanager
+def _recorded(model: PreTrainedModel, replaced: Scaled) -> Iterator[dict[str, Statistics]]:
+    """Record statistics of the inputs that some layers get meanwhile, after their smoothing factors."""
     statistics: dict[str, Statistics] = {}
 
     def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
@@ -93,10 +90,13 @@ def _round(model: PreTrainedModel, replaced: Scaled, run: Callable[[], Any]) -> 
         return hook
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in replaced]
-    if hooks:
-        run()
-    for hook in hooks:
-        hook.remove()
+    yield statistics
+    for each in hooks:
+        each.remove()
+
+
+def _round(model: PreTrainedModel, replaced: Scaled, statistics: Mapping[str, Statistics]) -> None:
+    """Put the layers of 8 bits back, with the rounded matrices."""
     for name, scaled in replaced.items():
         linear: Any = model.get_submodule(name)
         weight = linear.weight.detach().float() / scaled.smooth
