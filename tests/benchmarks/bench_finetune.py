@@ -14,8 +14,8 @@ TEXT and VALIDATION are splits of a corpus (`build_corpus`). A trial is a list o
   at the end.
 
 Prints a JSON object a trial: settings, KL before and after with their difference's standard error over sequences, KL
-and the learning curve before matrices of 8 bits are rounded again, processor seconds. With `--forecast N` also the KL at the end that a power law of the curve's points up
-to N tokens predicts, with its interval.
+and the learning curve before matrices of 8 bits are rounded again, processor seconds. With `--forecast N` also the KL
+at the end that a power law of the curve's points up to N tokens predicts, with its interval.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from tangram.costs import torch_engine
 from tangram.errors import TangramError
 from tangram.files import write_tensors
 from tangram.library.pieces import tensor_name
+from tangram.library.requantize import round_again, to_float
 from tangram.models.loading import load_model
 from tangram.models.packed import pack
 from tangram.models.quantized import Fp8Linear, Int8Linear
@@ -82,6 +83,35 @@ def test_a_child_with_precisions_computes_on_the_device(name, packed, tmp_path):
     assert products["cuda"]
     assert not products["cpu"]
     assert (found - expected).norm() < 0.02 * expected.norm()  # a last bit of an input may round it otherwise
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["int8", "fp8", "factors"])
+def test_trained_matrices_are_rounded_again(name, tmp_path):
+    child = child_of(random_model(CONFIGS["qwen2"]), CHILDREN[name])
+    save_child(child, child.config, tmp_path, tmp_path / "child", {})
+
+    def rounded(device):
+        model = load_model(tmp_path / "child", device=device)
+        replaced = to_float(model)
+        for each in replaced:
+            weight = model.get_submodule(each).weight
+            weight += 0.1 * weight.std() * seeded(*weight.shape).to(device)
+        round_again(model, replaced, TOKENS)
+        return {each: tensor.cpu() for each, tensor in model.state_dict().items()}
+
+    expected = rounded("cpu")
+    with pretend() as products:
+        found = rounded("cuda")
+    assert products["cuda"]
+    assert not products["cpu"]
+    assert found.keys() == expected.keys()
+    for each, tensor in expected.items():
+        assert found[each].dtype == tensor.dtype
+        if tensor.dtype.itemsize == 1:
+            assert (found[each].float() == tensor.float()).float().mean() > 0.98, each
+        else:
+            torch.testing.assert_close(found[each], tensor, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
