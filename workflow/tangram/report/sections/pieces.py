@@ -199,8 +199,8 @@ def training_section(results: Results, colors: dict[str, str]) -> Section:
         (
             figures.learning_curves(results),
             "Children: learning curves",
-            "KL on the first sequences of the score split, which are not trained on; bold: the chosen child; dashed: "
-            f"layers dropped. {_forecast_sentence(results)}",
+            "KL on the first sequences of the score split, which are not trained on, before matrices of 8 bits are "
+            f"rounded again; bold: the chosen child; dashed: layers dropped. {_forecast_sentence(results)}",
         ),
     ]
     section.parts.extend(Figure(svg, caption, title) for svg, title, caption in drawn if svg)
