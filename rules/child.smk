@@ -22,7 +22,7 @@ rule assemble_child:
     params:
         **code_of("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
         **runtime("dtype"),
-        random_weights=lambda wildcards: cfg.seed if wildcards.solution == RANDOM_WEIGHTS else "",
+        random_weights=lambda wildcards: cfg.seed if wildcards.solution == RANDOM_WEIGHTS else "none",
         folder=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),

@@ -14,7 +14,7 @@ def assemble_child(
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     folder: Annotated[str, typer.Option(help="folder of the child")],
     base: Annotated[str | None, reads("weights of a trained child, which equal subblocks keep")] = None,
-    random_weights: Annotated[str, typer.Option(help="seed of a random order of all matrices' entries; '': none")] = "",
+    random_weights: Annotated[str, typer.Option(help="seed of a random order of the layers' entries, or none")] = "none",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
@@ -56,7 +56,7 @@ def assemble_child(
         if (layer, kind, variant) not in kept
     }
     sources |= {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
-    if random_weights:
+    if random_weights != "none":
         state = shuffle_matrices(state, int(random_weights))
     settings = {"dtype": runtime.dtype, "shards": shards, "random_weights": random_weights}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
