@@ -1,6 +1,7 @@
 """A rule's shell line, from the signature of its command."""
 
 import pytest
+from snakemake.utils import format as format_snakemake
 
 from tangram.shell import command
 
@@ -15,8 +16,14 @@ def test_each_option_is_taken_from_where_the_rule_has_it() -> None:
         "library {input.library:q}",
         "output {output:q}",
         "activations={input.activations:q}",
-        "runtime {params.runtime:q},{params.unrecorded:q} 2> >(tee {log:q} >&2)",
+        "runtime={params.runtime:q},{params.unrecorded:q} 2> >(tee {log:q} >&2)",
     ]
+
+
+def test_an_optional_value_may_be_empty() -> None:
+    line = command("select_child")
+    assert " --finetune={params.finetune:q} " in line  # after a space the next option would become the value
+    assert format_snakemake("--finetune={value:q} --x", value="") == "--finetune= --x"
 
 
 def test_a_list_of_files_comes_without_a_name() -> None:

@@ -35,8 +35,8 @@ def _option(name: str, marker: str, optional: bool) -> str:
     value = "{output:q}" if name == directive else VALUES.get(name, f"{{{directive}.{name}:q}}")
     if marker == "reads_each":
         return value
-    # An input may be an empty list; the option then has an empty value, which `reads` converts to None.
-    return f"--{name.replace('_', '-')}{'=' if optional and directive == 'input' else ' '}{value}"
+    # The value of an optional one may be empty, which `reads` converts to None; after a space it would not be there.
+    return f"--{name.replace('_', '-')}{'=' if optional else ' '}{value}"
 
 
 @functools.cache

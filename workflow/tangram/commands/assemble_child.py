@@ -14,7 +14,7 @@ def assemble_child(
     shards: Annotated[str, typer.Option(help="all shards, e.g. 00-14,15-29")],
     folder: Annotated[str, typer.Option(help="folder of the child")],
     base: Annotated[str | None, reads("weights of a trained child, which equal subblocks keep")] = None,
-    random_weights: Annotated[str, typer.Option(help="seed of a random order of the layers' entries, or none")] = "none",
+    random_weights: Annotated[str, typer.Option(help="seed of a random order of all entries, or none")] = "none",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
