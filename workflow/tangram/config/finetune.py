@@ -54,8 +54,8 @@ class Finetune(Section):
         1e-4,
         gt=0,
         le=10,
-        description="Peak learning rate of AdamW; a short finetuning of children with `@int8` pieces gains from twice "
-        "the default.",
+        description="Peak learning rate of AdamW; a short finetuning of a child with `@int8` pieces that has lost much "
+        "(KL above 0.3) gains from twice the default.",
     )
     batch_size: int = Field(2, gt=0, description="Sequences per optimizer step.")
     micro_batch_size: int = Field(2, gt=0, description="Sequences per forward pass; must divide batch_size.")
