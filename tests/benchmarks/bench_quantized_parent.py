@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tangram.corpus.tokens import read_tokens
-from tangram.library.quantize import Statistics, round_to_nearest, smoothing
+from tangram.library.rounding import Statistics, round_to_nearest, smoothing
 from tangram.models.loading import load_model
 from tangram.models.packed import SAME_INPUT
 from tangram.models.quantized import Int8Linear

@@ -131,7 +131,7 @@ def test_a_target_in_llama_cpp_plans_its_engine_s_jobs(plan: Callable[[dict], di
     mine = [f"results/smollm2-llama.cpp/targets/{name}/0/export/model.gguf" for name in ("fast", "as-q4_0")]
     assert len(commands["calibrate_costs"]) == 1
     assert all(len(commands[rule]) == 2 for rule in ("export_gguf", "evaluate_engine", "write_card"))
-    written = [re.search(r"--floats (\S+)", command)[1] for command in commands["export_parent"]]
+    written = [re.search(r"--floats=(\S+)", command)[1] for command in commands["export_parent"]]
     assert written == sorted(PARENT_TYPES)
     assert len(commands["evaluate_parent_engine"]) == 1
     in_llama_cpp, in_torch = sorted(commands["measure_speed"], key=lambda command: "--engine torch" in command)
@@ -176,7 +176,7 @@ def test_a_target_in_vllm_plans_its_engine_s_jobs(
     variants = sum(len(config["library"][kind]) for kind in ("attention", "ffn"))
     assert len(commands["measure_costs"]) == variants + 4
     for rule in ("measure_costs", "calibrate_costs"):
-        assert all("--engine vllm" in command and f"device={device}" in command for command in commands[rule])
+        assert all("--engine=vllm" in command and f"device={device}" in command for command in commands[rule])
     assert all(len(commands[rule]) == 1 for rule in ("export_decilm", "evaluate_engine", "write_card"))
     assert "/export/decilm/model.safetensors" in commands["evaluate_engine"][0]
     assert not {"export_gguf", "export_parent", "evaluate_parent_engine"} & set(commands)
@@ -197,7 +197,7 @@ def test_texts_and_files_of_tasks_plan_their_jobs(plan: Callable[[dict], dict[st
     commands = plan(config)
     assert len(commands["extract_tasks"]) == len(commands["evaluate_parent_perplexity"]) == 1
     for rule in ("extract_tasks", "evaluate_parent_perplexity"):
-        assert re.search(r"--source-files [0-9a-f]{16}", commands[rule][0])
+        assert re.search(r"--source-files=[0-9a-f]{16}", commands[rule][0])
     assert "evaluate_long_context" not in commands
     assert len(commands["evaluate_perplexity"]) == len(commands["evaluate_tasks"])
     assert all("--parent" not in command for command in commands["evaluate_perplexity"])

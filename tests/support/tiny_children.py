@@ -12,7 +12,7 @@ from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.blocks.projections import Projections
 from tangram.child.assemble import assemble_state, build_child, build_config
 from tangram.gguf_types import rounded
-from tangram.library.quantize import round_to_nearest
+from tangram.library.rounding import round_to_nearest
 from tangram.models.operators import replace_projections
 from tangram.models.quantized import SCALED
 

@@ -19,12 +19,10 @@ from tangram.gguf_types import rounded
 from tangram.library import quantize
 from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import tensor_name
-from tangram.library.quantize import (
+from tangram.library.quantize import EXPONENTS, quantize_head, quantize_subblock
+from tangram.library.rounding import (
     DAMPING,
-    EXPONENTS,
     Statistics,
-    quantize_head,
-    quantize_subblock,
     round_compensated,
     round_to_nearest,
     shared_by_values,

@@ -5,8 +5,8 @@ import torch
 from tiny_children import QUANTIZED, child_of
 from torch import nn
 
-from tangram.library.quantize import round_to_nearest
 from tangram.library.requantize import round_again, to_float
+from tangram.library.rounding import round_to_nearest
 from tangram.models.quantized import Int8Linear, ScaledLinear
 
 

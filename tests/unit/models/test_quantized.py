@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tangram.library.quantize import Statistics, round_to_nearest, smoothing
+from tangram.library.rounding import Statistics, round_to_nearest, smoothing
 from tangram.models.quantized import (
     LARGEST,
     ZERO_POINT,

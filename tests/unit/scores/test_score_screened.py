@@ -14,7 +14,7 @@ from tangram.commands.score_screened import score_screened
 from tangram.config import Scores, slice_of
 from tangram.files import write_tensors
 from tangram.library.pieces import tensor_name
-from tangram.library.quantize import round_to_nearest
+from tangram.library.rounding import round_to_nearest
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.loading import load_model
 from tangram.scores.replace_one import ReplaceOne

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tangram.library.quantize import Statistics, round_compensated
+from tangram.library.rounding import Statistics, round_compensated
 from tangram.models.families import decoder_layers
 from tangram.models.forward import embed, layer_contexts
 from tangram.models.quantized import ScaledLinear
