@@ -21,7 +21,14 @@ from tangram.blocks import HEAD, get_block
 from tangram.blocks.base import GGUF_PRECISIONS
 from tangram.gguf_types import rounded
 from tangram.library.distill import LayerDistillation
-from tangram.library.rounding import Statistics, round_compensated, round_to_nearest, shared_by_values, smoothing
+from tangram.library.rounding import (
+    Statistics,
+    recorded,
+    round_compensated,
+    round_to_nearest,
+    shared_by_values,
+    smoothing,
+)
 from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers, subblock
 from tangram.models.operators import separate_factors
@@ -172,23 +179,9 @@ def _groups(
     groups = [[name for name in linears if name.removesuffix(".down") in names] for names in SAME_INPUT]
     grouped = {name for names in groups for name in names}
     groups = [names for names in [*groups, *([name] for name in linears if name not in grouped)] if names]
-    statistics: dict[str, Statistics] = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            inputs = args[0].flatten(0, -2)
-            if name in statistics:
-                statistics[name].add(inputs)
-            else:
-                statistics[name] = Statistics.of(inputs)
-
-        return hook
-
-    hooks = [linears[names[0]].register_forward_pre_hook(record(names[0])) for names in groups]
-    for part in torch.arange(problem.training).split(problem.settings.batch_size):
-        problem.predict(layer, kind, part)
-    for handle in hooks:
-        handle.remove()
+    with recorded({names[0]: linears[names[0]] for names in groups}) as statistics:
+        for part in torch.arange(problem.training).split(problem.settings.batch_size):
+            problem.predict(layer, kind, part)
     return [(names, statistics[names[0]]) for names in groups]
 
 

@@ -8,13 +8,13 @@ little. The rounding compensates its error on the trained child's own inputs (GP
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from tangram.library.rounding import Statistics, round_compensated
+from tangram.library.rounding import Statistics, recorded, round_compensated
 from tangram.models.families import decoder_layers
 from tangram.models.forward import embed, layer_contexts
 from tangram.models.quantized import ScaledLinear
@@ -64,35 +64,18 @@ def round_again(model: PreTrainedModel, replaced: Scaled, input_ids: torch.Tenso
     for index, layer in enumerate(decoder_layers(model)):
         prefix = f"model.layers.{index}."
         inside = {name: scaled for name, scaled in replaced.items() if name.startswith(prefix)}
-        with _recorded(model, inside) as statistics:
+        with _inputs_of(model, inside) as statistics:
             batches = [layer(hidden, **contexts[index]) for hidden in batches]
         _round(model, inside, statistics)
     head = {name: scaled for name, scaled in replaced.items() if name == "lm_head"}
-    with _recorded(model, head) as statistics:
+    with _inputs_of(model, head) as statistics:
         for hidden in batches if head else ():
             model.lm_head(model.model.norm(hidden))
     _round(model, head, statistics)
 
 
-@contextlib.contextmanager
-def _recorded(model: PreTrainedModel, replaced: Scaled) -> Iterator[dict[str, Statistics]]:
-    """Record statistics of the inputs that some layers get meanwhile, after their smoothing factors."""
-    statistics: dict[str, Statistics] = {}
-
-    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            inputs = args[0].flatten(0, -2).float() * replaced[name].smooth
-            if name in statistics:
-                statistics[name].add(inputs)
-            else:
-                statistics[name] = Statistics.of(inputs)
-
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(record(name)) for name in replaced]
-    yield statistics
-    for each in hooks:
-        each.remove()
+def _inputs_of(model: PreTrainedModel, replaced: Scaled) -> contextlib.AbstractContextManager[dict[str, Statistics]]:
+    return recorded({name: model.get_submodule(name) for name in replaced})
 
 
 def _round(model: PreTrainedModel, replaced: Scaled, statistics: Mapping[str, Statistics]) -> None:
@@ -100,7 +83,8 @@ def _round(model: PreTrainedModel, replaced: Scaled, statistics: Mapping[str, St
     for name, scaled in replaced.items():
         linear: Any = model.get_submodule(name)
         weight = linear.weight.detach().float() / scaled.smooth
-        scaled.weight, scale = round_compensated(weight, statistics[name].moment, type(scaled))
+        moment = statistics[name].moment * torch.outer(scaled.smooth, scaled.smooth).double()
+        scaled.weight, scale = round_compensated(weight, moment, type(scaled))
         scaled.scale.data = scale
         if scaled.bias is not None:
             scaled.bias.data = linear.bias.detach().to(scaled.bias.dtype)

@@ -5,9 +5,12 @@ Smoothing: SmoothQuant, Xiao et al. 2023, arXiv 2211.10438. Compensation: Franta
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from tangram.models.quantized import Int8Linear, ScaledLinear
 
@@ -41,6 +44,27 @@ class Statistics:
         """Add inputs ``(tokens, in)``."""
         self.largest = torch.maximum(self.largest, inputs.abs().amax(0))
         self.moment += (inputs.float().t() @ inputs.float()).double()
+
+
+@contextlib.contextmanager
+def recorded(matrices: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics]]:
+    """Yield the statistics of the inputs that matrices get meanwhile, by the matrices' names."""
+    statistics: dict[str, Statistics] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            inputs = args[0].flatten(0, -2)
+            if name in statistics:
+                statistics[name].add(inputs)
+            else:
+                statistics[name] = Statistics.of(inputs)
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(record(name)) for name, module in matrices.items()]
+    yield statistics
+    for handle in hooks:
+        handle.remove()
 
 
 def smoothing(statistics: Statistics, weights: list[torch.Tensor], exponent: float) -> torch.Tensor:
