@@ -62,9 +62,11 @@ def recorded(matrices: Mapping[str, nn.Module]) -> Iterator[dict[str, Statistics
         return hook
 
     hooks = [module.register_forward_pre_hook(record(name)) for name, module in matrices.items()]
-    yield statistics
-    for handle in hooks:
-        handle.remove()
+    try:
+        yield statistics
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def smoothing(statistics: Statistics, weights: list[torch.Tensor], exponent: float) -> torch.Tensor:
