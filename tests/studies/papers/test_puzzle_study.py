@@ -10,7 +10,7 @@ from tiny_models import write_parent
 from tiny_run import task_archive
 from torch import nn
 
-from tangram.blocks.architecture import Architecture
+from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.blocks.base import NO_OP
 from tangram.config import Costs, Scenario
 from tangram.models.loading import load_model
@@ -20,6 +20,7 @@ from tangram_studies.papers.puzzle.common import BASE, Bench, Scale, prepare
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP, arms, shares
 from tangram_studies.papers.puzzle.space import plain
+from tangram_studies.papers.puzzle.training import adopted
 from tangram_studies.papers.puzzle.work import Work
 from tangram_studies.study import render_study
 
@@ -173,6 +174,27 @@ def test_a_childs_kl_is_that_of_its_logits(lab, bench):
         logs = [model(tokens).logits[:, 2:-1:4].log_softmax(-1) for model in (load_model(lab.parent), child)]
     expected = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean(1)
     assert measured == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_layers_before_the_first_change_need_not_run(lab, bench):
+    pair = arms(bench, 1.1, 0)[MIP].layers
+    parent = bench.space.problem(1.0).parent.layers
+    architecture = plain(Architecture((*parent[:-1], pair[-1] if pair[-1] != parent[-1] else LayerChoice(ffn=NO_OP))))
+    first = laboratory.first_changed(architecture)
+    assert first == lab.layers - 1
+    child = laboratory.child_of(lab, architecture, BASE)
+    assert laboratory.metrics_of(lab, child, first=first) == laboratory.metrics_of(lab, child)
+    assert laboratory.first_changed(plain(Architecture(parent))) == lab.layers
+
+
+def test_a_kept_child_is_read_and_not_trained_again(lab, bench, study, monkeypatch):
+    task = {"lab": lab, "library": BASE, **adopted(arms(bench, 1.1, 0)[MIP], 5)}
+    trained = laboratory.measure_child(**task)
+    assert trained != laboratory.measure_child(**{**task, "training": None})
+    monkeypatch.setattr(laboratory, "finetune", None)
+    assert laboratory.measure_child(**task) == trained
+    with pytest.raises(TypeError):
+        laboratory.measure_child(**{**task, "seed": 6})
 
 
 def test_the_fastest_speed_is_that_of_the_cheapest_options(bench):

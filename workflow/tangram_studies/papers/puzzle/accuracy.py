@@ -27,7 +27,7 @@ from tangram_studies.papers.puzzle.distillation import common_speed, layers_of
 from tangram_studies.papers.puzzle.laboratory import Lab, model_of, parent_of, piece_file
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import Space, plain
-from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
+from tangram_studies.papers.puzzle.training import Children, adopted
 from tangram_studies.study import Study, interval
 
 BY_KL, BY_ACCURACY, BY_MARGIN = "scores by KL", "scores by accuracy", "scores by margin"
@@ -71,10 +71,15 @@ def score_pieces(lab: Lab, pieces: Sequence[Sequence[Any]], questions: Questions
 
 
 def answer(
-    lab: Lab, architecture: Mapping[str, Any], training: Mapping[str, Any] | None, seed: int, questions: Questions
+    lab: Lab,
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any] | None,
+    seed: int,
+    questions: Questions,
+    keep: bool = False,
 ) -> dict[str, list[float]]:
     """Return a model's accuracy and margin on every question, after global distillation if ``training`` is given."""
-    model = model_of(lab, architecture, BASE, training, seed)
+    model = model_of(lab, architecture, BASE, training, seed, keep=keep)
     asked = asked_of(questions)
     answers = AnswerScores(model, load_tokenizer(lab.parent), asked).answers
     return {name: values.tolist() for name, values in answers.items()}
@@ -108,8 +113,7 @@ def accuracy_experiment(bench: Bench, study: Study, found: Children, archive: st
         runs.append((arm, seed, {"architecture": plain(architecture), "training": None, "seed": 0}))
     runs.append(("parent", 0, {"architecture": plain(bench.space.problem(1.0).parent), "training": None, "seed": 0}))
     for target, seed in itertools.product(scale.speeds, range(scale.seeds)):
-        child = plain(found[target, 0][MIP])
-        runs.append((f"child of {target:g}", seed, {"architecture": child, "training": weights(ADOPTED), "seed": seed}))
+        runs.append((f"child of {target:g}", seed, adopted(found[target, seed][MIP], seed)))
     tasks = [{"lab": bench.lab, **task, "questions": test} for *_, task in runs]
     answers = bench.work.run(answer, tasks, "questions")
     for (arm, seed, _), values in zip(runs, answers, strict=True):
@@ -160,7 +164,8 @@ def _claims(bench: Bench, study: Study, speed: float, questions: int, chance: fl
         seeds=scale.seeds,
         unit="of the parent's accuracy above chance",
         note=f"at {scale.speeds[0]:g} times the packed parent's speed, in float32; after {scale.finetune} tokens "
-        f"of GKD; {questions} questions; the parent answers {100 * parent:.1f} %",
+        f"of GKD; {questions} questions; the parent answers {100 * parent:.1f} %; seeds are draws of score text and "
+        "orders of the sequences",
     )
     rows = []
     for arm in study.frame("questions")["arm"].unique():

@@ -31,7 +31,7 @@ from tangram_studies.papers.puzzle.common import (
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import SCENARIO, plain
-from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
+from tangram_studies.papers.puzzle.training import Children, adopted
 from tangram_studies.papers.puzzle.work import Work
 from tangram_studies.plots import colors_of, points_figure
 from tangram_studies.study import Claim, Study, interval
@@ -123,7 +123,7 @@ def compression_experiment(bench: Bench, alone: Work, study: Study, found: Child
         WANDA: (bench.space.problem(1.0).parent, "wanda"),
     }
     tasks: list[tuple[str, int, dict[str, Any]]] = [
-        (arm, seed, {"architecture": plain(a), "weights": w, "training": weights(ADOPTED), "seed": seed})
+        (arm, seed, adopted(a, seed) if arm == ours else {**adopted(a, seed), "weights": w, "keep": False})
         for arm, (a, w) in arms.items()
         for seed in range(scale.seeds)
     ]

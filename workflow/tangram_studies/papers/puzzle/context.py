@@ -16,7 +16,7 @@ from tangram_studies.papers.puzzle.common import BASE, Bench, add_claim
 from tangram_studies.papers.puzzle.laboratory import Lab, model_of
 from tangram_studies.papers.puzzle.searches import MIP
 from tangram_studies.papers.puzzle.space import plain
-from tangram_studies.papers.puzzle.training import ADOPTED, Children, weights
+from tangram_studies.papers.puzzle.training import Children, adopted
 from tangram_studies.study import Study, interval
 
 BEFORE = "child"
@@ -30,6 +30,7 @@ def answers(
     settings: Mapping[str, Any],
     training: Mapping[str, Any] | None,
     seed: int,
+    keep: bool = False,
 ) -> list[dict[str, Any]]:
     """Return a model's margins, in nats, on all questions.
 
@@ -40,8 +41,9 @@ def answers(
         settings: config section `evaluation.long_context`.
         training: config section `finetune`; None measures the model before it.
         seed: seed of the order of the sequences.
+        keep: see `model_of`.
     """
-    model = model_of(lab, architecture, library, training, seed)
+    model = model_of(lab, architecture, library, training, seed, keep=keep)
     tokenizer, section_of = load_tokenizer(lab.parent), LongContext.model_validate(dict(settings))
     generator = Generator(section_of, tokenizer, read_sentences(lab.heldout, tokenizer), lab.seed)
     rows = []
@@ -61,7 +63,7 @@ def context_experiment(bench: Bench, study: Study, found: Children) -> None:
     tasks = [
         ("parent", 0, {**parent, "training": None, "seed": 0}),
         (BEFORE, 0, {**child, "training": None, "seed": 0}),
-        *((AFTER, seed, {**child, "training": weights(ADOPTED), "seed": seed}) for seed in range(scale.seeds)),
+        *((AFTER, seed, {**shared, **adopted(found[scale.speed, 0][MIP], seed)}) for seed in range(scale.seeds)),
     ]
     results = bench.work.run(answers, [task for *_, task in tasks], "long context")
     for (arm, seed, _), rows in zip(tasks, results, strict=True):

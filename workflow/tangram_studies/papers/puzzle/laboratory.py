@@ -7,6 +7,7 @@ file per piece, score tables. Children are measured in memory and never written.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tangram.activations import CachedActivations, capture
-from tangram.blocks.architecture import from_json
+from tangram.blocks.architecture import LayerChoice, from_json
 from tangram.blocks.base import HEAD, HEAD_SHARD, KINDS
 from tangram.blocks.projections import projection_moments
 from tangram.blocks.registry import get_block
-from tangram.child.assemble import assemble_state, build_child, build_config, load_parent, shuffle_matrices
+from tangram.child.assemble import (
+    assemble_state,
+    build_child,
+    build_config,
+    load_parent,
+    read_tensors,
+    shuffle_matrices,
+    trained_state,
+)
 from tangram.config import BlockDistillation, Finetune, Packing, Pruning, Split
 from tangram.corpus.build import build_split
 from tangram.corpus.tokens import read_tokens
@@ -31,9 +40,10 @@ from tangram.library.distill import LayerDistillation
 from tangram.library.pieces import Library, read_library, read_piece, tensor_name
 from tangram.library.quantize import quantize_head, quantize_subblock
 from tangram.metrics import compare_in_chunks
-from tangram.models.families import Shape, shape_of
-from tangram.models.forward import logits_of
+from tangram.models.families import Shape, decoder_layers, shape_of
+from tangram.models.forward import layer_contexts, logits_of
 from tangram.models.loading import load_model
+from tangram.provenance import fingerprint
 from tangram.scores.influence import block_influence
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 from tangram.selection.candidates import cut_prompts
@@ -259,18 +269,33 @@ def child_of(lab: Lab, architecture: Mapping[str, Any], library: str) -> PreTrai
     return build_child(build_config(config, pinned), assemble_state(state, pinned, library_of(lab, library)))
 
 
+def first_changed(architecture: Mapping[str, Any]) -> int:
+    """Return the first layer that is not the parent's; the number of layers if all are."""
+    layers = from_json(architecture).layers
+    return next((index for index, choice in enumerate(layers) if choice != LayerChoice()), len(layers))
+
+
 @torch.inference_mode()
-def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT) -> Metrics:
-    """Return KL, LM loss and agreement of a model on every passage of a text, at every fourth position."""
-    parent, tokens = parent_of(lab), tokens_of(lab, text)
-    positions, final = scored_positions(tokens.shape[1], STRIDE), activations_of(lab, text).hidden(lab.layers)
+def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT, first: int = 0) -> Metrics:
+    """Return KL, LM loss and agreement of a model on every passage of a text, at every fourth position.
+
+    Args:
+        lab: the laboratory.
+        child: the model.
+        text: name of the text.
+        first: the layer to begin with, from the parent's states; those before it must be the parent's.
+    """
+    parent, tokens, cached = parent_of(lab), tokens_of(lab, text), activations_of(lab, text)
+    positions, layers = scored_positions(tokens.shape[1], STRIDE), list(decoder_layers(child))[first:]
+    heads = functools.partial(logits_of, child), functools.partial(logits_of, parent)
     parts: dict[str, list[torch.Tensor]] = {}
-    for ids, hidden in zip(tokens.split(BATCH), final.split(BATCH), strict=True):
-        ids = ids.to(child.device)
-        states = child.model(input_ids=ids, use_cache=False).last_hidden_state[:, positions].flatten(0, 1)
-        parent_states = parent.model.norm(hidden[:, positions]).flatten(0, 1)
-        heads = functools.partial(logits_of, child), functools.partial(logits_of, parent)
-        labels = ids[:, positions + 1].flatten()
+    batches = (each.split(BATCH) for each in (tokens, cached.hidden(first), cached.hidden(lab.layers)))
+    for ids, hidden, final in zip(*batches, strict=True):
+        for layer, context in zip(layers, layer_contexts(child, hidden)[first:], strict=True):
+            hidden = layer(hidden, **context)
+        normed = child.model.norm(hidden[:, positions]), parent.model.norm(final[:, positions])
+        states, parent_states = (each.flatten(0, 1) for each in normed)
+        labels = ids[:, positions + 1].flatten().to(child.device)
         for name, values in compare_in_chunks(states, parent_states, *heads, labels).items():
             parts.setdefault(name, []).append(values.unflatten(0, (len(ids), -1)).double().mean(1))
     metrics = {name: torch.cat(values).tolist() for name, values in parts.items()}
@@ -286,6 +311,7 @@ def model_of(
     training: Mapping[str, Any] | None = None,
     seed: int = 0,
     weights: str = "pieces",
+    keep: bool = False,
 ) -> PreTrainedModel:
     """Return an assembled child, after global distillation (GKD) if ``training`` is given.
 
@@ -297,6 +323,7 @@ def model_of(
         seed: seed of the order of the sequences, and of random weights.
         weights: ``'pieces'``; ``'random'`` for new weights in all layers (table 15); ``'wanda'`` for a mask on all
             matrices of the layers (table 18).
+        keep: store the trained weights, and read them if they are stored: several experiments use the child.
     """
     child = child_of(lab, architecture, library)
     if weights == "random":
@@ -304,12 +331,19 @@ def model_of(
     if weights == "wanda":
         wanda.prune(child, wanda.read_norms(norms_file(lab)))
     if training is not None:
-        hooks = wanda.keep_zeros(child) if weights == "wanda" else []
-        section = Finetune.model_validate(dict(training))
-        text = activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE)
-        finetune(child, parent_of(lab), *text, section, seed)
-        for hook in hooks:
-            hook.remove()
+        settings = {"library": library, "training": training, "seed": seed, "weights": weights}
+        key = fingerprint([json.dumps([architecture, settings], sort_keys=True)], [])
+        path = Path(lab.folder, "finetuned", f"{key}.safetensors")
+        if keep and path.exists():
+            child.load_state_dict(read_tensors(path), strict=False)  # a tied head is not stored
+        else:
+            hooks = wanda.keep_zeros(child) if weights == "wanda" else []
+            text = activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE)
+            finetune(child, parent_of(lab), *text, Finetune.model_validate(dict(training)), seed)
+            for hook in hooks:
+                hook.remove()
+            if keep:
+                write_tensors(path, trained_state(child), {})
     return child.eval().requires_grad_(False)
 
 
@@ -320,6 +354,9 @@ def measure_child(
     training: Mapping[str, Any] | None = None,
     seed: int = 0,
     weights: str = "pieces",
+    keep: bool = False,
 ) -> Metrics:
     """Return the metrics of a child on the held-out passages; see `model_of`."""
-    return metrics_of(lab, model_of(lab, architecture, library, training, seed, weights))
+    child = model_of(lab, architecture, library, training, seed, weights, keep)
+    assembled = training is None and weights == "pieces"
+    return metrics_of(lab, child, first=first_changed(architecture) if assembled else 0)

@@ -44,7 +44,7 @@ Place = tuple[int, str]  # of a subblock: layer and kind
 def kl_of(lab: Lab, architecture: Mapping[str, Any], text: str) -> float:
     """Return a child's KL on a text that scores are measured on."""
     child = laboratory.child_of(lab, architecture, BASE)
-    values = laboratory.metrics_of(lab, child, text)["kl"]
+    values = laboratory.metrics_of(lab, child, text, laboratory.first_changed(architecture))["kl"]
     return sum(values) / len(values)
 
 
