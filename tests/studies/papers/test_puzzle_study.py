@@ -1,5 +1,6 @@
 """The study of Puzzle at a tiny size: it runs, resumes, and its parts agree with independent computations."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -185,6 +186,16 @@ def test_layers_before_the_first_change_need_not_run(lab, bench):
     child = laboratory.child_of(lab, architecture, BASE)
     assert laboratory.metrics_of(lab, child, first=first) == laboratory.metrics_of(lab, child)
     assert laboratory.first_changed(plain(Architecture(parent))) == lab.layers
+
+
+def test_a_childs_kl_in_bfloat16_is_nearly_that_in_float32(lab, bench):
+    architecture = plain(arms(bench, 1.1, 0)[MIP])
+    exact, rounded = (
+        laboratory.measure_child(dataclasses.replace(lab, compute=compute), architecture, BASE)["kl"]
+        for compute in ("float32", "bfloat16")
+    )
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
 
 
 def test_a_kept_child_is_read_and_not_trained_again(lab, bench, study, monkeypatch):

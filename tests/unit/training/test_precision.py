@@ -18,7 +18,7 @@ from tangram.library.distill import LayerDistillation, LocalLoss
 from tangram.models.loading import load_model
 from tangram.training.loop import Checkpointing, TrainingPlan, train
 from tangram.training.parallel import World
-from tangram.training.precision import promote, round_back
+from tangram.training.precision import fast_compute, promote, round_back
 
 DTYPES = ("float32", "bfloat16")
 
@@ -280,3 +280,12 @@ def test_pieces_of_bfloat16_compute_are_good_and_reproducible(tiny_parent, kind)
     for name, tensor in other.weights.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, again.weights[name])
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"), [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True, "avx512_bf16": False}, "float32")]
+)
+def test_fast_compute_is_bfloat16_where_it_has_units(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert fast_compute("cpu") == expected
+    assert fast_compute("cuda") == "bfloat16"

@@ -27,6 +27,14 @@ def autocast(device: torch.device, compute: str) -> contextlib.AbstractContextMa
     return torch.autocast(device.type, torch.bfloat16) if compute == "bfloat16" else contextlib.nullcontext()
 
 
+def fast_compute(device: str) -> str:
+    """Return the data type of matrix products that a device has units for: ``'bfloat16'``, else ``'float32'``."""
+    if device == "cuda":
+        return "bfloat16"
+    units = torch.cpu.get_capabilities()
+    return "bfloat16" if any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+
+
 def promote(module: nn.Module) -> Dtypes:
     """Convert a module's trained parameters to float32 in place; return the previous dtypes of the converted ones."""
     lower = {p: p.dtype for p in module.parameters() if p.requires_grad and p.dtype.itemsize < 4}

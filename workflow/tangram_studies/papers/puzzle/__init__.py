@@ -12,6 +12,7 @@ from tangram.archives import fetch_archive
 from tangram.child.assemble import WEIGHTS_FILE
 from tangram.cli import model_folder
 from tangram.provenance import code_hash, fingerprint
+from tangram.training.precision import fast_compute
 from tangram_studies.code import modules_of_study
 from tangram_studies.papers.puzzle.accuracy import accuracy_experiment
 from tangram_studies.papers.puzzle.common import Bench, Scale, prepare, working_folder
@@ -76,9 +77,11 @@ def run_study(job: Job) -> Study:
         length=scale.length,
         passages=scale.passages,
         passage_tokens=scale.passage_tokens,
+        compute=fast_compute(runtime.device),
     )
     files: list[str | Path] = [Path(parent, WEIGHTS_FILE), job.inputs["heldout"]]
-    identity = fingerprint([code_hash(*modules_of_study("puzzle")), repr(scale), str(runtime)], files)
+    depends_on = [code_hash(*modules_of_study("puzzle")), repr(scale), str(runtime), lab.compute]
+    identity = fingerprint(depends_on, files)
     processes = 1 if runtime.device == "cuda" else runtime.threads
     work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)
     alone = Work(folder / "timed.jsonl", identity, 1, runtime.seed, runtime.device)
@@ -86,7 +89,7 @@ def run_study(job: Job) -> Study:
         study = reproduce(prepare(lab, work, alone, scale), alone, str(fetch_archive(job.studies.image_archive)))
     finally:
         work.close()
-    study.about = f"scale {job.studies.scale}"
+    study.about = f"scale {job.studies.scale}; trainings and children's layers with matrix products in {lab.compute}"
     study.unfinished = [folder]
     return study
 

@@ -88,7 +88,7 @@ class Scale:
     lengths: tuple[int, ...] = (256, 512, 1024)
     questions: int = 6
     children: int = 50
-    finetuned: int = 12
+    finetuned: int = 10
     tasks: tuple[str, ...] = ("general_knowledge", "similarities_abstraction", "phrase_relatedness")
     asked: int = 40
     answered: int = 128

@@ -48,6 +48,7 @@ from tangram.scores.influence import block_influence
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 from tangram.selection.candidates import cut_prompts
 from tangram.tables import CORPUS, write_table
+from tangram.training.precision import autocast
 from tangram_studies.papers.puzzle import wanda
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Lab:
         length: tokens per training or score sequence.
         passages: held-out passages for evaluation.
         passage_tokens: tokens per passage.
+        compute: data type of matrix products in trainings and in the layers of children.
     """
 
     parent: str
@@ -85,6 +87,7 @@ class Lab:
     length: int
     passages: int
     passage_tokens: int
+    compute: str = "float32"
 
     @property
     def key(self) -> str:
@@ -183,7 +186,7 @@ def problem_of(lab: Lab, text: str, layer: int, epochs: int, sequences: int | No
     """
     states = activations_of(lab, text)
     inputs, outputs = (states.hidden(index)[:sequences] for index in (layer, layer + 1))
-    settings = BlockDistillation(epochs=epochs)
+    settings = BlockDistillation.model_validate({"epochs": epochs, "compute": lab.compute})
     return LayerDistillation(
         parent_of(lab), layer, inputs, outputs, settings, pruning=Pruning(selection="contribution")
     )
@@ -291,8 +294,9 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT, first: in
     parts: dict[str, list[torch.Tensor]] = {}
     batches = (each.split(BATCH) for each in (tokens, cached.hidden(first), cached.hidden(lab.layers)))
     for ids, hidden, final in zip(*batches, strict=True):
-        for layer, context in zip(layers, layer_contexts(child, hidden)[first:], strict=True):
-            hidden = layer(hidden, **context)
+        with autocast(hidden.device, lab.compute):  # not in the head, whose rounded logits would change the KL
+            for layer, context in zip(layers, layer_contexts(child, hidden)[first:], strict=True):
+                hidden = layer(hidden, **context)
         normed = child.model.norm(hidden[:, positions]), parent.model.norm(final[:, positions])
         states, parent_states = (each.flatten(0, 1) for each in normed)
         labels = ids[:, positions + 1].flatten().to(child.device)
@@ -339,7 +343,8 @@ def model_of(
         else:
             hooks = wanda.keep_zeros(child) if weights == "wanda" else []
             text = activations_of(lab, FINETUNE), tokens_of(lab, FINETUNE)
-            finetune(child, parent_of(lab), *text, Finetune.model_validate(dict(training)), seed)
+            section = Finetune.model_validate({**training, "compute": lab.compute})
+            finetune(child, parent_of(lab), *text, section, seed)
             for hook in hooks:
                 hook.remove()
             if keep:
