@@ -47,6 +47,7 @@ TINY = Scale(
     finetuned=3,
     asked=4,
     answered=6,
+    answered_by_many=4,
     rounds=3,
     costs=Costs(repeats=3, max_repeats=3, calibration_repeats=3),
     scenario=Scenario(prefill=8, generate=4, batch_sizes=(2,)),
@@ -109,6 +110,7 @@ def test_the_study_of_puzzle_gives_every_claim_and_a_page(study):
     assert {"random-gkd", "random-weights", "low-rank", "wanda", "frontier", "bld", "bld-tokens", "narrow"} <= names
     assert {"context-long", "context-twice", "task-scores", "task-margin", "accuracy-kept", "coupled"} <= names
     assert {"sum-order-1.05", "gkd-order-1.1"} <= names
+    assert {"answers-order-kl", "answers-order-accuracy", "answers-order-margin"} <= names
     assert {"sum-neighbors", "sum-discount", "sum-calibrated", "sum-shortlist", "sum-text"} <= names
     page = render_study(study)
     assert all(name in page for name in names)

@@ -61,6 +61,7 @@ class Scale:
         tasks: of BIG-bench, multiple choice.
         asked: questions per draw of scores by accuracy.
         answered: other questions, which children answer.
+        answered_by_many: of them, asked of ``children`` children.
         ranks: of uniform low rank (table 18).
         precisions: of the uniformly quantized parents.
         costs: how often pieces are timed.
@@ -92,6 +93,7 @@ class Scale:
     tasks: tuple[str, ...] = ("general_knowledge", "similarities_abstraction", "phrase_relatedness")
     asked: int = 40
     answered: int = 128
+    answered_by_many: int = 48
     precisions: tuple[str, ...] = ("bf16", "int8")
     costs: Costs = field(default_factory=Costs)
     rounds: int = 11

@@ -1,6 +1,7 @@
 """Is the sum of scores true? Sums beside the true losses of many children per target, before and after a short GKD.
 
-The paper shows no such comparison. Children are the program's diverse solutions and random choices within the limit.
+The paper shows no such comparison. Children are the program's diverse solutions, random choices within the limit, and
+random walks of an evolutionary search from the program's best.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from tangram.blocks.architecture import Architecture
+from tangram.config import Evolution
 from tangram.report.document import Table
 from tangram.selection.agreement import Fidelity, fidelity
 from tangram_studies.papers.puzzle.common import Bench, add_claim, record_child
-from tangram_studies.papers.puzzle.space import plain
+from tangram_studies.papers.puzzle.space import SEARCH, Space, plain
 from tangram_studies.papers.puzzle.training import ADOPTED, weights
+from tangram_studies.search_fidelity import SOURCES, Settings
+from tangram_studies.search_fidelity import children_of as children_by_source
 from tangram_studies.study import Interval, Study
 
 OBJECTIVES = {"kl": "kl", "lm_loss_increase": "loss"}  # metric of the scores: metric of a child
 
 
-def children_of(bench: Bench, speed: float) -> list[Architecture]:
-    """Return distinct children within a limit: the program's, best first, then random ones."""
-    scale = bench.scale
-    found = bench.space.diverse(speed, scale.children // 2)
-    drawn = (bench.space.rival("random", speed, 0, draw) for draw in range(scale.children))
-    for architecture in drawn:
-        if len(found) < scale.children and architecture not in found:
+def children_of(space: Space, speed: float, count: int) -> list[Architecture]:
+    """Return distinct children within a limit: the program's, random ones and walks; more random ones for missing."""
+    problem = space.problem(speed)
+    (batches,) = problem.batch_grid()
+    settings = Settings(SEARCH, -(-count // len(SOURCES)), Evolution(), 0)
+    found = [child for group in children_by_source(problem, batches, settings).values() for child in group]
+    for draw in range(settings.per_source, 2 * count):
+        if len(found) < count and (architecture := space.rival("random", speed, 0, draw)) not in found:
             found.append(architecture)
     return found
 
@@ -33,7 +38,7 @@ def fidelity_experiment(bench: Bench, study: Study) -> None:
     """Measure children per target, finetune some of them shortly, and compare sums with losses."""
     scale, rows = bench.scale, list[list[str]]()
     for speed in scale.speeds:
-        children = children_of(bench, speed)
+        children = children_of(bench.space, speed, scale.children)
         before = bench.children(children)
         step = max(1, len(children) // scale.finetuned)
         chosen = list(range(0, len(children), step))
