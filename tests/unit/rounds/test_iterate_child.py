@@ -20,7 +20,7 @@ from tangram.files import write_tensors
 from tangram.finetune import finetune
 from tangram.models.loading import load_model
 from tangram.rounds.iterate import Rounds
-from tangram.rounds.waypoints import on_the_way
+from tangram.rounds.waypoints import waypoint
 from tangram.search.solutions import load_solutions
 from tangram.search.solve import solve
 from tangram.tables import CALIBRATION, CORPUS, COSTS, CURVES, SCORES, read_table, write_table
@@ -84,7 +84,7 @@ def test_the_first_round_is_a_shorter_way_and_training(run, tmp_path):
     (entry,) = json.loads((tmp_path / "solution.json").read_text())["rounds"]
     target = {"constraints": [limit("throughput", 1.6)]}
     problem = library(3, LAYERS, **VARIANTS).problem(target)
-    first = solve(on_the_way(problem, 1 / 2), Search())[0]
+    first = solve(waypoint(problem, Search(), 2), Search())[0]
     assert from_json(entry) == first.architecture
     parent, text = load_model(tmp_path / "parent"), read_tokens(tmp_path / "finetune.parquet")
     child, states = child_of(parent, first.architecture), StreamedActivations(parent, text, 2)

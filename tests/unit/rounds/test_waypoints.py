@@ -1,12 +1,13 @@
 """The limits of rounds: geometric steps from the parent's values to the target's, which no later round loosens."""
 
+import dataclasses
 import itertools
 
 import pytest
 from synthetic_library import CHAT, VARIANTS, library, limit
 
 from tangram.config import Search
-from tangram.rounds.waypoints import on_the_way
+from tangram.rounds.waypoints import HALVINGS, on_the_way, waypoint
 from tangram.search.solve import solve
 
 TABLES = library(5, 3, **VARIANTS, scenarios={"chat": CHAT})
@@ -57,3 +58,21 @@ def test_an_architecture_within_the_target_is_within_all_rounds(name):
                 feasible += 1
                 assert earlier.feasible(chosen, batches)
     assert feasible
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_round_loses_its_part_at_the_nearest_limits(name, rounds):
+    problem = TABLES.problem({"constraints": CASES[name]})
+    whole = solve(problem, Search())[0].objective
+    losses = [solve(on_the_way(problem, step / 2**HALVINGS), Search())[0].objective for step in range(33)]
+    nearest = next(step for step, loss in enumerate(losses) if loss >= whole / rounds)
+    assert waypoint(problem, Search(), rounds).target == on_the_way(problem, nearest / 2**HALVINGS).target
+    assert waypoint(problem, Search(), 1) is problem
+
+
+def test_a_way_without_loss_is_gone_at_once():
+    problem = TABLES.problem({"constraints": CASES["throughput"]})
+    free = tuple(tuple(dataclasses.replace(o, score=0.0, parts=None) for o in group) for group in problem.options)
+    problem = dataclasses.replace(problem, options=free)
+    assert waypoint(problem, Search(), 3) is problem

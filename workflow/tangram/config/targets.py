@@ -200,10 +200,10 @@ class Target(Section):
     rounds: int = Field(
         1,
         ge=1,
-        description="Rounds in which the child is compressed. With N rounds, round r solves for limits r / N of the "
-        "way (geometrically) from the parent to the target, on scores in the child of the round before, and finetunes "
-        "for 1 / N of `finetune.budget`. A subblock, once replaced, stays or becomes cheaper. Not with "
-        "`library.coupled`, nor with an objective on `scores.tasks`.",
+        description="Rounds in which the child is compressed. Each solves, on scores in the child of the "
+        "round before, for limits between the parent's and the target's at which the sum of scores grows by an equal "
+        "part, and finetunes for an equal part of `finetune.budget`. A subblock, once replaced, stays or becomes "
+        "cheaper. Not with `library.coupled`, nor with an objective on `scores.tasks`.",
     )
     compare_layers_dropped: bool = Field(
         True,

@@ -1,8 +1,8 @@
 """The rounds: solve for a part of the way, assemble, finetune for a part of the tokens, score in the child, go on.
 
-In round r of N the limits are r / N of the way to the target's. Scores of the first round are those of the parent; in
-later rounds a piece's score is measured in the child of the round before. The last round is only solved here: its child
-is assembled and finetuned as any other.
+Every round loses an equal part of the quality, by the sum of scores (`waypoints`). Scores of the first round are those
+of the parent; in later rounds a piece's score is measured in the child of the round before. The last round is only
+solved here: its child is assembled and finetuned as any other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tangram.library.pieces import Library
 from tangram.models.families import Shape
 from tangram.rounds.options import in_child, replaceable
 from tangram.rounds.scoring import ReplaceInChild, increases
-from tangram.rounds.waypoints import on_the_way
+from tangram.rounds.waypoints import waypoint
 from tangram.scores.exact import ExactScores
 from tangram.search.objective import objective_of
 from tangram.search.problem import Problem, Settings
@@ -128,7 +128,7 @@ class Rounds:
         number, problem = len(progress.rounds) + 1, self._problem
         if progress.child is not None:
             problem = self._problem_in(progress.child, number)
-        problem = on_the_way(problem, number / self._count)
+        problem = waypoint(problem, self._settings.search, self._count - number + 1)
         return problem, solve(problem, self._settings.search)[0]
 
     def _problem_in(self, child: Child, number: int) -> Problem:

@@ -1,9 +1,38 @@
-"""The limits of a round: a part of the way from the parent to the target."""
+"""The limits of a round: so far from the parent towards the target that the round loses its part of the quality.
+
+Equal parts of the way would be unequal parts of the loss: with pieces of lower precision, half of the way costs next to
+nothing, and the training after it has nothing to repair.
+"""
 
 from __future__ import annotations
 
-from tangram.config import Constraint
+from tangram.config import Constraint, Search
 from tangram.search.problem import Problem
+from tangram.search.solve import solve
+
+HALVINGS = 5  # of the way, to find a round's limits
+
+
+def waypoint(problem: Problem, search: Search, rounds: int) -> Problem:
+    """Return the problem of the next of ``rounds`` rounds.
+
+    Its limits are the nearest on the way to the target's whose proven best architecture loses at least 1 / ``rounds``
+    of what the target's loses, up to 1/32 of the way. They are the target's in the last round, and if the target's
+    architecture loses nothing.
+
+    Args:
+        problem: the target's problem, with the scores of pieces in the child of the round before.
+        search: the solver's settings.
+        rounds: the number of rounds that are left, this one included.
+    """
+    if rounds == 1 or (loss := solve(problem, search)[0].objective) <= 0:
+        return problem
+    near, far = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (near + far) / 2
+        enough = solve(on_the_way(problem, middle), search)[0].objective >= loss / rounds
+        near, far = (near, middle) if enough else (middle, far)
+    return on_the_way(problem, far)
 
 
 def on_the_way(problem: Problem, share: float) -> Problem:
