@@ -18,8 +18,8 @@ class Budget(Section):
     tokens: int | None = Field(
         None,
         gt=0,
-        description="Tokens, rounded up to whole sequences; more than `corpus.finetune.tokens` are several passes, which "
-        "can make the child worse on other text (docs/evidence/quality.md).",
+        description="Tokens, rounded up to whole sequences; more than `corpus.finetune.tokens` are several passes, "
+        "which can make the child worse on other text (docs/evidence/quality.md).",
     )
     minutes: float | None = Field(
         None,
