@@ -194,9 +194,16 @@ def train_library(
 def score_library(
     lab: Lab, work: Work, library: str, text: str, variants: Mapping[str, Sequence[str]], layers: Sequence[int]
 ) -> pd.DataFrame:
-    """Return the score table of a library on a text."""
+    """Return the score table of a library on a text; no-ops, which are alike in all, are scored once per text."""
     tasks = [
-        {"lab": lab, "library": library, "text": text, "kind": kind, "variant": variant, "layer": layer}
+        {
+            "lab": lab,
+            "library": BASE if variant == NO_OP else library,
+            "text": text,
+            "kind": kind,
+            "variant": variant,
+            "layer": layer,
+        }
         for kind, names in variants.items()
         for layer, variant in itertools.product(layers, names)
     ]
