@@ -22,7 +22,6 @@ from tangram.models.loading import load_model
 from tangram.rounds.iterate import Rounds
 from tangram.rounds.waypoints import waypoint
 from tangram.search.solutions import load_solutions
-from tangram.search.solve import solve
 from tangram.tables import CALIBRATION, CORPUS, COSTS, CURVES, SCORES, read_table, write_table
 
 VARIANTS = {"attention": {"gqa-1": 0.7, "no-op": 0.0}, "ffn": {"width-0.5": 0.6, "no-op": 0.0}}
@@ -84,7 +83,7 @@ def test_the_first_round_is_a_shorter_way_and_training(run, tmp_path):
     (entry,) = json.loads((tmp_path / "solution.json").read_text())["rounds"]
     target = {"constraints": [limit("throughput", 1.6)]}
     problem = library(3, LAYERS, **VARIANTS).problem(target)
-    first = solve(waypoint(problem, Search(), 2), Search())[0]
+    _, first = waypoint(problem, Search(), 2)
     assert from_json(entry) == first.architecture
     parent, text = load_model(tmp_path / "parent"), read_tokens(tmp_path / "finetune.parquet")
     child, states = child_of(parent, first.architecture), StreamedActivations(parent, text, 2)

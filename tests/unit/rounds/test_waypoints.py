@@ -65,14 +65,17 @@ def test_an_architecture_within_the_target_is_within_all_rounds(name):
 def test_a_round_loses_its_part_at_the_nearest_limits(name, rounds):
     problem = TABLES.problem({"constraints": CASES[name]})
     whole = solve(problem, Search())[0].objective
-    losses = [solve(on_the_way(problem, step / 2**HALVINGS), Search())[0].objective for step in range(33)]
+    steps = range(2**HALVINGS + 1)
+    losses = [solve(on_the_way(problem, step / 2**HALVINGS), Search())[0].objective for step in steps]
     nearest = next(step for step, loss in enumerate(losses) if loss >= whole / rounds)
-    assert waypoint(problem, Search(), rounds).target == on_the_way(problem, nearest / 2**HALVINGS).target
-    assert waypoint(problem, Search(), 1) is problem
+    found, solution = waypoint(problem, Search(), rounds)
+    assert found.target == on_the_way(problem, nearest / 2**HALVINGS).target
+    assert solution.objective == losses[nearest]
+    assert waypoint(problem, Search(), 1)[0] is problem
 
 
 def test_a_way_without_loss_is_gone_at_once():
     problem = TABLES.problem({"constraints": CASES["throughput"]})
     free = tuple(tuple(dataclasses.replace(o, score=0.0, parts=None) for o in group) for group in problem.options)
     problem = dataclasses.replace(problem, options=free)
-    assert waypoint(problem, Search(), 3) is problem
+    assert waypoint(problem, Search(), 3)[0] is problem

@@ -38,7 +38,6 @@ from tangram.rounds.waypoints import waypoint
 from tangram.scores.exact import ExactScores
 from tangram.search.objective import objective_of
 from tangram.search.problem import Problem, Settings
-from tangram.search.solve import solve
 from tangram.search.verify import Solution
 from tangram.training.loop import Checkpointing
 
@@ -128,8 +127,7 @@ class Rounds:
         number, problem = len(progress.rounds) + 1, self._problem
         if progress.child is not None:
             problem = self._problem_in(progress.child, number)
-        problem = waypoint(problem, self._settings.search, self._count - number + 1)
-        return problem, solve(problem, self._settings.search)[0]
+        return waypoint(problem, self._settings.search, self._count - number + 1)
 
     def _problem_in(self, child: Child, number: int) -> Problem:
         """Return the target's problem with the scores of pieces in a child."""

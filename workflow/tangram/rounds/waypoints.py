@@ -9,12 +9,13 @@ from __future__ import annotations
 from tangram.config import Constraint, Search
 from tangram.search.problem import Problem
 from tangram.search.solve import solve
+from tangram.search.verify import Solution
 
 HALVINGS = 5  # of the way, to find a round's limits
 
 
-def waypoint(problem: Problem, search: Search, rounds: int) -> Problem:
-    """Return the problem of the next of ``rounds`` rounds.
+def waypoint(problem: Problem, search: Search, rounds: int) -> tuple[Problem, Solution]:
+    """Return the problem of the next of ``rounds`` rounds, and its proven best solution.
 
     Its limits are the nearest on the way to the target's whose proven best architecture loses at least 1 / ``rounds``
     of what the target's loses, up to 1/32 of the way. They are the target's in the last round, and if the target's
@@ -25,14 +26,20 @@ def waypoint(problem: Problem, search: Search, rounds: int) -> Problem:
         search: the solver's settings.
         rounds: the number of rounds that are left, this one included.
     """
-    if rounds == 1 or (loss := solve(problem, search)[0].objective) <= 0:
-        return problem
+    found = problem, solve(problem, search)[0]
+    loss = found[1].objective
+    if rounds == 1 or loss <= 0:
+        return found
     near, far = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (near + far) / 2
-        enough = solve(on_the_way(problem, middle), search)[0].objective >= loss / rounds
-        near, far = (near, middle) if enough else (middle, far)
-    return on_the_way(problem, far)
+        nearer = on_the_way(problem, middle)
+        solution = solve(nearer, search)[0]
+        if solution.objective >= loss / rounds:
+            far, found = middle, (nearer, solution)
+        else:
+            near = middle
+    return found
 
 
 def on_the_way(problem: Problem, share: float) -> Problem:

@@ -131,14 +131,15 @@ def _fidelity(bench: Bench, study: Study, space: Space, speed: float, questions:
     shared = {"lab": bench.lab, "training": None, "seed": 0, "questions": questions}
     tasks = [{**shared, "architecture": plain(child)} for child in children]
     answers = bench.work.run(answer, tasks, "questions of many children")
+    problems = {by: space.problem(speed, 0, metric) for by, metric in METRICS.items()}
+    sums = {by: np.array([problem.objective(child) for child in children]) for by, problem in problems.items()}
+    true = {metric: np.array([np.mean(each[metric]) for each in answers]) for metric in ("accuracy", "margin")}
+    for name, values in {**{f"sum of {by}": values for by, values in sums.items()}, **true}.items():
+        for number, value in enumerate(values):
+            study.record("fidelity of answers", f"child {number}", 0, name, value, speed)
     rows = []
-    for by, metric in itertools.product(METRICS, ("accuracy", "margin")):
-        sums = np.array([space.problem(speed, 0, METRICS[by]).objective(child) for child in children])
-        means = np.array([np.mean(each[metric]) for each in answers])
-        for number, (total, mean) in enumerate(zip(sums, means, strict=True)):
-            study.record("fidelity of answers", f"child {number}", 0, f"sum of {by}", total, speed)
-            study.record("fidelity of answers", f"child {number}", 0, metric, mean, speed)
-        found = fidelity(sums, 1 + means.max() - means)  # a loss above 0; tau and regret know no origin
+    for by, (metric, means) in itertools.product(sums, true.items()):
+        found = fidelity(sums[by], 1 + means.max() - means)  # a loss above 0; tau and regret know no origin
         regret = ", ".join(f"{value:.3f}" for value in found.regret.values())
         tau = f"{found.tau:.2f} ({found.tau_low:.2f} to {found.tau_high:.2f})"
         rows.append([by, metric, str(found.children), tau, f"{found.rho:.2f}", regret])

@@ -45,10 +45,8 @@ def fidelity_experiment(bench: Bench, study: Study) -> None:
         settings = {**weights(ADOPTED), "budget": {"tokens": scale.budgets[0]}}
         tasks = [{"architecture": plain(children[i]), "training": settings, "seed": 0} for i in chosen]
         after = bench.finetuned(tasks, "short global distillation")
-        sums = {
-            metric: np.array([bench.space.problem(speed, 0, metric).objective(child) for child in children])
-            for metric in OBJECTIVES
-        }
+        problems = {metric: bench.space.problem(speed, 0, metric) for metric in OBJECTIVES}
+        sums = {metric: np.array([each.objective(child) for child in children]) for metric, each in problems.items()}
         for number, metrics in enumerate(before):
             record_child(study, "fidelity", f"child {number}", 0, metrics, speed)
             study.record("fidelity", f"child {number}", 0, "sum of KL scores", sums["kl"][number], speed)

@@ -1,7 +1,8 @@
 """The parent, texts, pieces and children of the study, by functions that any process can call with plain arguments.
 
 Everything that several experiments need is made once: texts with the parent's activations, libraries of pieces with one
-file per piece, score tables. Children are measured in memory and never written.
+file per piece, score tables. Children are measured in memory; those that several
+experiments finetune alike are written once.
 """
 
 from __future__ import annotations
@@ -291,16 +292,18 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT, first: in
     parent, tokens, cached = parent_of(lab), tokens_of(lab, text), activations_of(lab, text)
     positions, layers = scored_positions(tokens.shape[1], STRIDE), list(decoder_layers(child))[first:]
     heads = functools.partial(logits_of, child), functools.partial(logits_of, parent)
+    states = cached.hidden(first)
+    contexts = layer_contexts(child, states[:1])[first:]
     parts: dict[str, list[torch.Tensor]] = {}
-    batches = (each.split(BATCH) for each in (tokens, cached.hidden(first), cached.hidden(lab.layers)))
+    batches = (each.split(BATCH) for each in (tokens, states, cached.hidden(lab.layers)))
     for ids, hidden, final in zip(*batches, strict=True):
         with autocast(hidden.device, lab.compute):  # not in the head, whose rounded logits would change the KL
-            for layer, context in zip(layers, layer_contexts(child, hidden)[first:], strict=True):
+            for layer, context in zip(layers, contexts, strict=True):
                 hidden = layer(hidden, **context)
         normed = child.model.norm(hidden[:, positions]), parent.model.norm(final[:, positions])
-        states, parent_states = (each.flatten(0, 1) for each in normed)
+        compared = normed[0].flatten(0, 1), normed[1].flatten(0, 1)
         labels = ids[:, positions + 1].flatten().to(child.device)
-        for name, values in compare_in_chunks(states, parent_states, *heads, labels).items():
+        for name, values in compare_in_chunks(*compared, *heads, labels).items():
             parts.setdefault(name, []).append(values.unflatten(0, (len(ids), -1)).double().mean(1))
     metrics = {name: torch.cat(values).tolist() for name, values in parts.items()}
     if not all(map(math.isfinite, metrics["kl"] + metrics["loss"])):
