@@ -117,6 +117,7 @@ def choose_weights(child: Any, parent: Any, which: str) -> list[nn.Linear]:
         return []
     torch.manual_seed(0)
     for linear in linears:
+        linear.weight.data = linear.weight.data.float()  # `perform` rounds the merged matrix
         parametrize.register_parametrization(linear, "weight", Adapter(linear.weight, int(which.removeprefix("lora-"))))
     return linears
 
@@ -138,6 +139,7 @@ def perform(
     settings = Finetune(budget={"tokens": budget}, **trial)
     scaled = {} if frozen else to_float(child)
     first = kl.by_sequence(8).mean().item()
+    dtypes = {module: module.weight.dtype for module in child.model.modules() if isinstance(module, nn.Linear)}
     adapters = choose_weights(child, parent, trained)
     for module in child.modules():
         if isinstance(module, ScaledLinear):
@@ -151,6 +153,7 @@ def perform(
     seconds = time.process_time() - begin
     for linear in adapters:
         parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+        linear.weight.data = linear.weight.data.to(dtypes[linear])
     unrounded = kl.by_sequence()
     round_again(child, scaled, tokens)
     after, length = kl.by_sequence(), tokens.shape[1]

@@ -150,7 +150,7 @@ def divmod_of(a: int, b: int) -> list[int]:
 def test_several_processes_give_the_results_of_one(lab, bench, tmp_path):
     tasks = [
         {"lab": lab, "architecture": plain(architecture), "library": BASE}
-        for architecture in arms(bench, 1.05, 0).values()
+        for architecture in arms(bench.space, 1.05, 0).values()
     ]
     alone = bench.work.run(laboratory.measure_child, tasks, "children")
     several = Work(tmp_path / "several.jsonl", "identity", 2, 0, "cpu")
@@ -163,7 +163,7 @@ def test_several_processes_give_the_results_of_one(lab, bench, tmp_path):
 
 def test_every_search_is_as_fast_as_the_target(bench):
     for speed, seed in itertools.product(TINY.speeds, range(TINY.seeds)):
-        found = arms(bench, speed, seed)
+        found = arms(bench.space, speed, seed)
         assert MIP in found
         assert all(bench.space.speed(architecture) >= speed * (1 - 1e-6) for architecture in found.values())
 
@@ -190,7 +190,7 @@ def test_layers_before_the_first_change_need_not_run(lab, bench):
 
 
 def test_a_childs_kl_in_bfloat16_is_nearly_that_in_float32(lab, bench):
-    architecture = plain(arms(bench, 1.1, 0)[MIP])
+    architecture = plain(arms(bench.space, 1.1, 0)[MIP])
     exact, rounded = (
         laboratory.measure_child(dataclasses.replace(lab, compute=compute), architecture, BASE)["kl"]
         for compute in ("float32", "bfloat16")
@@ -200,7 +200,7 @@ def test_a_childs_kl_in_bfloat16_is_nearly_that_in_float32(lab, bench):
 
 
 def test_a_kept_child_is_read_and_not_trained_again(lab, bench, study, monkeypatch):
-    task = {"lab": lab, "library": BASE, **adopted(arms(bench, 1.1, 0)[MIP], 5)}
+    task = {"lab": lab, "library": BASE, **adopted(arms(bench.space, 1.1, 0)[MIP], 5)}
     trained = laboratory.measure_child(**task)
     assert trained != laboratory.measure_child(**{**task, "training": None})
     monkeypatch.setattr(laboratory, "finetune", None)
@@ -211,7 +211,7 @@ def test_a_kept_child_is_read_and_not_trained_again(lab, bench, study, monkeypat
 
 def test_the_fastest_speed_is_that_of_the_cheapest_options(bench):
     fastest = bench.space.fastest()
-    empty = max(bench.space.speed(architecture) for architecture in arms(bench, 1.05, 0).values())
+    empty = max(bench.space.speed(architecture) for architecture in arms(bench.space, 1.05, 0).values())
     assert fastest >= empty
     bench.space.solve(fastest * (1 - 1e-6))  # it exists
     with pytest.raises(Exception, match=r"target|limit|constraint"):

@@ -74,6 +74,16 @@ def test_scores_equal_the_naive_full_forward(model, tokens, tmp_path, kind):
             assert rows[name]["tokens"] == values.numel()
 
 
+def test_scores_in_bfloat16_are_nearly_those_in_float32(model, tokens):
+    states = StreamedActivations(model, tokens, 5)
+    exact, rounded = (
+        ReplaceOne(model, states, tokens, 3, 2, compute=compute).score(1, candidate(model, 1, "ffn"))[0]["value"]
+        for compute in ("float32", "bfloat16")
+    )
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1, abs=1e-3)
+
+
 def kl_of(child, model, tokens, positions) -> torch.Tensor:
     """Return KL(parent ‖ child) by whole forward passes in float64, ``(sequences, positions)``."""
     with torch.inference_mode():

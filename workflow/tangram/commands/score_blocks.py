@@ -45,7 +45,8 @@ def score_blocks(
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
-    scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
+    options = section.position_stride, section.batch_size
+    scorer = ReplaceOne(model, states, input_ids, *options, compute=section.compute)
     rows = []
     for layer in tqdm(pieces.layers, desc=f"score_blocks {kind} {variant}", mininterval=5):
         tensors = {of_kind: read_piece(library, layer, of_kind) for of_kind, _ in members}

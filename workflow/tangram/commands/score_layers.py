@@ -33,7 +33,8 @@ def score_layers(
     model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
     input_ids = read_tokens(corpus)
     states = open_activations(activations, model, input_ids, section.batch_size, runtime.local_copy)
-    scorer = ReplaceOne(model, states, input_ids, section.position_stride, section.batch_size)
+    options = section.position_stride, section.batch_size
+    scorer = ReplaceOne(model, states, input_ids, *options, compute=section.compute)
     rows, (first, last) = [], map(int, shard.split("-"))
     for layer in tqdm(range(first, last + 1), desc="score_layers", mininterval=5):
         rows += scorer.score_dropped(layer)

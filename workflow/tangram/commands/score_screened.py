@@ -72,9 +72,10 @@ def score_screened(
     count = shape.num_layers * sum(len(names) for kind, names in section.library.items() if kind != HEAD)
     rows = screening.rows(section.library, pieces)
     estimates = list(tqdm(rows, desc="score_screened estimates", total=count, mininterval=5))
-    scorer = ReplaceOne(model, states, input_ids, scores.position_stride, scores.batch_size)
+    options = scores.position_stride, scores.batch_size
+    scorer = ReplaceOne(model, states, input_ids, *options, compute=scores.compute)
     modules = modules_of_variants(variants)
-    facts = [scores.batch_size, scores.position_stride, runtime.device, runtime.dtype]
+    facts = [*options, scores.compute, runtime.device, runtime.dtype]
     identity = identity_of(facts, modules, [Path(parent) / WEIGHTS, corpus])
     exactly = ExactScores(scorer, pieces, shape, Path(cache), identity)
     heads = exactly([(0, HEAD, variant) for variant in section.library.get(HEAD, ())])

@@ -270,6 +270,11 @@ class Scores(Section):
     position_stride: int = Field(
         4, gt=0, description="Stride of the positions whose logits are compared (LM head, KL)."
     )
+    compute: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Data type of matrix products in the layers that run, but not in the LM head: `bfloat16` is for "
+        "devices with units for it. Its own KL (0.0003 for SmolLM2-135M) is part of every score.",
+    )
     tasks: ScoreTasks | None = Field(
         None, description="Also score by answers to questions, for the objectives `accuracy` and `margin`."
     )

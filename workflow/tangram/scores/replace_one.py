@@ -21,6 +21,7 @@ from tangram.models.by_layer import materialize
 from tangram.models.families import decoder_layers
 from tangram.models.forward import layer_contexts, logits_of
 from tangram.models.replace import replace_head, replace_subblocks
+from tangram.training.precision import autocast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,7 @@ class ReplaceOne:
         position_stride: see `scored_positions`.
         batch_size: sequences per forward pass.
         reference: the model to which all are compared, with its hidden states of ``input_ids``; the parent by default.
+        compute: data type of matrix products in the layers; `float32` leaves each its operands' type.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class ReplaceOne:
         position_stride: int,
         batch_size: int,
         reference: tuple[PreTrainedModel, Activations] | None = None,
+        compute: str = "float32",
     ):
-        self._model, self._activations, self._batch_size = model, activations, batch_size
+        self._model, self._activations, self._batch_size, self._compute = model, activations, batch_size, compute
         self._positions = scored_positions(input_ids.shape[1], position_stride)
         self._labels = input_ids[:, self._positions + 1].to(model.device)
         parent, states_of_parent = reference or (model, activations)
@@ -79,8 +82,9 @@ class ReplaceOne:
         batches = list(self._activations.hidden(index).split(self._batch_size))
         contexts = layer_contexts(self._model, batches[0][:1])[index:]
         # All batches layer by layer, so that one layer's weights are in memory at a time.
-        for module, context in zip((layer, *later), contexts, strict=True):
-            batches = [module(hidden, **context) for hidden in batches]
+        with autocast(self._model.device, self._compute):  # not in the head, whose rounded logits would change the KL
+            for module, context in zip((layer, *later), contexts, strict=True):
+                batches = [module(hidden, **context) for hidden in batches]
         return self._compare(batches)
 
     def score_piece(self, layer: int, block: Block, tensors: State) -> list[Row]:

@@ -89,7 +89,7 @@ def run_study(job: Job) -> Study:
         study = reproduce(prepare(lab, work, alone, scale), alone, str(fetch_archive(job.studies.image_archive)))
     finally:
         work.close()
-    study.about = f"scale {job.studies.scale}; trainings and children's layers with matrix products in {lab.compute}"
+    study.about = f"scale {job.studies.scale}; trainings, and layers of scored pieces and children, in {lab.compute}"
     study.unfinished = [folder]
     return study
 

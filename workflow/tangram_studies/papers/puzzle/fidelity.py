@@ -6,9 +6,11 @@ random walks of an evolutionary search from the program's best.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from tangram.blocks.architecture import Architecture
+from tangram.blocks.architecture import Architecture, from_json
 from tangram.config import Evolution
 from tangram.report.document import Table
 from tangram.selection.agreement import Fidelity, fidelity
@@ -34,17 +36,23 @@ def children_of(space: Space, speed: float, count: int) -> list[Architecture]:
     return found
 
 
+def compared(space: Space, speed: float, count: int) -> list[dict[str, Any]]:
+    """Return the result of `children_of` as JSON."""
+    return [plain(architecture) for architecture in children_of(space, speed, count)]
+
+
 def fidelity_experiment(bench: Bench, study: Study) -> None:
     """Measure children per target, finetune some of them shortly, and compare sums with losses."""
     scale, rows = bench.scale, list[list[str]]()
-    for speed in scale.speeds:
-        children = children_of(bench.space, speed, scale.children)
+    tasks = [{"space": bench.space, "speed": speed, "count": scale.children} for speed in scale.speeds]
+    for speed, found in zip(scale.speeds, bench.work.run(compared, tasks, "children to compare"), strict=True):
+        children = [from_json(architecture) for architecture in found]
         before = bench.children(children)
         step = max(1, len(children) // scale.finetuned)
         chosen = list(range(0, len(children), step))
         settings = {**weights(ADOPTED), "budget": {"tokens": scale.budgets[0]}}
-        tasks = [{"architecture": plain(children[i]), "training": settings, "seed": 0} for i in chosen]
-        after = bench.finetuned(tasks, "short global distillation")
+        trained = [{"architecture": plain(children[i]), "training": settings, "seed": 0} for i in chosen]
+        after = bench.finetuned(trained, "short global distillation")
         problems = {metric: bench.space.problem(speed, 0, metric) for metric in OBJECTIVES}
         sums = {metric: np.array([each.objective(child) for child in children]) for metric, each in problems.items()}
         for number, metrics in enumerate(before):
@@ -61,9 +69,9 @@ def fidelity_experiment(bench: Bench, study: Study) -> None:
             "sum of KL, KL after GKD": (sums["kl"][chosen], finetuned),
             "true KL, KL after GKD": (true["kl"][chosen], finetuned),
         }
-        found = {name: fidelity(*values) for name, values in pairs.items()}
-        rows += [[f"{speed:g}", name, *_cells(result)] for name, result in found.items()]
-        _claim(study, speed, found)
+        results = {name: fidelity(*values) for name, values in pairs.items()}
+        rows += [[f"{speed:g}", name, *_cells(result)] for name, result in results.items()]
+        _claim(study, speed, results)
     columns = ["target", "prediction and truth", "children", "tau (95 %)", "rho", "regret 1, 5, 10", "sum / true"]
     caption = (
         "tau: Kendall's, with a bootstrap interval over children; rho: Spearman's; regret: how much worse the best of "

@@ -49,7 +49,6 @@ from tangram.scores.influence import block_influence
 from tangram.scores.replace_one import ReplaceOne, scored_positions
 from tangram.selection.candidates import cut_prompts
 from tangram.tables import CORPUS, write_table
-from tangram.training.precision import autocast
 from tangram_studies.papers.puzzle import wanda
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Lab:
         length: tokens per training or score sequence.
         passages: held-out passages for evaluation.
         passage_tokens: tokens per passage.
-        compute: data type of matrix products in trainings and in the layers of children.
+        compute: data type of matrix products in trainings and in the layers of scored pieces and of children.
     """
 
     parent: str
@@ -253,7 +252,9 @@ def influence(lab: Lab, text: str) -> list[float]:
 @functools.lru_cache(maxsize=1)
 def scorer_of(lab: Lab, text: str) -> ReplaceOne:
     """Return the scorer of replaced pieces on a text; one per process."""
-    return ReplaceOne(parent_of(lab), activations_of(lab, text), tokens_of(lab, text), STRIDE, BATCH)
+    return ReplaceOne(
+        parent_of(lab), activations_of(lab, text), tokens_of(lab, text), STRIDE, BATCH, compute=lab.compute
+    )
 
 
 def score_piece(lab: Lab, library: str, text: str, kind: str, variant: str, layer: int) -> list[dict[str, Any]]:
@@ -297,9 +298,8 @@ def metrics_of(lab: Lab, child: PreTrainedModel, text: str = HELD_OUT, first: in
     parts: dict[str, list[torch.Tensor]] = {}
     batches = (each.split(BATCH) for each in (tokens, states, cached.hidden(lab.layers)))
     for ids, hidden, final in zip(*batches, strict=True):
-        with autocast(hidden.device, lab.compute):  # not in the head, whose rounded logits would change the KL
-            for layer, context in zip(layers, contexts, strict=True):
-                hidden = layer(hidden, **context)
+        for layer, context in zip(layers, contexts, strict=True):
+            hidden = layer(hidden, **context)
         normed = child.model.norm(hidden[:, positions]), parent.model.norm(final[:, positions])
         compared = normed[0].flatten(0, 1), normed[1].flatten(0, 1)
         labels = ids[:, positions + 1].flatten().to(child.device)
@@ -321,6 +321,8 @@ def model_of(
     keep: bool = False,
 ) -> PreTrainedModel:
     """Return an assembled child, after global distillation (GKD) if ``training`` is given.
+
+    Its layers multiply matrices in `Lab.compute`.
 
     Args:
         lab: the laboratory.
@@ -352,6 +354,9 @@ def model_of(
                 hook.remove()
             if keep:
                 write_tensors(path, trained_state(child), {})
+    if lab.compute == "bfloat16":  # not in the head, whose rounded logits would change the KL
+        for layer in decoder_layers(child):
+            layer.forward = torch.autocast(lab.device, torch.bfloat16)(layer.forward)
     return child.eval().requires_grad_(False)
 
 

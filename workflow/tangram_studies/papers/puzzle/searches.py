@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tangram.blocks.architecture import Architecture
+from tangram.blocks.architecture import Architecture, from_json
 from tangram.blocks.base import NO_OP
 from tangram.errors import TangramError
 from tangram.report.document import Figure, Table
 from tangram.report.drawing import new_figure, render
 from tangram_studies.papers.puzzle.common import Bench, add_claim, record_child
+from tangram_studies.papers.puzzle.space import Space, plain
 from tangram_studies.plots import lines_figure
 from tangram_studies.study import Claim, Study, interval
 
@@ -60,9 +63,8 @@ CLAIMS = {  # arm: claim, statement, place, the paper's figures
 }
 
 
-def arms(bench: Bench, speed: float, seed: int) -> dict[str, Architecture]:
+def arms(space: Space, speed: float, seed: int) -> dict[str, Architecture]:
     """Return every search's architecture at one speed with the scores of one draw of text; those that exist."""
-    space = bench.space
     searches: dict[str, Callable[[], Architecture]] = {MIP: lambda: space.solve(speed, seed)}
     searches |= {
         name: lambda objective=objective: space.solve(speed, seed, objective)  # type: ignore[misc]
@@ -78,10 +80,25 @@ def arms(bench: Bench, speed: float, seed: int) -> dict[str, Architecture]:
     return found
 
 
+def found_by_arms(space: Space, speed: float, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the result of `arms` as JSON."""
+    return {name: plain(architecture) for name, architecture in arms(space, speed, seed).items()}
+
+
+def best(space: Space, speed: float) -> dict[str, Any]:
+    """Return the solver's best architecture as JSON."""
+    return plain(space.solve(speed))
+
+
 def search_experiment(bench: Bench, study: Study) -> dict[tuple[float, int], dict[str, Architecture]]:
     """Measure the children of all searches; return their architectures by speed and seed."""
     scale = bench.scale
-    found = {(speed, seed): arms(bench, speed, seed) for speed in scale.speeds for seed in range(scale.seeds)}
+    keys = list(itertools.product(scale.speeds, range(scale.seeds)))
+    tasks = [{"space": bench.space, "speed": speed, "seed": seed} for speed, seed in keys]
+    results = bench.work.run(found_by_arms, tasks, "searches")
+    found = {
+        key: {arm: from_json(each) for arm, each in result.items()} for key, result in zip(keys, results, strict=True)
+    }
     flat = [(key, arm, architecture) for key, by_arm in found.items() for arm, architecture in by_arm.items()]
     for ((speed, seed), arm, _), metrics in zip(flat, bench.children([a for *_, a in flat]), strict=True):
         record_child(study, "searches", arm, seed, metrics, speed)
@@ -181,7 +198,8 @@ def shares(bench: Bench, architecture: Architecture, kind: str) -> list[float]:
 
 def _map(bench: Bench, study: Study) -> None:
     """Solve many targets, and show which subblocks they cut (figures 6 and 8)."""
-    solved = [bench.space.solve(speed) for speed in bench.scale.map_speeds]
+    tasks = [{"space": bench.space, "speed": speed} for speed in bench.scale.map_speeds]
+    solved = list(map(from_json, bench.work.run(best, tasks, "targets of the map")))
     kept = {kind: np.array([shares(bench, a, kind) for a in solved]) for kind in ("attention", "ffn")}
     for kind, grid in kept.items():
         for speed, values in zip(bench.scale.map_speeds, grid, strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from tangram.blocks.architecture import Architecture, Choice, pieces_of
 from tangram.config import Scenario, Search, Target
+from tangram.provenance import fingerprint
 from tangram.search import rivals
 from tangram.search.cost_model import CostModel
 from tangram.search.problem import Problem, options_of
@@ -36,6 +38,12 @@ class Space:
     calibration: pd.DataFrame
     scenario: Scenario
     layers: int
+
+    @cached_property
+    def key(self) -> str:
+        """What identifies the space in kept results."""
+        tables = (*self.scores, self.costs, self.calibration)
+        return fingerprint([*(table.to_json() for table in tables), self.scenario.model_dump_json()], [])
 
     def problem(self, speed: float, seed: int = 0, objective: Any = "kl") -> Problem:
         """Return the problem of a minimal throughput, as a multiple of the packed parent's."""

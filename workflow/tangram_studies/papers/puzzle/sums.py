@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from tangram.blocks.architecture import Architecture, LayerChoice
+from tangram.blocks.architecture import Architecture, LayerChoice, from_json
 from tangram.blocks.base import KINDS, NO_OP, PARENT
 from tangram.errors import TangramError
 from tangram.report.document import Table
@@ -25,7 +25,7 @@ from tangram_studies.papers.puzzle import laboratory
 from tangram_studies.papers.puzzle.common import BASE, Bench, add_claim, record_child
 from tangram_studies.papers.puzzle.laboratory import Lab
 from tangram_studies.papers.puzzle.searches import MIP
-from tangram_studies.papers.puzzle.space import SEARCH, plain
+from tangram_studies.papers.puzzle.space import SEARCH, Space, plain
 from tangram_studies.study import Study, interval
 
 NEIGHBORS, DISCOUNT, CALIBRATED, SHORTLIST, MORE_TEXT = (
@@ -36,21 +36,21 @@ NEIGHBORS, DISCOUNT, CALIBRATED, SHORTLIST, MORE_TEXT = (
     "scores of all draws of text",
 )
 SHORTLISTED = 6
-SAMPLED = 16  # children to which weights per layer are fitted
+RANDOM = 8  # random children, to which, with the shortlist, weights per layer are fitted
 RIDGE = 1.0
 Place = tuple[int, str]  # of a subblock: layer and kind
 
 
 def kl_of(lab: Lab, architecture: Mapping[str, Any], text: str) -> float:
     """Return a child's KL on a text that scores are measured on."""
-    child = laboratory.child_of(lab, architecture, BASE)
+    child = laboratory.model_of(lab, architecture, BASE)
     values = laboratory.metrics_of(lab, child, text, laboratory.first_changed(architecture))["kl"]
     return sum(values) / len(values)
 
 
-def exact(bench: Bench, architectures: Sequence[Architecture], seed: int, label: str) -> np.ndarray:
-    """Return the true KL of children on one draw of score text, ``(children,)``."""
-    tasks = [{"lab": bench.lab, "architecture": plain(each), "text": f"score-{seed}"} for each in architectures]
+def exact(bench: Bench, children: Sequence[tuple[Architecture, int]], label: str) -> np.ndarray:
+    """Return the true KL of children, each on a draw of score text, ``(children,)``."""
+    tasks = [{"lab": bench.lab, "architecture": plain(child), "text": f"score-{seed}"} for child, seed in children]
     return np.array(bench.work.run(kl_of, tasks, label))
 
 
@@ -69,11 +69,12 @@ def changed(parent: Architecture, variants: Mapping[Place, str]) -> Architecture
     return replace(parent, layers=tuple(layers))
 
 
-def interactions(bench: Bench, problem: Problem, seed: int) -> dict[tuple[Place, Place], float]:
+def interactions(bench: Bench, seed: int) -> dict[tuple[Place, Place], float]:
     """Return c of every two neighbors without both: KL = s + t + c·√(s·t), where s and t are the scores of either."""
+    problem = bench.space.problem(1.0, seed)
     pairs = list(neighbors(bench.lab.layers))
     children = [changed(problem.parent, dict.fromkeys(pair, NO_OP)) for pair in pairs]
-    both = exact(bench, children, seed, "pairs of neighbors")
+    both = exact(bench, [(child, seed) for child in children], "pairs of neighbors")
     found = {}
     for pair, value in zip(pairs, both, strict=True):
         s, t = (max(score_of(problem, place, NO_OP), 1e-6) for place in pair)
@@ -107,17 +108,20 @@ def with_weights(problem: Problem, weights: np.ndarray) -> Problem:
     return replace(problem, options=options)
 
 
-def fitted_weights(bench: Bench, problem: Problem, speed: float, seed: int) -> np.ndarray:
-    """Return weights per layer that make sums equal to the true KL of sampled children, shrunk towards one factor."""
-    drawn = [bench.space.rival("random", speed, seed, number) for number in range(SAMPLED // 2)]
-    drawn += bench.space.diverse(speed, SHORTLISTED, seed)
+def sample(space: Space, speed: float, seed: int) -> list[dict[str, Any]]:
+    """Return `RANDOM` random children, then the shortlist, the solver's diverse solutions, as JSON."""
+    drawn = [space.rival("random", speed, seed, number) for number in range(RANDOM)]
+    return [plain(child) for child in (*drawn, *space.diverse(speed, SHORTLISTED, seed))]
+
+
+def fitted_weights(problem: Problem, children: Sequence[Architecture], true: np.ndarray) -> np.ndarray:
+    """Return weights per layer that make sums equal to the children's KL ``true``, shrunk towards one factor."""
     sums = np.array(
-        [[problem.option(layer, choice).score for layer, choice in enumerate(child.layers)] for child in drawn]
+        [[problem.option(layer, choice).score for layer, choice in enumerate(child.layers)] for child in children]
     )
-    true = exact(bench, drawn, seed, "children for weights")
     factor = float((sums.sum(1) @ true) / (sums.sum(1) @ sums.sum(1)))
     scale = sums.std(0).mean() + 1e-12
-    gram = sums.T @ sums / scale**2 + RIDGE * len(drawn) * np.eye(sums.shape[1])
+    gram = sums.T @ sums / scale**2 + RIDGE * len(children) * np.eye(sums.shape[1])
     change = np.linalg.solve(gram, sums.T @ (true - factor * sums.sum(1)) / scale**2)
     return np.clip(factor + change, 0.1 * factor, 10 * factor)
 
@@ -180,35 +184,62 @@ def solve_with_terms(problem: Problem, terms: Mapping[tuple[Place, Place], float
     return problem.architecture(result.x[: len(groups)])
 
 
-def improved(bench: Bench, speed: float, seed: int) -> dict[str, Architecture]:
-    """Return every arm's architecture."""
-    problem = bench.space.problem(speed, seed)
-    terms = interactions(bench, problem, seed)
-    inside = [value for (first, second), value in terms.items() if first[0] == second[0]]
+def solved(
+    space: Space, speed: float, seed: int, terms: Sequence[Sequence[Any]], weights: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Return the architectures of the arms that solve another program, as JSON.
+
+    Args:
+        space: the search space.
+        speed: the limit.
+        seed: the draw of score text.
+        terms: two neighbors and their c, see `interactions`.
+        weights: of the layers.
+    """
+    problem = space.problem(speed, seed)
+    factors = {(tuple(first), tuple(second)): c for first, second, c in terms}
+    inside = [c for (first, second), c in factors.items() if first[0] == second[0]]
     # (s + t)·f = s + t + c·√(s·t) for equal s and t
-    factor = 1 + float(np.median(inside)) / 2
-    weights = fitted_weights(bench, problem, speed, seed)
-    shortlist = bench.space.diverse(speed, SHORTLISTED, seed)
-    others = [number for number in range(bench.scale.seeds) if number != seed]
-    fresh = np.mean([exact(bench, shortlist, number, "shortlist") for number in others], axis=0)
-    together = bench.space.averaged().problem(speed)
-    return {
-        NEIGHBORS: solve_with_terms(problem, terms),
-        DISCOUNT: solve(with_discount(problem, factor), SEARCH)[0].architecture,
-        CALIBRATED: solve(with_weights(problem, weights), SEARCH)[0].architecture,
-        SHORTLIST: shortlist[int(fresh.argmin())],
-        MORE_TEXT: solve(together, SEARCH)[0].architecture,
+    discount = 1 + float(np.median(inside)) / 2
+    found = {NEIGHBORS: solve_with_terms(problem, factors)}
+    others = {
+        DISCOUNT: with_discount(problem, discount),
+        CALIBRATED: with_weights(problem, np.array(weights)),
+        MORE_TEXT: space.averaged().problem(speed),
     }
+    found |= {arm: solve(other, SEARCH)[0].architecture for arm, other in others.items()}
+    return {arm: plain(architecture) for arm, architecture in found.items()}
+
+
+def improved(bench: Bench) -> Iterator[tuple[float, int, str, Architecture]]:
+    """Yield speed, seed, arm and architecture of every arm."""
+    scale, space, run = bench.scale, bench.space, bench.work.run
+    points = list(itertools.product(scale.speeds, range(scale.seeds)))
+    tasks = [{"space": space, "speed": speed, "seed": seed} for speed, seed in points]
+    samples = [list(map(from_json, children)) for children in run(sample, tasks, "samples")]
+    terms = [[[*pair, c] for pair, c in interactions(bench, seed).items()] for seed in range(scale.seeds)]
+    of_seed = [(seed, children) for (_, seed), children in zip(points, samples, strict=True)]
+
+    own = [(child, seed) for seed, children in of_seed for child in children]
+    losses = iter(exact(bench, own, "children for weights"))
+    for task, (speed, seed), children in zip(tasks, points, samples, strict=True):
+        true = [next(losses) for _ in children]
+        weights = fitted_weights(space.problem(speed, seed), children, np.array(true))
+        task |= {"terms": terms[seed], "weights": weights.tolist()}
+
+    others = {seed: [other for other in range(scale.seeds) if other != seed] for seed in range(scale.seeds)}
+    fresh = [(child, other) for seed, children in of_seed for child in children[RANDOM:] for other in others[seed]]
+    losses = iter(exact(bench, fresh, "shortlist").reshape(-1, scale.seeds - 1).mean(1))
+    for (speed, seed), children, found in zip(points, samples, run(solved, tasks, "other objectives"), strict=True):
+        true = [next(losses) for _ in children[RANDOM:]]
+        yield speed, seed, SHORTLIST, children[RANDOM + int(np.argmin(true))]
+        for arm, architecture in found.items():
+            yield speed, seed, arm, from_json(architecture)
 
 
 def sums_experiment(bench: Bench, study: Study) -> None:
     """Measure the children of every arm at every speed, beside those of the plain sum (of `searches`)."""
-    scale = bench.scale
-    found = [
-        (speed, seed, arm, architecture)
-        for speed, seed in itertools.product(scale.speeds, range(scale.seeds))
-        for arm, architecture in improved(bench, speed, seed).items()
-    ]
+    found = list(improved(bench))
     for (speed, seed, arm, _), metrics in zip(found, bench.children([a for *_, a in found]), strict=True):
         record_child(study, "sums", arm, seed, metrics, speed)
     _claims(bench, study)
