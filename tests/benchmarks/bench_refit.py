@@ -8,6 +8,7 @@ weights of smallest ``E|h - r - W x|^2 / |h|^2 + ridge E|x|^2 |W - W_0|^2``: h i
 the subblock (`all`), or behind the removed subblocks that follow it (`ahead`); r is the child's before it, x the
 child's inputs of the matrix, and W_0 its weights. With `previous`, only the subblocks before removed ones are refitted
 (as in ReplaceMe, arXiv 2505.02819). The KL is that of the held-out text, in nats per token, at every position.
+With `--finetune`, the child and its refitted copies are then finetuned on so many other tokens of the finetune split.
 """
 
 import argparse
@@ -19,7 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tangram.activations import StreamedActivations
+from tangram.config import Finetune
 from tangram.corpus.tokens import read_tokens
+from tangram.finetune import finetune
 from tangram.metrics import compare, standard_error_by_sequence
 from tangram.models.forward import layer_contexts
 from tangram.models.loading import load_model
@@ -147,6 +151,16 @@ def refitted(parent: Any, child: Any, removed: list[Subblock], tokens: torch.Ten
     return children
 
 
+def finetuned(child: Any, parent: Any, removed: list[Subblock], tokens: torch.Tensor, rate: float) -> Any:
+    """Return a finetuned copy of a child; what was removed stays so."""
+    copied = copy.deepcopy(child).requires_grad_(True)
+    for subblock in removed:
+        last_matrix(copied, *subblock).weight.register_hook(torch.zeros_like)
+    settings = Finetune(budget={"tokens": tokens.numel()}, learning_rate=rate, compute="bfloat16")
+    finetune(copied, parent, StreamedActivations(parent, tokens, BATCH), tokens, settings, seed=0)
+    return copied
+
+
 class Divergence:
     """KL of children to the parent on a text."""
 
@@ -177,6 +191,8 @@ def main() -> None:
     parser.add_argument("--tokens", default="3072,6144")
     parser.add_argument("--ridges", default="0.1,0.3,1,3")
     parser.add_argument("--modes", default="all")
+    parser.add_argument("--finetune", type=int, default=0, metavar="TOKENS")
+    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate of --finetune")
     arguments = parser.parse_args()
     parent = load_model(arguments.run / "parent").requires_grad_(False)
     corpus = arguments.run / "corpus"
@@ -188,10 +204,19 @@ def main() -> None:
         gone = cheapest(arguments.run, removed)
         child = child_of(parent, gone, list(range(20, 20 + arguments.narrow)))
         print(f"without {gone}, {arguments.narrow} narrow FFNs: {divergence.of(child)}", flush=True)
+        fresh = text[len(text) - arguments.finetune // text.shape[1] :]
+
+        def finish(child: Any, name: str, gone: list[Subblock] = gone, fresh: torch.Tensor = fresh) -> None:
+            if len(fresh):
+                trained = finetuned(child, parent, gone, fresh, arguments.rate)
+                print(f"    {name}, finetuned on {fresh.numel()} tokens: {divergence.of(trained)}", flush=True)
+
+        finish(child, "no refit")
         for tokens in map(int, arguments.tokens.split(",")):
             children = refitted(parent, child, gone, text[: tokens // text.shape[1]], fits)
             for (ridge, mode), fitted in zip(fits, children, strict=True):
                 print(f"  {tokens} tokens, ridge {ridge:g}, {mode}: {divergence.of(fitted)}", flush=True)
+                finish(fitted, "refit")
 
 
 if __name__ == "__main__":
