@@ -3,7 +3,8 @@
 - Input: the parent, `targets/{target}/{solution}/architecture.json`, the library; after several rounds
   `targets/{target}/rounds/child/`, whose weights stay where its variants do.
 - Output: `targets/{target}/{solution}/child/`, which transformers loads with `trust_remote_code=True`.
-- Steps: copy the parent's tensors, insert the pieces, write the config and the modeling file.
+- Steps: copy the parent's tensors, insert the pieces, with `assembly.compensate` fit the last matrix before removed
+  subblocks on the distill split, write the config and the modeling file.
 """
 
 
@@ -13,6 +14,7 @@ rule assemble_child:
         parent="<results>/parent/model.safetensors",
         architecture=architecture_of,  # replaces the library as input: it holds the checksums of the pieces
         base=base_of_child,
+        corpus=text_of_compensation,
     output:
         child=checkpoint_of(f"{CHILD}/child"),
     log:
@@ -23,6 +25,7 @@ rule assemble_child:
         **code_of("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
         **runtime("dtype"),
         random_weights=lambda wildcards: cfg.seed if wildcards.solution == RANDOM_WEIGHTS else "none",
+        ridge=lambda wildcards: cfg.assembly.ridge if text_of_compensation(wildcards) else "none",
         folder=output_folder("child"),
         library=f"{RESULTS}/library",
         shards=",".join(SHARDS),

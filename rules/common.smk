@@ -576,6 +576,12 @@ def base_of_child(wildcards):
     return f"{RESULTS}/targets/{wildcards.target}/rounds/child/model.safetensors" if in_rounds(wildcards) else []
 
 
+def text_of_compensation(wildcards):
+    """Return the text on which a child's matrices are fitted; no file if they are not."""
+    fitted = cfg.assembly.compensate and wildcards.solution != RANDOM_WEIGHTS
+    return f"{RESULTS}/corpus/distill.parquet" if fitted else []
+
+
 def selection_settings(wildcards):
     """Return the settings of a target's selection."""
     selection = cfg.targets[wildcards.target].selection

@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tangram.blocks.architecture import save_architecture
 from tangram.child.assemble import save_child
+from tangram.child.compensation import compensate
 from tangram.cli import run
 from tangram.commands.assemble_child import assemble_child
 from tangram.files import sha256_of, write_tensors
 from tangram.library.pieces import tensor_name
 from tangram.models.loading import load_model
+from tangram.tables import CORPUS, write_table
 
 SHARDS = {"0-2": (0, 1, 2), "3-4": (3, 4)}
 
@@ -190,3 +192,20 @@ def test_truncated_library_file_is_told_in_one_line(arguments, capfd):
     assert "ffn/linear/0-2.safetensors does not match its own checksum; delete it and run again" in message
     assert message.count("\n") == 1
     assert not (arguments / "child").exists()
+
+
+def test_removed_subblocks_are_compensated_on_a_text(arguments, llama, monkeypatch):
+    tokens = torch.randint(2, 14, (4, 8), generator=torch.Generator().manual_seed(0))
+    row = {"sequence_id": 0, "source": "test", "documents": ["0"], "document_starts": [0]}
+    assert exit_status() == 0
+    plain = load_file(arguments / "child" / "model.safetensors")
+    write_table([{**row, "input_ids": ids.tolist()} for ids in tokens], CORPUS, arguments / "text.parquet")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--corpus", str(arguments / "text.parquet"), "--ridge", "0.3"])
+    assert exit_status() == 0
+    stored = load_file(arguments / "child" / "model.safetensors")
+    expected = compensate(plain, MIXED, llama, tokens, 0.3)
+    assert any(not torch.equal(plain[name], expected[name]) for name in plain)
+    for name, tensor in expected.items():
+        assert torch.allclose(stored[name], tensor, atol=1e-6), name
+    made = json.loads((arguments / "child" / "provenance.json").read_text())
+    assert made["sources"]["corpus"] == sha256_of(arguments / "text.parquet")

@@ -1,6 +1,7 @@
 """Assemble a child from the parent's weights and pieces of the library, and write it as a checkpoint.
 
-Assembly selects tensors by name and computes no weights. `tangram.models.loading.load_model` loads the result.
+Assembly selects tensors by name and computes no weights; `child.compensation` does.
+`tangram.models.loading.load_model` loads the result.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ def assemble_child(
     folder: Annotated[str, typer.Option(help="folder of the child")],
     base: Annotated[str | None, reads("weights of a trained child, which equal subblocks keep")] = None,
     random_weights: Annotated[str, typer.Option(help="seed of a random order of all entries, or none")] = "none",
+    corpus: Annotated[str | None, reads("tokens of the text for the compensation of removed subblocks")] = None,
+    ridge: Annotated[str, typer.Option(help="ridge of that compensation, or none")] = "none",
     runtime: RuntimeOption = ONE_THREAD,
 ) -> None:
     """Write the child as a Hugging Face checkpoint."""
@@ -34,9 +36,13 @@ def assemble_child(
         save_child,
         shuffle_matrices,
     )
+    from tangram.child.compensation import compensate
     from tangram.child.reassemble import load_child, reassemble_state
+    from tangram.corpus.tokens import read_tokens
     from tangram.files import sha256_of
     from tangram.library.pieces import read_library, shard_file
+    from tangram.models.by_layer import load_by_layer
+    from tangram.models.loading import load_model
     from tangram.provenance import provenance
 
     choices = load_architecture(architecture)
@@ -58,7 +64,11 @@ def assemble_child(
     sources |= {f"library/{path.relative_to(library)}": sha256_of(path) for path in sorted(used)}
     if random_weights != "none":
         state = shuffle_matrices(state, int(random_weights))
-    settings = {"dtype": runtime.dtype, "shards": shards, "random_weights": random_weights}
+    if corpus is not None:
+        model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype)
+        state = compensate(state, choices, model, read_tokens(corpus), float(ridge))
+        sources["corpus"] = sha256_of(corpus)
+    settings = {"dtype": runtime.dtype, "shards": shards, "random_weights": random_weights, "ridge": ridge}
     metadata = provenance("tangram.commands.assemble_child", settings, others=modules_of(choices))
     save_child(
         cast_state(state, choices, getattr(torch, runtime.dtype)),

@@ -13,7 +13,7 @@ from tangram.config.corpus import Activations, Corpus
 from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, Studies, Task
 from tangram.config.finetune import Finetune
-from tangram.config.library import Library, Scores
+from tangram.config.library import Assembly, Library, Scores
 from tangram.config.parent import Parent
 from tangram.config.targets import (
     BLOCK_INFLUENCE,
@@ -53,6 +53,7 @@ class Config(Section):
     search: Search = Field(Search(), description="The solver.")
     targets: dict[Name, Target] = Field(min_length=1, description="Children to build, by target name.")
     primary_target: Name = Field(description="Target that opens the report, and whose child and rivals tasks evaluate.")
+    assembly: Assembly = Field(Assembly(), description="How pieces become a child.")
     finetune: Finetune = Field(Finetune(), description="End-to-end distillation.")
     evaluation: Evaluation = Field(Evaluation(), description="Measurements of whole models.")
     studies: Studies = Field(Studies(), description="Reproductions of papers; not part of the main job.")
@@ -95,6 +96,16 @@ class Config(Section):
                     f"targets.{name}.compare: {EVOLUTIONARY} measures children on text, not on questions; leave it "
                     "out, or take another objective"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _compensated_rounds(self) -> Config:
+        rounds = [name for name, target in self.targets.items() if target.rounds > 1]
+        if self.assembly.compensate and rounds:
+            raise ValueError(
+                f"assembly.compensate: the child of targets.{rounds[0]}.rounds has trained weights, which it would "
+                "fit anew; set it to false, or leave the rounds out"
+            )
         return self
 
     @model_validator(mode="after")

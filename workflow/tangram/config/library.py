@@ -1,4 +1,4 @@
-"""Sections `library` and `scores`: the search space, and the training and scoring of its pieces."""
+"""Sections `library`, `scores` and `assembly`: the search space, its pieces, their scores, and the child."""
 
 from __future__ import annotations
 
@@ -284,3 +284,19 @@ class Scores(Section):
         if self.tasks is not None and self.method == "screened":
             raise ValueError("tasks: screened scores estimate the KL alone; leave tasks out, or set method: exact")
         return self
+
+
+class Assembly(Section):
+    """How a solution's pieces become a child."""
+
+    compensate: bool = Field(
+        False,
+        description="Fit the last matrix before removed subblocks to the parent's hidden states behind them, on the "
+        "distill split. Costs do not change. Not for families with norms behind their subblocks (Gemma, OLMo 2).",
+    )
+    ridge: float = Field(
+        3.0,
+        gt=0,
+        le=1e6,
+        description="Ridge of `compensate` towards the piece's matrix, relative to its mean squared input.",
+    )

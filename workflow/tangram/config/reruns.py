@@ -209,6 +209,8 @@ IN_WORDS = {
     "which times all children together, and the report",
     "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform, targets.<name>.compare": "the jobs of the "
     "baseline or search come or go, and `measure_speed`",
+    "assembly.compensate": "`assemble_child` of all children, then what reads them",
+    "assembly.ridge": "with `compensate`, `assemble_child` of all children, then what reads them",
     "targets.<name>.rounds": "the target's `iterate_child` comes, reruns or goes, then its solution 0; with several "
     "rounds, a change of `corpus.finetune` reruns `iterate_child`, too",
     "targets.<name>.selection.metric": "`select_child`; with `finetuned`, a change of `corpus.finetune`, or of "

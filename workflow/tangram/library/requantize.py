@@ -82,10 +82,20 @@ def _round(model: PreTrainedModel, replaced: Scaled, statistics: Mapping[str, St
     """Put the layers of 8 bits back, with the rounded matrices."""
     for name, scaled in replaced.items():
         linear: Any = model.get_submodule(name)
-        weight = linear.weight.detach().float() / scaled.smooth
-        moment = statistics[name].moment * torch.outer(scaled.smooth, scaled.smooth).double()
-        scaled.weight, scale = round_compensated(weight, moment, type(scaled))
-        scaled.scale.data = scale
+        put_rounded(scaled, linear.weight.detach().float(), statistics[name].moment)
         if scaled.bias is not None:
             scaled.bias.data = linear.bias.detach().to(scaled.bias.dtype)
         model.set_submodule(name, scaled)
+
+
+def put_rounded(scaled: ScaledLinear, matrix: torch.Tensor, moment: torch.Tensor) -> None:
+    """Give a layer of 8 bits another matrix, in place; the factors of its smoothing stay.
+
+    Args:
+        scaled: the layer.
+        matrix: float32, ``(out, in)``.
+        moment: second moments of the layer's inputs, ``(in, in)``, float64.
+    """
+    smoothed = moment * torch.outer(scaled.smooth, scaled.smooth).double()
+    scaled.weight, scale = round_compensated(matrix / scaled.smooth, smoothed, type(scaled))
+    scaled.scale.data = scale
