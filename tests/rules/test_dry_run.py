@@ -315,6 +315,17 @@ def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
     assert all(changed[rule] == default_plan[rule] for rule in ("solve_mip", "assemble_child", "finetune_child"))
 
 
+def test_compensation_reads_the_distill_split_and_nothing_else_changes(
+    plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
+) -> None:
+    compensated = plan(_with(DEFAULT, "assembly", {"compensate": True, "ridge": 0.7}))
+    assert len(compensated["assemble_child"]) == len(default_plan["assemble_child"])
+    assert all("corpus/distill.parquet" in job and "--ridge=0.7" in job for job in compensated["assemble_child"])
+    assert not any("--corpus=results" in job for job in default_plan["assemble_child"])
+    assert all(compensated[rule] == default_plan[rule] for rule in default_plan if rule != "assemble_child")
+    assert plan(_with(DEFAULT, "assembly", {"ridge": 0.7})) == default_plan
+
+
 SCORED = ("score_blocks", "collect_scores", "score_screened")
 
 

@@ -470,6 +470,11 @@ MISTAKES = {
         {"targets": {"speed-1.2": {**TARGET, "rounds": 2, "solutions": 3}}},
         "rounds: 2 goes on with one solution of each round; leave solutions and selection out, or rounds",
     ),
+    "rounds of compensated children": (
+        None,
+        {"targets": {"speed-1.2": {**TARGET, "rounds": 2}}, "assembly": {"compensate": True}},
+        "assembly.compensate: the child of targets.speed-1.2.rounds has trained weights",
+    ),
     "rounds of minutes": (
         None,
         {"targets": {"speed-1.2": {**TARGET, "rounds": 2}}, "finetune": {"budget": {"minutes": 3}}},

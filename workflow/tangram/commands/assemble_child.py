@@ -65,7 +65,7 @@ def assemble_child(
     if random_weights != "none":
         state = shuffle_matrices(state, int(random_weights))
     if corpus is not None:
-        model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype)
+        model = (load_by_layer if runtime.by_layer else load_model)(parent, runtime.dtype, runtime.device)
         state = compensate(state, choices, model, read_tokens(corpus), float(ridge))
         sources["corpus"] = sha256_of(corpus)
     settings = {"dtype": runtime.dtype, "shards": shards, "random_weights": random_weights, "ridge": ridge}

@@ -201,8 +201,12 @@ class Stages(Work):
 
     def child(self) -> Iterator[Stage]:
         """Yield the assembly of children."""
-        seconds = self.loading + self.model_bytes / self.rates.disk_bytes
-        yield Stage("assemble_child", self.children, 1, seconds, self.model_bytes, self.children * self.model_bytes)
+        seconds, memory = self.loading + self.model_bytes / self.rates.disk_bytes, self.model_bytes
+        if self.config.assembly.compensate:  # parent and child run layer by layer
+            tokens, sizes = self.tokens["distill"], self.sizes
+            seconds += 2 * self.forward(tokens, sizes.layers)
+            memory += self.loaded_bytes + 3 * self.element * tokens * sizes.hidden + 3 * 8 * sizes.inner**2
+        yield Stage("assemble_child", self.children, 1, seconds, memory, self.children * self.model_bytes)
 
     def finetune(self) -> Iterator[Stage]:
         """Yield end-to-end distillation."""
