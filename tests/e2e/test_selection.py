@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import Run, snakemake
 
+from tangram.files import sha256_of
 from tangram.tables import SELECTION, read_table
 
 pytestmark = pytest.mark.slow
@@ -15,12 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def selected(run: Run, copy_of_run: Callable[[], Path]) -> Run:
-    """The finished run with another target, for which only the outputs before the search exist."""
+    """The finished run with another target, for which only the outputs before the search exist, and compensation."""
     folder = copy_of_run()
     shutil.rmtree(folder / "results" / "tiny" / "targets")
     small = {"constraints": [{"quantity": "parameters", "max": 0.95}], "solutions": 3, "max_shared": 0.7}
     small |= {"compare_layers_dropped": False, "selection": {"prompt_tokens": 16, "budget": 0.7}}
-    config = run.config | {"evaluation": {}, "targets": {"small": small}}
+    config = run.config | {"evaluation": {}, "targets": {"small": small}, "assembly": {"compensate": True}}
     done = snakemake(folder, config, "--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     return Run(folder, config, done.stdout + done.stderr)
@@ -38,6 +39,11 @@ def test_the_winner_is_what_is_finetuned(selected: Run) -> None:
     assert (target / "0" / "finetuned" / "model.safetensors").exists()
     assert not (target / "1").exists()
     assert not (selected.results / "checkpoints" / "small" / "selection.npz").exists()
+
+
+def test_the_child_is_compensated_on_the_distill_split(selected: Run) -> None:
+    made = json.loads((selected.results / "targets" / "small" / "0" / "child" / "provenance.json").read_text())
+    assert made["sources"]["corpus"] == sha256_of(selected.results / "corpus" / "distill.parquet")
 
 
 def test_the_second_run_does_nothing(selected: Run) -> None:

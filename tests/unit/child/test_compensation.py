@@ -85,7 +85,7 @@ def test_a_child_that_lacks_nothing_stays_as_it_is():
     assert [gone for _, gone in with_removed_behind(architecture)] == [[]] * (2 * LAYERS - 1)
 
 
-@pytest.mark.parametrize("precision", ["int8", "bf16"])
+@pytest.mark.parametrize("precision", ["int8", "bf16", "f16"])
 def test_a_matrix_keeps_its_precision(precision):
     parent = parent_of("llama")
     choice = LayerChoice(f"parent@{precision}", f"parent@{precision}")
@@ -97,6 +97,8 @@ def test_a_matrix_keeps_its_precision(precision):
     changed = {name for name in state if not torch.equal(state[name], fitted[name])}
     assert f"{prefix}weight" in changed
     assert all(name.startswith(prefix) for name in changed)
+    if precision == "f16":
+        assert torch.equal(fitted[f"{prefix}weight"], fitted[f"{prefix}weight"].half().float())
     config, behind = build_config(parent.config, architecture), "model.layers.1.post_attention_layernorm"
     goal = inputs_of(parent, behind)
     before, after = (inputs_of(build_child(config, each), behind) - goal for each in (state, fitted))

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from tangram.blocks.architecture import Architecture, per_layer_config
-from tangram.blocks.base import KINDS, NO_OP
+from tangram.blocks.base import GGUF_PRECISIONS, KINDS, NO_OP, Variant
 from tangram.blocks.moments import damped
 from tangram.errors import TangramError
+from tangram.gguf_types import rounded
 from tangram.library.pieces import State, tensor_name
 from tangram.library.requantize import put_rounded
 from tangram.models.by_layer import materialize
@@ -56,7 +57,7 @@ def compensate(
 
     A matrix W of inputs x gets the least sum of ``|h - r - W x|^2 / |h|^2`` and of a ridge that shrinks it towards its
     values in ``state``: h is the parent's residual stream behind the removed subblocks, r the child's before the
-    subblock of W. Matrices of 8 bits are rounded again. A subblock without such a matrix stays as it is.
+    subblock of W. Matrices with a precision are rounded again. A subblock without such a matrix stays as it is.
 
     Args:
         state: the tensors of the assembled child, whose embedding is the parent's.
@@ -85,6 +86,10 @@ def compensate(
         advanced = end
         if gone and (matrix := last_matrix(layer, kind)) is not None:
             fit(layer, kind, matrix, of_child, of_parent, contexts[index], ridge)
+            precision = Variant.parse(getattr(architecture.layers[index], kind)).precision
+            if precision in GGUF_PRECISIONS:  # a plain layer with values of this type
+                where = f"{tensor_name(index, kind, LAST[kind])}, compensated"
+                matrix.weight.data = rounded(matrix.weight, str(precision), where)
             for name, tensor in matrix.state_dict(prefix=tensor_name(index, kind, f"{LAST[kind]}.")).items():
                 fitted[name] = tensor.to("cpu", state[name].dtype)
         of_child = behind(layer, kind, of_child, contexts[index])
