@@ -43,14 +43,28 @@ def inputs_of(model, name) -> torch.Tensor:
     return found[0].flatten(0, -2)
 
 
+def least_squares(child, parent, name, before, behind, ridge) -> torch.Tensor:
+    """Return the matrix that moves the child's stream ``before`` its subblock to the parent's ``behind`` others.
+
+    Both are names of modules that read the residual stream; the ridge is further rows of the equations.
+    """
+    weight = child.state_dict()[name].clone()
+    x, r, h = inputs_of(child, name.removesuffix(".weight")), inputs_of(child, before), inputs_of(parent, behind)
+    share = 1 / h.square().mean(1, keepdim=True)
+    root = (ridge * (x.square() * share).sum(0).mean()).sqrt()
+    goals = (h - r) / getattr(parent.config, "residual_multiplier", 1.0)
+    rows = torch.cat([x * share.sqrt(), root * torch.eye(x.shape[1])]).double()
+    wanted = torch.cat([goals * share.sqrt(), root * weight.T]).double()
+    return torch.linalg.lstsq(rows, wanted).solution.T.float()
+
+
 @pytest.mark.parametrize("family", PRE_NORM)
 def test_matrices_are_the_least_squares_solutions(family):
-    parent, ridge = parent_of(family), 0.2
+    parent = parent_of(family)
     state = state_of(parent, GAPS)
-    fitted = compensate(state, GAPS, parent, TOKENS, ridge)
+    fitted = compensate(state, GAPS, parent, TOKENS, 0.2)
     changed = {name for name in state if not torch.equal(state[name], fitted[name])}
     assert changed == {O_PROJ, DOWN_PROJ}
-    multiplier = getattr(parent.config, "residual_multiplier", 1.0)
     child = build_child(build_config(parent.config, GAPS), state)
     # Behind layer 0's attention, the FFN and layer 1's attention are removed, and the stream enters layer 1's FFN;
     # behind layer 2's FFN, layer 3 is removed, and the stream enters layer 4.
@@ -58,15 +72,21 @@ def test_matrices_are_the_least_squares_solutions(family):
         (O_PROJ, "model.layers.0.input_layernorm", "model.layers.1.post_attention_layernorm"),
         (DOWN_PROJ, "model.layers.2.post_attention_layernorm", "model.layers.4.input_layernorm"),
     ):
-        module, weight = name.removesuffix(".weight"), child.state_dict()[name].clone()
-        x, r, h = inputs_of(child, module), inputs_of(child, before), inputs_of(parent, behind)
-        share = 1 / h.square().mean(1, keepdim=True)
-        root = (ridge * (x.square() * share).sum(0).mean()).sqrt()
-        rows = torch.cat([x * share.sqrt(), root * torch.eye(x.shape[1])]).double()
-        goals = torch.cat([(h - r) / multiplier * share.sqrt(), root * weight.T]).double()
-        expected = torch.linalg.lstsq(rows, goals).solution.T.float()
+        expected = least_squares(child, parent, name, before, behind, 0.2)
         assert torch.allclose(fitted[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
         child.load_state_dict({name: fitted[name]}, strict=False)
+
+
+def test_what_is_removed_at_the_beginning_is_made_up_for_later():
+    parent = parent_of("llama")
+    layers = LayerChoice("no-op", "parent"), LayerChoice("parent", "no-op"), *(LayerChoice(),) * (LAYERS - 2)
+    architecture, name = Architecture(layers), "model.layers.1.self_attn.o_proj.weight"
+    state = state_of(parent, architecture)
+    fitted = compensate(state, architecture, parent, TOKENS, 0.2)
+    child = build_child(build_config(parent.config, architecture), state)
+    between = "model.layers.1.input_layernorm", "model.layers.2.input_layernorm"
+    expected = least_squares(child, parent, name, *between, 0.2)
+    assert torch.allclose(fitted[name], expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
 
 
 def test_a_large_ridge_changes_nothing():

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from warm_snakemake import warm_snakemake
 
-from tangram.config import load, parse
+from tangram.config import Assembly, load, parse
 from tangram.errors import TangramError
 from tangram.tools.estimate import stages
 from tangram.tools.plan import merged, table, with_measured
@@ -197,6 +197,16 @@ def test_a_target_in_vllm_adds_its_starts():
     assert in_vllm["measure_speed"].jobs == in_torch["measure_speed"].jobs + 1
     starts = 4 * H100.costs.repeats * 20
     assert in_vllm["measure_costs"].seconds == pytest.approx(in_torch["measure_costs"].seconds + starts)
+
+
+def test_compensation_adds_two_passes_over_the_distill_split():
+    compensated = H100.model_copy(update={"assembly": Assembly(compensate=True)})
+    plain, fitted = ({s.rule: s for s in merged(stages(config, RATES["cuda"]))} for config in (H100, compensated))
+    capture = plain["capture_activations"]  # a pass over each split
+    seconds = fitted["assemble_child"].seconds - plain["assemble_child"].seconds
+    assert 0 < seconds < 2 * capture.jobs * capture.seconds
+    assert fitted["assemble_child"].device_bytes > plain["assemble_child"].device_bytes
+    assert all(fitted[rule] == plain[rule] for rule in plain if rule != "assemble_child")
 
 
 def test_the_h100_configs_jobs_fit_their_gpus():

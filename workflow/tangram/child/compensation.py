@@ -6,8 +6,8 @@ by subblock. The child keeps its shapes and precisions, so its costs do not chan
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +37,8 @@ Subblock = tuple[int, str]
 Stream = list[torch.Tensor]  # the residual stream, ``(sequences, length, hidden)``, in batches
 
 
-def with_removed_behind(architecture: Architecture) -> Iterator[tuple[Subblock, list[Subblock]]]:
-    """Yield every subblock that is not removed, in order, with the removed ones between it and the next."""
+def with_removed_behind(architecture: Architecture) -> list[tuple[Subblock, list[Subblock]]]:
+    """Return every subblock that is not removed, in order, with the removed ones between it and the next."""
     found: list[tuple[Subblock, list[Subblock]]] = []
     for index, choice in enumerate(architecture.layers):
         for kind in KINDS:
@@ -46,7 +46,7 @@ def with_removed_behind(architecture: Architecture) -> Iterator[tuple[Subblock, 
                 found.append(((index, kind), []))
             elif found:  # nothing can make up for what is removed at the beginning
                 found[-1][1].append((index, kind))
-    yield from found
+    return found
 
 
 @torch.inference_mode()
@@ -74,12 +74,12 @@ def compensate(
         raise TangramError(
             f"config.assembly.compensate: {parent.config.model_type} has norms behind its subblocks; set it to false"
         )
-    child = ChildLayers(state, architecture, parent)
+    layer_at = functools.lru_cache(maxsize=1)(functools.partial(child_layer, state, architecture, parent))
     of_parent = of_child = list(embed(parent, input_ids.to(parent.device)).split(BATCH))
     contexts, fitted, advanced = layer_contexts(parent, of_child[0][:1]), dict(state), 0
     order: list[Subblock] = [(index, kind) for index in range(len(layers)) for kind in KINDS]
     for (index, kind), gone in with_removed_behind(architecture):
-        layer = child.layer(index)
+        layer = layer_at(index)
         end = order.index((index, kind)) + len(gone) + 1
         for at, of_kind in order[advanced:end]:
             of_parent = behind(materialize(layers[at]), of_kind, of_parent, contexts[at])
@@ -96,26 +96,12 @@ def compensate(
     return fitted
 
 
-@dataclass
-class ChildLayers:
-    """The layers of a child that is not in memory as a model, one at a time."""
-
-    state: State
-    architecture: Architecture
-    parent: PreTrainedModel
-
-    def __post_init__(self) -> None:
-        self._index, self._layer = -1, nn.Module()
-
-    def layer(self, index: int) -> nn.Module:
-        """Return a layer."""
-        if index != self._index:
-            prefix, config = f"model.layers.{index}.", self.parent.config
-            tensors = {name.removeprefix(prefix): t for name, t in self.state.items() if name.startswith(prefix)}
-            entries = per_layer_config(self.architecture, Shape.of(config)).get(index, {})
-            original = materialize(decoder_layers(self.parent)[index])
-            self._index, self._layer = index, layer_of(original, config, index, entries, tensors)
-        return self._layer
+def child_layer(state: State, architecture: Architecture, parent: PreTrainedModel, index: int) -> nn.Module:
+    """Return one layer of a child that is not in memory as a model."""
+    prefix, original = f"model.layers.{index}.", materialize(decoder_layers(parent)[index])
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    entries = per_layer_config(architecture, Shape.of(parent.config)).get(index, {})
+    return layer_of(original, parent.config, index, entries, tensors)
 
 
 def last_matrix(layer: nn.Module, kind: str) -> Any:

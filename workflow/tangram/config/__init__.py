@@ -23,6 +23,7 @@ from tangram.config.costs import Costs, Scenario
 from tangram.config.evaluation import Evaluation, LongContext, Perplexity, Readout, Studies, Task
 from tangram.config.finetune import Budget, Finetune, Parallel
 from tangram.config.library import (
+    Assembly,
     BlockDistillation,
     Coupled,
     Library,
@@ -72,6 +73,7 @@ __all__ = [
     "STOCK",
     "UNIFORM",
     "Activations",
+    "Assembly",
     "BlockDistillation",
     "Budget",
     "Config",
