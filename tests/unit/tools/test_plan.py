@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 from warm_snakemake import warm_snakemake
 
-from tangram.config import Assembly, load, parse
+from tangram.config import Activations, Assembly, load, parse
 from tangram.errors import TangramError
 from tangram.tools.estimate import stages
 from tangram.tools.plan import merged, table, with_measured
@@ -200,8 +200,9 @@ def test_a_target_in_vllm_adds_its_starts():
 
 
 def test_compensation_adds_two_passes_over_the_distill_split():
-    compensated = H100.model_copy(update={"assembly": Assembly(compensate=True)})
-    plain, fitted = ({s.rule: s for s in merged(stages(config, RATES["cuda"]))} for config in (H100, compensated))
+    cached = H100.model_copy(update={"activations": Activations()})
+    compensated = cached.model_copy(update={"assembly": Assembly(compensate=True)})
+    plain, fitted = ({s.rule: s for s in merged(stages(config, RATES["cuda"]))} for config in (cached, compensated))
     capture = plain["capture_activations"]  # a pass over each split
     seconds = fitted["assemble_child"].seconds - plain["assemble_child"].seconds
     assert 0 < seconds < 2 * capture.jobs * capture.seconds
