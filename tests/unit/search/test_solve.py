@@ -114,6 +114,12 @@ def test_less_memory_allows_a_bigger_batch_in_every_scenario(seed):
     (solution,) = solve(problem, SEARCH)
     assert solution.objective == pytest.approx(brute.best(constraints), abs=1e-9)
     assert solution.batches["generation"] > parent["generation"]
+    index = [brute.pairs.index((choice.attention, choice.ffn)) for choice in solution.architecture.layers]
+    row = int(np.flatnonzero((brute.chosen == index).all(1))[0])
+    for constraint, (name, scenario) in zip(constraints, PAPER.items(), strict=False):  # all but generation: no speed
+        values = {batch: brute.values(name, batch) for batch in scenario.batch_sizes}
+        fitting = {b: v["throughput"][row] for b, v in values.items() if v["memory"][row] <= constraint["max"]}
+        assert solution.batches[name] == max(fitting, key=lambda b: fitting[b])
     same = {**PAPER, "generation": Scenario(prefill=16, generate=128, batch_sizes=(parent["generation"],))}
     at_the_parent_s_batch = BruteForce(replace(tables, scenarios=same)).best(constraints)
     assert solution.objective < at_the_parent_s_batch

@@ -41,6 +41,7 @@ def solve(problem: Problem, search: Search) -> list[Solution]:
         solution = _best(problem, search, combinations, solutions)
         if solution is None:
             raise too_few(problem, len(solutions)) if solutions else infeasible(problem, search)
+        solution = replace(solution, batches=_fastest(problem, solution))
         verify(problem, search, solution, solutions)
         solutions.append(solution)
     return solutions
@@ -103,6 +104,17 @@ def _solve(problem: Problem, search: Search, combination: _Combination, earlier:
     bound = max(combination.lower, min(minimum.bound, objective))
     prices = tuple(-0.01 * float(dual) + 0.0 for dual in combination.relaxation.duals)
     return Solution(architecture, combination.batches, objective, bound, 0.0, prices)
+
+
+def _fastest(problem: Problem, solution: Solution) -> Batches:
+    """Return the batch sizes of largest throughput within the limits; a scenario may have no limit on its speed."""
+    architecture, batches = solution.architecture, dict(solution.batches)
+    for name in batches:
+        sizes = problem.costs.scenarios[name].batch_sizes
+        fitting = [size for size in sizes if problem.feasible(architecture, {**batches, name: size})]
+        speeds = [(problem.costs.predict(architecture, name, size).throughput, -size) for size in fitting]
+        batches[name] = -max(speeds, default=(0.0, -batches[name]))[1]
+    return batches
 
 
 def _gap(search: Search, earlier: Sequence[Solution]) -> float:
