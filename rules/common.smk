@@ -490,9 +490,9 @@ def extraction_settings():
     return slice_of({**section, "score_tasks": cfg.scores.tasks.names} if cfg.scores.tasks else section)
 
 
-def exact_settings():
-    """Return the settings of exact scores."""
-    return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride"}))
+def exact_settings(*more):
+    """Return the settings of exact scores: those of all true scores, and those of scores in the parent."""
+    return slice_of(cfg.scores.model_dump(mode="json", include={"batch_size", "position_stride", *more}))
 
 
 def screening_settings():

@@ -26,7 +26,7 @@ rule score_blocks:
     params:
         **code_of("score_blocks", "torch", "transformers", variants=variant_of_job),
         **runtime("device", "dtype"),
-        settings=exact_settings(),
+        settings=exact_settings("compute"),
     resources:
         gpu=GPU,
     conda:
@@ -97,7 +97,7 @@ rule score_layers:
     params:
         **code_of("score_layers", "torch", "transformers"),
         **runtime("device", "dtype"),
-        settings=exact_settings(),
+        settings=exact_settings("compute"),
     resources:
         gpu=GPU,
     conda:

@@ -223,6 +223,7 @@ def _with_target(**settings: Any) -> dict:
 
 REACHES = {
     "scores.batch_size": (2, {"score_blocks", "score_layers"}),
+    "scores.compute": ("bfloat16", {"score_blocks", "score_layers"}),
     "scores.label_samples": (9, set()),
     "corpus.score.sequence_length": (128, {"build_corpus"}),
     "targets": (_with_target(objective="cosine_distance"), {"solve_mip", "drop_layers"}),
@@ -315,7 +316,7 @@ def test_a_new_variant_adds_jobs_and_changes_no_other_piece(
     assert all(changed[rule] == default_plan[rule] for rule in ("solve_mip", "assemble_child", "finetune_child"))
 
 
-def test_compensation_reads_the_distill_split_and_nothing_else_changes(
+def test_compensation_reads_the_distill_split(
     plan: Callable[[dict], dict[str, list[str]]], default_plan: dict[str, list[str]]
 ) -> None:
     compensated = plan(_with(DEFAULT, "assembly", {"compensate": True, "ridge": 0.7}))
@@ -343,6 +344,7 @@ def test_screened_scores_are_one_job(screened_plan: dict[str, list[str]], defaul
 OF_SCREENING = {
     "scores.label_samples": (9, {"score_screened"}),
     "scores.position_stride": (2, {"score_screened", "score_layers"}),
+    "scores.compute": ("bfloat16", {"score_screened", "score_layers"}),
     "search.time_limit": (9, {"score_screened", "solve_mip"}),
     "search.sensitivity": (False, {"solve_mip"}),
     "targets": (_with_target(max_shared=0.5), {"score_screened", "solve_mip"}),

@@ -272,7 +272,7 @@ class Scores(Section):
     )
     compute: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Data type of matrix products in the layers that run, but not in the LM head: `bfloat16` is for "
+        description="Data type of matrix products in the parent's layers, but not in the LM head: `bfloat16` is for "
         "devices with units for it. Its own KL (0.0003 for SmolLM2-135M) is part of every score.",
     )
     tasks: ScoreTasks | None = Field(

@@ -159,6 +159,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "library.bld.checkpoint_seconds": (),
     "scores": (*_SCORE, "evolve_child", *_ROUNDS),
     "scores.batch_size": (*_SCORE, *_SEARCHES[1:], *_ROUNDS),
+    "scores.compute": _SCORE,
     "scores.label_samples": ("score_screened",),
     "scores.tasks": ("extract_score_tasks", "extract_tasks"),
     "scenarios": (
