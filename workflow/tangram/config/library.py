@@ -273,8 +273,8 @@ class Scores(Section):
     compute: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Data type of matrix products in the parent's layers, but not in the LM head: `bfloat16` is for "
-        "devices with units for it. Its own KL (0.0001 for SmolLM2-135M) is part of every score: too much for pieces of "
-        "the parent's weights in another precision.",
+        "devices with units for it. Its own KL (0.0001 for SmolLM2-135M) is part of every score: too much for pieces "
+        "with the parent's weights in another precision.",
     )
     tasks: ScoreTasks | None = Field(
         None, description="Also score by answers to questions, for the objectives `accuracy` and `margin`."
