@@ -130,7 +130,7 @@ def fit(
     """Fit a subblock's last matrix in place, so that the residual stream behind the subblock is nearly ``goal``."""
     weight = (matrix.matrix() if isinstance(matrix, ScaledLinear) else matrix.weight).float()
     rows, width = weight.shape
-    moment, weighted = (weight.new_zeros(width, width, dtype=torch.float64) for _ in range(2))  # of the inputs
+    moment, weighted = (weight.new_zeros(width, width, dtype=torch.float64) for _ in range(2))
     crossed = weight.new_zeros(width, rows, dtype=torch.float64)
     inputs: list[torch.Tensor] = []
     hook = matrix.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
@@ -139,7 +139,8 @@ def fit(
         x = inputs.pop().flatten(0, -2).float()
         error = (wanted - output).flatten(0, -2).float() / residual_multiplier(layer)
         share = 1 / wanted.flatten(0, -2).float().square().mean(-1, keepdim=True)  # the next norm divides by the stream
-        moment += (x.T @ x).double()
+        if isinstance(matrix, ScaledLinear):  # its rounding needs the inputs' moment without weights
+            moment += (x.T @ x).double()
         weighted += (x.T @ (x * share)).double()
         crossed += (x.T @ (error * share)).double()
     hook.remove()
