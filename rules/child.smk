@@ -23,7 +23,7 @@ rule assemble_child:
         "<benchmarks>/assemble_child/{target}/{solution}.tsv"
     params:
         **code_of("assemble_child", "torch", "transformers", variants=variants_in_file(architecture_of)),
-        **runtime("device", "dtype"),
+        **runtime("dtype", on_device=text_of_compensation),
         random_weights=lambda wildcards: cfg.seed if wildcards.solution == RANDOM_WEIGHTS else "none",
         ridge=lambda wildcards: cfg.assembly.ridge if text_of_compensation(wildcards) else "none",
         folder=output_folder("child"),

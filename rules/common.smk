@@ -350,14 +350,21 @@ def unrecorded(value):
     return lambda wildcards, threads: value  # Snakemake does not record functions of threads
 
 
-def runtime(*names):
-    """Return the `params` of `--runtime`: the named ones of device, dtype and seed, and the unrecorded others."""
+def runtime(*names, on_device=None):
+    """Return the `params` of `--runtime`: the named ones of device, dtype and seed, and the unrecorded others.
+
+    With `on_device`, a function of wildcards that tells whether a job needs the device, these jobs get it, too.
+    """
+
+    def recorded(wildcards):
+        device = ("device",) if on_device is not None and on_device(wildcards) else ()
+        return ",".join(f"{name}={getattr(cfg, name)}" for name in (*device, *names))
 
     def others(wildcards, threads):
         by_layer, local_copy = int(cfg.parent.by_layer), int(cfg.activations.local_copy)
         return f"threads={threads},by_layer={by_layer},local_copy={local_copy}"
 
-    return {"runtime": ",".join(f"{name}={getattr(cfg, name)}" for name in names), "unrecorded": others}
+    return {"runtime": recorded, "unrecorded": others}
 
 
 def code_of(command, *packages, variants=(), modules=None):

@@ -165,6 +165,7 @@ OTHERS: dict[str, Any] = {
     "targets.<name>.compare_layers_dropped": None,
     "targets.<name>.compare_uniform": None,
     "targets.<name>.compare": None,
+    "assembly.ridge": None,  # it counts with `compensate`
     "search.evolution.shares": [0.5, 1.0],
     "targets.<name>.selection": None,
     "targets.<name>.rounds": None,

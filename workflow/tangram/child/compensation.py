@@ -23,10 +23,9 @@ from tangram.library.requantize import put_rounded
 from tangram.models.by_layer import materialize
 from tangram.models.families import Shape, decoder_layers
 from tangram.models.forward import embed, layer_contexts
-from tangram.models.layouts import contribution_of, layout_of, residual_multiplier, subblock_input, subblock_output
+from tangram.models.layouts import contribution_of, layout_of, residual_multiplier
 from tangram.models.quantized import ScaledLinear
 from tangram.models.replace import layer_of
-from tangram.models.window import attend_to_window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,16 +111,8 @@ def last_matrix(layer: nn.Module, kind: str) -> Any:
 
 def behind(layer: Any, kind: str, stream: Stream, context: Mapping[str, Any]) -> Stream:
     """Return the residual stream behind a subblock of a layer."""
-    place, window = getattr(layout_of(layer), kind), getattr(layer, "window", None)
-    if kind == "ffn":
-        return [hidden + contribution_of(layer, place, hidden) for hidden in stream]
-    if window is None:
-        return [hidden + contribution_of(layer, place, hidden, **context) for hidden in stream]
-    moved = []
-    for hidden in stream:
-        outputs = attend_to_window(layer.self_attn, window, subblock_input(layer, place, hidden), **context)
-        moved.append(hidden + subblock_output(layer, place, outputs))
-    return moved
+    place = getattr(layout_of(layer), kind)
+    return [hidden + contribution_of(layer, place, hidden, **context) for hidden in stream]
 
 
 def fit(

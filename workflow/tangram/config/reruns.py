@@ -177,6 +177,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "targets.<name>.export": ("score_screened", "solve_mip", *_BASELINES, *_ROUNDS),
     "targets.<name>.objective": ("solve_mip", *_BASELINES, *_ROUNDS),
     "targets.<name>.selection": ("select_child",),
+    "assembly.compensate": ("assemble_child",),
     "finetune": ("try_text", *_ROUNDS, "finetune_child"),
     "finetune.budget": (*_ROUNDS, "finetune_child"),
     "finetune.parallel": ("finetune_child",),
@@ -210,8 +211,7 @@ IN_WORDS = {
     "which times all children together, and the report",
     "targets.<name>.compare_layers_dropped, targets.<name>.compare_uniform, targets.<name>.compare": "the jobs of the "
     "baseline or search come or go, and `measure_speed`",
-    "assembly.compensate": "`assemble_child` of all children, then what reads them",
-    "assembly.ridge": "with `compensate`, `assemble_child` of all children, then what reads them",
+    "assembly.ridge": "with `compensate`, `assemble_child`, as a change of `device` or `corpus.distill` then does",
     "targets.<name>.rounds": "the target's `iterate_child` comes, reruns or goes, then its solution 0; with several "
     "rounds, a change of `corpus.finetune` reruns `iterate_child`, too",
     "targets.<name>.selection.metric": "`select_child`; with `finetuned`, a change of `corpus.finetune`, or of "

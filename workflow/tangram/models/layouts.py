@@ -1,13 +1,15 @@
 """Where the norms of a decoder layer stand: before its subblocks, after them, or both.
 
-This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch. It finds a
-layer's layout by the names of its norms, which transformers' families share.
+This file is copied into every child checkpoint that has the model's code, so it imports nothing but torch and other
+copied files. It finds a layer's layout by the names of its norms, which transformers' families share.
 """
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
+
+from .window import attend_to_window
 
 
 class Place(NamedTuple):
@@ -76,13 +78,18 @@ def contribution_of(layer: Any, place: Place, hidden: torch.Tensor, **context: A
     """Return a subblock's contribution to the residual stream ``hidden``, ``(batch, tokens, hidden)``.
 
     Args:
-        layer: the decoder layer.
+        layer: the decoder layer; its attribute ``window``, if any, is the number of tokens that its attention sees.
         place: the subblock's place.
         hidden: the residual stream before the subblock.
-        context: further arguments of attention; an FFN has none.
+        context: further arguments of attention, which an FFN does not get.
     """
     module, inputs = getattr(layer, place.module), subblock_input(layer, place, hidden)
-    outputs = module(hidden_states=inputs, **context)[0] if place.module == "self_attn" else module(inputs)
+    if place.module != "self_attn":
+        outputs = module(inputs)
+    elif (window := getattr(layer, "window", None)) is None:
+        outputs = module(hidden_states=inputs, **context)[0]
+    else:
+        outputs = attend_to_window(module, window, inputs, **context)
     return subblock_output(layer, place, outputs)
 
 

@@ -53,11 +53,10 @@ from .configuration_tangram import (
     TangramQwen3Config,
     TangramSmolLM3Config,
 )
-from .layouts import contribution_of, layout_of, subblock_input, subblock_output
+from .layouts import contribution_of, layout_of
 from .operators import replace_projections, separate_factors
 from .packed import pack
 from .quantized import set_precision, with_precision
-from .window import attend_to_window
 
 
 class LinearAttention(nn.Module):
@@ -151,15 +150,9 @@ def heterogeneous(layer_class: type[nn.Module]) -> type[nn.Module]:
             if self.window is None and self.self_attn is not None and self.mlp is not None:
                 stock: torch.Tensor = super().forward(hidden_states, **kwargs)
                 return stock
-            attention, ffn = layout_of(self)
-            if self.window is not None:
-                inputs = subblock_input(self, attention, hidden_states)
-                outputs = attend_to_window(self.self_attn, self.window, inputs, **kwargs)
-                hidden_states = hidden_states + subblock_output(self, attention, outputs)
-            elif self.self_attn is not None:
-                hidden_states = hidden_states + contribution_of(self, attention, hidden_states, **kwargs)
-            if self.mlp is not None:
-                hidden_states = hidden_states + contribution_of(self, ffn, hidden_states)
+            for place in layout_of(self):
+                if getattr(self, place.module) is not None:
+                    hidden_states = hidden_states + contribution_of(self, place, hidden_states, **kwargs)
             return hidden_states
 
     HeterogeneousDecoderLayer.__name__ = HeterogeneousDecoderLayer.__qualname__ = f"Tangram{layer_class.__name__}"
