@@ -18,7 +18,7 @@ from tangram.commands.measure_costs import measure_costs
 from tangram.config import limits, parse
 from tangram.errors import TangramError
 from tangram.gguf_types import block_size
-from tangram.models.families import Shape
+from tangram.models.families import NORMS_BEHIND, Shape
 
 PARENT = {
     "num_hidden_layers": 3,
@@ -152,6 +152,14 @@ def test_what_does_not_fit_is_one_line(mistake: str, tiny_config: dict) -> None:
         limits.check(parse(changed(tiny_config, **sections)), PARENT)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", NORMS_BEHIND)
+def test_compensation_is_refused_before_any_job(family: str, tiny_config: dict) -> None:
+    config = parse(changed(tiny_config, assembly={"compensate": True}))
+    limits.check(config, {**PARENT, "model_type": "llama"})
+    with pytest.raises(TangramError, match=f"config.assembly.compensate: {family} has norms behind its subblocks"):
+        limits.check(config, {**PARENT, "model_type": family})
 
 
 def test_what_fits_passes(tiny_config: dict) -> None:

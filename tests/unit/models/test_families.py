@@ -20,6 +20,7 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import build_config
 from tangram.errors import TangramError
 from tangram.models.families import (
+    NORMS_BEHIND,
     SUPPORTED,
     Shape,
     attention_types,
@@ -78,6 +79,7 @@ def test_shape_and_names_are_those_of_the_modules(config, tmp_path):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == shape.tied_head
     places = [place_of(layers[0], kind) for kind in ("attention", "ffn")]
     assert tuple((place.before, place.after) for place in places) == NORMS.get(config.model_type, PRE)
+    assert (config.model_type in NORMS_BEHIND) == any(place.after is not None for place in places)
     norms = [name for name, _ in layers[0].named_children() if name.endswith("norm")]
     assert sorted(norms) == sorted(name for place in places for name in place.norms)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tangram.models.layouts import Place
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "smollm3", "gemma2", "gemma3_text")
+NORMS_BEHIND = ("olmo2", "gemma2", "gemma3_text")  # families with norms behind their subblocks (`layouts`)
 CONVERTED = ("phi3",)  # families of sources, which `parent.unfused` turns into supported ones, exactly
 # Attributes of configs with experts, and families whose names do not contain "moe".
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
