@@ -8,7 +8,7 @@ from scipy import stats
 
 from tangram.errors import TangramError
 from tangram.tables import CLAIMS, MEASUREMENTS, read_table
-from tangram_studies.study import Claim, Interval, NotReproduced, Study, interval, verdict_of, write_study
+from tangram_studies.study import Claim, Interval, NotReproduced, Study, difference, interval, verdict_of, write_study
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=9).filter(lambda values: np.ptp(values) > 1e-6))
@@ -16,6 +16,15 @@ def test_interval_is_scipys_t_interval(values):
     found = interval(values)
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6, abs=1e-9)
+
+
+def test_a_difference_has_welchs_interval():
+    one, other = [1.0, 2.0, 4.0], [0.5, 0.7, 0.6, 0.8]
+    variances = [np.var(x, ddof=1) / len(x) for x in (one, other)]
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, (one, other), strict=True))
+    half = stats.t.ppf(0.975, freedom) * sum(variances) ** 0.5
+    found, mean = difference(one, other), np.mean(one) - np.mean(other)
+    assert (found.estimate, found.low, found.high) == pytest.approx((mean, mean - half, mean + half))
 
 
 def test_one_value_has_no_interval():

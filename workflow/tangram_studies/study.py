@@ -50,6 +50,14 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def difference(values: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> Interval:
+    """Return the difference of the means of two independent samples, with Welch's t-interval."""
+    from scipy.stats import ttest_ind
+
+    bounds = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    return Interval(float(np.mean(values) - np.mean(others)), float(bounds.low), float(bounds.high))
+
+
 def verdict_of(quantity: Interval, above: float = 0.0) -> Verdict:
     """Return the verdict on the claim that a quantity exceeds ``above``: inconclusive if its interval contains that.
 

@@ -114,6 +114,15 @@ MISTAKES = {
         "library.attention[1]: 'window-256@int8' computes what the parent does on sequences of corpus.sequence_length "
         "(256) tokens; raise corpus.sequence_length, or choose a smaller number",
     ),
+    "a window as long as the sequences of scores": (
+        None,
+        {
+            "library": {"attention": ["no-op", "window-128"]},
+            "corpus": DEFAULT["corpus"] | {"score": DEFAULT["corpus"]["score"] | {"sequence_length": 128}},
+        },
+        "library.attention[1]: 'window-128' computes what the parent does on sequences of corpus.score.sequence_length "
+        "(128) tokens; raise corpus.score.sequence_length, or choose a smaller number",
+    ),
     "heads that do not divide when mean-pooled": (
         "library/attention",
         ["gqa-mean-2"],
@@ -665,6 +674,12 @@ def test_a_variant_has_one_name_however_it_is_spelled(kind: str, spelled: str, n
     library = parse(changed(f"library/{kind}", [spelled, "no-op"])).library
     assert getattr(library, kind) == (name, "no-op")
     assert parse(changed(f"library/{kind}", [name, "no-op"])).library == library
+
+
+def test_a_window_is_compared_with_the_scored_sequences() -> None:
+    score = DEFAULT["corpus"]["score"] | {"sequence_length": 1024}
+    library = parse(changed("corpus/score", score) | {"library": {"attention": ["window-256"], "ffn": []}}).library
+    assert library.attention == ("window-256",)
 
 
 def test_an_archive_has_one_name_however_it_is_spelled() -> None:

@@ -102,14 +102,21 @@ def _check_precision(variant: Variant, block: type[Block], where: str) -> None:
         raise ValueError(f"{where}: '{variant.source}' has no precision {variant.precision}{allowed}; leave it out")
 
 
-def check_length(name: str, where: str, sequence_length: int) -> None:
-    """Raise a ValueError if a variant computes what the parent does on sequences of a length, in tokens."""
+def check_length(name: str, where: str, key: str, sequence_length: int) -> None:
+    """Raise a ValueError if a variant computes what the parent does on the sequences that score it.
+
+    Args:
+        name: the variant.
+        where: the beginning of the message.
+        key: the config's key of the length.
+        sequence_length: in tokens.
+    """
     variant = Variant.parse(name)
     length = block_class(variant).unchanged_length(variant.size)
     if length is not None and length >= sequence_length:
         raise ValueError(
-            f"{where} computes what the parent does on sequences of corpus.sequence_length ({sequence_length}) tokens; "
-            "raise corpus.sequence_length, or choose a smaller number"
+            f"{where} computes what the parent does on sequences of {key} ({sequence_length}) tokens; raise {key}, or "
+            "choose a smaller number"
         )
 
 

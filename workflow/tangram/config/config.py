@@ -153,6 +153,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _variants(self) -> Config:
+        scored_on = self.corpus.score.length(self.corpus.sequence_length)
+        key = "corpus.sequence_length" if self.corpus.score.sequence_length is None else "corpus.score.sequence_length"
         for kind in (*KINDS, HEAD):
             names = self.library.listed(kind)
             for i, name in enumerate(names):
@@ -162,7 +164,7 @@ class Config(Section):
                 grammar.check(kind, name, where, self.parent.num_attention_heads, self.parent.num_kv_heads)
                 if (precision := grammar.precision_of(name)) is not None:
                     grammar.check_runs(precision, where, self.device, self.dtype)
-                grammar.check_length(name, where, self.corpus.sequence_length)
+                grammar.check_length(name, where, key, scored_on)
             for i, precision in enumerate(getattr(self.library.precisions, kind)):
                 grammar.check_runs(precision, f"library.precisions.{kind}[{i}]", self.device, self.dtype)
         self.library.check_pairs()
