@@ -678,8 +678,8 @@ def test_a_variant_has_one_name_however_it_is_spelled(kind: str, spelled: str, n
 
 def test_a_window_is_compared_with_the_scored_sequences() -> None:
     score = DEFAULT["corpus"]["score"] | {"sequence_length": 384}
-    library = parse(changed("corpus/score", score) | {"library": {"attention": ["window-256"], "ffn": []}}).library
-    assert library.attention == ("window-256",)
+    library = parse(changed("corpus/score", score) | {"library": {"attention": ["window-256", "no-op"]}}).library
+    assert library.attention == ("window-256", "no-op")
 
 
 def test_an_archive_has_one_name_however_it_is_spelled() -> None:
