@@ -16,12 +16,11 @@ from torch import nn
 from tangram.blocks.architecture import Architecture, per_layer_config
 from tangram.blocks.base import GGUF_PRECISIONS, KINDS, NO_OP, Variant
 from tangram.blocks.moments import damped
-from tangram.errors import TangramError
 from tangram.gguf_types import rounded
 from tangram.library.pieces import State, tensor_name
 from tangram.library.requantize import put_rounded
 from tangram.models.by_layer import materialize
-from tangram.models.families import Shape, decoder_layers
+from tangram.models.families import Shape, check_compensable, decoder_layers
 from tangram.models.forward import embed, layer_contexts
 from tangram.models.layouts import contribution_of, layout_of, residual_multiplier
 from tangram.models.quantized import ScaledLinear
@@ -68,11 +67,8 @@ def compensate(
     Raises:
         TangramError: the parent has norms behind its subblocks, so that no matrix is the last.
     """
+    check_compensable(parent.config.model_type)
     layers = decoder_layers(parent)
-    if any(place.after for place in layout_of(layers[0])):
-        raise TangramError(
-            f"config.assembly.compensate: {parent.config.model_type} has norms behind its subblocks; set it to false"
-        )
     layer_at = functools.lru_cache(maxsize=1)(functools.partial(child_layer, state, architecture, parent))
     of_parent = of_child = list(embed(parent, input_ids.to(parent.device)).split(BATCH))
     contexts, fitted, advanced = layer_contexts(parent, of_child[0][:1]), dict(state), 0

@@ -16,7 +16,7 @@ from tangram.config import SPLITS, Config
 from tangram.engines import LLAMA_CPP, VLLM, family_refusal
 from tangram.errors import TangramError
 from tangram.llama_cpp import INSTALL, find
-from tangram.models.families import NORMS_BEHIND, Shape
+from tangram.models.families import Shape, check_compensable
 
 ROW_BLOCK = 32  # adjacent weights in a row that share a scale, in llama.cpp's types from q8_0 to q4_0
 _NUMBERS = {
@@ -152,11 +152,8 @@ def check(config: Config, parent: Mapping[str, Any] | None) -> None:
             configured = ", ".join(f"{key}: {getattr(config.parent, key)}" for key in wrong)
             actual = ", ".join(f"{key}: {value}" for key, value in wrong.items())
             raise TangramError(f"config.parent has {configured}, but the checkpoint differs; write {actual}")
-    if config.assembly.compensate and (family := sizes.get("model_type")) in NORMS_BEHIND:
-        raise TangramError(
-            f"config.assembly.compensate: {family} has norms behind its subblocks, so that no matrix is their "
-            "last; set it to false"
-        )
+    if config.assembly.compensate:
+        check_compensable(sizes.get("model_type", ""))
     check_length("corpus.sequence_length", config.corpus.sequence_length, sizes)
     for split in SPLITS:
         if (length := getattr(config.corpus, split).sequence_length) is not None:

@@ -80,6 +80,15 @@ class Shape:
         return 3 * self.hidden * self.intermediate
 
 
+def check_compensable(model_type: str) -> None:
+    """Raise a `TangramError` if the subblocks of a family have no last matrix, which compensation fits."""
+    if model_type in NORMS_BEHIND:
+        raise TangramError(
+            f"config.assembly.compensate: {model_type} has norms behind its subblocks, so that no matrix is their "
+            "last; set it to false"
+        )
+
+
 def check_supported(model_type: str) -> None:
     """Raise a `TangramError` that names the supported families unless ``model_type`` is one of them."""
     if "moe" in model_type or model_type in OF_EXPERTS:
