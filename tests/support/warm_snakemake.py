@@ -28,16 +28,20 @@ def warm_snakemake(
 ) -> subprocess.CompletedProcess[str]:
     """Run `snakemake` in a folder, as `subprocess.run` would."""
     with tempfile.TemporaryDirectory() as printed:
-        paths = [Path(printed) / name for name in ("stdout", "stderr")]
+        *paths, status = [Path(printed) / name for name in ("stdout", "stderr", "status")]
         command = [PROGRAM, *map(str, arguments)]
-        process = _forking.Process(target=_main, args=(command, folder, dict(environment or os.environ), paths))
+        arguments_of_main = (command, folder, dict(environment or os.environ), paths, status)
+        process = _forking.Process(target=_main, args=arguments_of_main)
         process.start()
         process.join()
-        assert process.exitcode is not None
-        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in paths))
+        # The file, as `process.exitcode` is 255 at times where threads start processes: `start` of one thread reads the
+        # pipe with the status of another thread's process, and `join` then finds it empty.
+        ended = int(status.read_text()) if status.exists() else process.exitcode
+        assert ended is not None
+        return subprocess.CompletedProcess(command, ended, *(path.read_text() for path in paths))
 
 
-def _main(command: list[str], folder: Path, environment: dict[str, str], printed: list[Path]) -> None:
+def _main(command: list[str], folder: Path, environment: dict[str, str], printed: list[Path], status: Path) -> None:
     for descriptor, path in zip((1, 2), printed, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.chdir(folder)
@@ -47,4 +51,8 @@ def _main(command: list[str], folder: Path, environment: dict[str, str], printed
     sys.argv = command
     from snakemake.cli import main
 
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        status.write_text(str(ended.code if isinstance(ended.code, int) else int(ended.code is not None)))
+        raise
