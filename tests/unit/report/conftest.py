@@ -4,7 +4,7 @@ import pytest
 from page_parser import Page
 from synthetic_run import settings_of, write_results
 
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 
 

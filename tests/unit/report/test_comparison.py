@@ -17,9 +17,9 @@ from tangram.report.comparison import (
     rank_correlation,
     scored_children,
 )
-from tangram.report.data import load_results
 from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.interpolation import Point, loss_at, speed_at
+from tangram.report.loading import load_results
 from tangram.tables import EVALUATION, SCORES, SPEEDS, read_table, write_table
 
 POINTS = [

@@ -7,7 +7,7 @@ import shutil
 
 from synthetic_run import settings_of
 
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 from tangram.tables import COSTS, read_table, write_table
 

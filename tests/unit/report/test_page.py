@@ -15,9 +15,10 @@ from synthetic_run import PACKED, TASKS, settings_of, write_results
 
 from tangram.errors import TangramError
 from tangram.report.comparison import quality_kept
-from tangram.report.data import Settings, load_results
+from tangram.report.data import Settings
 from tangram.report.drawing import render, spread
 from tangram.report.estimates import Estimate, Key
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 from tangram.report.style import estimate, number, percent_of
 from tangram.report.summary import summary_text

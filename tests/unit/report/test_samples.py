@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from synthetic_run import TASKS_OF, answers, sequences
 
-from tangram.report.data import load_results
 from tangram.report.estimates import PARENT_KEY, Estimate, Key
+from tangram.report.loading import load_results
 from tangram.report.samples import (
     by_model,
     changed_answers,

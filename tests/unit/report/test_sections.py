@@ -13,8 +13,8 @@ from page_parser import Page
 from synthetic_run import PACKED, PRIMARY, RIVALS, TASKS_OF, law, settings_of, write_child
 
 from tangram.report.comparison import quality_difference, quality_kept, scored_children
-from tangram.report.data import load_results
 from tangram.report.estimates import Key
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 from tangram.report.sections.speed import speed_section
 from tangram.report.style import number, percent_of

@@ -6,7 +6,7 @@ from synthetic_run import settings_of
 
 from tangram.blocks.base import ALL_PRECISIONS
 from tangram.engines import ENGINES
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.style import variant_colors
 from tangram.report.textures import TEXTURES
 from tangram.report.tiles import legend, swatch

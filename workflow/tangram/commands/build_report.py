@@ -14,7 +14,8 @@ def build_report(
 ) -> None:
     """Write the page; a note replaces each part whose tables the run lacks."""
     from tangram.files import write_text
-    from tangram.report.data import Settings, load_results
+    from tangram.report.data import Settings
+    from tangram.report.loading import load_results
     from tangram.report.page import render_page
 
     write_text(output, render_page(load_results(results, Settings.model_validate_json(settings))))

@@ -9,7 +9,7 @@ from tangram.cli import run
 
 def print_summary(results: Annotated[str, typer.Option(help="the run's folder")]) -> None:
     """Print the summary to standard output."""
-    from tangram.report.data import load_results
+    from tangram.report.loading import load_results
     from tangram.report.summary import summary_text
 
     print(summary_text(load_results(results)))

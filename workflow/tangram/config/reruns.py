@@ -393,10 +393,6 @@ def page() -> str:
     lines += ["", "## Modules of the package", "", "A module that is not in the table reruns nothing.", ""]
     lines += ["| a change in (of `tangram`, unless the package is named) | reruns first |", "|---|---|"]
     lines += [f"| {', '.join(f'`{module}`' for module in members)} | {names} |" for names, members in groups.items()]
-    lines += [f"| `{path}` | `build_report` |" for path in sorted(_templates())]
+    templates = sorted((Path(ROOT).parents[1] / "workflow" / "report").glob("*.j2"))
+    lines += [f"| `workflow/report/{path.name}` | `build_report` |" for path in templates]
     return "\n".join(lines) + "\n"
-
-
-def _templates() -> list[str]:
-    folder = Path(ROOT).parents[1] / "workflow" / "report"
-    return [f"workflow/report/{path.name}" for path in folder.glob("*.j2")]

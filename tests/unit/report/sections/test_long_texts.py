@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.sections.long_texts import long_context_section
 from tangram.tables import CORPUS, LONG_CONTEXT, write_table
 

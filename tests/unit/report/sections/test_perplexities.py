@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.sections.perplexities import log_perplexity, perplexity_section
 from tangram.tables import SAMPLES, write_table
 

@@ -8,7 +8,7 @@ from page_parser import Page
 from synthetic_run import PRIMARY, settings_of
 
 from tangram.blocks.architecture import load_architecture
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 from tangram.tables import LIBRARY, SCORES, read_table, write_table
 

@@ -11,7 +11,7 @@ from synthetic_run import settings_of
 
 from tangram.config import RANDOM_WEIGHTS
 from tangram.report.comparison import scored_children
-from tangram.report.data import load_results
+from tangram.report.loading import load_results
 from tangram.report.page import render_page
 
 TARGET = "speed-1.4"
