@@ -53,7 +53,7 @@ rule all:
 
 
 onsuccess:
-    shell(f"python -m tangram.commands.print_summary --results {RESULTS}")
+    shell("python -m tangram.commands.print_summary --results {RESULTS:q} --settings {REPORT_SETTINGS:q}")
 
 
 onerror:

@@ -472,6 +472,12 @@ def speed_settings():
 def report_settings():
     """Return the settings of the report."""
     section = {"run": cfg.run, "primary_target": cfg.primary_target, "targets": list(cfg.targets), "seed": cfg.seed}
+    section["children"] = {name: cfg.solutions(name) for name in cfg.targets}
+    pieces = [*DISTILLED, *COUPLED, *QUANTIZED]
+    section["library"] = {kind: [variant for of, variant in pieces if of == kind] for kind, _ in pieces}
+    tables = {name: getattr(cfg.evaluation, name) for name in ("tasks", "perplexity", "long_context")}
+    tables |= {"readout": cfg.evaluation.readout.task, "trials": TRIALS}
+    section["optional"] = [name for name, asked_for in tables.items() if asked_for]
     elsewhere = {name: target.engine for name, target in cfg.targets.items() if target.engine != "torch"}
     section |= {"engines": elsewhere} if elsewhere else {}
     first = next(iter(cfg.scenarios))

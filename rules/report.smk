@@ -5,6 +5,8 @@
 - Steps: read the tables, draw figures, write the page, which Snakemake's `--report` includes.
 """
 
+REPORT_SETTINGS = report_settings()
+
 
 rule build_report:
     """Build the page from the run's tables."""
@@ -31,7 +33,7 @@ rule build_report:
     params:
         **code_of("build_report", "matplotlib", "Jinja2", variants=LIBRARY),
         results=output_folder("report"),
-        settings=report_settings(),
+        settings=REPORT_SETTINGS,
         template=checksum("workflow/report/report.html.j2"),
     conda:
         "../envs/tangram.yaml"

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from tangram.blocks.architecture import Architecture, LayerChoice, pieces_of, save_architecture
+from tangram.config import SEARCHES
 from tangram.evaluation.readout import readout_rows
 from tangram.files import write_text
 from tangram.provenance import provenance
 from tangram.report.data import Settings
+from tangram.report.run_files import OPTIONAL
 from tangram.search.solutions import save_solutions
 from tangram.tables import (
     CALIBRATION,
@@ -69,6 +71,9 @@ def settings_of(layers: int = 30) -> Settings:
         run="smollm2-cpu",
         primary_target=PRIMARY,
         targets=tuple(SPEED_OF),
+        children=dict.fromkeys(SPEED_OF, ("0", *TASKS_OF, *SEARCHES)),
+        library={kind: (*LIBRARY_OF.get(kind, ()), *variants, SOURCE[1]) for kind, variants in QUANTIZED.items()},
+        optional=OPTIONAL,
         num_layers=layers,
         default_scenario="chat",
         seed=0,

@@ -26,11 +26,19 @@ SPEEDUP, PACKED_SPEEDUP = "speedup", "packed_speedup"  # throughput over the sto
 
 
 class Settings(Section):
-    """Settings of the report beyond the tables; ``engines`` holds those of targets whose engine is not torch."""
+    """Settings of the report beyond the tables.
+
+    ``children`` holds the names of each target's solutions that become children, ``library`` the variants of each
+    kind, ``optional`` the tables that not every config asks for, and ``engines`` those of targets whose engine is not
+    torch.
+    """
 
     run: str
     primary_target: str
     targets: tuple[str, ...]
+    children: dict[str, tuple[str, ...]]
+    library: dict[str, tuple[str, ...]]
+    optional: tuple[str, ...]
     num_layers: int
     default_scenario: str
     seed: int
@@ -140,8 +148,7 @@ class Results:
         """Return every (target, solution) with an architecture or an evaluation, in config order, rivals last."""
         evaluated = set(zip(self.evaluations["target"], self.evaluations["solution"], strict=True))
         pairs = {pair for pair in {*self.architectures, *evaluated} if pair[0]}
-        order = {name: i for i, name in enumerate(self.settings.targets)}
-        return sorted(pairs, key=lambda pair: (order.get(pair[0], len(order)), pair[0], *_order(pair[1])))
+        return sorted(pairs, key=lambda pair: (self.settings.targets.index(pair[0]), *_order(pair[1])))
 
     def models(self, target: str, solution: str) -> list[Key]:
         """Return the evaluated models of one solution, before and after finetuning."""

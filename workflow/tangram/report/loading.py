@@ -1,4 +1,4 @@
-"""Reads the data of a report from one run's folder; a missing table is empty and no error."""
+"""Read the data of a report from one run's folder; a missing table is empty and no error."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ import pyarrow.parquet as pq
 
 from tangram import tables
 from tangram.blocks.architecture import Architecture, from_json, load_architecture
-from tangram.config import LAYERS_DROPPED, SEARCHES
 from tangram.engines import ENGINES, LLAMA_CPP, VLLM
 from tangram.errors import TangramError
-from tangram.report.data import BEST, HELDOUT, UNIFORM, Results, Settings
+from tangram.report.data import BEST, HELDOUT, Results, Settings
 from tangram.report.estimates import PARENT_KEY, Key
+from tangram.report.run_files import OPTIONAL, RunFiles
 from tangram.report.samples import Samples, by_model, task_rows
 from tangram.search.objective import with_estimates
 from tangram.search.solutions import load_solutions
-from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, TRIALS, read_table
+from tangram.tables import CALIBRATION, COSTS, CURVES, EVALUATION, LIBRARY, SAMPLES, SCORES, SPEEDS, TRIALS
 
 SAMPLE_FILES = ("tasks.parquet", "sequences.parquet")
-
-
-def _read(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    return read_table(path, schema) if path.exists() else schema.empty_table().to_pandas()
 
 
 def _concat(frames: Iterable[pd.DataFrame], schema: pa.Schema, extra: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -54,12 +50,12 @@ def _labeled(frame: pd.DataFrame, target: str, solution: str) -> pd.DataFrame:
 
 
 def _samples(
-    folder: Path, folders: Iterable[tuple[str, str, Path]], names: Sequence[str], schema: pa.Schema = SAMPLES
+    files: RunFiles, names: Sequence[str], schema: pa.Schema = SAMPLES
 ) -> dict[tuple[Key, str, str], np.ndarray]:
     """Return the values in tables of samples of these names, of the parent and all children."""
-    paths = [("", "", folder / f"parent_{name}") for name in names]
-    paths += [(target, solution, path / name) for target, solution, path in folders for name in names]
-    frames = [_labeled(_read(path, schema), target, solution) for target, solution, path in paths]
+    paths = [("", "", files.folder / f"parent_{name}") for name in names]
+    paths += [(target, solution, path / name) for target, solution, path in files.children() for name in names]
+    frames = [_labeled(files.read(path, schema), target, solution) for target, solution, path in paths]
     return by_model(_concat(frames, schema, ("target", "solution")))
 
 
@@ -79,15 +75,9 @@ def _json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"content": content}
 
 
-def _child_folders(folder: Path) -> list[tuple[str, str, Path]]:
-    folders = [path for path in folder.glob("targets/*/*") if path.is_dir()]
-    folders = [path for path in folders if path.name.isdigit() or path.name in (LAYERS_DROPPED, *UNIFORM, *SEARCHES)]
-    return [(path.parent.name, path.name, path) for path in sorted(folders)]
-
-
-def _of_best(folder: Path, architectures: Mapping[tuple[str, str], Architecture], stage: str) -> list[Path]:
+def _of_best(files: RunFiles, architectures: Mapping[tuple[str, str], Architecture], stage: str) -> list[Path]:
     """Return the targets' files of a stage's solution; one that another config made does not count."""
-    paths = sorted(folder.glob(f"targets/*/{stage}/solution.json"))
+    paths = files.glob(f"targets/*/{stage}/solution.json")
     return [path for path in paths if load_solutions(path)[BEST] == architectures.get((path.parents[1].name, BEST))]
 
 
@@ -121,48 +111,49 @@ def _provenance(tables: Iterable[Path], others: Iterable[dict[str, Any]]) -> lis
     return sorted((dict(record) for record in records), key=lambda record: sorted(record.items()))
 
 
-def _benchmarks(folder: Path) -> pd.DataFrame:
+def _benchmarks(files: RunFiles) -> pd.DataFrame:
     rows = []
-    for path in sorted((folder / "benchmarks").glob("*/**/*.tsv")):
+    for path in files.glob("benchmarks/*/**/*.tsv"):
         frame = pd.read_csv(path, sep="\t")
-        rule = path.relative_to(folder / "benchmarks").parts[0]
+        rule = path.relative_to(files.folder / "benchmarks").parts[0]
         rows += [{"rule": rule, "seconds": float(seconds)} for seconds in frame["s"]] if "s" in frame else []
     return pd.DataFrame(rows, columns=["rule", "seconds"])
 
 
-def _discover(folder: Path, speeds: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
+def _discover(files: RunFiles, speeds: pd.DataFrame, architectures: dict[tuple[str, str], Architecture]) -> Settings:
     """Infer the settings of a run from its files, for a folder without a config."""
-    targets = tuple(sorted(path.name for path in folder.glob("targets/*") if path.is_dir()))
-    with_tasks = [path.parent.parent.name for path in folder.glob("targets/*/*/tasks.parquet")]
+    targets = [path.name for path in files.glob("targets/*") if path.is_dir()]
+    with_tasks = [path.parent.parent.name for path in files.glob("targets/*/*/tasks.parquet")]
+    children = {target: tuple(name for of, name, _ in files.children() if of == target) for target in targets}
+    variants = [path.relative_to(files.folder).parts[1:] for path in files.glob("library/*/*")]
+    engines = {name: files.read(files.folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)}
     return Settings(
-        run=folder.resolve().name,
-        primary_target=next(iter([*sorted(with_tasks), *targets]), ""),
-        targets=targets,
+        run=files.folder.resolve().name,
+        primary_target=next(iter([*with_tasks, *targets]), ""),
+        targets=tuple(targets),
+        children=children,
+        library={kind: tuple(v for of, v in variants if of == kind) for kind, _ in variants},
+        optional=OPTIONAL,
         num_layers=max((len(architecture.layers) for architecture in architectures.values()), default=0),
         default_scenario=next(iter(speeds["task"]), ""),
         seed=0,
-        engines=_engines(folder),
+        engines={target: name for name, table in engines.items() for target in table["target"] if target},
     )
 
 
-def _engines(folder: Path) -> dict[str, str]:
-    """Return the engines of the targets whose children were timed in another one than torch."""
-    tables = {name: _read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)}
-    return {target: name for name, table in tables.items() for target in table["target"] if target}
-
-
 def load_results(folder: str | Path, settings: Settings | None = None) -> Results:
-    """Read a run's folder; without ``settings``, infer them from the files.
+    """Read the files of a run's config in its folder; without ``settings``, all files.
 
     Raises:
         TangramError: the folder does not exist, or a file in it is damaged.
     """
     folder = Path(folder)
-    engine = next((name for name in ENGINES if (folder / "costs" / f"{name}.parquet").exists()), "")
     if not folder.is_dir():
         raise TangramError(f"{folder} is not a results folder; run the pipeline, or name an existing results/<run>")
-    folders = _child_folders(folder)
-    library = sorted(folder.glob("library/**/*.parquet"))
+    files = RunFiles(folder, settings)
+    engine = next((name for name in ENGINES if files.glob(f"costs/{name}.parquet")), "")
+    folders = files.children()
+    library = files.glob("library/**/*.parquet")
     curves = [path for path in library if path.name.endswith(".curves.parquet")]
     pieces = [path for path in library if path not in curves]
     architectures = {
@@ -173,29 +164,29 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
     labels = ("target", "solution")
 
     def of_children(name: str, schema: pa.Schema = EVALUATION) -> list[pd.DataFrame]:
-        return [_labeled(_read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
+        return [_labeled(files.read(path / f"{name}.parquet", schema), t, s) for t, s, path in folders]
 
-    parents = _labeled(_read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
-    samples = _samples(folder, folders, SAMPLE_FILES)
-    parent_files = _labeled(_read(folder / "parent_engine.parquet", EVALUATION), "", "")
-    speeds_of_files = [_read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)]
-    speeds = _read(folder / "speeds" / "torch.parquet", SPEEDS)
+    parents = _labeled(files.read(folder / "parent_evaluation.parquet", EVALUATION), "", "")
+    samples = _samples(files, SAMPLE_FILES)
+    parent_files = _labeled(files.read(folder / "parent_engine.parquet", EVALUATION), "", "")
+    speeds_of_files = [files.read(folder / "speeds" / f"{name}.parquet", SPEEDS) for name in (LLAMA_CPP, VLLM)]
+    speeds = files.read(folder / "speeds" / "torch.parquet", SPEEDS)
     patterns = ["*.parquet", "targets/**/*.parquet"]
     patterns += [f"{name}/*.parquet" for name in ("corpus", "costs", "calibration", "speeds")]
-    shown = [*pieces, *(path for pattern in patterns for path in folder.glob(pattern))]
-    solutions = {path: _json(path) for path in sorted(folder.glob("targets/*/solutions/*.json"))}
-    solutions |= {path: _json(path) for path in _of_best(folder, architectures, "rounds")}
+    shown = [*pieces, *(path for pattern in patterns for path in files.glob(pattern))]
+    solutions = {path: _json(path) for path in files.glob("targets/*/solutions/*.json")}
+    solutions |= {path: _json(path) for path in _of_best(files, architectures, "rounds")}
     parent = _json(folder / "parent" / "provenance.json")
     records = [content.get("provenance", {}) for content in solutions.values()]
-    records += [parent, *(_json(path) for path in folder.glob("targets/*/*/*/provenance.json"))]
+    records += [parent, *(_json(path) for path in files.glob("targets/*/*/*/provenance.json"))]
     return Results(
         folder=folder,
-        settings=settings or _discover(folder, speeds, architectures),
-        scores=with_estimates(_read(folder / "scores.parquet", SCORES)),
-        costs=_read(folder / "costs" / f"{engine}.parquet", COSTS),
-        calibration=_read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
-        library=_concat([_read(path, LIBRARY) for path in pieces], LIBRARY),
-        distillation=_concat([_read(path, CURVES) for path in curves], CURVES),
+        settings=settings or _discover(files, speeds, architectures),
+        scores=with_estimates(files.read(folder / "scores.parquet", SCORES)),
+        costs=files.read(folder / "costs" / f"{engine}.parquet", COSTS),
+        calibration=files.read(folder / "calibration" / f"{engine}.parquet", CALIBRATION),
+        library=_concat([files.read(path, LIBRARY) for path in pieces], LIBRARY),
+        distillation=_concat([files.read(path, CURVES) for path in curves], CURVES),
         finetuning=_concat(of_children("curves", CURVES), CURVES, labels),
         evaluations=_concat([parents, *of_children("evaluation")], EVALUATION, labels),
         speeds=speeds,
@@ -205,16 +196,16 @@ def load_results(folder: str | Path, settings: Settings | None = None) -> Result
         solutions=_solutions(solutions, architectures),
         parent=parent,
         provenance=_provenance(sorted(shown), records),
-        benchmarks=_benchmarks(folder),
+        benchmarks=_benchmarks(files),
         selections={
             path.parents[1].name: _json(path.with_name("summary.json"))
-            for path in _of_best(folder, architectures, "selection")
+            for path in _of_best(files, architectures, "selection")
         },
         rounds={path.parents[1].name: content["rounds"] for path, content in solutions.items() if "rounds" in content},
         engines=_concat([parent_files, *of_children("engine"), *speeds_of_files], EVALUATION, labels),
         samples=samples,
-        trials=_read(folder / "trials.parquet", TRIALS),
-        perplexities=_samples(folder, folders, ["perplexity.parquet"]),
-        long_context=_samples(folder, folders, ["long_context.parquet"], tables.LONG_CONTEXT),
+        trials=files.read(folder / "trials.parquet", TRIALS),
+        perplexities=_samples(files, ["perplexity.parquet"]),
+        long_context=_samples(files, ["long_context.parquet"], tables.LONG_CONTEXT),
         stock={path.parents[1].name: content.get("parent", {}) for path, content in solutions.items()},
     )

@@ -37,7 +37,8 @@ def test_coupled_pairs_are_told_with_losses_and_scores(complete, tmp_path):
         pair = {"layer": i, "kind": "block", "variant": PAIR, "metric": "kl", "value": 0.75 * total}
         scores.loc[len(scores)] = {**pair, "standard_error": 0.01, "tokens": 1024}
     write_table(scores, SCORES, folder / "scores.parquet")
-    results = load_results(folder, settings_of())
+    settings = settings_of()
+    results = load_results(folder, settings.model_copy(update={"library": {**settings.library, "block": (PAIR,)}}))
     page = render_page(results)
     assert Page(page).row("training", PAIR) == [PAIR, "0.500", "0.300", "0.750", "2"]
     assert "trained together" in page
