@@ -147,6 +147,22 @@ def divmod_of(a: int, b: int) -> list[int]:
     return list(divmod(a, b))
 
 
+def threads_of(task: int) -> int:
+    return torch.get_num_threads()
+
+
+def test_a_single_task_has_one_thread_as_many_have(tmp_path):
+    threads = torch.get_num_threads()
+    several = Work(tmp_path / "several.jsonl", "identity", 2, 0, "cpu")
+    try:
+        torch.set_num_threads(2)
+        assert several.run(threads_of, [{"task": 0}], "one") == [1]
+        assert several.run(threads_of, [{"task": 0}, {"task": 1}, {"task": 2}], "several") == [1, 1, 1]
+    finally:
+        torch.set_num_threads(threads)
+        several.close()
+
+
 def test_several_processes_give_the_results_of_one(lab, bench, tmp_path):
     tasks = [
         {"lab": lab, "architecture": plain(architecture), "library": BASE}

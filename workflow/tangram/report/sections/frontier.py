@@ -24,7 +24,7 @@ from tangram.report.estimates import PACKED_KEY, PARENT_KEY, Estimate, Key
 from tangram.report.names import short_name, solution_name
 from tangram.report.prediction import predicted_packed_parent, predicted_speedup
 from tangram.report.sections.speed import compared
-from tangram.report.style import estimate, percent_interval, percent_of
+from tangram.report.style import estimate, percent_of
 
 STAGES = (("finetuned", "after finetuning"), ("child", "before finetuning"))
 
@@ -86,20 +86,17 @@ def _rivals_table(results: Results) -> Table:
             name += ", before finetuning"
         kept = quality_kept(results, PARENT_KEY if key == PACKED_KEY else key)
         speeds = [*_speeds(results, key, SPEEDUP), *_speeds(results, key, PACKED_SPEEDUP)]
-        share = [percent_of(kept), percent_interval(kept)]
-        if key in (PARENT_KEY, PACKED_KEY):
-            share = ["100" if kept else "–", "–"]
-        rows.append([Cell(name, "total") if key == results.chosen else name, *speeds, *quality, *share])
+        share = ("100" if kept else "–") if key in (PARENT_KEY, PACKED_KEY) else percent_of(kept)
+        rows.append([Cell(name, "total") if key == results.chosen else name, *speeds, *quality, share])
     heads = ["over stock, predicted", "measured", "over packed, predicted", "measured"]
     stage = dict(STAGES)[results.chosen.model] if results.chosen else ""
     return Table(
-        ["model", *heads, "KL, nats/token", "perplexity", "agreement", "quality kept, %", "95 % interval"],
+        ["model", *heads, "KL, nats/token", "perplexity", "agreement", "quality kept, %"],
         rows,
         title=f"The chosen child and its rivals {stage}".strip(),
-        caption="The stock parent runs in stock transformers, and targets are multiples of its speed. The packed "
-        "parent has the same weights and the kernels of the children: it is the parent as well run as it can be, over "
-        "which a claim is made. Quality kept: mean normalized accuracy on tasks as a share of the parent’s, paired by "
-        "question. ± is one standard error.",
+        caption="The stock parent runs in stock transformers. The packed parent has the same weights and the kernels "
+        "of the children: it is the parent as well run as it can be, over which a claim is made. Quality kept: mean "
+        "normalized accuracy on tasks as a share of the parent’s, paired by question. ± is one standard error.",
     )
 
 

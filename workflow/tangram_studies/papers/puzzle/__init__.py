@@ -80,11 +80,12 @@ def run_study(job: Job) -> Study:
         compute=fast_compute(runtime.device),
     )
     files: list[str | Path] = [Path(parent, WEIGHTS_FILE), job.inputs["heldout"]]
-    depends_on = [code_hash(*modules_of_study("puzzle")), repr(scale), str(runtime), lab.compute]
-    identity = fingerprint(depends_on, files)
+    numbers = (repr(scale), runtime.device, runtime.dtype, str(runtime.seed), lab.compute)
+    depends_on = [code_hash(*modules_of_study("puzzle")), *numbers]
     processes = 1 if runtime.device == "cuda" else runtime.threads
-    work = Work(folder / RESULTS, identity, processes, runtime.seed, runtime.device)
-    alone = Work(folder / "timed.jsonl", identity, 1, runtime.seed, runtime.device)
+    work = Work(folder / RESULTS, fingerprint(depends_on, files), processes, runtime.seed, runtime.device)
+    timed = fingerprint([*depends_on, f"{runtime.threads} threads"], files)  # times alone depend on the threads
+    alone = Work(folder / "timed.jsonl", timed, 1, runtime.seed, runtime.device)
     try:
         study = reproduce(prepare(lab, work, alone, scale), alone, str(fetch_archive(job.studies.image_archive)))
     finally:

@@ -71,11 +71,11 @@ class Work:
             self._pool = None
 
     def _results(self, function: Callable[..., Any], tasks: Mapping[str, Arguments]) -> Any:
-        if self._processes == 1 or len(tasks) < 2:
+        if self._processes == 1 or not tasks:
             for key, task in tasks.items():
                 yield key, function(**task)
             return
-        if self._pool is None:
+        if self._pool is None:  # for a single task, too: this process may have more threads, and rounds otherwise
             context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
             self._pool = ProcessPoolExecutor(self._processes, context, initializer=_start, initargs=self._start)
         futures = {self._pool.submit(function, **task): key for key, task in tasks.items()}
