@@ -62,20 +62,17 @@ def regression_through_zero(moments: Moments, ridge: float, prior: torch.Tensor)
     return (prior64 + torch.linalg.solve(damped(moment, ridge), crossed).T).float()
 
 
-def ridge_regression(moments: Moments, ridge: float, prior: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit ``outputs ≈ inputs @ map.T + bias`` by weighted ridge regression, shrinking the map towards ``prior``.
+def ridge_regression(moments: Moments, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit ``outputs ≈ inputs @ map.T + bias`` by weighted ridge regression, shrinking the map towards zero.
 
     The normal equations of the centered data are solved in float64, so the bias is not shrunk.
 
     Args:
         moments: of inputs ``(n,)`` and outputs ``(m,)``.
         ridge: strength relative to the mean weighted variance of the inputs.
-        prior: ``(m, n)``, the map for an infinite ridge.
 
     Returns:
         The map ``(m, n)`` and the bias ``(m,)``, float32.
     """
-    covariance, prior64 = moments.input_covariance, prior.double()
-    crossed = moments.cross_covariance - covariance @ prior64.T
-    fitted = prior64 + torch.linalg.solve(damped(covariance, ridge), crossed).T
+    fitted = torch.linalg.solve(damped(moments.input_covariance, ridge), moments.cross_covariance).T
     return fitted.float(), (moments.output_mean - fitted @ moments.input_mean).float()

@@ -1,7 +1,7 @@
 """One linear map instead of a subblock, fitted to the parent's activations by ridge regression.
 
-The prior is the training-free map of Puzzle, appendix A: ``W_o W_v`` for attention, ``W_down W_up`` for an FFN.
-Ridge regression on activations follows ReplaceMe (arXiv 2505.02819).
+Ridge regression on activations follows ReplaceMe (arXiv 2505.02819). The ridge draws the map to zero: drawn to the
+training-free maps of Puzzle, appendix A, ``W_o W_v`` and ``W_down W_up``, it is worse (docs/evidence/quality.md).
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, KINDS, Block, register
-from tangram.models.families import Shape
 
 if TYPE_CHECKING:
     import torch
 
     from tangram.blocks.calibration import Calibration
-    from tangram.blocks.moments import Moments
 
 
-def value_output_map(parent: Any, shape: Shape) -> torch.Tensor:
-    """Return ``W_o · repeat_groups(W_v)``, ``(hidden, hidden)`` float32: attention when each token sees only itself."""
-    values = parent.v_proj.weight.detach().float().unflatten(0, (shape.kv_heads, shape.head_dim))
-    repeated = values.repeat_interleave(shape.heads // shape.kv_heads, dim=0).flatten(0, 1)
-    return parent.o_proj.weight.detach().float() @ repeated
+def fit_ridge(calibration: Calibration, columns: int) -> float:
+    """Return the ridge strength of a map with that many columns: at least columns per token.
+
+    A ridge of the share of unknowns in the data lowers the KL of maps from few tokens by a sixth to a quarter
+    (docs/evidence/quality.md), and vanishes with their number.
+    """
+    tokens = int(calibration.weights.count_nonzero())
+    return max(calibration.ridge, columns / max(tokens, 1))
 
 
 @register
@@ -41,29 +42,17 @@ class LinearMap(Block):
         return {"linear": [CONFIG_NAME[self.kind]]}
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
-        """Fit the map to the parent's outputs."""
+        """Fit the map to the parent's outputs; with an infinite ridge it would be the piece `constant`."""
         from tangram.blocks.calibration import ridge_regression
 
         moments = calibration.moments(parent)
-        name, prior = self.prior(parent, calibration, moments)
-        weight, bias = ridge_regression(moments, calibration.ridge, prior)
-        return {f"{name}.weight": weight, f"{name}.bias": bias}
+        weight, bias = ridge_regression(moments, fit_ridge(calibration, self.shape.hidden))
+        return {f"{self.module}.weight": weight, f"{self.module}.bias": bias}
 
-    def prior(self, parent: Any, calibration: Calibration, moments: Moments) -> tuple[str, torch.Tensor]:
-        """Return the module's name and the training-free map, ``(hidden, hidden)``.
-
-        The map stands for a norm after the subblock, too: for the best factor of each channel.
-        """
-        if self.kind == "attention":
-            name, prior = "linear_attn", value_output_map(parent, self.shape)
-        else:
-            name = "linear_mlp"
-            prior = parent.down_proj.weight.detach().float() @ parent.up_proj.weight.detach().float()
-        if calibration.norm_after:
-            wide = prior.double()
-            crossed, squares = (wide * moments.cross_moment.t()).sum(1), ((wide @ moments.input_moment) * wide).sum(1)
-            prior = (crossed / squares.clamp_min(1e-30)).float()[:, None] * prior
-        return name, prior
+    @property
+    def module(self) -> str:
+        """The name of the map's module in the layer."""
+        return "linear_attn" if self.kind == "attention" else "linear_mlp"
 
     def relative_size(self) -> float:
         """Return the weights of the square matrix relative to the subblock's."""

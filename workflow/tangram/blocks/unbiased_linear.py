@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tangram.blocks.base import CONFIG_NAME, register
-from tangram.blocks.linear import LinearMap
+from tangram.blocks.linear import LinearMap, fit_ridge
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,10 @@ class UnbiasedLinearMap(LinearMap):
 
     def initialize(self, parent: Any, calibration: Calibration) -> dict[str, torch.Tensor]:
         """Fit the map to the parent's outputs; as it has no bias, neither inputs nor outputs are centered."""
+        import torch
+
         from tangram.blocks.calibration import regression_through_zero
 
-        moments = calibration.moments(parent)
-        name, prior = self.prior(parent, calibration, moments)
-        return {f"{name}.weight": regression_through_zero(moments, calibration.ridge, prior)}
+        hidden = self.shape.hidden
+        ridge, nothing = fit_ridge(calibration, hidden), torch.zeros(hidden, hidden)
+        return {f"{self.module}.weight": regression_through_zero(calibration.moments(parent), ridge, nothing)}
