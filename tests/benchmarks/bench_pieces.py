@@ -147,13 +147,14 @@ def main() -> None:
         "--methods", default="", help="beginnings of methods' names, such as obs,closed; all by default"
     )
     parser.add_argument("--ridge", default="0.1")
+    parser.add_argument("--fit-ridge", type=float, default=BlockDistillation().ridge, help="of linear maps, at least")
     parser.add_argument("--normalize", default=BlockDistillation().normalize, choices=["tensor", "token"])
     parser.add_argument("--train", action="store_true", help="also after block distillation with the default settings")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = load_model(options.results / "parent", "float32", "cpu").requires_grad_(False)
     tokens = read_tokens(options.distill or options.results / "corpus" / "distill.parquet")
-    settings = BlockDistillation(normalize=options.normalize)
+    settings = BlockDistillation(normalize=options.normalize, ridge=options.fit_ridge)
     scorers = [
         ReplaceOne(model, StreamedActivations(model, text, 4), text, STRIDE, 4) for text in splits(options.results)
     ]

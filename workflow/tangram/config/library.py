@@ -65,7 +65,12 @@ class BlockDistillation(Section):
         "tensor",
         description="Normalize squared errors by the mean square over all tokens (the paper's loss) or per token.",
     )
-    ridge: float = Field(1e-3, ge=0, le=1e6, description="Ridge strength, relative to the mean squared activation.")
+    ridge: float = Field(
+        1e-3,
+        ge=0,
+        le=1e6,
+        description="Ridge strength, relative to the mean squared activation; of maps at least columns per token.",
+    )
     holdout_fraction: float = Field(
         0.125, gt=0, lt=1, description="Share of the split that measures the held-out loss."
     )
