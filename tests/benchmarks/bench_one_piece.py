@@ -9,16 +9,11 @@ from pathlib import Path
 
 import torch
 
-from tangram.activations import open_activations
 from tangram.blocks.architecture import Architecture, LayerChoice
-from tangram.corpus.tokens import read_tokens
-from tangram.library.pieces import read_library
-from tangram.models.families import Shape
-from tangram.models.loading import load_model
-from tangram.selection.assembled import AssembledScores
+from tangram.cli import Runtime
+from tangram.config import Scores
 from tangram.tables import SCORES, read_table
-
-STRIDE = 4  # of scored positions
+from tangram_studies.search_fidelity import texts_of
 
 
 def main() -> None:
@@ -32,21 +27,17 @@ def main() -> None:
     torch.set_num_threads(1)
     scores = read_table(options.results / "scores.parquet", SCORES)
     scores = scores[(scores["kind"] == "attention") & (scores["metric"] == "kl")]
-    shards = tuple(sorted({path.stem for path in (options.results / "library").glob("[af]*/*/*.safetensors")}))
-    model = load_model(str(options.results / "parent"), "float32", "cpu")
-    tokens = read_tokens(options.results / "corpus" / "heldout.parquet")[: options.sequences]
-    library = read_library(options.results / "library", shards)
-    truth = AssembledScores(model, open_activations(None, model, tokens, 1), tokens, library, 1, STRIDE)
+    layers = sorted(set(scores["layer"]))
+    text = texts_of(options.results, Scores(batch_size=1), options.sequences, Runtime())["heldout"]
     print("| layers | piece | sum of scores | KL | KL by sequence |\n|---|---|---|---|---|")
     for count in map(int, options.layers.split(",")):
         for variant in options.variants.split(","):
             smallest = scores[scores["variant"] == variant].nsmallest(count, "value")
             chosen = set(smallest["layer"])
-            layers = range(Shape.of(model.config).num_layers)
             child = Architecture(
                 tuple(LayerChoice(attention=variant) if i in chosen else LayerChoice() for i in layers)
             )
-            values = truth.look([child], range(len(tokens)))[0]
+            values = text.look([child])[0]
             each = ", ".join(f"{value:.3f}" for value in values)
             print(
                 f"| {count} | `{variant}` | {smallest['value'].sum():.3f} | {values.mean():.3f} | {each} |", flush=True

@@ -26,7 +26,6 @@ class Calibration:
         pruning_ridge: ridge strength of pruning.
         measure: returns the moments, read from a file or from a pass over the activations; by default they are computed
             from the attributes above.
-        norm_after: whether a norm follows the attention or FFN; the outputs in the moments are normed.
     """
 
     inputs: torch.Tensor
@@ -37,7 +36,6 @@ class Calibration:
     selection: str = "obs"
     pruning_ridge: float = 0.1
     measure: Callable[[], Moments] | None = None
-    norm_after: bool = False
 
     def moments(self, parent: Any) -> Moments:
         """Return the moments of the parent's subblock."""

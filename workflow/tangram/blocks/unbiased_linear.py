@@ -34,6 +34,6 @@ class UnbiasedLinearMap(LinearMap):
 
         from tangram.blocks.calibration import regression_through_zero
 
-        hidden = self.shape.hidden
-        ridge, nothing = fit_ridge(calibration, hidden), torch.zeros(hidden, hidden)
-        return {f"{self.module}.weight": regression_through_zero(calibration.moments(parent), ridge, nothing)}
+        moments = calibration.moments(parent)
+        ridge, nothing = fit_ridge(calibration, self.shape.hidden), torch.zeros_like(moments.cross_moment)
+        return {f"{self.module}.weight": regression_through_zero(moments, ridge, nothing)}

@@ -89,8 +89,13 @@ def _after_attention(layer: nn.Module, hidden: torch.Tensor, context: dict[str, 
 
 
 class _LayerCalibration(Calibration):
-    """The calibration of a layer's subblock; activations are computed when they are read, as most pieces need none."""
+    """The calibration of a layer's subblock; activations are computed when they are read, as most pieces need none.
 
+    Attributes:
+        norm_after: whether a norm follows the attention or FFN; the outputs in the moments are normed.
+    """
+
+    norm_after: bool
     _problem: LayerDistillation
     _kind: str
 
