@@ -274,9 +274,11 @@ def test_pieces_of_bfloat16_compute_are_good_and_reproducible(tiny_parent, kind)
     losses = [[row["value"] for row in piece.curve] for piece in (one, other, again)]
     assert losses[1] == losses[2]
     assert losses[1] != losses[0]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    # The CPU's units decide how a product is rounded: single losses differ by up to 2.2 %, their sums by 0.11 %.
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert sum(losses[1]) == pytest.approx(sum(losses[0]), rel=0.005)
     assert other.loss_before == one.loss_before  # measured in float32
-    assert other.loss_after == pytest.approx(one.loss_after, rel=0.02)
+    assert other.loss_after == pytest.approx(one.loss_after, rel=0.01)
     for name, tensor in other.weights.items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, again.weights[name])
