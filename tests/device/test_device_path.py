@@ -70,9 +70,10 @@ measure_speed, score_tasks, evaluate_long_context = map(by_field, (measure_speed
 
 LAYERS, LENGTH = "00-02", 24
 STRUCTURED = ("butterfly-4", "lowrank-4", "ntk-4", "monarch")
+REMOVED = ("linear", "linear-unbiased", "constant", "no-op")
 VARIANTS = [
-    *(("attention", variant) for variant in ("gqa-1", "linear", "constant", "no-op", *STRUCTURED)),
-    *(("ffn", variant) for variant in ("width-0.5", "linear", "constant", "no-op", *STRUCTURED)),
+    *(("attention", variant) for variant in ("gqa-1", "gqa-mean-1", "heads-2", "window-8", *REMOVED, *STRUCTURED)),
+    *(("ffn", variant) for variant in ("width-0.5", *REMOVED, *STRUCTURED)),
 ]
 LIBRARY = {kind: [v for k, v in VARIANTS if k == kind] for kind in ("attention", "ffn")}
 FAMILIES = {
