@@ -64,7 +64,7 @@ def by_field(command):
 
 build_corpus, calibrate_costs, capture_activations = map(by_field, (build_corpus, calibrate_costs, capture_activations))
 distill_blocks, evaluate_model, evaluate_readout = map(by_field, (distill_blocks, evaluate_model, evaluate_readout))
-evaluate_tasks, finetune_child = by_field(evaluate_tasks), by_field(finetune_child)
+evaluate_tasks, finetune_child, assemble = map(by_field, (evaluate_tasks, finetune_child, assemble_child))
 measure_costs, score_blocks, select_child = map(by_field, (measure_costs, score_blocks, select_child))
 measure_speed, score_tasks, evaluate_long_context = map(by_field, (measure_speed, score_tasks, evaluate_long_context))
 
@@ -278,6 +278,22 @@ def test_a_piece_is_distilled_with_spans(projection, parent, tokens, cache, tmp_
     problem = ("attention", "gqa-1", parent, tokens, settings)
     here, there = on_both(lambda device: distilled(tmp_path / device, *problem, activations=cache, device=device))
     assert_folders_alike(here, there, *PIECE)
+
+
+@pytest.mark.parametrize("by_layer", [0, 1])
+def test_removed_subblocks_are_compensated(by_layer, made, parent, tokens, pieces, tmp_path):
+    choices = Architecture((LayerChoice("gqa-1", "no-op"), LayerChoice(ffn="width-0.5"), LayerChoice("no-op")))
+    for _, kind, variant, _ in choices.stored():
+        pieces(kind, variant)
+    save_architecture(choices, {}, tmp_path / "architecture.json")
+    arguments = (parent, str(tmp_path / "architecture.json"), str(made / "library"), LAYERS)
+    options = {"corpus": tokens, "ridge": "0.1", "by_layer": by_layer}
+    on_both(lambda device: assemble(*arguments, str(tmp_path / device), **options, device=device))
+    assemble_child(*arguments, str(tmp_path / "plain"))
+    assert_alike(tmp_path / "cpu" / "model.safetensors", tmp_path / "cuda" / "model.safetensors")
+    plain, fitted = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "cuda"))
+    moved = {name for name, tensor in plain.items() if not torch.equal(tensor, fitted[name])}
+    assert moved == {"model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.down_proj.weight"}
 
 
 class KilledError(Exception):
