@@ -56,6 +56,10 @@ def test_a_rival_that_the_config_lacks_is_left_out(folder: Path) -> None:
     assert {solution for target, solution in results.children if target == PRIMARY} == {"0", "uniform-int8"}
     assert {solution for target, solution in results.children if target == OTHER} == {"0", "layers-dropped"}
     assert (PRIMARY, "layers-dropped") not in results.solutions
+    assert (PRIMARY, "uniform-int8") in results.solutions
+    results = load_results(folder, without(children={**children, PRIMARY: ("0",)}))
+    assert (PRIMARY, "0") in results.solutions
+    assert (PRIMARY, "uniform-int8") not in results.solutions
 
 
 def test_a_variant_that_the_config_lacks_is_left_out(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tangram.config import LAYERS_DROPPED, SEARCHES
+from tangram.config import UNIFORM as UNIFORM_FILE
 from tangram.engines import ENGINES, TORCH
 from tangram.report.data import UNIFORM, Settings
 from tangram.tables import read_table
@@ -51,6 +52,8 @@ class RunFiles:
                 return False
             case "targets", target, place, *_ if is_child(place) and place not in settings.children[target]:
                 return False
+            case "targets", target, "solutions", _ if name == UNIFORM_FILE:
+                return any(solution in UNIFORM for solution in settings.children[target])
             case "targets", target, "solutions", _:
                 return name in settings.children[target] or not is_child(name)
             case "targets", target, _, _ if name in OF_PRIMARY:
