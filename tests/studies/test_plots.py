@@ -34,3 +34,21 @@ def test_figures_name_their_arms_and_are_deterministic():
     points = pd.DataFrame({"arm": ["a", "b"], "x": [0.1, 0.2], "value": [1.0, 2.0]})
     svg = points_figure("p", "T", "C", {"only": points}, "x", "y", {"a": "#112233", "b": "#445566"}, log="y").svg
     assert all(text in svg for text in ("#112233", "#445566", ">a<", ">b<"))
+
+
+def test_labels_of_near_points_do_not_overlap(monkeypatch):
+    """Ten labels beside ten points in two places, in a figure that has room for them."""
+    boxes = []
+
+    def keep(_name, _alt, draw):
+        figure = draw()
+        boxes.extend(label.get_window_extent() for label in figure.axes[0].texts)
+        return ""
+
+    monkeypatch.setattr("tangram_studies.plots.render", keep)
+    arms = [f"arm {i}" for i in range(10)]
+    points = pd.DataFrame({"arm": arms, "x": [1.0, 1.001] * 5, "value": [1.0 + i / 100 for i in range(10)]})
+    far = pd.DataFrame({"arm": ["far"], "x": [2.0], "value": [100.0]})
+    points_figure("p", "T", "C", {"only": pd.concat([points, far])}, "x", "y", dict.fromkeys([*arms, "far"], "#112233"))
+    assert len(boxes) == 11
+    assert not any(box.count_overlaps(boxes[:i]) for i, box in enumerate(boxes))

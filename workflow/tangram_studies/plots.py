@@ -24,6 +24,10 @@ CLASS_PALETTE = (
     *("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2"),
     *("#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e"),
 )
+# Where the label of a point may be: its distance in points, and its alignment; the nearest places come first.
+LABEL_PLACES = [
+    ((dx, dy), side) for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36) for dx, side in ((6, "left"), (-6, "right"))
+]
 MOST_TICKS = 8  # a logarithmic axis of more points has ticks at powers only
 
 
@@ -206,9 +210,9 @@ def points_figure(
     def draw() -> Drawn:
         figure, axes = new_figure(len(panels), 1, 10.0, 4.2)
         for i, (axis, (panel, rows)) in enumerate(zip(axes, panels.items(), strict=True)):
-            for arm, x, y in zip(rows["arm"].astype(str), rows["x"].tolist(), rows["value"].tolist(), strict=True):
+            points = [*zip(rows["arm"].astype(str), rows["x"].tolist(), rows["value"].tolist(), strict=True)]
+            for arm, x, y in points:
                 axis.plot([x], [y], "o", color=colors[arm], markersize=5)
-                axis.annotate(arm, (x, y), (5, 3), textcoords="offset points", color=colors[arm], fontsize=8)
             axis.set_title(panel)
             axis.set_xlabel(x_label)
             if i == 0:
@@ -216,9 +220,28 @@ def points_figure(
             if "y" in log:
                 axis.set_yscale("log")
             axis.margins(x=0.18)
+            _label_points(axis, points, colors)
         return figure
 
     return Figure(render(name, title, draw), caption, title)
+
+
+def _label_points(axis: Axes, points: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> None:
+    """Write every point's arm beside it, where no other point or label is, as far as there is such a place."""
+    from matplotlib.transforms import Bbox
+
+    axis.autoscale_view()
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axis.transData.transform([point[1:] for point in points])]
+    for arm, x, y in points:
+        style = {"color": colors[arm], "fontsize": 8, "va": "center"}
+        label = axis.annotate(arm, (x, y), (0, 0), textcoords="offset points", **style)
+        for offset, side in [*LABEL_PLACES, LABEL_PLACES[0]]:
+            label.xyann = offset
+            label.set_horizontalalignment(side)
+            box = label.get_window_extent()
+            if not box.count_overlaps(taken):
+                break
+        taken.append(box)
 
 
 def draw_arms(name: str, alt: str, panels: Mapping[str, Mapping[str, Interval]], unit: str) -> str:
