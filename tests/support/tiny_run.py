@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import yaml
+from warm_jobs import OFFLINE, environment_of_warm_jobs
 from warm_snakemake import PROGRAM, warm_snakemake
 
 ROOT = Path(__file__).parents[2]
@@ -63,12 +64,17 @@ def _arguments(folder: Path, config: dict, root: Path, arguments: tuple[str, ...
 def snakemake(
     folder: Path, config: dict, *arguments: str, environment: dict[str, str] | None = None, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Run the repository's Snakefile in ``folder``, as users do; ``root`` may be a copy of the repository."""
+    """Run the repository's Snakefile in ``folder``, as users do; ``root`` may be a copy of the repository.
+
+    Without an environment of the test's own, jobs are forked after their imports; see `warm_jobs`.
+    """
     complete = _arguments(folder, config, root, arguments)
-    environment = (environment or os.environ) | {"HF_HUB_OFFLINE": "1"}
     if "-n" in arguments:
-        return warm_snakemake(*complete, folder=root, environment=environment)
-    return subprocess.run([PROGRAM, *complete], cwd=root, capture_output=True, text=True, env=environment, timeout=1800)
+        return warm_snakemake(*complete, folder=root, environment=(environment or os.environ) | OFFLINE)
+    environment = environment or os.environ | environment_of_warm_jobs()
+    return subprocess.run(
+        [PROGRAM, *complete], cwd=root, capture_output=True, text=True, env=environment | OFFLINE, timeout=1800
+    )
 
 
 def start(
@@ -83,7 +89,7 @@ def start(
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=(environment or os.environ) | {"HF_HUB_OFFLINE": "1"},
+            env=(environment or os.environ) | OFFLINE,
         )
 
 

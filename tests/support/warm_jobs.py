@@ -1,0 +1,116 @@
+"""Jobs of the pipeline in processes that are forked after the imports of other packages, such as torch.
+
+Imports take most of a tiny job's time. Nothing of this repository is preloaded: every job reads its package.
+
+A job's shell reads `BASH_ENV`, so that it finds another `python`. This gives the job's command, folder, environment and
+open files to a server, which forks a process for it; every other command starts the real interpreter.
+"""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from importlib import import_module
+from pathlib import Path
+
+# What jobs import. Transformers loads its modules late, so those that all jobs need are named.
+PRELOADED = [
+    *("torch", "transformers", "transformers.modeling_utils", "transformers.modeling_layers"),
+    *("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto"),
+    *("pandas", "pyarrow.parquet", "scipy.stats", "typer", "pydantic", "safetensors.torch", "tqdm", "yaml"),
+]
+OFFLINE = {"HF_HUB_OFFLINE": "1"}  # read at imports
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+arguments = sys.argv[1:]
+if arguments[:1] != ["-m"] or not arguments[1].startswith("tangram.commands."):
+    os.execv({python!r}, [{python!r}, *arguments])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [b"."], [0, 1, 2])
+    server.sendall(json.dumps([arguments[1:], os.getcwd(), dict(os.environ)]).encode())
+    server.shutdown(socket.SHUT_WR)
+    status = server.recv(1)
+sys.exit(status[0] if status else 1)
+"""
+
+
+@functools.cache
+def environment_of_warm_jobs() -> dict[str, str]:
+    """Start the server, and return the variables with which Snakemake's jobs use it."""
+    folder = Path(tempfile.mkdtemp())
+    program, address, at_start = (folder / name for name in ("python", "server", "at_start"))
+    at_start.write_text(f"PATH={shlex.quote(str(folder))}:$PATH\n")
+    program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    program.chmod(0o755)
+    command = [sys.executable, "-P", __file__, str(address)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | OFFLINE)
+    atexit.register(server.kill)
+    assert server.stdout is not None
+    server.stdout.readline()  # it listens
+    return {"BASH_ENV": str(at_start)}
+
+
+def serve(address: str) -> tuple[socket.socket, list[str]]:
+    """Fork a process per job; return in that process, with the connection that waits for its status, and its command.
+
+    The process has the folder, environment, path and open files of the job.
+    """
+    for name in PRELOADED:
+        import_module(name)
+    gc.freeze()  # so that a job's collections of garbage do not copy these modules' memory
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            job = listener.accept()[0]
+            files = socket.recv_fds(job, 1, 3)[1]
+            if os.fork() == 0:
+                break
+            job.close()
+            for file in files:
+                os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    arguments, folder, environment = json.loads(b"".join(iter(lambda: job.recv(2**16), b"")))
+    for file, own in enumerate(files):
+        os.dup2(own, file)
+        os.close(own)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    return job, arguments
+
+
+def main() -> None:
+    """Serve; then run one job as `python -m` does, without the slow freeing of all modules at its end."""
+    import runpy
+
+    job, (module, *arguments) = serve(sys.argv[1])
+    sys.argv, status = [module, *arguments], 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    job.sendall(bytes([status]))
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    main()
