@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,8 @@ CLASS_PALETTE = (
     *("#b6992d", "#b07aa1", "#d37295", "#9c755f", "#79706e"),
 )
 # Where the label of a point may be: its distance in points, and its alignment; the nearest places come first.
-LABEL_PLACES = [
-    ((dx, dy), side) for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36) for dx, side in ((6, "left"), (-6, "right"))
-]
+LABEL_SIDES: tuple[tuple[int, Literal["left", "right"]], ...] = ((6, "left"), (-6, "right"))
+LABEL_PLACES = [((dx, dy), side) for dy in (0, 9, -9, 18, -18, 27, -27, 36, -36) for dx, side in LABEL_SIDES]
 MOST_TICKS = 8  # a logarithmic axis of more points has ticks at powers only
 
 
@@ -233,8 +232,8 @@ def _label_points(axis: Axes, points: Sequence[tuple[str, float, float]], colors
     axis.autoscale_view()
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axis.transData.transform([point[1:] for point in points])]
     for arm, x, y in points:
-        style = {"color": colors[arm], "fontsize": 8, "va": "center"}
-        label = axis.annotate(arm, (x, y), (0, 0), textcoords="offset points", **style)
+        label = axis.annotate(arm, (x, y), (0, 0), textcoords="offset points", color=colors[arm], fontsize=8)
+        label.set_verticalalignment("center")
         for offset, side in [*LABEL_PLACES, LABEL_PLACES[0]]:
             label.xyann = offset
             label.set_horizontalalignment(side)
