@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -28,6 +29,7 @@ PRELOADED = [
     *("pandas", "pyarrow.parquet", "scipy.stats", "typer", "pydantic", "safetensors.torch", "tqdm", "yaml"),
 ]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # read at imports
+_running: list[subprocess.Popen[bytes]] = []  # a server ends when its standard input is closed
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 arguments = sys.argv[1:]
@@ -52,10 +54,10 @@ def environment_of_warm_jobs() -> dict[str, str]:
     program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
     program.chmod(0o755)
     command = [sys.executable, "-P", __file__, str(address)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | OFFLINE)
-    atexit.register(server.kill)
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | OFFLINE)
     assert server.stdout is not None
     server.stdout.readline()  # it listens
+    _running.append(server)
     return {"BASH_ENV": str(at_start)}
 
 
@@ -73,6 +75,8 @@ def serve(address: str) -> tuple[socket.socket, list[str]]:
         listener.listen(64)
         print("ready", flush=True)
         while True:
+            if sys.stdin in select.select([listener, sys.stdin], [], [])[0]:
+                sys.exit()  # the tests have ended, or were killed
             job = listener.accept()[0]
             files = socket.recv_fds(job, 1, 3)[1]
             if os.fork() == 0:
