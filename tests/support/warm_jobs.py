@@ -12,7 +12,9 @@ import gc
 import json
 import os
 import select
+import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +32,7 @@ PRELOADED = [
 ]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}  # read at imports
 _running: list[subprocess.Popen[bytes]] = []  # a server ends when its standard input is closed
-CLIENT = """#!{python} -IS
-import json, os, socket, sys
+CLIENT = """import json, os, socket, sys
 arguments = sys.argv[1:]
 if arguments[:1] != ["-m"] or not arguments[1].startswith("tangram.commands."):
     os.execv({python!r}, [{python!r}, *arguments])
@@ -49,9 +50,11 @@ sys.exit(status[0] if status else 1)
 def environment_of_warm_jobs() -> dict[str, str]:
     """Start the server, and return the variables with which Snakemake's jobs use it."""
     folder = Path(tempfile.mkdtemp())
-    program, address, at_start = (folder / name for name in ("python", "server", "at_start"))
+    atexit.register(shutil.rmtree, folder)
+    program, client, address, at_start = (folder / name for name in ("python", "client.py", "server", "at_start"))
     at_start.write_text(f"PATH={shlex.quote(str(folder))}:$PATH\n")
-    program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    client.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", str(client)])} "$@"\n')
     program.chmod(0o755)
     command = [sys.executable, "-P", __file__, str(address)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | OFFLINE)
@@ -98,8 +101,6 @@ def serve(address: str) -> tuple[socket.socket, list[str]]:
 
 def main() -> None:
     """Serve; then run one job as `python -m` does, without the slow freeing of all modules at its end."""
-    import runpy
-
     job, (module, *arguments) = serve(sys.argv[1])
     sys.argv, status = [module, *arguments], 1
     try:
