@@ -11,8 +11,8 @@ import functools
 import gc
 import json
 import os
-import select
 import runpy
+import select
 import shlex
 import shutil
 import signal
