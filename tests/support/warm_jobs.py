@@ -64,8 +64,22 @@ def environment_of_warm_jobs() -> dict[str, str]:
     return {"BASH_ENV": str(at_start)}
 
 
-def serve(address: str) -> tuple[socket.socket, list[str]]:
-    """Fork a process per job; return in that process, with the connection that waits for its status, and its command.
+def report_status(job: socket.socket) -> None:
+    """Fork the process of a job and return in it; the caller's process waits for its end, and tells the status.
+
+    So a job may end in any way: replace itself by another program, as `torchrun` does, or be killed.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    process = os.fork()
+    if process:
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        job.sendall(bytes([status if status >= 0 else 128 - status]))
+        os._exit(0)
+    job.close()
+
+
+def serve(address: str) -> list[str]:
+    """Fork a process per job, and return in that process the job's command.
 
     The process has the folder, environment, path and open files of the job.
     """
@@ -87,8 +101,8 @@ def serve(address: str) -> tuple[socket.socket, list[str]]:
             job.close()
             for file in files:
                 os.close(file)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     arguments, folder, environment = json.loads(b"".join(iter(lambda: job.recv(2**16), b"")))
+    report_status(job)
     for file, own in enumerate(files):
         os.dup2(own, file)
         os.close(own)
@@ -96,12 +110,12 @@ def serve(address: str) -> tuple[socket.socket, list[str]]:
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    return job, arguments
+    return arguments
 
 
 def main() -> None:
     """Serve; then run one job as `python -m` does, without the slow freeing of all modules at its end."""
-    job, (module, *arguments) = serve(sys.argv[1])
+    module, *arguments = serve(sys.argv[1])
     sys.argv, status = [module, *arguments], 1
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -113,7 +127,6 @@ def main() -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    job.sendall(bytes([status]))
     os._exit(status)
 
 
