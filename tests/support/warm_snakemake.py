@@ -48,6 +48,7 @@ def _main(command: list[str], folder: Path, environment: dict[str, str], printed
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.dont_write_bytecode = False  # so that the digests of modules are kept for the next plan
     sys.argv = command
     from snakemake.cli import main
 

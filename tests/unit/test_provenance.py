@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,8 @@ STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
-    for cached in (provenance.modules_of, provenance.code_hash, provenance._digest_and_imports, provenance._source):
+    for name in ("modules_of", "code_hash", "_digest_and_imports", "_digests", "_source"):
+        cached = getattr(provenance, name)
         cached.cache_clear()
 
 
@@ -34,6 +36,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for root in (provenance.ROOT, STUDIES_ROOT):
         shutil.copytree(root, tmp_path / root.name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "ROOT", tmp_path / "tangram")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # only what is edited is parsed again
     monkeypatch.setattr(provenance, "_package", lambda name: tmp_path / name / "__init__.py")
     _forget()
     yield tmp_path

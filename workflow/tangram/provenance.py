@@ -3,7 +3,6 @@
 Standard library only: the Snakefile imports this module in every job.
 """
 
-import ast
 import functools
 import hashlib
 import importlib.util
@@ -14,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tangram.extensions import GROUPS, registered
+from tangram.digests import Digests
+from tangram.extensions import registered
 from tangram.files import sha256_of
 
 PACKAGE = "tangram"
@@ -49,63 +49,30 @@ def _source(module: str) -> Path | None:
     return None
 
 
-def _that_run(tree: ast.Module) -> list[ast.AST]:
-    """Return every node outside `if TYPE_CHECKING:`."""
-    nodes: list[ast.AST] = [tree]
-    for node in nodes:
-        type_checking = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        nodes += node.orelse if isinstance(node, ast.If) and type_checking else ast.iter_child_nodes(node)
-    return nodes
-
-
-def _imports(nodes: Iterable[ast.AST], package: str) -> set[str]:
-    """Return the dotted names that a module of a package imports anywhere, function bodies included.
-
-    The result has only names in this package and in the module's package, without imports for type checkers. A module
-    that names a group of `extensions` depends on all objects that packages register there.
-    """
-    names, groups = set[str](), set[str]()
-    parents = package.split(".")
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = parents[: len(parents) + 1 - node.level] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            names.add(module)
-            names.update(f"{module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and node.value in GROUPS:
-            groups.add(node.value)
-    named = {entry.module for group in groups for entry in registered(group).values()}
-    return named | {name for name in names if name.split(".")[0] in (PACKAGE, parents[0])}
-
-
-def _strip_docstrings(nodes: Iterable[ast.AST]) -> None:
-    for node in nodes:
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+@functools.cache
+def _digests() -> Digests:
+    return Digests(ROOT / "__pycache__" / "digests.json")
 
 
 @functools.cache
-def _digest_and_imports(path: Path, package: str) -> tuple[str, frozenset[str]]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = _that_run(tree)
-    _strip_docstrings(nodes)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_imports(nodes, package))
+def _digest_and_imports(name: str, path: Path) -> tuple[str, frozenset[str]]:
+    """Return a module's digest and the names that it imports from this package and its own.
+
+    A module that names a group of `extensions` depends on all objects that packages register there.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    module = _digests().of(name, path, package)
+    registrants = {entry.module for group in module.groups for entry in registered(group).values()}
+    tops = (PACKAGE, package.split(".")[0])
+    return module.digest, frozenset(registrants | {name for name in module.imports if name.split(".")[0] in tops})
 
 
 # These modules do not influence the content of an output. Rules receive slices of the config as parameters, so a new
 # option elsewhere in the config reruns nothing; the fidelity check and the limits only accept or refuse an output.
 NOT_HASHED = frozenset(
     {
-        "tangram.config", "tangram.config.limits", "tangram.errors", "tangram.extensions", "tangram.parent.fidelity",
-        "tangram.provenance", "tangram",
+        "tangram.config", "tangram.config.limits", "tangram.digests", "tangram.errors", "tangram.extensions",
+        "tangram.parent.fidelity", "tangram.provenance", "tangram",
     }
 )  # fmt: skip
 
@@ -130,9 +97,9 @@ def modules_of(*modules: str) -> dict[str, str]:
         path = _source(name)
         if name in digests or name in NOT_HASHED or path is None:
             continue
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        digests[name], imported = _digest_and_imports(path, package)
+        digests[name], imported = _digest_and_imports(name, path)
         queue.extend(imported)
+    _digests().save()
     return digests
 
 
