@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from tangram.extensions import GROUPS
@@ -85,34 +85,35 @@ class Digests:
         self._path = path
         # What a result depends on beside the source: the form of the AST, and this module.
         self._by = [sys.version, hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), *GROUPS]
-        self._known: dict[str, list[object]] = {}
+        self._known: dict[str, tuple[str, Module]] = {}
         self._changed = False
         try:
             by, known = json.loads(path.read_text(encoding="utf-8"))
-            self._known = known if by == self._by else {}
+            if by == self._by:
+                for name, (source, digest, imports, groups) in known.items():
+                    self._known[name] = source, Module(digest, tuple(imports), tuple(groups))
         except (OSError, ValueError):
             pass
 
     def of(self, name: str, path: Path, package: str) -> Module:
-        """Return a module's digest and imports, from its source at ``path``."""
+        """Return the module of this name, whose source is at ``path`` and which belongs to ``package``."""
         source = path.read_bytes()
-        read = hashlib.sha256(source).hexdigest()
-        if name not in self._known or self._known[name][0] != read:
-            module = parse(source.decode(), package)
-            self._known[name] = [read, module.digest, module.imports, module.groups]
+        digest = hashlib.sha256(source).hexdigest()
+        if name not in self._known or self._known[name][0] != digest:
+            self._known[name] = digest, parse(source.decode(), package)
             self._changed = True
-        _, digest, imports, groups = self._known[name]
-        return Module(str(digest), tuple(imports), tuple(groups))  # type: ignore[arg-type]
+        return self._known[name][1]
 
     def save(self) -> None:
         """Write the file if a module was parsed, where Python may write bytecode."""
         if not self._changed or sys.dont_write_bytecode:
             return
         self._changed = False
+        known = {name: [source, *astuple(module)] for name, (source, module) in self._known.items()}
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps([self._by, self._known]), encoding="utf-8")
+            temporary.write_text(json.dumps([self._by, known]), encoding="utf-8")
             temporary.replace(self._path)
         except OSError:  # an installation may be read-only
             pass
