@@ -61,13 +61,13 @@ def main() -> None:
         for name in models
     }
     crossed = [f"attention {a}, FFN {f}" for a, f in (PRECISIONS, PRECISIONS[::-1])]
+    ratios = {"attention and FFN differ, mean of both": crossed}
+    ratios |= {name: [name] for name in [*crossed, *list(models)[len(PRECISIONS) ** 2 :]]}
     for phase, samples in time_passes(passes, options.rounds, "cpu").items():
         print(f"\n| {phase} | ms, median |\n|---|---|")
         for name, values in samples.items():
             print(f"| {name} | {1000 * np.median(values):.1f} |")
-        for name, mixed in {"attention and FFN differ, mean of both": crossed} | {
-            n: [n] for n in list(models)[4:]
-        }.items():
+        for name, mixed in ratios.items():
             print(f"| {name}, over the mean of both precisions | {excess(samples, mixed)} |", flush=True)
 
 
