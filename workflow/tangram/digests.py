@@ -5,15 +5,17 @@ Standard library only: every parse of the Snakefile and every job import this mo
 """
 
 import ast
+import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from tangram.errors import TangramError
 from tangram.extensions import GROUPS
+from tangram.files import write_text
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,5 @@ class Digests:
             return
         self._changed = False
         known = {name: [source, *astuple(module)] for name, (source, module) in self._known.items()}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps([self._by, known]), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError:  # an installation may be read-only
-            pass
+        with contextlib.suppress(TangramError):  # an installation may be read-only
+            write_text(self._path, json.dumps([self._by, known]))
