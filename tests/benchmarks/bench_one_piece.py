@@ -16,7 +16,7 @@ from tangram.blocks.architecture import Architecture, LayerChoice
 from tangram.child.assemble import assemble_state, build_child, build_config, load_parent
 from tangram.cli import Runtime
 from tangram.config import LongContext, Scores
-from tangram.evaluation.long_context import NEEDLE, TRACKING, Generator, margins, read_sentences
+from tangram.evaluation.long_context import Generator, margins, read_sentences
 from tangram.library.pieces import read_library
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.packed import pack
@@ -36,7 +36,7 @@ class Questions:
         self._results, tokenizer = results, load_tokenizer(results / "parent")
         sentences = read_sentences(results / "corpus" / "heldout.parquet", tokenizer)
         generator = Generator(settings, tokenizer, sentences, seed=0)
-        self._cases = [(task, length) for task in (NEEDLE, TRACKING) for length in settings.lengths]
+        self._cases = [(task, length) for task in settings.tasks for length in settings.lengths]
         self._asked = {case: generator.questions(*case) for case in self._cases}
         self._tokenizer = tokenizer
         shards = sorted({path.stem for path in (results / "library").glob("[af]*/*/*.safetensors")})
@@ -75,14 +75,15 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2, help="held-out sequences")
     parser.add_argument("--questions", type=int, help="questions per task and length, instead of KL")
     parser.add_argument("--lengths", default="512,1536", help="lengths of the questions in tokens")
+    parser.add_argument("--tasks", default="needle,variable-tracking", help="of the questions")
     options = parser.parse_args()
     torch.set_num_threads(1)
     scores = read_table(options.results / "scores.parquet", SCORES)
     scores = scores[(scores["kind"] == "attention") & (scores["metric"] == "kl")]
     layers = sorted(set(scores["layer"]))
     if options.questions:
-        lengths = [int(length) for length in options.lengths.split(",")]
-        questions = Questions(options.results, LongContext(lengths=lengths, questions=options.questions))
+        asked = {"lengths": options.lengths.split(","), "tasks": options.tasks.split(",")}
+        questions = Questions(options.results, LongContext(**asked, questions=options.questions))
         print(questions.header(), flush=True)
     else:
         text = texts_of(options.results, Scores(batch_size=1), options.sequences, Runtime())["heldout"]
