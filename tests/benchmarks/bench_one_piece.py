@@ -17,11 +17,10 @@ from tangram.child.assemble import assemble_state, build_child, build_config, lo
 from tangram.cli import Runtime
 from tangram.config import LongContext, Scores
 from tangram.evaluation.long_context import Generator, margins, read_sentences
-from tangram.library.pieces import read_library
 from tangram.models.loading import load_model, load_tokenizer
 from tangram.models.packed import pack
 from tangram.tables import SCORES, read_table
-from tangram_studies.search_fidelity import texts_of
+from tangram_studies.search_fidelity import library_of, texts_of
 
 
 class Questions:
@@ -33,14 +32,14 @@ class Questions:
     """
 
     def __init__(self, results: Path, settings: LongContext) -> None:
-        self._results, tokenizer = results, load_tokenizer(results / "parent")
+        tokenizer = load_tokenizer(results / "parent")
         sentences = read_sentences(results / "corpus" / "heldout.parquet", tokenizer)
         generator = Generator(settings, tokenizer, sentences, seed=0)
         self._cases = [(task, length) for task in settings.tasks for length in settings.lengths]
         self._asked = {case: generator.questions(*case) for case in self._cases}
         self._tokenizer = tokenizer
-        shards = sorted({path.stem for path in (results / "library").glob("[af]*/*/*.safetensors")})
-        self._library = read_library(results / "library", tuple(shards))
+        self._library = library_of(results)
+        self._config, self._state = load_parent(results / "parent")
         self._parent = self._answers(load_model(str(results / "parent"), "float32"))
 
     def _answers(self, model: torch.nn.Module) -> list[np.ndarray]:
@@ -56,8 +55,8 @@ class Questions:
 
     def row(self, child: Architecture) -> str:
         """Return a child's cells: right answers, and the change of the margin with its standard error."""
-        config, state = load_parent(self._results / "parent")
-        model = build_child(build_config(config, child), assemble_state(state, child, self._library))
+        state = assemble_state(self._state, child, self._library)
+        model = build_child(build_config(self._config, child), state)
         cells = []
         for own, parents in zip(self._answers(model), self._parent, strict=True):
             change = own - parents

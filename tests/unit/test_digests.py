@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ def _of_another_python(text: str) -> str:
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda _: "{}", lambda _: "[1, 2]", _of_another_python])
-def test_a_file_that_does_not_fit_counts_as_empty(damage: object, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert callable(damage)
+def test_a_file_that_does_not_fit_counts_as_empty(
+    damage: Callable[[str], str], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept.write_text(damage(kept.read_text()))
     parsed = parses(monkeypatch)
     assert of(kept) == parse(SOURCE, "p.q")

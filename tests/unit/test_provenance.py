@@ -25,8 +25,8 @@ STUDIES = sorted(path.stem for path in (STUDIES_ROOT / "papers").glob("[!_]*"))
 
 
 def _forget() -> None:
-    for name in ("modules_of", "code_hash", "_digest_and_imports", "_digests", "_source"):
-        cached = getattr(provenance, name)
+    parts = (provenance._digest_and_imports, provenance._digests, provenance._source)
+    for cached in (provenance.modules_of, provenance.code_hash, *parts):
         cached.cache_clear()
 
 

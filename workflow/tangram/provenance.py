@@ -51,7 +51,8 @@ def _source(module: str) -> Path | None:
 
 @functools.cache
 def _digests() -> Digests:
-    return Digests(ROOT / "__pycache__" / "digests.json")
+    bytecode = Path(importlib.util.cache_from_source(str(ROOT / "digests.py")))
+    return Digests(bytecode.with_name("digests.json"))
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -28,6 +28,9 @@ from tangram.search.problem import Batches, Problem
 from tangram.search.solve import solve
 from tangram.selection.agreement import Fidelity, fidelity
 from tangram.selection.assembled import AssembledScores
+
+if TYPE_CHECKING:
+    from tangram.library.pieces import Library
 
 STEPS = (1, 2, 4, 8)  # level switches of a random walk
 SOURCES = ("diverse", "random", "walks")
@@ -230,6 +233,20 @@ def search_fidelity(
         print(tables(f"{budget} x the packed parent", content[budget]), flush=True)
 
 
+def library_of(results: Path) -> Library:
+    """Return the pieces of a finished run.
+
+    Raises:
+        TangramError: the run's folder holds no library.
+    """
+    from tangram.library.pieces import read_library
+
+    shards = sorted({path.stem for path in (results / "library").glob("[af]*/*/*.safetensors")})
+    if not shards:
+        raise TangramError(f"{results} holds no library; name the folder of a finished run")
+    return read_library(results / "library", tuple(shards))
+
+
 def texts_of(results: Path, scores: Scores, sequences: int, runtime: Runtime) -> dict[str, Text]:
     """Return the score split and held-out sequences of a finished run, with its parent and library.
 
@@ -238,13 +255,9 @@ def texts_of(results: Path, scores: Scores, sequences: int, runtime: Runtime) ->
     """
     from tangram.activations import open_activations
     from tangram.corpus.tokens import read_tokens
-    from tangram.library.pieces import read_library
     from tangram.models.loading import load_model
 
-    shards = sorted({path.stem for path in (results / "library").glob("[af]*/*/*.safetensors")})
-    if not shards:
-        raise TangramError(f"{results} holds no library; name the folder of a finished run")
-    library = read_library(results / "library", tuple(shards))
+    library = library_of(results)
     model = load_model(str(results / "parent"), runtime.dtype, runtime.device)
     texts = {}
     for split in ("score", "heldout"):
